@@ -1,0 +1,1 @@
+"""quant-harness: which quantization of a language model to deploy, measured honestly."""

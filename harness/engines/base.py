@@ -1,0 +1,87 @@
+"""What an engine is: the runtime that loads an artifact and answers.
+
+Every engine answers the same four things: windows of token ids scored over the full vocabulary, requests of lm-eval, timed
+prefill and decode, and facts (which kernel ran, what it holds). Probes speak to this Protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.methods.base import LayerKernel
+from harness.spec import Cell, Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowScores:
+    """Scores of one window of T token ids: arrays of length T-1, position i scores token i+1 (numpy float32).
+
+    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` (bool), `base_top` = the
+    reference's top probability, `delta_p` = p_this(true) - p_reference(true), `base_nll`. None without a reference.
+    """
+
+    nll: Any
+    kl: Any = None
+    same_top: Any = None
+    base_top: Any = None
+    delta_p: Any = None
+    base_nll: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """One timed generation: `ttft_seconds` = prefill to first token, `step_seconds` = one entry per later token."""
+
+    ttft_seconds: float
+    step_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What the engine really holds and runs after load."""
+
+    engine: str
+    device: str
+    kernels: tuple[LayerKernel, ...]
+    simulated: bool
+    resident_weight_bytes: int
+    notes: tuple[str, ...] = ()
+    details: dict[str, Json] = field(default_factory=dict)
+
+
+class Loaded(Protocol):
+    """A loaded artifact that answers. Lives in one child process and is never pickled."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer (transformers) of the source model."""
+
+    def facts(self) -> EngineFacts: ...
+
+    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
+        """Scores windows in order, batched as memory allows; `reference` is a folder written by `write_reference`."""
+
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+        """Keeps this model's answers on `windows` so that others can be compared with it; returns facts (bytes, kind)."""
+
+    def lm(self) -> Any:
+        """An `lm_eval.api.model.LM` over this model."""
+
+    def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
+        """One timed greedy generation of exactly `new_tokens` after `prompt_tokens` random ids, `batch` rows, KV cache on."""
+
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+        """Runs `prefill` or `decode` once for the memory probe and returns its facts, e.g. {"kv_cache_bytes": ...}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A row of ENGINES."""
+
+    name: str
+    title: str
+    modules: tuple[str, ...]
+    load: Callable[[Cell, Path, Path, str], Loaded]  # (cell, artifact_dir, model_dir, device)

@@ -1,0 +1,74 @@
+"""Every error the harness raises on purpose.
+
+::
+
+    HarnessError                 exit code 2 unless a subclass says otherwise
+    |-- BadInput                 a suite, option, model, task or path the user can mend
+    |   |-- UnknownName          a name that is not in a table; carries the nearest names
+    |   `-- MissingPackage       an optional package; carries the command that installs it
+    |-- StoreError               a results folder that cannot be read or written
+    |   `-- NewerSchema          written by a newer quant-harness: refused with advice
+    |-- Unsupported              a square of the matrix that cannot exist here (typed failure `unsupported`)
+    `-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
+
+A message says what is wrong, where, the likely cause, and the command or edit that fixes it. Anything else that
+escapes is our bug: exit code 3 with a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_GATE_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_BUG = 3
+
+
+class HarnessError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line returns."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class BadInput(HarnessError):
+    """Something the user gave is wrong, and the message says how to mend it."""
+
+
+class UnknownName(BadInput):
+    """A name that no table holds; the message offers the nearest ones."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], where: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        place = f"{where}: " if where else ""
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
+        super().__init__(f"{place}unknown {what} {name!r}; {hint}")
+        self.name = name
+        self.nearest = tuple(near)
+
+
+class MissingPackage(BadInput):
+    """An optional package is not installed; `install` is the command that adds it."""
+
+    def __init__(self, package: str, needed_for: str, install: str) -> None:
+        super().__init__(f"{needed_for} needs the package {package!r}, which is not installed here; add it with: {install}")
+        self.package = package
+        self.install = install
+
+
+class StoreError(HarnessError):
+    """A results folder or run file that cannot be read or written."""
+
+
+class NewerSchema(StoreError):
+    """A file written by a newer version of the harness."""
+
+
+class Unsupported(HarnessError):
+    """This cell or probe cannot be measured here, for a reason that is no bug; becomes a typed failure."""
+
+
+class Nonfinite(HarnessError):
+    """The artifact answers NaN or infinity where a number was needed; becomes a typed failure."""

@@ -1,0 +1,142 @@
+"""What a quantization method is to the harness: one frozen `Method`, listed in `methods.METHODS`.
+
+A method file imports nothing but the standard library and `harness` at its top: the libraries it wraps are imported inside
+`quantize` and `load`, which run in child processes. `plan` and `methods` read these tables without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.spec import Json, Scheme
+
+Kernel = Literal["real", "slow", "simulated", "none"]
+"""What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
+`simulated` = weights held in 16 bits or wider, so size, memory and speed are not those of the scheme; `none` = cannot run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help."""
+
+    default: Json
+    choices: tuple[Json, ...] | None = None
+    help: str = ""
+    types: tuple[type, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One linear layer of the source model: its name, and its weight's shape (out_features, in_features)."""
+
+    name: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What can be known of a model without torch: from config.json and the safetensors headers.
+
+    `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
+    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM".
+    """
+
+    architecture: str
+    parameters: int
+    linears: tuple[Layer, ...]
+    hidden: int
+    layers: int
+    vocab: int
+    tied: bool
+    dtype: str
+    config: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRequest:
+    """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
+    method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns."""
+
+    model_dir: Path
+    out_dir: Path
+    scheme: Scheme
+    calibration: Sequence[Sequence[int]] | None
+    device: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """Load the packed artifact in `artifact_dir`. `model_dir` is the source model (tokenizer, config); its weights are never
+    read, except by the native methods whose artifact points at them."""
+
+    artifact_dir: Path
+    model_dir: Path
+    scheme: Scheme
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKernel:
+    """Kernel proof of one quantized layer after load: module class, the op or backend that computes, dtype of the stored
+    weight, and whether the weights are held dequantized (16 bits or wider)."""
+
+    layer: str
+    module: str
+    op: str
+    stored_dtype: str
+    dequantized: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor as stored in the artifact: `bits` = all bits on disk, `role` = which part of the ledger it belongs to.
+
+    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers; `other` is
+    everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
+    """
+
+    name: str
+    layer: str
+    role: Literal["weight", "scale", "zero", "codebook", "index", "other"]
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A row of `quant-harness methods` and of a suite's `methods:`."""
+
+    name: str
+    title: str
+    version: str  # bumped when the same scheme would give other weights
+    bits: tuple[float, ...]
+    options: Mapping[str, Option]
+    engine: str  # key of ENGINES that runs the artifact
+    kernel_cpu: Mapping[float, Kernel]  # by bits
+    kernel_cuda: Mapping[float, Kernel]
+    quantize: Callable[[QuantizeRequest], None]
+    load: Callable[[LoadRequest], Any]  # engine transformers: returns a transformers causal LM in eval mode on the device
+    supports: Callable[[Scheme, Shape | None, str], str | None]  # (scheme, shape if known, device) -> reason or None
+    bits_per_weight: Callable[[Scheme], float]  # estimate for the quantized layers, scales and zeros included
+    ledger: Callable[[Path, Scheme], list[StoredTensor]]  # every tensor stored in the artifact
+    kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned
+    calibrated: bool = False  # takes calibration rows
+    environment: str = "main"
+    requirements: tuple[str, ...] = ()  # pip requirements beyond the base install
+    extra: str | None = None  # our extra that brings them into the main environment
+    modules: tuple[str, ...] = ()  # importable names that must be there
+    preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
+    native: bool = False  # unquantized dtype rows
+    summary: str = ""
+    source: str = ""  # paper or project the method comes from
+
+
+def resolve_options(method: Method, given: Mapping[str, Json]) -> dict[str, Json]:
+    """Defaults of the method completed by what was given. Assumes `given` was checked by the suite."""
+    options = {name: option.default for name, option in method.options.items()}
+    options.update(given)
+    return options

@@ -1,0 +1,80 @@
+"""What a probe is: code that measures one thing of one cell.
+
+A probe file holds its metrics as rows (name, unit, direction, definition), turns a suite's wishes into questions, and answers
+one question in a child process. Its top level imports the standard library and `harness` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from harness.engines.base import Loaded
+from harness.spec import Answer, Cell, Json, Metric, Phase, Question
+
+Isolation = Literal["shared", "memory", "latency"]
+"""`shared`: answered in the cell's quality child together with other probes. `memory` / `latency`: a fresh child of its own,
+alone on the machine."""
+
+
+class Session(Protocol):
+    """What a probe sees inside the worker. `loaded` loads the artifact on first use and keeps it."""
+
+    cell: Cell
+    is_baseline: bool
+    artifact_dir: Path
+    model_dir: Path
+    device: str
+    seed: int
+    memo: dict[str, Any]  # one pass answers several questions (e.g. perplexity and divergence on one corpus)
+
+    @property
+    def loaded(self) -> Loaded: ...
+
+    def load_baseline(self) -> Loaded | None:
+        """Loads the baseline's artifact beside the cell's (latency interleaving); None if it would not fit twice."""
+
+    def reference(self, question: Question) -> Path:
+        """Folder with the baseline's stored answers for this corpus; raises Unsupported if there is none."""
+
+    def blob(self, name: str, data: bytes, extension: str) -> str:
+        """Keeps raw samples beside the answer; returns the name to put into `Measurement.blob`."""
+
+    def phase(self, name: str) -> Any:
+        """Context manager: everything inside is that phase (peaks reset on entry, counted by the kernel on exit)."""
+
+    def phases(self) -> tuple[Phase, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a suite asks of the probes: plain data, already validated. See suite.py for the fields of each entry.
+
+    corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder", "digest"}];
+    latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}.
+    """
+
+    corpora: Sequence[Mapping[str, Json]]
+    tasks: Sequence[Mapping[str, Json]]
+    latency: Sequence[Mapping[str, Json]]
+    memory: Mapping[str, Json]
+    latency_budget_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A row of PROBES. `simulated` says whether a fake-quantized cell may show this number. `version` is bumped, with a dated
+    line in the file, whenever a definition changes."""
+
+    name: str
+    title: str
+    version: str
+    metrics: tuple[Metric, ...]
+    isolation: Isolation
+    simulated: bool
+    questions: Callable[[Wishes], list[Question]]
+    measure: Callable[[Session, Question], Answer]
+    needs_reference: bool = False
+    needs_model: bool = True

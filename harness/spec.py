@@ -1,0 +1,273 @@
+"""The vocabulary as types: model, scheme, cell, question, measurement, failure, record.
+
+Standard library only, because workers import this inside foreign environments that have none of our dependencies.
+All types are frozen, slotted and keyword-only. `to_json` / `canonical` / `digest` turn any of them into plain data, into the
+one canonical byte string, and into its SHA-256; two equal questions always have equal digests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+SCHEMA = 1
+"""Version of records and run files. Older ones are migrated on read, newer ones refused."""
+
+Json: TypeAlias = Any
+"""Plain data: None, bool, int, float, str, list, dict with str keys."""
+
+FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
+FAILURE_KINDS: tuple[FailureKind, ...] = ("oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error")
+
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports."""
+
+    name: str
+    repo: str | None = None
+    path: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """method + bits + options, e.g. gptq at 4 bits with group_size 128. `options` holds only what differs from or
+    completes the method's defaults after resolution: all options that change the stored weights, nothing else."""
+
+    method: str
+    bits: float
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Short human name that is unique within a suite, e.g. `gptq 4-bit group_size=128`."""
+        parts = [self.method, f"{self.bits:g}-bit"]
+        for key in sorted(self.options):
+            if key != "calibration" and self.options[key] is not None:
+                parts.append(f"{key}={_short(self.options[key])}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One square of the matrix."""
+
+    model: Model
+    scheme: Scheme
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name} / {self.scheme.label}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A named number. `definition` is the default definition's name; a measurement may carry a more exact one."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    definition: str
+    scale: Literal["linear", "log"] = "linear"
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What one probe asks of one cell: `subject` is the corpus, the task or the shape ('' where there is only one);
+    `options` is everything that changes the answer, as plain data (it is part of the record's key)."""
+
+    probe: str
+    subject: str
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A number with its definition, interval and count. `low`/`high`: 95 % interval, None where none is defined.
+    `blob` names the raw samples in the store (`<sha256>.<ext>`), or, before storing, a file in the probe's outbox."""
+
+    metric: str
+    value: float
+    definition: str
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why there is no number: kind, the phase it happened in, a message for people, the tail of the child's log."""
+
+    kind: FailureKind
+    phase: str
+    message: str
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One phase of a child process: its wall time and peak bytes by kind (e.g. {"host_anonymous": 123, ...})."""
+
+    name: str
+    seconds: float
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A probe's success: measurements, plus facts that explain them (plain data: kernels, shapes, counts, warnings)."""
+
+    measurements: tuple[Measurement, ...]
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One probe's outcome for one cell: an `answer` or a `failure`, exactly one of them.
+
+    `key` is the digest of the exact question (weights, method config and version, tokenizer, task or corpus, probe
+    version, seed, numerics); `context` is the digest of the conditions (host, packages, commit). Resume joins on both.
+    """
+
+    key: str
+    context: str
+    cell: Cell
+    question: Question
+    probe_version: str
+    answer: Answer | None = None
+    failure: Failure | None = None
+    simulated: bool = False
+    phases: tuple[Phase, ...] = ()
+    environment: str = ""
+    started_at: str = ""
+    seconds: float = 0.0
+    schema: int = SCHEMA
+
+    @property
+    def status(self) -> str:
+        """`ok`, or the failure's kind."""
+        return "ok" if self.failure is None else self.failure.kind
+
+
+def to_json(value: Any) -> Json:
+    """Dataclasses, mappings and sequences to plain data. Non-finite floats become strings ("nan", "inf", "-inf"),
+    so that every line is strict JSON and nothing is lost."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string of a value: sorted keys, no spaces, UTF-8; integral floats equal their integers."""
+    return json.dumps(_integral(to_json(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of `canonical(value)` as 64 hex digits."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _integral(value: Json) -> Json:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {k: _integral(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_integral(v) for v in value]
+    return value
+
+
+def _short(value: Json) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (dict, list)):
+        return digest(value)[:6]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _float(value: Json) -> float:
+    return float(value)
+
+
+def _optional_float(value: Json) -> float | None:
+    return None if value is None else float(value)
+
+
+def model_from_json(data: Json) -> Model:
+    return Model(**data)
+
+
+def scheme_from_json(data: Json) -> Scheme:
+    return Scheme(method=data["method"], bits=data["bits"], options=dict(data["options"]))
+
+
+def cell_from_json(data: Json) -> Cell:
+    return Cell(model=model_from_json(data["model"]), scheme=scheme_from_json(data["scheme"]))
+
+
+def question_from_json(data: Json) -> Question:
+    return Question(probe=data["probe"], subject=data["subject"], options=dict(data["options"]))
+
+
+def measurement_from_json(data: Json) -> Measurement:
+    return Measurement(
+        metric=data["metric"],
+        value=_float(data["value"]),
+        definition=data["definition"],
+        unit=data["unit"],
+        low=_optional_float(data["low"]),
+        high=_optional_float(data["high"]),
+        n=data["n"],
+        blob=data["blob"],
+    )
+
+
+def answer_from_json(data: Json) -> Answer:
+    return Answer(measurements=tuple(measurement_from_json(m) for m in data["measurements"]), facts=dict(data["facts"]))
+
+
+def phase_from_json(data: Json) -> Phase:
+    return Phase(name=data["name"], seconds=_float(data["seconds"]), peak_bytes=dict(data["peak_bytes"]))
+
+
+def failure_from_json(data: Json) -> Failure:
+    return Failure(**data)
+
+
+def record_from_json(data: Json) -> Record:
+    """Inverse of `to_json(record)`; raises KeyError or TypeError on a line that is no record."""
+    return Record(
+        key=data["key"],
+        context=data["context"],
+        cell=cell_from_json(data["cell"]),
+        question=question_from_json(data["question"]),
+        probe_version=data["probe_version"],
+        answer=None if data["answer"] is None else answer_from_json(data["answer"]),
+        failure=None if data["failure"] is None else failure_from_json(data["failure"]),
+        simulated=data["simulated"],
+        phases=tuple(phase_from_json(p) for p in data["phases"]),
+        environment=data["environment"],
+        started_at=data["started_at"],
+        seconds=_float(data["seconds"]),
+        schema=data["schema"],
+    )
