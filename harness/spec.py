@@ -39,21 +39,22 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """method + bits + options, e.g. gptq at 4 bits with group_size 128. `options` holds only what differs from or
-    completes the method's defaults after resolution: all options that change the stored weights, nothing else."""
+    """method + bits + options, e.g. gptq at 4 bits with group_size 128. `options` holds all options that change the stored
+    weights, defaults filled in, nothing else. `label` is the short name people see (unique within a suite); it is no part of
+    any key."""
 
     method: str
     bits: float
     options: Mapping[str, Json] = field(default_factory=dict)
+    label: str = ""
 
-    @property
-    def label(self) -> str:
-        """Short human name that is unique within a suite, e.g. `gptq 4-bit group_size=128`."""
-        parts = [self.method, f"{self.bits:g}-bit"]
-        for key in sorted(self.options):
-            if key != "calibration" and self.options[key] is not None:
-                parts.append(f"{key}={_short(self.options[key])}")
-        return " ".join(parts)
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", " ".join([self.method, f"{self.bits:g}-bit"]))
+
+    def identity(self) -> Json:
+        """What decides the stored weights, as plain data."""
+        return {"method": self.method, "bits": self.bits, "options": to_json(self.options)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,9 @@ def to_json(value: Any) -> Json:
 
 def canonical(value: Any) -> bytes:
     """The one byte string of a value: sorted keys, no spaces, UTF-8; integral floats equal their integers."""
-    return json.dumps(_integral(to_json(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        _integral(to_json(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest(value: Any) -> str:
@@ -197,14 +200,6 @@ def _integral(value: Json) -> Json:
     return value
 
 
-def _short(value: Json) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (dict, list)):
-        return digest(value)[:6]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _float(value: Json) -> float:
     return float(value)
 
@@ -218,7 +213,7 @@ def model_from_json(data: Json) -> Model:
 
 
 def scheme_from_json(data: Json) -> Scheme:
-    return Scheme(method=data["method"], bits=data["bits"], options=dict(data["options"]))
+    return Scheme(method=data["method"], bits=data["bits"], options=dict(data["options"]), label=data.get("label", ""))
 
 
 def cell_from_json(data: Json) -> Cell:

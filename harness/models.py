@@ -1,0 +1,224 @@
+"""Finds a model and says what can be known of it without torch: folder, digest, shape.
+
+A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
+a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers (8 bytes of length, then JSON),
+never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness import reference
+from harness.errors import BadInput
+from harness.methods.base import Layer, Shape
+from harness.spec import Json, Model, digest
+
+FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
+"""What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
+
+_HEADER_LIMIT = 100 * 1024 * 1024
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model(entry: str | Mapping[str, Json], base: Path) -> Model:
+    """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
+
+    A plain string is ``reference``, an existing folder, or a hub id."""
+    if isinstance(entry, str):
+        if entry == "reference":
+            return Model(name="reference", path=str(reference.MODEL_DIR))
+        if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
+            entry = {"path": entry}
+        else:
+            entry = {"repo": entry}
+    if (entry.get("path") is None) == (entry.get("repo") is None):
+        raise BadInput(f"a model names either a path or a repo, this one: {dict(entry)}")
+    if entry.get("path") is not None:
+        folder = (base / Path(str(entry["path"])).expanduser()).resolve()
+        return Model(name=str(entry.get("name") or folder.name), path=str(folder))
+    repo = str(entry["repo"])
+    if not _HUB_ID.fullmatch(repo):
+        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
+    revision = entry.get("revision")
+    return Model(
+        name=str(entry.get("name") or repo.split("/")[-1]), repo=repo, revision=None if revision is None else str(revision)
+    )
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """BadInput unless the folder holds a checkpoint that may be loaded."""
+    if not folder.is_dir():
+        raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model {name!r}: {folder} has no config.json, so it is not a transformers checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise BadInput(
+            f"model {name!r}: {folder} holds {why}; save it as safetensors first: "
+            'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
+        )
+
+
+def locate(source: Model) -> Path | None:
+    """The local folder of a model, or None when it is a hub model that is not in the local cache yet."""
+    if source.path is not None:
+        return Path(source.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def fetch(source: Model) -> Path:
+    """Downloads a hub model (or finds it in the local cache) and returns its folder. BadInput says why it cannot be had."""
+    if source.path is not None:
+        check_folder(Path(source.path), source.name)
+        return Path(source.path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(FILES)))
+    except LocalEntryNotFoundError:
+        raise BadInput(
+            f"model {source.name!r}: {source.repo} is not in the local cache and the hub cannot be reached; connect, or give a "
+            "local folder: models: [{path: ./folder}]"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BadInput(
+            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the revision, and for "
+            "a gated model log in once with: hf auth login"
+        ) from None
+    check_folder(folder, source.name)
+    return folder
+
+
+def shape(source: Model) -> Shape | None:
+    """Shape of a model from its headers; None when it is on a hub that cannot be reached from here."""
+    folder = locate(source)
+    if folder is not None:
+        check_folder(folder, source.name)
+        return shape_of(folder)
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return None
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+    try:
+        config = json.loads(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).read_text())
+        metadata = get_safetensors_metadata(source.repo, revision=source.revision)
+    except Exception:  # any refusal of the network means the same here: not known yet
+        return None
+    tensors = {
+        name: (info.dtype, list(info.shape)) for file in metadata.files_metadata.values() for name, info in file.tensors.items()
+    }
+    return _shape(config, tensors)
+
+
+def shape_of(folder: Path) -> Shape:
+    """Shape of the checkpoint in a local folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    return _shape(config, tensors(folder))
+
+
+def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Every stored tensor: name -> (safetensors dtype such as "BF16", shape), from the headers alone."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, (dtype, sizes, _) in header(path).items():
+            found[name] = (dtype, sizes)
+    return found
+
+
+def header(path: Path) -> dict[str, tuple[str, list[int], int]]:
+    """Header of one safetensors file: name -> (dtype, shape, bytes). BadInput when the file is damaged."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _HEADER_LIMIT:
+            raise BadInput(f"{path}: its header claims {size} bytes, so it is no safetensors file or it is damaged")
+        raw = file.read(size)
+    try:
+        data = json.loads(raw)
+        return {
+            name: (str(t["dtype"]), [int(n) for n in t["shape"]], int(t["data_offsets"][1]) - int(t["data_offsets"][0]))
+            for name, t in data.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise BadInput(f"{path}: not a readable safetensors file (header is damaged); download it again") from None
+
+
+def weights_digest(folder: Path, memo: Path) -> str:
+    """SHA-256 over names and bytes of the weights, config and tokenizer files. Hashes of large files are remembered in `memo`
+    by path, size and modification time, so that a 140 GB checkpoint is read once."""
+    known: dict[str, str] = {}
+    if memo.is_file():
+        try:
+            known = dict(json.loads(memo.read_text()))
+        except (ValueError, TypeError):
+            known = {}
+    parts: dict[str, str] = {}
+    for path in sorted(_identity_files(folder)):
+        info = path.stat()
+        stamp = f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}"
+        if stamp not in known:
+            known[stamp] = _sha256(path)
+        parts[path.name] = known[stamp]
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    draft = memo.with_name(f".{memo.name}.{os.getpid()}")
+    draft.write_text(json.dumps(known))
+    draft.replace(memo)
+    return digest(parts)
+
+
+def _identity_files(folder: Path) -> Iterable[Path]:
+    yield from folder.glob("*.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        if (folder / name).is_file():
+            yield folder / name
+
+
+def _sha256(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
+_NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
+
+
+def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> Shape:
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    linears = tuple(
+        Layer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
+        for name, (_, sizes) in sorted(stored.items())
+        if len(sizes) == 2 and name.endswith(".weight") and _BLOCK.search(name) and not _NOT_LINEAR.search(name)
+    )
+    dtypes = [dtype for dtype, _ in stored.values()]
+    return Shape(
+        architecture=str((config.get("architectures") or ["?"])[0]),
+        parameters=sum(math.prod(sizes) for _, sizes in stored.values()),
+        linears=linears,
+        hidden=int(text.get("hidden_size") or text.get("n_embd") or 0),
+        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
+        vocab=int(text.get("vocab_size") or 0),
+        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        dtype=max(set(dtypes), key=dtypes.count) if dtypes else "?",
+        config=config,
+    )

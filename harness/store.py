@@ -1,0 +1,251 @@
+"""Append-only runs and content-addressed blobs; the only file that knows the results/ format.
+
+``results/<suite>/<run>.jsonl`` holds one JSON object per line::
+
+    {"kind": "header", "schema": 1, "run": ..., "context": {...}, "context_digest": ...}    first line, once
+    {"kind": "plan", ...}                       what was asked; the last one counts (a suite may grow)
+    {"kind": "record", ...}                     one outcome (`spec.Record`)
+    {"kind": "end", ...}                        everything planned has an outcome; written last
+
+``results/<suite>/blobs/<aa>/<sha256>.<ext>`` holds raw samples. One process writes (an advisory lock proves it); each line
+is flushed and fsynced before the writer goes on, so that a kill at any moment costs at most the line being written. A torn
+last line is set aside in ``<run>.jsonl.torn`` with a warning when the run is opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.errors import BadInput, NewerSchema, StoreError
+from harness.spec import SCHEMA, Json, Record, record_from_json, to_json
+
+_BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
+
+
+class TornLine(UserWarning):
+    """The last line of a run file was cut by a crash; it was set aside and its question will be asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as stored: header, the last plan, and the newest record of each key, in file order."""
+
+    path: Path
+    header: Json
+    plan: Json
+    records: tuple[Record, ...]
+    ended: bool
+
+    def blob(self, name: str) -> bytes:
+        """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
+        return blob_path(self.path.parent, name).read_bytes()
+
+
+def blob_path(folder: Path, name: str) -> Path:
+    if not _BLOB.fullmatch(name):
+        raise StoreError(f"{name!r} is no blob name (64 hex digits and an extension)")
+    return folder / "blobs" / name[:2] / name
+
+
+def add_blob(folder: Path, data: bytes, extension: str) -> str:
+    """Keeps `data` under its SHA-256 and returns the name; writing the same bytes twice costs nothing."""
+    name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
+    path = blob_path(folder, name)
+    if path.exists():
+        return name
+    with _explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{name}.{os.getpid()}")
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    return name
+
+
+def read(path: Path) -> Run:
+    """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema when it is too new."""
+    path = newest(path) if path.is_dir() else path
+    if not path.is_file():
+        raise BadInput(f"{path}: no such results file; make one with: quant-harness run SUITE")
+    header: Json = None
+    plan: Json = {"suite": {}, "cells": [], "unsupported": [], "commands": []}
+    records: dict[str, Record] = {}
+    ended = False
+    for number, line in _lines(path):
+        kind = line.get("kind")
+        if number == 1:
+            if kind != "header":
+                raise BadInput(f"{path}: line 1 is not a run header; is this a file of quant-harness?")
+            _check_schema(path, line)
+            header = line
+        elif kind == "plan":
+            plan, ended = line, False
+        elif kind == "record":
+            record = _record(path, number, line)
+            records.pop(record.key, None)
+            records[record.key] = record
+        elif kind == "end":
+            ended = True
+    if header is None:
+        raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
+    return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended)
+
+
+def read_header(path: Path) -> Json:
+    """The first line of a run file without reading the rest; None when it is not one."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        line = json.loads(first)
+    except ValueError:
+        return None
+    if not isinstance(line, dict) or line.get("kind") != "header":
+        return None
+    _check_schema(path, line)
+    return line
+
+
+def newest(folder: Path) -> Path:
+    """The newest run file of a suite's folder: names begin with the UTC time of their start."""
+    runs = sorted(folder.glob("*.jsonl"))
+    if not runs:
+        raise BadInput(f"{folder}: holds no results (*.jsonl); make some with: quant-harness run SUITE")
+    return runs[-1]
+
+
+class Writer:
+    """The single writer of one run file. Opening repairs a torn last line; a second writer at once is refused."""
+
+    def __init__(self, path: Path, header: Json) -> None:
+        self.path = path
+        self.folder = path.parent
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise StoreError(f"{path}: another quant-harness is writing this run; wait for it or stop it first") from None
+        _set_torn_line_aside(self._file, path)
+        if self._file.seek(0, os.SEEK_END) == 0:
+            self._append({"kind": "header", "schema": SCHEMA, **header})
+
+    def plan(self, plan: Json) -> None:
+        self._append({"kind": "plan", **plan})
+
+    def record(self, record: Record) -> None:
+        self._append({"kind": "record", **to_json(record)})
+
+    def end(self, summary: Json) -> None:
+        self._append({"kind": "end", **summary})
+
+    def blob(self, data: bytes, extension: str) -> str:
+        return add_blob(self.folder, data, extension)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, line: Json) -> None:
+        data = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with _explained(self.path):
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Json]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                if raw.endswith(b"\n"):
+                    raise BadInput(
+                        f"{path}, line {number}: not valid JSON, so the file was edited or damaged; remove that line to go on"
+                    ) from None
+                warnings.warn(f"{path}, line {number}: cut by a crash, ignored", TornLine, stacklevel=3)
+                return
+            if not isinstance(line, dict):
+                raise BadInput(f"{path}, line {number}: not an object; is this a file of quant-harness?")
+            yield number, line
+
+
+def _record(path: Path, number: int, line: Json) -> Record:
+    try:
+        return record_from_json(line)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}, line {number}: not a record of schema {SCHEMA} ({error!r})") from None
+
+
+def _check_schema(path: Path, header: Json) -> None:
+    schema = header.get("schema")
+    if not isinstance(schema, int):
+        raise BadInput(f"{path}: its header names no schema; is this a file of quant-harness?")
+    if schema > SCHEMA:
+        raise NewerSchema(
+            f"{path}: written with results schema {schema}, this quant-harness reads up to {SCHEMA}; "
+            "upgrade it with: pip install --upgrade quant-harness"
+        )
+
+
+def _set_torn_line_aside(file: IO[bytes], path: Path) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    end, step = size, 1 << 16
+    while end > 0:  # backwards in chunks: a run file may be large
+        start = max(0, end - step)
+        file.seek(start)
+        cut = file.read(end - start).rfind(b"\n")
+        if cut >= 0:
+            end = start + cut + 1
+            break
+        end = start
+    file.seek(end)
+    torn = file.read()
+    with path.with_name(path.name + ".torn").open("ab") as aside:
+        aside.write(torn + b"\n")
+    file.truncate(end)
+    warnings.warn(f"{path}: its last line was cut by a crash; set aside in {path.name}.torn", TornLine, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """Turns the operating system's refusal into a message that says what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"{place}: cannot be written ({error.strerror}); choose another folder with --results DIR") from None
+    except NotADirectoryError:
+        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
+    except FileExistsError:
+        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise StoreError(
+                f"{place}: no space left on the disk; free some (quant-harness env remove, or delete old artifacts in the cache "
+                "folder), then run the same command again: everything already measured is kept"
+            ) from None
+        raise StoreError(f"{place}: cannot be written ({error.strerror})") from None
