@@ -1,0 +1,322 @@
+"""A causal LM cut in two: body (token ids -> final hidden states) and head (hidden states -> float32 logits).
+
+Full-vocabulary logits at every position are most of the time and nearly all of the memory of scoring a small model, and only few
+positions are ever looked at. `split(model)` finds the cut, and proves it on a canary batch: `head(body(ids))` must equal
+`model(ids).logits.float()`. Three ways, tried in this order; `Split.kind` says which one holds and `Split.note` why:
+
+- `direct`: the body is `model.base_model`, the head is `model.get_output_embeddings()` followed by the scaling and soft-capping that
+  the configuration names (Gemma, Granite, Cohere and their kin). Costs nothing.
+- `hooked`: the model's own forward runs, with a hook on the head module that takes its input and feeds it no rows (body) or other
+  rows (head). Right for every model with something unusual between body and logits; `head` pays one forward of one token per call.
+- `full`: nothing could be cut; "hidden states" are the logits themselves. Right always, saves nothing.
+
+The parameters and modules of the model are never changed: packed quantized modules answer as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+
+Kind = Literal["direct", "hooked", "full"]
+
+CANARY_ROWS = 2
+CANARY_TOKENS = 12
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Split:
+    """A model in two halves; build it with `split(model)`.
+
+    `hidden_size` and `hidden_dtype` describe what `body` returns (for kind `full` these are the vocabulary's); `vocab_size` the width of
+    the logits; `canary_error` the largest |difference| of a logit from the model's own on the canary batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        kind: Kind,
+        note: str,
+        body: Callable[..., Any],
+        head: Callable[[Any], Any],
+        hidden_size: int,
+        hidden_dtype: torch.dtype,
+        vocab_size: int,
+        canary_error: float,
+    ) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.note = note
+        self.hidden_size = hidden_size
+        self.hidden_dtype = hidden_dtype
+        self.vocab_size = vocab_size
+        self.canary_error = canary_error
+        self._body = body
+        self._head = head
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go and hidden states come from."""
+        return device_of(self.model)
+
+    @torch.no_grad()
+    def body(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Final hidden states [B, T, H], the input of the output head, of token ids [B, T].
+
+        Arguments are those of the transformers model; a cache given in `past_key_values` is extended in place. What is None is
+        not passed on, so that architectures without that argument run too.
+        """
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values, **kwargs}
+        hidden: torch.Tensor = self._body(
+            input_ids=input_ids, use_cache=use_cache, **{name: value for name, value in given.items() if value is not None}
+        )
+        return hidden
+
+    @torch.no_grad()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [N, V] of hidden states [N, H] (or [B, T, V] of [B, T, H]); scaling and soft-capping included.
+
+        Allocates N * V * 4 bytes at least: callers chunk, or use `scores`.
+        """
+        logits: torch.Tensor = self._head(hidden)
+        return logits.float()
+
+    def chunk_rows(self, budget_bytes: int = 48 << 20) -> int:
+        """How many rows `head` may take at once so that its temporaries stay within `budget_bytes`.
+
+        Per logit: 4 bytes of float32, as much again for a temporary, and the model's own width.
+        """
+        return max(1, budget_bytes // (10 * self.vocab_size))
+
+    @torch.no_grad()
+    def scores(
+        self, hidden: torch.Tensor, targets: torch.Tensor, *, budget_bytes: int = 48 << 20
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probability in nats float32 [N], is-the-argmax bool [N]) of `targets` [N] after hidden states [N, H].
+
+        `target logit - logsumexp` in float32, the head applied to chunks of rows: no tensor of [N, V] exists.
+        """
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+        step = self.chunk_rows(budget_bytes)
+        for start in range(0, len(targets), step):
+            logits = self.head(hidden[start : start + step])
+            wanted = targets[start : start + step]
+            logprobs[start : start + step] = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
+            greedy[start : start + step] = logits.argmax(dim=-1) == wanted
+        return logprobs, greedy
+
+    def facts(self) -> dict[str, Any]:
+        """Plain data for a record."""
+        return {
+            "kind": self.kind,
+            "note": self.note,
+            "hidden_size": self.hidden_size,
+            "hidden_dtype": str(self.hidden_dtype).removeprefix("torch."),
+            "vocab_size": self.vocab_size,
+            "canary_error": self.canary_error,
+        }
+
+
+def split(model: Any) -> Split:
+    """Cuts a transformers causal LM (or a wrapper that holds one in `.model`) into body and head, proven on a canary batch.
+
+    Never fails for a model whose forward returns `.logits`; see the module's docstring for what it falls back to.
+    """
+    inner = unwrap(model)
+    ids = canary_ids(inner, CANARY_ROWS, CANARY_TOKENS)
+    with torch.no_grad():
+        own = inner(input_ids=ids, use_cache=False).logits
+    common = {"vocab_size": int(own.shape[-1])}
+    reasons: list[str] = []
+    for kind, attempts in (("direct", _direct_cuts(inner)), ("hooked", _hooked_cuts(inner))):
+        best: tuple[float, Split] | None = None
+        try:
+            for note, body, head in attempts:
+                with torch.no_grad():
+                    hidden = body(input_ids=ids, use_cache=False)
+                    error = _difference(own, head(hidden))
+                if best is None or error < best[0]:
+                    found = Split(
+                        inner,
+                        kind="direct" if kind == "direct" else "hooked",
+                        note=note,
+                        body=body,
+                        head=head,
+                        hidden_size=int(hidden.shape[-1]),
+                        hidden_dtype=hidden.dtype,
+                        canary_error=error,
+                        **common,
+                    )
+                    best = (error, found)
+                if error == 0.0:
+                    break
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as problem:
+            reasons.append(f"{kind}: {type(problem).__name__}: {problem}")
+        if best is not None and best[0] <= tolerance(own):
+            return best[1]
+        if best is not None:
+            reasons.append(f"{kind}: logits differ from the model's own by {best[0]:.3g}")
+    return Split(
+        inner,
+        kind="full",
+        note="full logits at every position; the model could not be cut: " + "; ".join(reasons),
+        body=lambda **kwargs: inner(**kwargs).logits,
+        head=lambda logits: logits,
+        hidden_size=int(own.shape[-1]),
+        hidden_dtype=own.dtype,
+        canary_error=0.0,
+        **common,
+    )
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers module inside a loader's wrapper (GPTQModel keeps it in `.model`), or the model itself."""
+    if not isinstance(model, torch.nn.Module) and isinstance(getattr(model, "model", None), torch.nn.Module):
+        return model.model
+    if not hasattr(model, "get_output_embeddings") and hasattr(getattr(model, "model", None), "get_output_embeddings"):
+        return model.model
+    return model
+
+
+def device_of(model: Any) -> torch.device:
+    """Device of the input embeddings: where token ids have to be."""
+    embeddings = model.get_input_embeddings()
+    for tensor in (*embeddings.parameters(), *embeddings.buffers()):
+        return tensor.device
+    return torch.device(model.device)
+
+
+def canary_ids(model: Any, rows: int, tokens: int) -> torch.Tensor:
+    """Fixed token ids [rows, tokens], all different rows, spread over the vocabulary (a multiplicative walk, no random state)."""
+    embeddings = model.get_input_embeddings()
+    vocab = int(getattr(embeddings, "num_embeddings", 0) or model.config.get_text_config().vocab_size)
+    walk = (torch.arange(1, rows * tokens + 1, dtype=torch.long) * 7919) % vocab
+    return walk.view(rows, tokens).to(device_of(model))
+
+
+def tolerance(logits: torch.Tensor) -> float:
+    """Largest difference that the same computation may show when its rows are batched another way: a few units in the last place
+    of the dtype at the logits' size, at least those of 1."""
+    finite = logits[torch.isfinite(logits)]
+    size = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
+    return 8 * torch.finfo(logits.dtype).eps * size
+
+
+def _difference(own: torch.Tensor, ours: torch.Tensor) -> float:
+    """Largest |difference|; equal non-finite values count as equal, unequal ones as infinite."""
+    if own.shape != ours.shape:
+        return float("inf")
+    a, b = own.float(), ours.float()
+    gap = torch.where((a == b) | (a.isnan() & b.isnan()), torch.zeros_like(a), (a - b).abs())
+    return float(gap.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+
+
+Cut = tuple[str, Callable[..., Any], Callable[[Any], Any]]
+
+
+def _direct_cuts(model: Any) -> Iterator[Cut]:
+    """base_model + output embeddings + each reading of the configuration's scaling, the most likely first."""
+    base, output = model.base_model, model.get_output_embeddings()
+    if base is model or output is None:
+        raise AttributeError("no base model apart from the head")
+
+    weight = getattr(output, "weight", None)
+    wide = weight.dtype if isinstance(weight, torch.Tensor) and weight.dtype in FLOATS else None
+
+    def body(**kwargs: Any) -> Any:
+        hidden = base(**kwargs)[0]
+        # Mamba keeps its residual stream in float32 and narrows it before the head; others have one dtype and lose nothing.
+        return hidden if wide is None else hidden.to(wide)
+
+    for note, after in _readings(model.config.get_text_config()):
+
+        def head(hidden: Any, after: Callable[[Any], Any] = after) -> Any:
+            return after(output(hidden))
+
+        yield note, body, head
+
+
+def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """What transformers models do to the head's output, as their configurations name it."""
+
+    def number(*names: str) -> tuple[str, float] | None:
+        for name in names:
+            value = getattr(config, name, None)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value not in (0, 1):
+                return name, float(value)
+        return None
+
+    scale = number("logits_scaling", "logit_scale", "lm_head_multiplier")
+    cap = number("final_logit_softcapping", "logits_soft_cap")
+    scalings: list[tuple[str, Callable[[Any], Any]]] = []
+    if scale is not None:
+        name, factor = scale
+        scalings = [(f"logits / {name}", lambda x: x / factor), (f"logits * {name}", lambda x: x * factor)]
+        if name != "logits_scaling":  # Granite divides by it; Cohere and Falcon-H1 multiply
+            scalings.reverse()
+    scalings.append(("", lambda x: x))
+    for scaled, rescale in scalings:
+        if cap is not None:
+            name, limit = cap
+
+            def soften(x: Any, rescale: Callable[[Any], Any] = rescale, limit: float = limit) -> Any:
+                return torch.tanh(rescale(x) / limit) * limit
+
+            def soften_wide(x: Any, soften: Callable[[Any], Any] = soften) -> Any:
+                return soften(x.float())
+
+            both = f"{scaled}, " if scaled else ""
+            yield f"base model + head, {both}soft-capped by {name}", soften
+            yield f"base model + head, {both}soft-capped by {name} in float32", soften_wide
+        yield (f"base model + head, {scaled}" if scaled else "base model + head"), rescale
+
+
+def _hooked_cuts(model: Any) -> Iterator[Cut]:
+    """The model's own forward, with the head module's input taken out or put in by a hook that lives for one call."""
+    output = model.get_output_embeddings()
+    if output is None:
+        raise AttributeError("the model names no output embeddings")
+    one = canary_ids(model, 1, 1)
+
+    def body(**kwargs: Any) -> Any:
+        taken: list[Any] = []
+
+        def take(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            taken.append(arguments[0])
+            return (arguments[0][:, :0], *arguments[1:])
+
+        handle = output.register_forward_pre_hook(take)
+        try:
+            model(**kwargs)
+        finally:
+            handle.remove()
+        if len(taken) != 1 or taken[0].shape[:2] != kwargs["input_ids"].shape:
+            raise ValueError("the head is not called once with a hidden state per token")
+        return taken[0]
+
+    def head(hidden: Any) -> Any:
+        rows = hidden if hidden.dim() == 3 else hidden[None]
+
+        def put(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (rows.to(arguments[0].dtype), *arguments[1:])
+
+        handle = output.register_forward_pre_hook(put)
+        try:
+            logits = model(input_ids=one, use_cache=False).logits
+        finally:
+            handle.remove()
+        return logits if hidden.dim() == 3 else logits[0]
+
+    yield "the model's own forward with a hook at its head", body, head
