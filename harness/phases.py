@@ -1,0 +1,277 @@
+"""Peak memory of a phase of this process, counted by the kernel and the device allocator, never polled.
+
+    with measure("load") as meter:
+        ...
+    meter.phase  # Phase(name="load", seconds=..., peak_bytes={"host_peak": ..., ...})
+
+How: the kernel keeps the high-water mark of a process's resident set (`VmHWM` of /proc/self/status, proc(5)); writing 5 to
+/proc/self/clear_refs sets it back to the present resident set (Linux 4.0 and later). An allocation that lives for a
+millisecond inside the phase is therefore always seen. `RUSAGE_CHILDREN` and the maximum of `wait4` are not used: the first
+is a running maximum over all children, the second starts at the size of the parent that forked.
+
+Keys of `Phase.peak_bytes`, all in bytes, of the whole process (what it held before the phase is *not* subtracted):
+
+`host_peak`               largest resident set within the phase, every kind of page counted once per mapping; exact up to the
+                          kernel's per-CPU counting (at most some hundred KiB on small machines)
+`host_start`, `host_end`  resident set when the phase began and ended
+`host_anonymous`          upper bound of the largest anonymous part: the peak less the file-backed pages that were resident
+                          both when the phase began and when it ended. The kernel keeps one mark for the total, none for its parts
+`host_anonymous_at_least` lower bound: the larger of the anonymous parts at the beginning and at the end
+`host_file`               file-backed and shared pages: the larger of beginning and end (a file mapped *and* unmapped within
+                          is not seen here, but is in `host_peak`)
+`host_peak_at_most`       stands in the place of `host_peak` where the mark could not be set back (no permission) and an
+                          earlier phase of this process may have set it: an upper bound and not a measurement
+`device_allocated`,       peaks of torch's CUDA allocator in the phase, summed over devices; there only if torch.cuda was in use
+`device_reserved`
+
+Phases may nest: an outer phase has seen everything that its inner ones saw. Where there is no /proc (not Linux)
+`supported()` is False and the phase carries its seconds only; `require()` raises Unsupported. Standard library only.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Unsupported
+from harness.spec import Phase
+
+PROC = Path("/proc/self")
+
+_STATUS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file", "RssShmem": "shared"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """One reading of /proc/self/status in bytes: `peak` = VmHWM; the other three add up to the resident set."""
+
+    peak: int
+    anonymous: int
+    file: int
+    shared: int
+
+    @property
+    def total(self) -> int:
+        return self.anonymous + self.file + self.shared
+
+    @property
+    def backed(self) -> int:
+        """Pages that a file or shared memory stands behind."""
+        return self.file + self.shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapped:
+    """Resident file-backed pages of this process, in bytes, by what the file is. A byte of a file that is mapped twice is
+    counted once in `weights` and `other`; `doubled` is what a plain sum over the mappings would have counted beyond that."""
+
+    weights: int
+    other: int
+    doubled: int
+
+
+def resident(proc: Path = PROC) -> Resident | None:
+    """The kernel's counters now; None where there are none (not Linux, or a kernel before 4.5)."""
+    try:
+        text = (proc / "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if name in _STATUS:
+            found[_STATUS[name]] = int(rest.split()[0]) * 1024  # always "kB", which means KiB here
+    return Resident(**found) if len(found) == len(_STATUS) else None
+
+
+def reset_peak(proc: Path = PROC) -> bool:
+    """Sets the high-water mark back to the present resident set; False where that is not allowed or not offered."""
+    try:
+        with open(proc / "clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+def supported(proc: Path = PROC) -> bool:
+    """Whether this process can count its peaks at all."""
+    return resident(proc) is not None
+
+
+def require(proc: Path = PROC) -> Resident:
+    """`resident()`, or Unsupported with the reason where there is nothing to read."""
+    now = resident(proc)
+    if now is None:
+        raise Unsupported(
+            f"peak memory is counted by the Linux kernel ({PROC}/status), which {sys.platform} does not offer; "
+            "run the memory probe on Linux"
+        )
+    return now
+
+
+def mapped(roots: Sequence[Path], proc: Path = PROC) -> Mapped | None:
+    """Resident file-backed bytes, split into files under `roots` (symbolic links resolved) and all others (libraries and the
+    like).
+
+    From /proc/self/smaps: `Rss` less `Anonymous` of each mapping with a path (written pages of a private mapping are
+    anonymous). Two mappings of the same stretch of a file share their pages, so the larger of the two stands for both. None
+    where smaps cannot be read.
+    """
+    prefixes = tuple(str(root.resolve()).rstrip("/") + "/" for root in roots)
+    # The weights of a hub model are links into a blob folder beside it: the files that the links lead to count as well.
+    targets = {str(path.resolve()) for root in roots if root.is_dir() for path in root.rglob("*") if path.is_symlink()}
+    stretches: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+    names: dict[tuple[str, str], str] = {}
+    try:
+        with open(proc / "smaps", encoding="utf-8", errors="replace") as file:
+            for key, name, start, length, bytes_ in _mappings(file):
+                names[key] = name
+                stretches.setdefault(key, []).append((start, start + length, bytes_))
+    except OSError:
+        return None
+    weights = other = doubled = 0
+    for key, parts in stretches.items():
+        once = _once(parts)
+        doubled += sum(part[2] for part in parts) - once
+        name = names[key].removesuffix(" (deleted)")
+        if name.startswith(prefixes) or name in targets:
+            weights += once
+        else:
+            other += once
+    return Mapped(weights=weights, other=other, doubled=doubled)
+
+
+def _once(parts: Sequence[tuple[int, int, int]]) -> int:
+    """Bytes of (start, end, resident) stretches of one file, overlapping ones merged: the larger of the residents, and at
+    most the length of what is merged."""
+    total = 0
+    end, most = -1, 0
+    for start, stop, bytes_ in sorted(parts):
+        if start < end:
+            most, end = max(most, bytes_), max(end, stop)
+        else:
+            total += most
+            most, end = bytes_, stop
+    return total + most
+
+
+def _mappings(lines: Iterator[str] | Any) -> Iterator[tuple[tuple[str, str], str, int, int, int]]:
+    """((device, inode), path, offset, length, resident file-backed bytes) of every mapping that has a file."""
+    key: tuple[str, str] | None = None
+    name, offset, length, rss = "", 0, 0, 0
+    for line in lines:
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):  # a header: range, permissions, offset, device, inode, path
+            fields = line.split(None, 5)
+            key = None
+            if len(fields) == 6 and fields[4] != "0":
+                low, _, high = first.partition("-")
+                key, name = (fields[3], fields[4]), fields[5].strip()
+                offset, length, rss = int(fields[2], 16), int(high, 16) - int(low, 16), 0
+        elif key is not None and first == "Rss:":
+            rss = int(rest.split()[0]) * 1024
+        elif key is not None and first == "Anonymous:":
+            yield key, name, offset, length, max(0, rss - int(rest.split()[0]) * 1024)
+
+
+def _cuda() -> Any | None:
+    """torch.cuda if this process already uses it; never imports or initialises anything."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not hasattr(cuda, "is_initialized") or not cuda.is_initialized():
+        return None
+    return cuda
+
+
+def _device_peaks() -> dict[str, int]:
+    cuda = _cuda()
+    if cuda is None:
+        return {}
+    devices = range(cuda.device_count())
+    cuda.synchronize()
+    return {
+        "device_allocated": sum(int(cuda.max_memory_allocated(i)) for i in devices),
+        "device_reserved": sum(int(cuda.max_memory_reserved(i)) for i in devices),
+    }
+
+
+def _reset_device() -> None:
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.synchronize()
+        for index in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(index)
+
+
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """A phase being measured. `phase` is its result, there once the `with` block has ended (by an exception too)."""
+
+    name: str
+    proc: Path
+    phase: Phase | None = None
+    known: bool = True  # the mark was set back when this phase began, so it belongs to this phase
+    highest: int = 0
+    entry_mark: int = 0
+    device: dict[str, int] = field(default_factory=dict)
+
+    def absorb(self) -> None:
+        """Folds what the kernel and the allocator have counted since the last setting back into this phase."""
+        now = resident(self.proc)
+        if now is not None:
+            self.highest = max(self.highest, now.peak)
+        for key, value in _device_peaks().items():
+            self.device[key] = max(self.device.get(key, 0), value)
+
+
+_active: list[Meter] = []
+"""Phases under way, outermost first: setting the mark back for an inner one must not rob the outer ones of what they saw."""
+
+
+@contextmanager
+def measure(name: str, *, clock: Callable[[], float] = time.perf_counter, proc: Path = PROC) -> Iterator[Meter]:
+    """Everything inside is phase `name`: marks set back on entry, read on exit. The result is in `.phase` afterwards,
+    whatever was raised."""
+    meter = Meter(name=name, proc=proc)
+    for outer in _active:
+        outer.absorb()
+    meter.known = reset_peak(proc)
+    _reset_device()
+    start = resident(proc)
+    if start is not None:
+        meter.entry_mark = start.peak
+    _active.append(meter)
+    began = clock()
+    try:
+        yield meter
+    finally:
+        seconds = clock() - began
+        _active.remove(meter)
+        meter.absorb()
+        for outer in _active:
+            outer.absorb()
+        end = resident(proc)
+        meter.phase = Phase(name=name, seconds=seconds, peak_bytes={**_host_peaks(meter, start, end), **meter.device})
+
+
+def _host_peaks(meter: Meter, start: Resident | None, end: Resident | None) -> Mapping[str, int]:
+    if start is None or end is None:
+        return {}
+    lowest_backed = min(start.backed, end.backed)
+    peak = max(meter.highest, start.total, end.total)
+    # Without permission to set the mark back, a mark that rose within the phase is still this phase's own peak.
+    exact = meter.known or peak > meter.entry_mark
+    return {
+        "host_peak" if exact else "host_peak_at_most": peak,
+        "host_start": start.total,
+        "host_end": end.total,
+        "host_anonymous": peak - lowest_backed,
+        "host_anonymous_at_least": max(start.anonymous, end.anonymous),
+        "host_file": max(start.backed, end.backed),
+    }

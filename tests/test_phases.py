@@ -1,0 +1,207 @@
+"""Peak memory by phase: the kernel's counters against allocations of known size."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import Unsupported
+from harness.phases import mapped, measure, require, reset_peak, resident, supported
+
+MIB = 2**20
+linux = pytest.mark.skipif(not supported(), reason="the kernel's counters are Linux's")
+
+
+def peak_beyond_start(meter) -> int:
+    assert meter.phase is not None
+    return meter.phase.peak_bytes["host_peak"] - meter.phase.peak_bytes["host_start"]
+
+
+def touch(size: int) -> mmap.mmap:
+    """An anonymous mapping of `size` bytes with every page written; closing it gives all of them back to the kernel."""
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for offset in range(0, size, mmap.PAGESIZE):
+        block[offset] = 1
+    return block
+
+
+@linux
+def test_a_known_allocation_is_the_peak_to_within_four_mebibytes():
+    with measure("work") as meter:
+        block = np.ones(64 * MIB, dtype=np.uint8)
+    assert block[-1] == 1
+    assert abs(peak_beyond_start(meter) - 64 * MIB) < 4 * MIB
+    assert meter.phase.peak_bytes["host_anonymous"] >= meter.phase.peak_bytes["host_anonymous_at_least"] >= 64 * MIB
+
+
+@linux
+def test_a_known_torch_tensor_is_the_peak_to_within_four_mebibytes():
+    torch = pytest.importorskip("torch")
+    torch.ones(16).sum()  # the runtime's own first use is not the tensor's
+    with measure("work") as meter:
+        tensor = torch.ones(16 * MIB, dtype=torch.float32)
+    assert tensor.numel() == 16 * MIB
+    assert abs(peak_beyond_start(meter) - 64 * MIB) < 4 * MIB
+
+
+@linux
+def test_a_spike_of_fifty_milliseconds_that_is_freed_within_the_phase_is_seen():
+    with measure("spike") as meter:
+        block = touch(256 * MIB)
+        time.sleep(0.05)
+        block.close()
+    assert abs(peak_beyond_start(meter) - 256 * MIB) < 4 * MIB
+    assert meter.phase.peak_bytes["host_end"] - meter.phase.peak_bytes["host_start"] < 4 * MIB
+
+
+@linux
+def test_the_peak_of_one_phase_does_not_reach_into_the_next():
+    with measure("first"):
+        touch(128 * MIB).close()
+    with measure("second") as second:
+        touch(16 * MIB).close()
+    assert abs(peak_beyond_start(second) - 16 * MIB) < 4 * MIB
+
+
+@linux
+def test_an_outer_phase_has_seen_what_its_inner_phases_saw():
+    with measure("outer") as outer:
+        touch(128 * MIB).close()
+        with measure("inner") as inner:
+            touch(32 * MIB).close()
+        touch(16 * MIB).close()
+    assert abs(peak_beyond_start(outer) - 128 * MIB) < 4 * MIB
+    assert abs(peak_beyond_start(inner) - 32 * MIB) < 4 * MIB
+
+
+@linux
+def test_a_phase_that_raises_is_still_measured():
+    meters = []
+
+    def broken() -> None:
+        with measure("broken") as meter:
+            meters.append(meter)
+            touch(64 * MIB).close()
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        broken()
+    (meter,) = meters
+    assert abs(peak_beyond_start(meter) - 64 * MIB) < 4 * MIB
+
+
+@linux
+def test_mapped_and_read_weights_have_the_same_peak(tmp_path: Path):
+    weights = tmp_path / "weights.bin"
+    np.arange(64 * MIB // 4, dtype=np.uint32).tofile(weights)
+    with measure("mapped") as by_map:
+        array = np.memmap(weights, dtype=np.uint32, mode="r")
+        first = int(array.max())
+        pages = mapped([tmp_path])
+        del array
+    with measure("read") as by_read:
+        array = np.fromfile(weights, dtype=np.uint32)
+        second = int(array.max())
+    assert first == second
+    assert abs(peak_beyond_start(by_map) - peak_beyond_start(by_read)) <= 0.03 * 64 * MIB
+    assert pages is not None
+    assert pages.weights == 64 * MIB
+
+
+@linux
+def test_a_file_mapped_twice_is_counted_once(tmp_path: Path):
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (tmp_path / "blob").write_bytes(bytes(8 * MIB))
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    before = mapped([folder])
+    one = np.memmap(folder / "model.safetensors", dtype=np.uint8, mode="r")
+    two = np.memmap(folder / "model.safetensors", dtype=np.uint8, mode="r")
+    assert int(one.max()) == int(two.max()) == 0
+    pages = mapped([folder])
+    assert before is not None
+    assert pages is not None
+    assert before.weights == 0
+    assert pages.weights == 8 * MIB
+    assert pages.doubled - before.doubled == 8 * MIB
+
+
+STATUS = "Name:\tx\nVmHWM:\t  {peak} kB\nRssAnon:\t  {anonymous} kB\nRssFile:\t  {file} kB\nRssShmem:\t  0 kB\n"
+
+
+def fake_proc(folder: Path, **kilobytes: int) -> Path:
+    (folder / "status").write_text(STATUS.format(**kilobytes))
+    return folder
+
+
+def test_without_permission_an_old_peak_is_called_a_bound_and_not_a_measurement(tmp_path: Path):
+    proc = fake_proc(tmp_path, peak=900, anonymous=100, file=50)
+    (proc / "clear_refs").mkdir()  # cannot be written, whoever runs this
+    assert not reset_peak(proc)
+    with measure("quiet", proc=proc) as quiet:
+        pass
+    with measure("loud", proc=proc) as loud:
+        fake_proc(tmp_path, peak=1000, anonymous=120, file=60)
+    assert quiet.phase.peak_bytes["host_peak_at_most"] == 900 * 1024
+    assert "host_peak" not in quiet.phase.peak_bytes
+    assert loud.phase.peak_bytes["host_peak"] == 1000 * 1024  # the mark rose within the phase, so it is the phase's own
+
+
+def test_the_split_into_anonymous_and_file_pages_is_a_bound_from_both_sides(tmp_path: Path):
+    proc = fake_proc(tmp_path, peak=150, anonymous=100, file=50)
+    with measure("load", proc=proc) as meter:
+        fake_proc(tmp_path, peak=1000, anonymous=300, file=250)
+    peaks = meter.phase.peak_bytes
+    assert peaks["host_anonymous"] == (1000 - 50) * 1024
+    assert peaks["host_anonymous_at_least"] == 300 * 1024
+    assert peaks["host_file"] == 250 * 1024
+
+
+def test_a_system_without_the_kernels_counters_is_unsupported_and_says_so(tmp_path: Path):
+    assert resident(tmp_path) is None
+    assert not supported(tmp_path)
+    with pytest.raises(Unsupported, match="Linux"):
+        require(tmp_path)
+    with measure("anything", proc=tmp_path, clock=iter([1.0, 3.5]).__next__) as meter:
+        pass
+    assert meter.phase.seconds == 2.5
+    assert meter.phase.peak_bytes == {}
+
+
+class FakeCuda:
+    def __init__(self) -> None:
+        self.peak = 700
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 2
+
+    def synchronize(self) -> None:
+        pass
+
+    def reset_peak_memory_stats(self, index: int) -> None:
+        self.peak = 10
+
+    def max_memory_allocated(self, index: int) -> int:
+        return self.peak
+
+    def max_memory_reserved(self, index: int) -> int:
+        return self.peak + 1
+
+
+def test_device_peaks_are_the_allocators_since_the_phase_began(monkeypatch: pytest.MonkeyPatch):
+    class Torch:
+        cuda = FakeCuda()
+
+    monkeypatch.setitem(sys.modules, "torch", Torch)
+    with measure("prefill") as meter:
+        Torch.cuda.peak = 50
+    assert meter.phase.peak_bytes["device_allocated"] == 100
+    assert meter.phase.peak_bytes["device_reserved"] == 102
