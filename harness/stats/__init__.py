@@ -1,0 +1,71 @@
+"""Pure numbers: intervals, paired tests, bootstrap, sequential tests, history fences. numpy and scipy only, deterministic.
+
+docs/statistics.md says which method answers which question and why.
+"""
+
+from __future__ import annotations
+
+from harness.stats.bootstrap import block_bootstrap_mean, ln_ppl_ratio, perplexity_interval, ratio_of_sums
+from harness.stats.fences import Fence, fence, worsening
+from harness.stats.intervals import (
+    Clusters,
+    Interval,
+    accuracy,
+    mean_interval,
+    median_interval,
+    median_ratio,
+    quantile_interval,
+    wilson,
+)
+from harness.stats.multiplicity import benjamini_hochberg, e_benjamini_hochberg, holm
+from harness.stats.paired import (
+    Finding,
+    Flips,
+    Statement,
+    Task,
+    equivalent,
+    flips,
+    mcnemar_exact,
+    mean_difference_over_tasks,
+    minimum_detectable_effect,
+    noninferior,
+    paired_difference,
+    paired_test,
+    recovery,
+    state,
+)
+
+__all__ = [
+    "Clusters",
+    "Fence",
+    "Finding",
+    "Flips",
+    "Interval",
+    "Statement",
+    "Task",
+    "accuracy",
+    "benjamini_hochberg",
+    "block_bootstrap_mean",
+    "e_benjamini_hochberg",
+    "equivalent",
+    "fence",
+    "flips",
+    "holm",
+    "ln_ppl_ratio",
+    "mcnemar_exact",
+    "mean_difference_over_tasks",
+    "mean_interval",
+    "median_interval",
+    "median_ratio",
+    "minimum_detectable_effect",
+    "noninferior",
+    "paired_difference",
+    "paired_test",
+    "perplexity_interval",
+    "quantile_interval",
+    "ratio_of_sums",
+    "recovery",
+    "state",
+    "wilson",
+    "worsening",
+]
