@@ -1,0 +1,155 @@
+"""Texts: what perplexity and divergence are measured on, and what calibrated methods see.
+
+A corpus is ``reference`` (the embedded held-out text), a known hub data set (``wikitext2``), or a local file or folder
+(.txt, .jsonl with a ``text`` field, .parquet with a ``text`` column). Measuring and calibrating never use the same text: a known
+corpus names one for each use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness import reference
+from harness.errors import BadInput, UnknownName
+from harness.spec import Json
+
+Use = Literal["measure", "calibrate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubText:
+    """A text column of a hub data set; `splits` by use. Rows are joined by two newlines, as the field does for WikiText."""
+
+    repo: str
+    config: str
+    splits: Mapping[Use, str]
+    column: str = "text"
+
+
+HUB: dict[str, HubText] = {
+    "wikitext2": HubText(
+        repo="Salesforce/wikitext", config="wikitext-2-raw-v1", splits={"measure": "test", "calibrate": "train"}
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Where a text comes from. `path` is a local file or folder, or None for a hub data set that is named by `name`."""
+
+    name: str
+    use: Use
+    path: str | None
+
+
+def known() -> list[str]:
+    return ["reference", *sorted(HUB)]
+
+
+def corpus(entry: str | Mapping[str, Json], base: Path, use: Use, where: str = "") -> Corpus:
+    """A suite's entry as a `Corpus`. UnknownName for a name that is not known, BadInput for a path that does not exist."""
+    if isinstance(entry, Mapping) and entry.get("path") is not None:
+        path = (base / Path(str(entry["path"])).expanduser()).resolve()
+        if not path.exists():
+            raise BadInput(f"{where}: no such corpus: {path}; correct `path`")
+        return Corpus(name=str(entry.get("name") or path.stem), use=use, path=str(path))
+    name = entry if isinstance(entry, str) else str(entry.get("corpus"))
+    if name == "reference":
+        return Corpus(name=name, use=use, path=str(reference.HELDOUT_TEXT if use == "measure" else reference.CALIBRATION_TEXT))
+    if name not in HUB:
+        raise UnknownName("corpus", name, known(), where)
+    return Corpus(name=name, use=use, path=None)
+
+
+def fetch(source: Corpus, cache: Path) -> Path:
+    """The corpus as one local UTF-8 text file or folder; a hub data set is written into `cache` once."""
+    if source.path is not None:
+        return Path(source.path)
+    hub = HUB[source.name]
+    target = cache / "corpora" / f"{source.name}-{source.use}.txt"
+    if target.is_file():
+        return target
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[source.use])[hub.column]
+    except Exception as error:  # datasets raises its own, hub's and requests' errors for the same cause
+        raise BadInput(
+            f"corpus {source.name!r}: {hub.repo} ({hub.config}) cannot be fetched ({type(error).__name__}); connect, or name a local "
+            "file: corpora: [{path: text.txt}]"
+        ) from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft.write_text("\n\n".join(rows), encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def text(path: Path) -> str:
+    """The whole text of a local file or of all readable files of a folder, in name order, joined by two newlines."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".jsonl", ".parquet"} and p.is_file())
+        if not files:
+            raise BadInput(f"{path}: holds no .txt, .jsonl or .parquet file to read text from")
+        return "\n\n".join(text(p) for p in files)
+    if path.suffix == ".jsonl":
+        try:
+            return "\n\n".join(
+                str(json.loads(line)["text"]) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{path}: each line must be an object with a `text` field ({error!r})") from None
+    if path.suffix == ".parquet":
+        import pandas
+
+        table = pandas.read_parquet(path)
+        if "text" not in table:
+            raise BadInput(f"{path}: has no column `text`; columns: {', '.join(map(str, table.columns))}")
+        return "\n\n".join(str(row) for row in table["text"])
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: is not UTF-8 text; convert it first") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the text's bytes (all files of a folder, in name order, with their names)."""
+    hasher = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            hasher.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as handle:
+            while chunk := handle.read(1 << 22):
+                hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def windows(ids: Sequence[int], length: int, tokens: int | None, name: str) -> list[list[int]]:
+    """floor(N / length) non-overlapping windows of token ids, at most `tokens` ids in all (DEFINITIONS: `gptq-L`)."""
+    count = len(ids) // length
+    if count == 0:
+        raise BadInput(
+            f"corpus {name!r} has {len(ids)} tokens, fewer than one window of {length}; use a longer text or a smaller `window`"
+        )
+    if tokens is not None:
+        count = max(1, min(count, tokens // length))
+    return [list(ids[i * length : (i + 1) * length]) for i in range(count)]
+
+
+def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int, name: str) -> list[list[int]]:
+    """`samples` rows of `length` ids at seeded random starts, as GPTQ's authors draw them (Frantar et al. 2023, section 4)."""
+    if len(ids) < length + 1:
+        raise BadInput(
+            f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length}; lower calibration.length"
+        )
+    draw = random.Random(seed)
+    starts = [draw.randrange(len(ids) - length) for _ in range(samples)]
+    return [list(ids[s : s + length]) for s in starts]

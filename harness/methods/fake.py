@@ -1,0 +1,95 @@
+"""A method whose options script what happens, so that crashes, hangs, kills and garbage are tested exactly and in seconds.
+
+It is in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets it. Its "artifact" is its options;
+the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``, ``sleep:SECONDS``,
+``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does), ``exit:CODE``, ``raise:TEXT``,
+``memory`` (MemoryError), ``torn`` (half an artifact, then a crash), ``nan``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.spec import Scheme
+
+ARTIFACT = "fake.json"
+
+
+def act(script: str) -> None:
+    """Does what a script says; returns when it says `ok` or once it has slept."""
+    verb, _, rest = script.partition(":")
+    if verb == "sleep":
+        time.sleep(float(rest))
+    elif verb == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+    elif verb == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    elif verb == "exit":
+        os._exit(int(rest))
+    elif verb == "raise":
+        raise RuntimeError(rest)
+    elif verb == "memory":
+        raise MemoryError("scripted")
+    elif verb not in {"ok", "nan", "torn"}:
+        raise ValueError(f"no such script: {script!r}")
+
+
+def quantize(request: QuantizeRequest) -> None:
+    script = str(request.scheme.options["on_quantize"])
+    if script == "torn":
+        (request.out_dir / ARTIFACT).write_text("{")
+        act("crash")
+    act(script)
+    count = request.out_dir.parents[1] / "fake-quantized.txt"
+    with count.open("a") as file:  # tests count how often something was quantized
+        file.write(json.dumps(request.scheme.identity(), sort_keys=True) + "\n")
+    (request.out_dir / ARTIFACT).write_text(json.dumps(dict(request.scheme.options)))
+
+
+def load(request: LoadRequest) -> Any:
+    return json.loads((request.artifact_dir / ARTIFACT).read_text())
+
+
+def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    return str(scheme.options["unsupported"]) if scheme.options["unsupported"] else None
+
+
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    return [StoredTensor(name="w", layer="w", role="weight", bits=int(scheme.bits) * 100)]
+
+
+def kernels(model: Any) -> list[LayerKernel]:
+    return []
+
+
+METHOD = Method(
+    name="fake",
+    title="Scripted",
+    version="1",
+    bits=(16, 8, 4, 3, 2),
+    options={
+        "on_quantize": Option(default="ok", help="script of the quantizing child"),
+        "on_a": Option(default="ok", help="script of the fake probe's question a"),
+        "on_b": Option(default="ok", help="script of the fake probe's question b"),
+        "on_c": Option(default="ok", help="script of the fake probe's question c"),
+        "value": Option(default=1.0, types=(int, float), help="what the fake probe measures"),
+        "unsupported": Option(default="", help="a reason makes the square unsupported"),
+    },
+    engine="fake",
+    kernel_cpu={b: "real" for b in (16, 8, 4, 3, 2)},
+    kernel_cuda={b: "real" for b in (16, 8, 4, 3, 2)},
+    quantize=quantize,
+    load=load,
+    supports=supports,
+    bits_per_weight=lambda scheme: scheme.bits,
+    ledger=ledger,
+    kernels=kernels,
+)

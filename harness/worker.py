@@ -1,0 +1,399 @@
+"""The child process: job.json in, outcomes out.
+
+``python -m harness.worker serve MODULES`` is a fork server: it imports the named modules once (torch and transformers cost
+seconds), then forks one child per job read from standard input. It and its children speak to the parent by JSON lines on one private
+pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``. What an outcome says lies in a file of the job's folder, written and renamed
+before its line is sent; standard output is the child's log and is never parsed. A child lives in a session of its own, so that the parent
+can kill it with everything it started, and dies with the server, which dies with the parent.
+
+This file and what it imports at the top run inside foreign environments that have none of our dependencies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import corpora, phases
+from harness.engines import ENGINES
+from harness.engines.base import EngineFacts, Loaded
+from harness.errors import HarnessError, MissingPackage, Nonfinite, Unsupported
+from harness.methods import METHODS
+from harness.methods.base import QuantizeRequest
+from harness.probes import PROBES
+from harness.spec import (
+    Answer,
+    Cell,
+    Failure,
+    FailureKind,
+    Json,
+    Phase,
+    Question,
+    cell_from_json,
+    question_from_json,
+    to_json,
+)
+
+MANIFEST = "artifact.json"
+"""Written last into an artifact's folder: a folder without it is no artifact."""
+
+_PR_SET_PDEATHSIG = 1
+_BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
+
+
+class Job:
+    """One job as read from job.json; attributes are its fields."""
+
+    def __init__(self, folder: Path) -> None:
+        data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self.stage: str = data["stage"]
+        self.cell: Cell = cell_from_json(data["cell"])
+        self.is_baseline: bool = data["is_baseline"]
+        self.questions: list[Question] = [question_from_json(q) for q in data["questions"]]
+        self.model_dir = Path(data["model_dir"])
+        self.artifact_dir = Path(data["artifact_dir"])
+        self.baseline: Json = data["baseline"]
+        self.device: str = data["device"]
+        self.seed: int = data["seed"]
+        self.threads: int = data["threads"]
+        self.cache = Path(data["cache"])
+        self.texts: dict[str, str] = data["texts"]
+        self.task_folders: dict[str, str] = data["task_folders"]
+        self.references: dict[str, str] = data["references"]
+        self.calibration: Json = data["calibration"]
+
+
+class WorkerSession:
+    """`probes.base.Session` inside a child: loads on first use, keeps blobs in the job's folder, measures phases."""
+
+    def __init__(self, job: Job, tell: Callable[[Json], None]) -> None:
+        self.cell = job.cell
+        self.is_baseline = job.is_baseline
+        self.artifact_dir = job.artifact_dir
+        self.model_dir = job.model_dir
+        self.device = job.device
+        self.seed = job.seed
+        self.cache = job.cache
+        self.memo: dict[str, Any] = {}
+        self._job = job
+        self._tell = tell
+        self._loaded: Loaded | None = None
+        self._facts: EngineFacts | None = None
+        self._phases: list[Phase] = []
+
+    @property
+    def loaded(self) -> Loaded:
+        if self._loaded is None:
+            method = METHODS[self.cell.scheme.method]
+            loaded = ENGINES[method.engine].load(self.cell, self.artifact_dir, self.model_dir, self.device)
+            self._facts = loaded.facts()
+            self._loaded = loaded
+        return self._loaded
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        """What the engine holds, once loaded."""
+        return self._facts
+
+    def load_baseline(self) -> Loaded | None:
+        from harness.machine import available_memory_bytes
+
+        if self._job.baseline is None or self.is_baseline:
+            return None
+        cell = cell_from_json(self._job.baseline["cell"])
+        folder = Path(self._job.baseline["artifact_dir"])
+        size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+        room = available_memory_bytes()
+        if room is not None and size * 2 > room:
+            return None
+        return ENGINES[METHODS[cell.scheme.method].engine].load(cell, folder, self.model_dir, self.device)
+
+    def windows(self, question: Question) -> list[list[int]]:
+        key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"
+        if key not in self.memo:
+            ids = self.loaded.tokenizer(self.corpus_text(question), verbose=False)["input_ids"]
+            self.memo[key] = corpora.windows(
+                ids, int(question.options["window"]), question.options.get("tokens"), question.subject
+            )
+        found: list[list[int]] = self.memo[key]
+        return found
+
+    def corpus_text(self, question: Question) -> str:
+        return corpora.text(Path(self._job.texts[question.subject]))
+
+    def task_folder(self, question: Question) -> Path | None:
+        folder = self._job.task_folders.get(question.subject)
+        return None if folder is None else Path(folder)
+
+    def reference(self, question: Question) -> Path:
+        """The baseline's stored answers; the baseline itself writes them when they are missing."""
+        folder = Path(self._job.references[reference_name(question)])
+        if folder.is_dir():
+            return folder
+        if not self.is_baseline:
+            raise Unsupported(f"the baseline has no stored answers on {question.subject!r}: it failed or was not measured")
+        with self.phase("reference"):
+            self.loaded.write_reference(self.windows(question), folder)
+        return folder
+
+    def blob(self, name: str, data: bytes, extension: str) -> str:
+        if extension not in _BLOB_EXTENSIONS:
+            raise ValueError(f"{extension!r} is no extension of raw samples: {sorted(_BLOB_EXTENSIONS)}")
+        path = self._job.folder / "outbox" / f"{len(os.listdir(self._job.folder / 'outbox')):04d}-{name}.{extension}"
+        path.write_bytes(data)
+        return path.name
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._tell({"event": "phase", "name": name})
+        with phases.measure(name) as meter:
+            yield
+        self._phases.append(meter.phase)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(self._phases)
+
+    def take_phases(self) -> tuple[Phase, ...]:
+        taken, self._phases = tuple(self._phases), []
+        return taken
+
+
+def reference_name(question: Question) -> str:
+    """Two questions with the same name share the baseline's stored answers."""
+    return f"{question.subject}|{question.options['corpus_digest']}|{question.options['window']}|{question.options['tokens']}"
+
+
+def run_job(job: Job, tell: Callable[[Json], None]) -> None:
+    """Runs a job to its end inside a child. Every outcome is a file before its event is told."""
+    _settle(job)
+    if job.stage == "quantize":
+        _write(job.folder / "quantized.json", _guarded("quantize", lambda: _quantize(job, tell)))
+        tell({"event": "quantized"})
+        return
+    session = WorkerSession(job, tell)
+    if job.stage == "reference":
+        for question in job.questions:
+            _write(job.folder / "reference.json", _guarded("reference", lambda q=question: _reference(session, q)))
+        tell({"event": "referenced"})
+        return
+    for index, question in enumerate(job.questions):
+        tell({"event": "begin", "index": index})
+        started = time.perf_counter()
+        outcome = _guarded(question.probe, lambda q=question: _ask(session, q))
+        outcome["seconds"] = time.perf_counter() - started
+        outcome["phases"] = to_json(session.take_phases())
+        outcome["simulated"] = session.facts is not None and session.facts.simulated
+        _write(job.folder / f"outcome-{index}.json", outcome)
+        tell({"event": "outcome", "index": index})
+
+
+def _ask(session: WorkerSession, question: Question) -> Json:
+    probe = PROBES[question.probe]
+    if probe.needs_model and not probe.simulated:
+        with contextlib.nullcontext() if probe.isolation == "memory" else session.phase("load"):
+            loaded = None if probe.isolation == "memory" else session.loaded
+        if loaded is not None and session.facts is not None and session.facts.simulated:
+            raise Unsupported(SIMULATED)
+    answer = probe.measure(session, question)
+    if session.facts is not None and session.facts.simulated and not probe.simulated:
+        raise Unsupported(SIMULATED)
+    return {"answer": to_json(_with_kernels(answer, session.facts))}
+
+
+SIMULATED = (
+    "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
+)
+
+
+def _with_kernels(answer: Answer, facts: EngineFacts | None) -> Answer:
+    if facts is None:
+        return answer
+    counts: dict[str, int] = {}
+    for layer in facts.kernels:
+        name = f"{layer.module} · {layer.op} · {layer.stored_dtype}"
+        counts[name] = counts.get(name, 0) + 1
+    engine = {"name": facts.engine, "device": facts.device, "kernels": counts, "notes": list(facts.notes)}
+    return Answer(measurements=answer.measurements, facts={**answer.facts, "engine": engine})
+
+
+def _reference(session: WorkerSession, question: Question) -> Json:
+    session.reference(question)
+    return {"ok": True}
+
+
+def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
+    method = METHODS[job.cell.scheme.method]
+    rows: list[list[int]] | None = None
+    if job.calibration is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(job.model_dir), trust_remote_code=False)
+        wish = job.calibration
+        ids = tokenizer(corpora.text(Path(wish["path"])), verbose=False)["input_ids"]
+        rows = corpora.calibration_rows(
+            ids, samples=wish["samples"], length=wish["length"], seed=wish["seed"], name=wish["corpus"]
+        )
+    tell({"event": "phase", "name": "quantize"})
+    with phases.measure("quantize") as meter:
+        method.quantize(
+            QuantizeRequest(
+                model_dir=job.model_dir,
+                out_dir=job.artifact_dir,
+                scheme=job.cell.scheme,
+                calibration=rows,
+                device=job.device,
+                seed=job.seed,
+            )
+        )
+    result = meter.phase
+    manifest = {
+        "scheme": job.cell.scheme.identity(),
+        "method_version": method.version,
+        "phase": to_json(result),
+        "calibration_tokens": None if rows is None else sum(map(len, rows)),
+        "device": job.device,
+    }
+    _write(job.artifact_dir / MANIFEST, manifest)
+    return {"ok": True, "phase": to_json(result)}
+
+
+def _guarded(phase: str, work: Callable[[], Json]) -> dict[str, Json]:
+    """The work's plain data, or {"failure": ...} with the exception sorted into a kind; the traceback goes to the log."""
+    try:
+        return dict(work())
+    except BaseException as error:  # a child reports whatever happened to it, SystemExit of a library included
+        traceback.print_exc()
+        failure = Failure(kind=failure_kind(error), phase=phase, message=_message(error))
+        return {"failure": to_json(failure)}
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """Sorts an exception into a failure kind. Out of memory has no common type: torch, numpy and C++ each say it their way."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(
+        sign in said
+        for sign in (
+            "OutOfMemoryError",
+            "can't allocate memory",
+            "std::bad_alloc",
+            "CUDA out of memory",
+            "Cannot allocate memory",
+        )
+    ):
+        return "oom"
+    if isinstance(error, Unsupported):
+        return "unsupported"
+    if isinstance(error, Nonfinite):
+        return "nonfinite"
+    if isinstance(error, (MissingPackage, ImportError)):
+        return "environment"
+    return "error"
+
+
+def _message(error: BaseException) -> str:
+    said = str(error).strip() or "no message"
+    return said if isinstance(error, HarnessError) else f"{type(error).__name__}: {said[:2000]}"
+
+
+def _settle(job: Job) -> None:
+    """Seeds and thread counts, before any work."""
+    (job.folder / "outbox").mkdir(exist_ok=True)
+    random.seed(job.seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(job.seed % 2**32)
+    if "torch" in sys.modules:
+        torch: Any = sys.modules["torch"]
+        torch.manual_seed(job.seed)
+        torch.set_num_threads(job.threads)
+
+
+def _write(path: Path, data: Json) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(to_json(data), file, ensure_ascii=False, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def serve(modules: list[str]) -> None:
+    """The fork server's loop; ends when standard input does."""
+    _die_with_parent()
+    pipe = os.dup(1)
+    os.dup2(2, 1)  # standard output joins the log
+
+    def tell(event: Json) -> None:
+        os.write(pipe, json.dumps(event, ensure_ascii=False).encode() + b"\n")
+
+    missing: dict[str, str] = {}
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken optional library is its cells' failure, not the server's
+            missing[name] = f"{type(error).__name__}: {error}"[:500]
+    gc.collect()
+    gc.freeze()  # forked children must not copy pages only because the collector touches them
+    threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
+    tell({"event": "ready", "missing": missing, "threads": threads, "cuda": _cuda()})
+    for line in sys.stdin:
+        folder = Path(json.loads(line)["job"])
+        child = os.fork()
+        if child == 0:
+            _child(folder, tell)
+        tell({"event": "started", "pid": child})
+        _, status = os.waitpid(child, 0)
+        tell({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+
+
+def _child(folder: Path, tell: Callable[[Json], None]) -> None:
+    code = 70
+    try:
+        os.setsid()
+        _die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        run_job(Job(folder), tell)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # no atexit handlers of libraries: their threads did not survive the fork
+
+
+def _cuda() -> bool:
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel kills this process when its parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent died before prctl
+            os._exit(70)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] != "serve":
+        sys.exit("usage: python -m harness.worker serve [MODULE ...]")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks the driver without starting CUDA, so that forks can
+    serve(sys.argv[2:])
