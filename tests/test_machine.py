@@ -1,0 +1,207 @@
+"""Facts of the machine, from real and from written-out kernel files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness import machine
+from harness.spec import canonical
+
+MIB = 2**20
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_the_facts_are_plain_data_and_hold_no_name_of_this_host():
+    found = machine.facts()
+    text = canonical(found).decode()
+    node = os.uname().nodename
+    assert found["cores"] >= found["cores_usable"] >= 1
+    assert found["memory_bytes"] > 64 * MIB
+    assert found["python"]
+    assert len(node) < 4 or node not in text
+    assert str(Path.home()) not in text or str(Path.home()) == "/"
+
+
+def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: Path):
+    proc = write(
+        tmp_path / "proc",
+        {
+            "cpuinfo": "model name\t: Some CPU\nmodel\t: 207\ncpu family\t: 6\nstepping\t: 2\n"
+            "flags\t\t: fpu avx2 amx_int8 hypervisor\ncpu MHz\t\t: 2000.0\ncpu MHz\t\t: 3000.0\n",
+            "meminfo": "MemTotal:  1024 kB\n",
+        },
+    )
+    sys_root = write(
+        tmp_path / "sys",
+        {
+            "devices/system/cpu/cpu0/cache/index0/level": "1\n",
+            "devices/system/cpu/cpu0/cache/index0/type": "Instruction\n",
+            "devices/system/cpu/cpu0/cache/index0/size": "32K\n",
+            "devices/system/cpu/cpu0/cache/index3/level": "3\n",
+            "devices/system/cpu/cpu0/cache/index3/type": "Unified\n",
+            "devices/system/cpu/cpu0/cache/index3/size": "260M\n",
+            "devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        },
+    )
+    found = machine.facts(proc=proc, sys_root=sys_root)
+    assert found["cpu"] == "Some CPU (family 6 model 207 stepping 2)"
+    assert found["cpu_flags"] == ["avx2", "amx_int8"]
+    assert found["virtualized"] is True
+    assert found["cache_bytes"] == {"L3": 260 * MIB}
+    assert found["memory_bytes"] == MIB
+    assert found["governor"] == "powersave"
+    assert machine.snapshot(proc=proc).megahertz == 2500.0
+
+
+def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path):
+    found = machine.facts(proc=tmp_path, sys_root=tmp_path)
+    assert found["cache_bytes"] == {}
+    assert found["governor"] is None
+    between = machine.between(machine.snapshot(proc=tmp_path), machine.snapshot(proc=tmp_path))
+    assert set(between.values()) == {None}
+
+
+def test_the_host_id_is_the_make_of_the_machine_and_not_which_one_it_is():
+    one = {"cpu": "A", "cores": 2, "memory_bytes": 8 * 2**30 + 5, "gpus": [{"name": "H200", "driver": "1"}]}
+    assert machine.host_id(one) == machine.host_id({**one, "memory_bytes": 8 * 2**30 - 99, "kernel": "7"})
+    assert machine.host_id(one) != machine.host_id({**one, "cores": 4})
+    assert machine.host_id(one) != machine.host_id({**one, "gpus": []})
+    assert machine.host_id() == machine.host_id()
+
+
+def test_installed_packages_have_versions_and_a_digest_that_notices_a_change():
+    found = machine.packages()
+    assert found["pytest"] == pytest.__version__
+    assert machine.packages_digest() == machine.packages_digest(found)
+    assert machine.packages_digest(found) != machine.packages_digest({**found, "pytest": "0"})
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false", "-c", "core.hooksPath="]
+    return subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_commit_says_when_tracked_files_differ(tmp_path: Path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("1")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    head = git(tmp_path, "rev-parse", "HEAD").strip()
+    (tmp_path / "results.jsonl").write_text("new and not tracked")
+    assert machine.commit(tmp_path) == head
+    (tmp_path / "a.py").write_text("2")
+    assert machine.commit(tmp_path) == head + "-dirty"
+    assert machine.commit(tmp_path / "a.py") == head + "-dirty"
+
+
+def test_there_is_no_commit_outside_a_repository_nor_for_a_package_that_is_only_installed_inside_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "own.py").write_text("1")
+    git(tmp_path, "add", "own.py")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    installed = tmp_path / ".venv/site-packages/harness"
+    installed.mkdir(parents=True)
+    (installed / "x.py").write_text("1")
+    assert machine.commit(tmp_path) is not None
+    assert machine.commit(installed) is None
+
+
+def test_without_git_and_without_a_driver_nothing_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.commit(Path(machine.__file__)) is None
+    assert machine.gpus() == []
+
+
+def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\necho 'Odd [N/A], [N/A], 570.1'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    first, second = machine.gpus()
+    assert first == {"name": "NVIDIA H200", "memory_bytes": 143771 * MIB, "driver": "570.1"}
+    assert second["memory_bytes"] is None
+
+
+MEMINFO = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"
+
+
+def test_available_memory_is_the_systems_where_no_group_limits_it(tmp_path: Path):
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/a\n"})
+    groups = write(tmp_path / "groups", {"a/memory.max": "max\n", "a/memory.current": "5\n"})
+    assert machine.available_memory_bytes(proc=proc, cgroup=groups) == 4096 * MIB
+
+
+def test_available_memory_respects_every_group_of_version_two_on_the_way_up(tmp_path: Path):
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/outer/inner\n"})
+    groups = write(
+        tmp_path / "groups",
+        {
+            "outer/memory.max": str(1000 * MIB),
+            "outer/memory.current": str(900 * MIB),
+            "outer/memory.stat": f"anon 1\ninactive_file {50 * MIB}\n",
+            "outer/inner/memory.max": str(2000 * MIB),
+            "outer/inner/memory.current": str(100 * MIB),
+        },
+    )
+    assert machine.available_memory_bytes(proc=proc, cgroup=groups) == 150 * MIB
+
+
+def test_available_memory_respects_version_one_seen_from_inside_a_container(tmp_path: Path):
+    proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "3:cpu:/x\n4:memory:/docker/1234\n"})
+    limits = {"memory/memory.limit_in_bytes": str(300 * MIB), "memory/memory.usage_in_bytes": str(100 * MIB)}
+    assert machine.available_memory_bytes(proc=proc, cgroup=write(tmp_path / "one", limits)) == 200 * MIB
+    none = {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "1"}
+    assert machine.available_memory_bytes(proc=proc, cgroup=write(tmp_path / "two", none)) == 4096 * MIB
+
+
+def test_available_memory_is_unknown_where_nobody_counts_it(tmp_path: Path):
+    assert machine.available_memory_bytes(proc=tmp_path, cgroup=tmp_path) is None
+
+
+def test_free_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path):
+    there = machine.free_disk_bytes(tmp_path)
+    assert there > 0
+    assert machine.free_disk_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
+    before = machine.Snapshot(load=0.5, machine={"total": 100.0, "busy": 10.0, "steal": 1.0}, own=2.0, megahertz=None)
+    after = machine.Snapshot(load=1.5, machine={"total": 120.0, "busy": 22.0, "steal": 2.0}, own=12.0, megahertz=3000.0)
+    found = machine.between(before, after)
+    assert found["steal_share"] == pytest.approx(1 / 20)
+    assert found["others_cpu_share"] == pytest.approx((12 - 10) / 20)
+    assert (found["load_before"], found["load_after"]) == (0.5, 1.5)
+
+
+def test_bandwidth_is_positive_names_its_kernel_and_is_kept_for_the_next_time(tmp_path: Path):
+    pytest.importorskip("torch")
+    first = machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
+    second = machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
+    assert first == second  # two measurements are never equal to the last bit: the second was read back
+    assert first.bytes_per_second == max(first.by_kernel.values()) > 0
+    assert set(first.by_kernel) == {"read", "gemv", "copy", "triad"}
+    (kept,) = tmp_path.iterdir()
+    kept.write_text("{torn")
+    assert machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path).by_kernel.keys() == first.by_kernel.keys()
+
+
+def test_a_working_set_inside_the_last_cache_is_not_called_memory():
+    pytest.importorskip("torch")
+    last = machine.caches().get("L3")
+    if last is None:
+        pytest.skip("this machine names no last-level cache")
+    assert machine.bandwidth(last // 8, seconds=0.01).level == "cache"
