@@ -1,0 +1,201 @@
+"""The bits-per-weight ledger: what is stored, counted from the stored tensors and never from a configuration.
+
+Every bit of the artifact has a role (packed weights, scales, zero points, codebooks, indices, and everything kept as it was); the
+parameters they stand for are counted in the headers of the *source* model. Refuses (BadInput) a ledger that names a layer
+which the source does not have: a ratio of two different things is no figure.
+
+Versions
+1  2026-11-21  first definition
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import BadInput
+from harness.methods.base import Method, Shape, StoredTensor
+from harness.models import shape_of, tensors
+from harness.probes.base import Probe, Session, Wishes
+from harness.spec import Answer, Json, Measurement, Metric, Question
+
+NOMINAL = Metric(
+    name="nominal_bits",
+    title="Nominal bits",
+    unit="bit",
+    better="lower",
+    definition="as the scheme says",
+    description="Bits per weight that the scheme is named after; scales, zero points and whatever is not quantized come on top.",
+)
+QUANTIZED = Metric(
+    name="bpw_quantized",
+    title="Bits per weight, quantized layers",
+    unit="bit/weight",
+    better="lower",
+    definition="stored bits of the quantized linear weights with scales, zero points, codebooks and indices / their parameters",
+    description="What a quantized weight really takes. Symmetric 4-bit in groups of 128 with 16-bit scales is 4.125.",
+)
+MODEL = Metric(
+    name="bpw_model",
+    title="Bits per weight, whole model",
+    unit="bit/weight",
+    better="lower",
+    definition="all stored tensor bits / all parameters of the source model",
+    description="Embeddings, norms and the head included. Parameters that are tied are stored, and counted, once.",
+)
+FILE = Metric(
+    name="file_bytes",
+    title="File size",
+    unit="B",
+    better="lower",
+    definition="files on disk that carry tensors",
+    scale="log",
+    description="Bytes of the tensor-carrying files that deploying this cell would copy, links resolved, each file once.",
+)
+COMPRESSION = Metric(
+    name="compression",
+    title="Compression",
+    unit="x",
+    better="higher",
+    definition="16 bits x parameters / all stored tensor bits",
+    description="How many times smaller than the same model in 16 bits.",
+)
+
+CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".onnx", ".onnx_data", ".ggml")
+_NOT_WEIGHTS = ("tokenizer", "training_args", "optimizer", "scheduler", "openvino_tokenizer", "openvino_detokenizer", "rng_state")
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    return [Question(probe="size", subject="")]
+
+
+def measure(session: Session, question: Question) -> Answer:
+    from harness.methods import METHODS
+
+    scheme = session.cell.scheme
+    method = METHODS[scheme.method]
+    source = shape_of(session.model_dir)
+    ledger = method.ledger(session.artifact_dir, scheme)
+    if not ledger:
+        raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
+    counts = {name: math.prod(sizes) for name, (_, sizes) in tensors(session.model_dir).items()}
+    quantized = _quantized(ledger, source)
+    quantized_bits = sum(tensor.bits for tensor in quantized)
+    quantized_parameters = _parameters(quantized, source, counts)
+    bits = sum(tensor.bits for tensor in ledger)
+    files = carriers(session.artifact_dir) or carriers(session.model_dir)
+    file_bytes = sum(path.stat().st_size for path in files)
+
+    def measurement(metric: Metric, value: float, n: int | None = None) -> Measurement:
+        return Measurement(metric=metric.name, value=value, definition=metric.definition, unit=metric.unit, n=n)
+
+    found = [measurement(NOMINAL, float(scheme.bits))]
+    if quantized_parameters:
+        found.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
+    found += [
+        measurement(MODEL, bits / source.parameters, source.parameters),
+        measurement(FILE, float(file_bytes), len(files)),
+        measurement(COMPRESSION, 16 * source.parameters / bits, source.parameters),
+    ]
+    facts: dict[str, Json] = {
+        "bits_by_role": _by_role(ledger),
+        "tensors": len(ledger),
+        "parameters": source.parameters,
+        "parameters_quantized": quantized_parameters,
+        "share_quantized": quantized_parameters / source.parameters,
+        "bpw_by_layer": _spread(quantized, source, counts),
+        "files": sorted(path.name for path in files),
+        "header_bytes": file_bytes - math.ceil(bits / 8),
+        "notes": _notes(session, method, quantized_bits, quantized_parameters),
+    }
+    return Answer(measurements=tuple(found), facts=facts)
+
+
+def carriers(folder: Path) -> list[Path]:
+    """Files under `folder` that carry tensors, links resolved, each once. Pickled twins of safetensors files do not count."""
+    found: dict[tuple[int, int], Path] = {}
+    safe = any(folder.rglob("*.safetensors"))
+    for path in sorted(folder.rglob("*")):
+        name = path.name
+        if path.suffix not in CARRIERS or name.startswith(_NOT_WEIGHTS) or not path.is_file():
+            continue
+        if safe and name.startswith("pytorch_model"):
+            continue
+        info = path.stat()  # follows links: the same blob reached twice is one file
+        found.setdefault((info.st_dev, info.st_ino), path)
+    return list(found.values())
+
+
+def _quantized(ledger: Sequence[StoredTensor], source: Shape) -> list[StoredTensor]:
+    """Tensors of the quantized layers; where nothing is quantized (a native cell), the weights of the decoder's linear layers."""
+    quantized = [tensor for tensor in ledger if tensor.role != "other"]
+    if quantized:
+        return quantized
+    linears = {f"{layer.name}.weight" for layer in source.linears}
+    return [tensor for tensor in ledger if tensor.name in linears]
+
+
+def _layer(tensor: StoredTensor) -> str:
+    return tensor.layer or tensor.name.removesuffix(".weight")
+
+
+def _layer_parameters(layer: str, known: Mapping[str, int], counts: Mapping[str, int]) -> int:
+    """Parameters of the weight of one layer of the source; BadInput if the source has no such layer."""
+    found = known.get(layer) or counts.get(f"{layer}.weight") or counts.get(layer)
+    if not found:
+        raise BadInput(f"the artifact's ledger names the layer {layer!r}, which the source model does not have")
+    return found
+
+
+def _known(source: Shape) -> dict[str, int]:
+    return {layer.name: layer.rows * layer.columns for layer in source.linears}
+
+
+def _parameters(quantized: Iterable[StoredTensor], source: Shape, counts: Mapping[str, int]) -> int:
+    known = _known(source)
+    return sum(_layer_parameters(layer, known, counts) for layer in sorted({_layer(tensor) for tensor in quantized}))
+
+
+def _spread(quantized: Sequence[StoredTensor], source: Shape, counts: Mapping[str, int]) -> Json:
+    """Smallest, median and largest bits per weight of single layers: shows mixed precision."""
+    known = _known(source)
+    bits: dict[str, int] = {}
+    for tensor in quantized:
+        bits[_layer(tensor)] = bits.get(_layer(tensor), 0) + tensor.bits
+    each = sorted(total / _layer_parameters(layer, known, counts) for layer, total in bits.items())
+    return {"least": each[0], "median": each[len(each) // 2], "most": each[-1], "layers": len(each)} if each else None
+
+
+def _by_role(ledger: Iterable[StoredTensor]) -> dict[str, int]:
+    bits: dict[str, int] = {}
+    for tensor in ledger:
+        bits[tensor.role] = bits.get(tensor.role, 0) + tensor.bits
+    return bits
+
+
+def _notes(session: Session, method: Method, bits: int, parameters: int) -> list[str]:
+    scheme = session.cell.scheme
+    notes: list[str] = []
+    if parameters and not method.native and bits / parameters > 1.5 * scheme.bits + 0.5:
+        notes.append(
+            f"stored at {bits / parameters:.2f} bits per weight, far above the {scheme.bits:g} that the scheme is named after: "
+            "the values are as coarse as it says, the storage is not"
+        )
+    kernels = method.kernel_cuda if session.device.startswith("cuda") else method.kernel_cpu
+    if kernels.get(scheme.bits) == "simulated":
+        notes.append("simulated: this is what is stored; the engine holds the weights in 16 bits or wider once loaded")
+    return notes
+
+
+PROBE = Probe(
+    name="size",
+    title="Size",
+    version="1",
+    metrics=(NOMINAL, QUANTIZED, MODEL, FILE, COMPRESSION),
+    isolation="shared",
+    simulated=True,
+    questions=questions,
+    measure=measure,
+    needs_model=False,
+)
