@@ -1,1 +1,58 @@
-"""quant-harness: which quantization of a language model to deploy, measured honestly."""
+"""quant-harness: which quantization of a language model to deploy, measured honestly.
+
+    import harness
+    path = harness.run("quick")          # the run file; goes on where an earlier call stopped
+    frame = harness.frame(path)          # tidy pandas.DataFrame, one row per cell and metric
+    harness.render(path, "report.html")  # one self-contained page
+
+These three and `__version__` are the public interface; everything else may change without notice.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "frame", "render", "run"]
+
+
+def run(
+    suite: str | PathLike[str], *, results: str | PathLike[str] = "results", device: str | None = None, **settings: Any
+) -> Path:
+    """Runs a suite (file, or name of a built-in one) and returns the run file. `settings`: fields of `runner.Settings`.
+
+    Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
+    from harness import runner
+    from harness.suite import choose_device, find, load, plan
+
+    path = find(str(suite))
+    planned = plan(path, device=choose_device(device or load(path).device))
+    cache = Path(settings.pop("cache", None) or runner.default_cache())
+    return runner.run(planned, runner.Settings(results=Path(results), cache=cache, **settings))
+
+
+def frame(results: str | PathLike[str]) -> pandas.DataFrame:
+    """One row per cell and metric: model, method, bits, scheme, metric, subject, definition, value, low, high, n, unit, status.
+
+    `results` is a run file or a folder of them (the newest counts)."""
+    from harness import store
+    from harness.report.frame import frame as tidy
+
+    table: pandas.DataFrame = tidy(store.read(Path(results)))
+    return table
+
+
+def render(results: str | PathLike[str], output: str | PathLike[str]) -> Path:
+    """Renders the report of a run file or results folder into `output`; returns its path."""
+    from harness import store
+    from harness.report import render as page
+
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(page(store.read(Path(results))))
+    return target

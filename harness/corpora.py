@@ -82,8 +82,8 @@ def fetch(source: Corpus, cache: Path) -> Path:
         rows = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[source.use])[hub.column]
     except Exception as error:  # datasets raises its own, hub's and requests' errors for the same cause
         raise BadInput(
-            f"corpus {source.name!r}: {hub.repo} ({hub.config}) cannot be fetched ({type(error).__name__}); connect, or name a local "
-            "file: corpora: [{path: text.txt}]"
+            f"corpus {source.name!r}: {hub.repo} ({hub.config}) cannot be fetched ({type(error).__name__}); connect, "
+            "or name a local file: corpora: [{path: text.txt}]"
         ) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")

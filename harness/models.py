@@ -35,9 +35,8 @@ def model(entry: str | Mapping[str, Json], base: Path) -> Model:
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))
         if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
-            entry = {"path": entry}
-        else:
-            entry = {"repo": entry}
+            return model({"path": entry}, base)
+        return model({"repo": entry}, base)
     if (entry.get("path") is None) == (entry.get("repo") is None):
         raise BadInput(f"a model names either a path or a repo, this one: {dict(entry)}")
     if entry.get("path") is not None:
@@ -97,8 +96,8 @@ def fetch(source: Model) -> Path:
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise BadInput(
-            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the revision, and for "
-            "a gated model log in once with: hf auth login"
+            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the "
+            "revision, and for a gated model log in once with: hf auth login"
         ) from None
     check_folder(folder, source.name)
     return folder

@@ -500,3 +500,12 @@ def _line(places: Mapping[tuple[str | int, ...], int], keys: Sequence[str | int]
 
 def model_of(plan: Plan, name: str) -> Model:
     return next(p.cell.model for p in plan.cells if p.cell.model.name == name)
+
+
+def choose_device(wish: str) -> str:
+    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; anything else is taken as said."""
+    if wish != "auto":
+        return wish
+    from harness.machine import gpus
+
+    return "cuda" if gpus() else "cpu"

@@ -1,10 +1,11 @@
 """The child process: job.json in, outcomes out.
 
 ``python -m harness.worker serve MODULES`` is a fork server: it imports the named modules once (torch and transformers cost
-seconds), then forks one child per job read from standard input. It and its children speak to the parent by JSON lines on one private
-pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``. What an outcome says lies in a file of the job's folder, written and renamed
-before its line is sent; standard output is the child's log and is never parsed. A child lives in a session of its own, so that the parent
-can kill it with everything it started, and dies with the server, which dies with the parent.
+seconds), then forks one child per job read from standard input. It and its children speak to the parent by JSON lines on one
+private pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``. What an outcome says lies in a file of the
+job's folder, written and renamed before its line is sent; standard output is the child's log and is never parsed. A child
+lives in a session of its own, so that the parent can kill it with everything it started, and dies with the server, which
+dies with the parent.
 
 This file and what it imports at the top run inside foreign environments that have none of our dependencies.
 """
@@ -23,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,8 @@ class WorkerSession:
         self._tell({"event": "phase", "name": name})
         with phases.measure(name) as meter:
             yield
-        self._phases.append(meter.phase)
+        if meter.phase is not None:
+            self._phases.append(meter.phase)
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(self._phases)
@@ -186,13 +189,13 @@ def run_job(job: Job, tell: Callable[[Json], None]) -> None:
     session = WorkerSession(job, tell)
     if job.stage == "reference":
         for question in job.questions:
-            _write(job.folder / "reference.json", _guarded("reference", lambda q=question: _reference(session, q)))
+            _write(job.folder / "reference.json", _guarded("reference", partial(_reference, session, question)))
         tell({"event": "referenced"})
         return
     for index, question in enumerate(job.questions):
         tell({"event": "begin", "index": index})
         started = time.perf_counter()
-        outcome = _guarded(question.probe, lambda q=question: _ask(session, q))
+        outcome = _guarded(question.probe, partial(_ask, session, question))
         outcome["seconds"] = time.perf_counter() - started
         outcome["phases"] = to_json(session.take_phases())
         outcome["simulated"] = session.facts is not None and session.facts.simulated

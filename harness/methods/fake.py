@@ -1,9 +1,9 @@
 """A method whose options script what happens, so that crashes, hangs, kills and garbage are tested exactly and in seconds.
 
-It is in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets it. Its "artifact" is its options;
-the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``, ``sleep:SECONDS``,
-``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does), ``exit:CODE``, ``raise:TEXT``,
-``memory`` (MemoryError), ``torn`` (half an artifact, then a crash), ``nan``.
+It is in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets it. Its "artifact" is its
+options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
+``sleep:SECONDS``, ``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does),
+``exit:CODE``, ``raise:TEXT``, ``memory`` (MemoryError), ``torn`` (half an artifact, then a crash), ``nan``.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ METHOD = Method(
         "unsupported": Option(default="", help="a reason makes the square unsupported"),
     },
     engine="fake",
-    kernel_cpu={b: "real" for b in (16, 8, 4, 3, 2)},
-    kernel_cuda={b: "real" for b in (16, 8, 4, 3, 2)},
+    kernel_cpu=dict.fromkeys((16.0, 8.0, 4.0, 3.0, 2.0), "real"),
+    kernel_cuda=dict.fromkeys((16.0, 8.0, 4.0, 3.0, 2.0), "real"),
     quantize=quantize,
     load=load,
     supports=supports,

@@ -39,6 +39,16 @@ class Session(Protocol):
     def reference(self, question: Question) -> Path:
         """Folder with the baseline's stored answers for this corpus; raises Unsupported if there is none."""
 
+    def windows(self, question: Question) -> list[list[int]]:
+        """The corpus of the question as non-overlapping windows of token ids: tokenized once as the tokenizer does, cut into
+        floor(N / window), at most `tokens` ids in all. Raises BadInput if the corpus is shorter than one window."""
+
+    def corpus_text(self, question: Question) -> str:
+        """The text of the question's corpus, limited as `windows` is not: all of it."""
+
+    def task_folder(self, question: Question) -> Path | None:
+        """The folder with the question's task YAML; None for a task that comes with lm-eval."""
+
     def blob(self, name: str, data: bytes, extension: str) -> str:
         """Keeps raw samples beside the answer; returns the name to put into `Measurement.blob`."""
 
@@ -78,3 +88,4 @@ class Probe:
     measure: Callable[[Session, Question], Answer]
     needs_reference: bool = False
     needs_model: bool = True
+    preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)

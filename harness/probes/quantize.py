@@ -24,7 +24,7 @@ PEAK = Metric(
     better="lower",
     definition="VmHWM of the quantizing process within the call",
     scale="log",
-    description="Largest resident set of the quantizing process, counted by the kernel; what the process held before is included.",
+    description="Largest resident set of the quantizing process, counted by the kernel; what it held before is included.",
 )
 
 

@@ -1,0 +1,355 @@
+"""The verbs of `quant-harness`; the only file that prints or exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness import __version__
+from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from harness.spec import Cell, Record
+    from harness.suite import Plan
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="quant-harness",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Quantize a model every way worth trying, measure each result honestly, and see which one to deploy.\n\n"
+    "[bold]Examples[/bold]\n\n"
+    "  quant-harness run quick                     the embedded model, no download, a few minutes\n\n"
+    "  quant-harness plan suites/qwen3-0.6b.yaml   what would be run, and why not the rest\n\n"
+    "  quant-harness methods                       methods x bits, and what is missing here\n\n"
+    "  quant-harness results results/quick --format csv > quick.csv",
+)
+out = Console()
+err = Console(stderr=True)
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file (.yaml), or the name of a built-in suite.")]
+ResultsArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help="A run file (.jsonl), or a suite's results folder.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
+
+
+class Format(str, Enum):
+    """Formats of `results`."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    parquet = "parquet"
+
+
+class Listing(str, Enum):
+    """Formats of `methods`."""
+
+    table = "table"
+    json = "json"
+
+
+@app.command(
+    epilog="Examples: quant-harness run quick · quant-harness run my.yaml --device cuda --results nightly/results",
+)
+def run(
+    suite: SuiteArgument,
+    results: Annotated[Path, typer.Option("--results", help="Folder for results; the suite's name is added.")] = Path("results"),
+    report: Annotated[Path | None, typer.Option("--report", help="Where the HTML goes; default reports/SUITE.html.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder of artifacts; default ~/.cache/quant-harness.")] = None,
+    device: DeviceOption = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run although an unfinished or equal one exists.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed in this run.")] = False,
+) -> None:
+    """Run a suite (or go on where it was stopped), then write its report."""
+    from harness import runner
+
+    planned = _plan(suite, device)
+    _list_unsupported(planned)
+    settings = runner.Settings(
+        results=results, cache=cache or runner.default_cache(), fresh=fresh, retry_failed=retry_failed, threads=threads
+    )
+    started = time.monotonic()
+    with _Progress() as progress:
+        path = runner.run(planned, settings, progress)
+    target = report or Path("reports") / f"{planned.suite.name}.html"
+    _write_report(path, target)
+    from harness import store
+    from harness.report import terminal_table
+    from harness.report.view import view
+
+    out.print(terminal_table(view(store.read(path))))
+    out.print(f"results  {path}", soft_wrap=True, highlight=False)
+    out.print(f"report   {target}", soft_wrap=True, highlight=False)
+    out.print(f"took     {_clock(time.monotonic() - started)}", highlight=False)
+
+
+@app.command(epilog="Examples: quant-harness plan quick · quant-harness plan suites/llama-3.2-1b.yaml --json")
+def plan(
+    suite: SuiteArgument,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show every cell of a suite with its estimated size, and every square that cannot exist with the reason."""
+    planned = _plan(suite, device)
+    if as_json:
+        sys.stdout.write(json.dumps({"device": planned.device, **planned.to_json()}, indent=2, ensure_ascii=False) + "\n")
+        return
+    table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
+    for column in ("model", "scheme", "bits per weight", "artifact", "questions"):
+        table.add_column(column, justify="left" if column in {"model", "scheme"} else "right")
+    for p in planned.cells:
+        size = "unknown until fetched" if p.estimated_bytes is None else f"{p.estimated_bytes / 1e6:,.1f} MB"
+        mark = " (baseline)" if p.baseline else ""
+        table.add_row(p.cell.model.name, p.cell.scheme.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions)))
+    out.print(table)
+    _list_unsupported(planned)
+
+
+@app.command(epilog="Example: quant-harness report results/quick -o quick.html")
+def report(
+    results: ResultsArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Render the report of stored results; needs neither torch nor the machine that measured."""
+    _write_report(results, output)
+    out.print(f"report   {output}", soft_wrap=True, highlight=False)
+
+
+@app.command(
+    epilog="Examples: quant-harness results results/quick · quant-harness results results/quick --format parquet -o quick.parquet"
+)
+def results(
+    results: ResultsArgument,
+    format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
+) -> None:
+    """Print stored results, one row per cell and metric."""
+    from harness import store
+    from harness.report.frame import export
+
+    data = export(store.read(results), format.value)
+    if output is not None:
+        _write_file(output, data)
+    elif format is Format.parquet and sys.stdout.isatty():
+        raise BadInput("parquet is binary; name a file with -o FILE, or redirect standard output")
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@app.command(epilog="Example: quant-harness methods --format json")
+def methods(
+    format: Annotated[Listing, typer.Option("--format", help="How to print.")] = Listing.table,
+) -> None:
+    """List method x bits x engine x environment: what runs here, and the command that adds what is missing."""
+    from harness import envs
+    from harness.methods import METHODS
+
+    rows = []
+    for method in METHODS.values():
+        lacking = envs.missing(method)
+        rows.append(
+            {
+                "method": method.name,
+                "title": method.title,
+                "bits": list(method.bits),
+                "engine": method.engine,
+                "environment": method.environment,
+                "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
+                "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
+                "options": {name: option.default for name, option in method.options.items()},
+                "state": "ready" if lacking is None else f"missing: {', '.join(lacking.packages)}",
+                "install": None if lacking is None else lacking.install,
+                "source": method.source,
+            }
+        )
+    if format is Listing.json:
+        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        return
+    table = Table()
+    for column in ("method", "what", "bits", "engine", "environment", "on CPU", "on CUDA", "here"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            str(row["method"]),
+            str(row["title"]),
+            " ".join(f"{b:g}" for b in row["bits"]),
+            str(row["engine"]),
+            str(row["environment"]),
+            _kernels(row["kernel_cpu"]),
+            _kernels(row["kernel_cuda"]),
+            str(row["install"] or row["state"]),
+        )
+    out.print(table)
+    out.print("real: kernel on packed weights · slow: unpacked on each call · simulated: held in 16 bits · none: cannot run")
+
+
+def _version(show: bool) -> None:
+    if show:
+        out.print(f"quant-harness {__version__}", highlight=False)
+        raise typer.Exit(EXIT_OK)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a verb and exits 0, 2 (bad input, said in words), 3 (our bug, with the traceback), 130 (Ctrl-C)."""
+    warnings.showwarning = _show_warning
+    try:
+        app(arguments, standalone_mode=True)
+    except HarnessError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing is wrong
+        sys.exit(EXIT_OK)
+    except Exception:
+        traceback.print_exc()
+        err.print("this is a bug in quant-harness; everything measured so far is kept", style="red", markup=False)
+        sys.exit(EXIT_BUG)
+
+
+def _plan(suite: str, device: str | None) -> Plan:
+    from harness import suite as suites
+
+    path = suites.find(suite)
+    return suites.plan(path, device=suites.choose_device(device or suites.load(path).device))
+
+
+def _list_unsupported(planned: Plan) -> None:
+    for square in planned.unsupported:
+        out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_report(results: Path, target: Path) -> None:
+    from harness import store
+    from harness.report import render
+
+    _write_file(target, render(store.read(results)))
+
+
+def _write_file(target: Path, data: bytes) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    except OSError as error:
+        raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
+
+
+def _kernels(by_bits: dict[str, str]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for bits, kind in by_bits.items():
+        kinds.setdefault(kind, []).append(bits)
+    return ", ".join(f"{kind} {'/'.join(bits)}" for kind, bits in kinds.items())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    if category.__module__.startswith("harness"):
+        err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Progress:
+    """A `runner.Observer` that shows one live line for the running cell and an overall bar; plain lines when piped."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._all: TaskID | None = None
+        self._now: TaskID | None = None
+        self._done = 0
+        self._total = 0
+        self._started = time.monotonic()
+        self._answered = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, *, run: Path, questions: int, stored: int) -> None:
+        self._done, self._total, self._started = stored, questions, time.monotonic()
+        if stored:
+            out.print(
+                f"{stored} of {questions} numbers are stored in {run}: going on from there", highlight=False, soft_wrap=True
+            )
+        if out.is_terminal and questions > stored:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=out,
+                transient=True,
+            )
+            self._all = self._bar.add_task("all", total=questions, completed=stored, left="")
+            self._now = self._bar.add_task("", total=None, left="")
+            self._bar.start()
+
+    def doing(self, cell: Cell, what: str) -> None:
+        if self._bar is not None and self._now is not None:
+            self._bar.reset(self._now, description=f"{cell.name}: {what}", total=None)
+
+    def answered(self, record: Record) -> None:
+        self._done += 1
+        self._answered += 1
+        if self._bar is not None and self._all is not None:
+            self._bar.update(self._all, completed=self._done, left=self._time_left())
+        if record.failure is not None:
+            what = f"{record.question.probe} {record.question.subject}".strip()
+            self.note(f"{record.status}: {record.cell.name}: {what}: {record.failure.message}")
+        elif self._bar is None:
+            first = record.answer.measurements[0] if record.answer and record.answer.measurements else None
+            value = f"{first.metric} {first.value:.5g} {first.unit}" if first else "done"
+            what = f"{record.question.probe} {record.question.subject}".strip()
+            line = f"[{self._done}/{self._total}] {record.cell.name}: {what}: {value} ({record.seconds:.1f} s)"
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        first = text.strip().splitlines()[0] if text.strip() else ""
+        out.print(first, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        """From the mean time of an answer in this invocation: cells of a matrix take alike."""
+        rate = (time.monotonic() - self._started) / self._answered
+        return f"about {_clock(rate * (self._total - self._done))} left"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,421 @@
+"""plan -> skip what is stored -> environment, artifact -> child -> append record.
+
+Every question of every planned cell ends as exactly one record: measurements or a typed failure. A record is stored the
+moment its outcome exists; a stop at any point loses at most the question being answered, and the same command goes on from
+there. A crash costs the probe that crashed; the cell's other questions are asked again in a fresh child.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from harness import children, envs, identity, machine, store
+from harness.children import Exit, Server, ServerFailed
+from harness.engines import ENGINES
+from harness.errors import BadInput
+from harness.methods import METHODS
+from harness.probes import PROBES
+from harness.spec import (
+    Answer,
+    Cell,
+    Failure,
+    Json,
+    Measurement,
+    Question,
+    Record,
+    answer_from_json,
+    phase_from_json,
+    to_json,
+)
+from harness.suite import Plan, PlannedCell
+from harness.worker import MANIFEST, reference_name
+
+
+class Observer(Protocol):
+    """Who watches a run: the command line's progress display, or nobody."""
+
+    def begin(self, *, run: Path, questions: int, stored: int) -> None: ...
+
+    def doing(self, cell: Cell, what: str) -> None: ...
+
+    def answered(self, record: Record) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def begin(self, *, run: Path, questions: int, stored: int) -> None:
+        pass
+
+    def doing(self, cell: Cell, what: str) -> None:
+        pass
+
+    def answered(self, record: Record) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures."""
+
+    results: Path
+    cache: Path
+    fresh: bool = False
+    retry_failed: bool = False
+    threads: int | None = None
+
+
+def default_cache() -> Path:
+    """`$QUANT_HARNESS_CACHE`, else `$XDG_CACHE_HOME/quant-harness`, else `~/.cache/quant-harness`."""
+    named = os.environ.get("QUANT_HARNESS_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quant-harness"
+
+
+def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Path:
+    """Runs (or goes on with) a plan; returns the path of the run file.
+
+    BadInput before anything starts when inputs cannot be had or the disk is too small; everything after that is a record."""
+    cache = settings.cache.expanduser().resolve()
+    _check_disk(plan, cache)
+    inputs = identity.gather(plan, cache)
+    with _Matrix(inputs, settings, observer or Silent()) as matrix:
+        return matrix.run()
+
+
+class _Matrix:
+    """State of one invocation: the open run file, the servers, and what is stored already."""
+
+    def __init__(self, inputs: identity.Inputs, settings: Settings, observer: Observer) -> None:
+        self.inputs = inputs
+        self.plan = inputs.plan
+        self.observer = observer
+        self.settings = settings
+        self.threads = settings.threads or len(machine.affinity())
+        self.servers: dict[str, Server] = {}
+        self.broken: dict[str, str] = {}
+        self.jobs = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
+        conditions, self.context = identity.context(self.plan, packages=inputs.packages, threads=self.threads)
+        self.environment: str = conditions["packages_digest"]
+        folder = settings.results / self.plan.suite.name
+        path = (None if settings.fresh else _same_context(folder, self.context)) or _new_run(folder, self.context)
+        header = {"run": path.stem, "started_at": _now(), "context": conditions, "context_digest": self.context}
+        self.writer = store.Writer(path, header)
+
+    def __enter__(self) -> _Matrix:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self.servers.values():
+            server.close()
+        self.writer.close()
+        shutil.rmtree(self.jobs, ignore_errors=True)
+
+    def run(self) -> Path:
+        before = store.read(self.writer.path)
+        plan = {**self.plan.to_json(), "weights": dict(self.inputs.weights)}
+        if {k: v for k, v in before.plan.items() if k != "kind"} != to_json(plan):
+            self.writer.plan(plan)
+        done = {r.key for r in before.records if not (self.settings.retry_failed and r.failure is not None)}
+        todo = [(p, [q for q in p.questions if self.inputs.key(p.cell, q) not in done]) for p in self.plan.cells]
+        asked = sum(len(p.questions) for p in self.plan.cells)
+        left = sum(len(questions) for _, questions in todo)
+        self.observer.begin(run=self.writer.path, questions=asked, stored=asked - left)
+        for planned, questions in todo:
+            if questions:
+                self._measure(planned, questions)
+        if left or not before.ended:
+            self.writer.end({"ended_at": _now(), "questions": asked})
+        return self.writer.path
+
+    def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
+        method = METHODS[planned.cell.scheme.method]
+        lacking = envs.missing(method)
+        if lacking is not None:
+            message = f"{method.name} needs {', '.join(lacking.packages)}, not installed here; add it with: {lacking.install}"
+            artifact: Path | Failure = Failure(kind="environment", phase="environment", message=message)
+        else:
+            artifact = self._artifact(planned)
+        if isinstance(artifact, Failure):
+            for question in questions:
+                self._append(planned, question, failure=artifact, started_at=_now())
+            return
+        if not planned.baseline:
+            self._references(planned, [q for q in questions if PROBES[q.probe].needs_reference])
+        for group in _groups(questions):
+            self._ask(planned, artifact, group)
+
+    def _artifact(self, planned: PlannedCell) -> Path | Failure:
+        """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
+        rename once its manifest is written, so that a half-written one is never used."""
+        target = self.inputs.artifact(planned.cell)
+        if (target / MANIFEST).is_file():
+            return target
+        self.observer.doing(planned.cell, "quantize")
+        draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            timeout = self.plan.suite.quantize_timeout
+            job = self._job("quantize", planned, [], draft)
+            ended = self._serve(planned, job, timeout)
+            log = job / "log.txt"
+            failure = children.failure(_outcome(job / "quantized.json"), ended, log=log, phase="quantize", timeout=timeout)
+            if failure is not None:
+                return failure
+            shutil.rmtree(target, ignore_errors=True)
+            draft.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+    def _references(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
+        """Has the baseline's answers stored when a cell will be compared with them and they are not in the cache. Where
+        the baseline fails, the cell's own question says so."""
+        baseline = self.inputs.baseline(planned.cell)
+        for question in questions:
+            if self.inputs.reference(planned.cell, question).is_dir():
+                continue
+            artifact = self._artifact(baseline)
+            if isinstance(artifact, Failure):
+                return
+            self.observer.doing(baseline.cell, f"reference {question.subject}")
+            self._serve(baseline, self._job("reference", baseline, [question], artifact), self.plan.suite.timeout)
+
+    def _ask(self, planned: PlannedCell, artifact: Path, questions: Sequence[Question]) -> None:
+        """Asks the questions of one isolation group, in as many children as crashes make necessary."""
+        waiting = list(questions)
+        while waiting:
+            job = self._job("probe", planned, waiting, artifact)
+            watch = _Watch(waiting)
+
+            def on_event(event: Json, job: Path = job, watch: _Watch = watch) -> None:
+                question = watch.questions[event["index"]] if "index" in event else None
+                if event["event"] == "begin" and question is not None:
+                    watch.begin(event["index"])
+                    self.observer.doing(planned.cell, f"{question.probe} {question.subject}".strip())
+                elif event["event"] == "outcome" and question is not None:
+                    watch.answered.append(event["index"])
+                    self._store(planned, question, job, event["index"], watch.started_at)
+
+            ended = self._serve(planned, job, self.plan.suite.timeout, on_event)
+            waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
+            if waiting:
+                broken = watch.current() or waiting[0]
+                log, timeout = job / "log.txt", self.plan.suite.timeout
+                failure = children.failure(None, ended, log=log, phase=broken.probe, timeout=timeout)
+                self._append(planned, broken, failure=failure, started_at=watch.started_at, seconds=watch.seconds())
+                waiting.remove(broken)
+
+    def _job(self, stage: str, planned: PlannedCell, questions: Sequence[Question], artifact: Path) -> Path:
+        """Writes job.json into a new folder and returns the folder."""
+        folder = self.jobs / f"{time.time_ns()}-{stage}"
+        folder.mkdir(parents=True)
+        resolved = [self.inputs.resolved(q) for q in questions]
+        baseline = self.inputs.baseline(planned.cell).cell
+        kept = self.inputs.artifact(baseline)
+        calibration = planned.cell.scheme.options.get("calibration")
+        data = {
+            "stage": stage,
+            "cell": to_json(planned.cell),
+            "is_baseline": planned.baseline,
+            "questions": to_json(resolved),
+            "model_dir": str(self.inputs.model_dirs[planned.cell.model.name]),
+            "artifact_dir": str(artifact),
+            "baseline": {"cell": to_json(baseline), "artifact_dir": str(kept)} if (kept / MANIFEST).is_file() else None,
+            "device": self.plan.device,
+            "seed": self.plan.suite.seed,
+            "threads": self.threads,
+            "cache": str(self.inputs.cache),
+            "texts": {name: str(path) for name, path in self.inputs.texts.items()},
+            "task_folders": dict(self.plan.task_folders),
+            "references": {
+                reference_name(q): str(self.inputs.reference(planned.cell, q)) for q in resolved if "corpus_digest" in q.options
+            },
+            "calibration": calibration and {**calibration, "path": str(self.inputs.calibrations[calibration["corpus"]])},
+        }
+        (folder / "job.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        return folder
+
+    def _serve(
+        self, planned: PlannedCell, job: Path, timeout: float, on_event: Callable[[Json], None] = lambda event: None
+    ) -> Exit | Failure:
+        environment = METHODS[planned.cell.scheme.method].environment
+        try:
+            return self._server(environment).run(job, on_event, timeout)
+        except ServerFailed as error:
+            self.broken[environment] = str(error)
+            return Failure(kind="environment", phase="environment", message=str(error))
+
+    def _server(self, environment: str) -> Server:
+        if environment in self.broken:
+            raise ServerFailed(self.broken[environment])
+        if environment not in self.servers:
+            server = Server(
+                python=envs.python(environment),
+                modules=self._modules(environment),
+                home=self.jobs / f"server-{environment}",
+                env={"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"},
+            )
+            self.servers[environment] = server
+            server.start()
+            for name, why in server.ready["missing"].items():
+                self.observer.note(f"{name} cannot be imported in the {environment} environment: {why}")
+            if self.plan.device.startswith("cuda") and "torch" in self._modules(environment) and not server.ready["cuda"]:
+                raise BadInput(
+                    f"device {self.plan.device}: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+                )
+        return self.servers[environment]
+
+    def _modules(self, environment: str) -> list[str]:
+        """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
+        methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self.plan.cells)]
+        used = [m for m in methods if m.environment == environment and envs.missing(m) is None]
+        names = [name for m in used for name in (*ENGINES[m.engine].modules, *m.preload)]
+        if names:
+            names += [name for probe in self.plan.suite.probes for name in PROBES[probe].preload]
+        return list(dict.fromkeys(names))
+
+    def _store(self, planned: PlannedCell, question: Question, job: Path, index: int, started_at: str) -> None:
+        outcome = _outcome(job / f"outcome-{index}.json") or {}
+        ended = Exit(code=0, timed_out=False)
+        failure = children.failure(outcome, ended, log=job / "log.txt", phase=question.probe, timeout=0)
+        answer = None if failure is not None else self._keep_blobs(answer_from_json(outcome["answer"]), job / "outbox")
+        self._append(
+            planned,
+            question,
+            answer=answer,
+            failure=failure,
+            started_at=started_at,
+            seconds=float(outcome.get("seconds", 0.0)),
+            phases=outcome.get("phases", ()),
+            simulated=bool(outcome.get("simulated", False)),
+        )
+
+    def _keep_blobs(self, answer: Answer, outbox: Path) -> Answer:
+        """Moves raw samples into the store and puts their content addresses in the place of file names."""
+        names: dict[str, str] = {}
+
+        def kept(measurement: Measurement) -> Measurement:
+            if measurement.blob is None:
+                return measurement
+            if measurement.blob not in names:
+                path = outbox / Path(measurement.blob).name
+                names[measurement.blob] = self.writer.blob(path.read_bytes(), path.suffix[1:])
+            return replace(measurement, blob=names[measurement.blob])
+
+        return replace(answer, measurements=tuple(kept(m) for m in answer.measurements))
+
+    def _append(
+        self,
+        planned: PlannedCell,
+        question: Question,
+        *,
+        started_at: str,
+        seconds: float = 0.0,
+        answer: Answer | None = None,
+        failure: Failure | None = None,
+        phases: Sequence[Json] = (),
+        simulated: bool = False,
+    ) -> None:
+        record = Record(
+            key=self.inputs.key(planned.cell, question),
+            context=self.context,
+            cell=planned.cell,
+            question=question,
+            probe_version=PROBES[question.probe].version,
+            answer=answer,
+            failure=failure,
+            simulated=simulated,
+            phases=tuple(phase_from_json(p) for p in phases),
+            environment=self.environment,
+            started_at=started_at,
+            seconds=seconds,
+        )
+        self.writer.record(record)
+        self.observer.answered(record)
+
+
+class _Watch:
+    """Which question of a child is being answered, and since when."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.questions = tuple(questions)
+        self.answered: list[int] = []
+        self._index: int | None = None
+        self._begun = time.monotonic()
+        self.started_at = _now()
+
+    def begin(self, index: int) -> None:
+        self._index, self._begun, self.started_at = index, time.monotonic(), _now()
+
+    def current(self) -> Question | None:
+        """The question that was begun and not answered."""
+        return None if self._index is None or self._index in self.answered else self.questions[self._index]
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+
+def _groups(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question alone; all
+    latency shapes."""
+    shared = [q for q in questions if PROBES[q.probe].isolation == "shared"]
+    memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
+    latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
+    return [group for group in (shared, *memory, latency) if group]
+
+
+def _same_context(folder: Path, context: str) -> Path | None:
+    """The newest run file that was made under the same context."""
+    for path in sorted(folder.glob("*.jsonl"), reverse=True):
+        header = store.read_header(path)
+        if header is not None and header.get("context_digest") == context:
+            return path
+    return None
+
+
+def _new_run(folder: Path, context: str) -> Path:
+    return folder / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S%fZ}-{context[:8]}.jsonl"
+
+
+def _check_disk(plan: Plan, cache: Path) -> None:
+    """BadInput when the cache cannot be written or the matrix's artifacts cannot fit on its disk."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
+    need = sum(p.estimated_bytes or 0 for p in plan.cells if not METHODS[p.cell.scheme.method].native)
+    have = machine.free_disk_bytes(cache)
+    if need > have:
+        raise BadInput(
+            f"the artifacts of this matrix need about {need / 1e9:.1f} GB and {cache} has {have / 1e9:.1f} GB free: no space "
+            "left on that disk; free some, choose another disk with --cache DIR, or take cells out of the suite"
+        )
+
+
+def _outcome(path: Path) -> Json | None:
+    """What a child left; None when it left nothing readable."""
+    try:
+        outcome: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return outcome
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
