@@ -1,0 +1,297 @@
+"""Peak memory of loading, prefill and decoding at a declared context, in a fresh process that does nothing else.
+
+What is counted: the resident set's high-water mark within each phase (`harness.phases`), *beyond* what the process held
+before it loaded the model, and without the code pages of libraries that were touched on the way. A process forked from a
+server that has torch imported holds the server's pages from its first moment, and a runtime's hundreds of MB would drown a
+small model: both belong to the runtime, whose size is given apart (`runtime_bytes`), and not to the weights, the cache and
+the activations that quantizing is about. So that first use of the runtime is not taken for the model's, it is used once
+before the counting starts (the library's modules imported, a one-layer random model of the same architecture run for two
+steps), and freed heap is given back.
+
+Every resident byte counts once, whatever stands behind it: anonymous memory, or pages of a mapped weight file; a file that a
+loader maps twice is counted once. The same weights read and mapped therefore give the same figure. On CUDA the phases'
+figures are the allocator's peaks on the device, and the host's is given beside them. Needs Linux; Unsupported elsewhere, and
+where no peak can be told.
+
+Versions
+1  2026-11-21  first definition
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import phases
+from harness.errors import Unsupported
+from harness.probes.base import Probe, Session, Wishes
+from harness.spec import Answer, Json, Measurement, Metric, Phase, Question
+
+PHASES = ("load", "prefill", "decode")
+HOST = "largest resident set within the phase beyond the process before load, code pages apart (VmHWM)"
+DEVICE = "largest bytes allocated on the device within the phase (torch.cuda.max_memory_allocated)"
+
+
+def _bytes(name: str, title: str, definition: str, description: str) -> Metric:
+    return Metric(name=name, title=title, unit="B", better="lower", definition=definition, scale="log", description=description)
+
+
+PEAK_LOAD = _bytes("peak_load_bytes", "Peak memory, load", HOST, "From an idle process to a model that can answer.")
+PEAK_PREFILL = _bytes(
+    "peak_prefill_bytes", "Peak memory, prefill", HOST, "Reading the prompt to the first token, weights included."
+)
+PEAK_DECODE = _bytes(
+    "peak_decode_bytes", "Peak memory, decode", HOST, "Generating after the prompt, weights and KV cache included."
+)
+PEAK_HOST = _bytes(
+    "peak_host_bytes",
+    "Peak host memory",
+    "largest of load, prefill and decode on the host, beyond the process before load, code pages apart (VmHWM)",
+    "What a machine must have free beyond the runtime to load this cell and answer at the declared context and batch.",
+)
+PEAK_DEVICE = _bytes(
+    "peak_device_bytes",
+    "Peak device memory",
+    "largest of load, prefill and decode, allocated (torch.cuda.max_memory_allocated)",
+    "Bytes that the allocator handed out on the GPU at most; what it reserved beyond that is in the facts.",
+)
+WEIGHTS = _bytes(
+    "weight_bytes_resident", "Weights, resident", "tensor storages held by the engine", "Each storage once, after load."
+)
+KV_CACHE = _bytes(
+    "kv_cache_bytes", "KV cache", "tensor storages of the cache at the end of decode", "Grows with context and batch."
+)
+REST = Metric(
+    name="rest_bytes",
+    title="Rest",
+    unit="B",
+    better="lower",
+    definition="peak of decode less resident weights and KV cache",
+    description="Activations, dequantized copies, the allocator's slack. Negative if part of the weights was never touched.",
+)
+RUNTIME = _bytes(
+    "runtime_bytes",
+    "Runtime",
+    "resident set before load plus the code pages touched since",
+    "Python, torch and the libraries: needed whatever the model; already subtracted from every other figure.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The process before load: `total` resident bytes, and what of it are pages of files, split as `phases.Mapped`."""
+
+    total: int
+    files: phases.Mapped | None
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    shape = {key: int(wishes.memory[key]) for key in ("prompt", "new", "batch")}
+    return [Question(probe="memory", subject=f"{shape['prompt']}+{shape['new']} x{shape['batch']}", options=shape)]
+
+
+def measure(session: Session, question: Question) -> Answer:
+    shape = {key: int(question.options[key]) for key in ("prompt", "new", "batch")}
+    asked = {"prompt_tokens": shape["prompt"], "new_tokens": shape["new"], "batch": shape["batch"], "seed": session.seed}
+    phases.require()
+    rehearsal = rehearse(session)
+    start = _start(session)
+    beyond: dict[str, Beyond] = {}
+
+    with session.phase("load"):
+        loaded = session.loaded
+    beyond["load"] = _beyond(session, start)
+    engine = loaded.facts()
+    if engine.simulated:
+        raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
+    _give_back_free_heap()  # what one phase freed is not needed by the next
+    with session.phase("prefill"):
+        prefill = loaded.run_phase("prefill", **asked)
+    beyond["prefill"] = _beyond(session, start)
+    _give_back_free_heap()
+    with session.phase("decode"):
+        decode = loaded.run_phase("decode", **asked)
+    beyond["decode"] = _beyond(session, start)
+
+    on_device = engine.device.startswith("cuda")
+    found = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
+    facts: dict[str, Json] = {
+        "shape": shape,
+        "context_tokens": decode.get("kv_cache_tokens", shape["prompt"] + shape["new"]),
+        "rehearsal": rehearsal,
+        "before_load_bytes": start.total,
+        "phases": {name: one.facts for name, one in beyond.items()},
+        "prefill": dict(prefill),
+        "decode": dict(decode),
+        "decode_includes_prefill": not decode.get("continued", False),
+        "device_process_bytes": _driver_bytes() if on_device else None,
+        "notes": [f"{name}: {one.missing}" for name, one in beyond.items() if one.missing],
+    }
+    return Answer(measurements=tuple(found), facts=facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beyond:
+    """One phase against the start: `host` = peak bytes beyond it, None (and `missing` the reason) where it cannot be told;
+    `code` = code pages touched since the start; `device` = the allocator's peak or None."""
+
+    host: int | None
+    code: int
+    device: int | None
+    missing: str
+    facts: Mapping[str, Json]
+
+
+def _start(session: Session) -> Start:
+    _give_back_free_heap()
+    files = phases.mapped(_weight_roots(session))
+    return Start(total=phases.require().total, files=files)
+
+
+def _weight_roots(session: Session) -> list[Path]:
+    return [session.artifact_dir, session.model_dir]
+
+
+def _beyond(session: Session, start: Start) -> Beyond:
+    phase = session.phases()[-1]
+    return against(start, phase, phases.mapped(_weight_roots(session)))
+
+
+def against(start: Start, phase: Phase, files: phases.Mapped | None) -> Beyond:
+    """The phase's peak less the start, less code pages and doubly mapped pages that came since; `files` was read at its end.
+
+    Pages of libraries only ever come, so their count at the end is the most they can have been at the peak: the figure is
+    exact where none came within the phase, and too small by at most what came (`code_growth_bytes`) otherwise.
+    """
+    code = doubled = 0
+    if files is not None and start.files is not None:
+        code = max(0, files.other - start.files.other)
+        doubled = max(0, files.doubled - start.files.doubled)
+    peaks = phase.peak_bytes
+    missing = ""
+    host: int | None = None
+    if "host_peak" in peaks:
+        host = peaks["host_peak"] - start.total - code - doubled
+    else:
+        missing = f"the peak could not be set back ({phases.PROC}/clear_refs is not writable) and an earlier one was higher"
+    facts: dict[str, Json] = {
+        "seconds": phase.seconds,
+        "peak_bytes": dict(peaks),
+        "beyond_start_bytes": host,
+        "code_growth_bytes": code,
+        "mapped_weights_bytes": None if files is None else files.weights,
+        "mapped_twice_bytes": doubled,
+    }
+    return Beyond(host=host, code=code, device=peaks.get("device_allocated"), missing=missing, facts=facts)
+
+
+def _measurements(beyond: Mapping[str, Beyond], weights: int, cache: int, start: Start, on_device: bool) -> list[Measurement]:
+    found: list[Measurement] = []
+
+    def add(metric: Metric, value: int | None, definition: str | None = None) -> None:
+        if value is not None:
+            name = metric.definition if definition is None else definition
+            found.append(Measurement(metric=metric.name, value=float(value), definition=name, unit=metric.unit, n=1))
+
+    definition = DEVICE if on_device else HOST
+    for metric, name in ((PEAK_LOAD, "load"), (PEAK_PREFILL, "prefill"), (PEAK_DECODE, "decode")):
+        add(metric, beyond[name].device if on_device else beyond[name].host, definition)
+    host = [one.host for one in beyond.values() if one.host is not None]
+    if len(host) == len(beyond):
+        add(PEAK_HOST, max(host))
+    elif not host and not on_device:
+        raise Unsupported(f"no peak can be told: {beyond['decode'].missing}")
+    if on_device:
+        add(PEAK_DEVICE, max((one.device for one in beyond.values() if one.device is not None), default=None))
+    steady = beyond["decode"].device if on_device else beyond["decode"].host
+    add(WEIGHTS, weights)
+    add(KV_CACHE, cache)
+    add(REST, None if steady is None else steady - weights - cache)
+    add(RUNTIME, start.total + beyond["decode"].code)
+    return found
+
+
+def rehearse(session: Session) -> str:
+    """Uses the runtime once, so that its own first use is not counted as the model's. Returns what was done, or why not."""
+    from harness.engines import ENGINES
+    from harness.methods import METHODS
+
+    method = METHODS[session.cell.scheme.method]
+    engine = ENGINES[method.engine]
+    for module in (*engine.modules, *method.modules, f"harness.engines.{engine.name}"):
+        importlib.import_module(module)
+    if engine.name != "transformers":
+        return "modules imported"
+    try:
+        name = _run_tiny(session.model_dir, session.device)
+    except Exception as error:  # an architecture that cannot be cut to one layer only loses the rehearsal, and says so
+        return f"modules imported; no one-layer model of this architecture ({type(error).__name__}: {str(error)[:200]})"
+    return f"modules imported; two steps of a random one-layer {name}"
+
+
+def _run_tiny(model_dir: Path, device: str) -> str:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    text = config.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    text.vocab_size = 64
+    text.pad_token_id = None
+    text.bos_token_id = text.eos_token_id = 0
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False).eval().to(device)
+        output = model(input_ids=torch.zeros(1, 16, dtype=torch.long, device=device), use_cache=True)
+        model(
+            input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True, past_key_values=output.past_key_values
+        )
+    return type(model).__name__
+
+
+def _give_back_free_heap() -> None:
+    """Free heap that stays resident would be reused by the load unseen, and the load would look smaller than it is."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _driver_bytes() -> int | None:
+    """The GPU memory of this process as the driver counts it (context and reserved pool included); None if it does not say."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows: Sequence[list[str]] = [[part.strip() for part in line.split(",")] for line in lines]
+    own = [int(row[1]) * 2**20 for row in rows if len(row) == 2 and row[0] == str(os.getpid()) and row[1].isdigit()]
+    return sum(own) if own else None
+
+
+PROBE = Probe(
+    name="memory",
+    title="Memory",
+    version="1",
+    metrics=(PEAK_DECODE, PEAK_PREFILL, PEAK_LOAD, PEAK_HOST, PEAK_DEVICE, WEIGHTS, KV_CACHE, REST, RUNTIME),
+    isolation="memory",
+    simulated=False,
+    questions=questions,
+    measure=measure,
+)
