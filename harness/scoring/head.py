@@ -4,10 +4,11 @@ Full-vocabulary logits at every position are most of the time and nearly all of 
 positions are ever looked at. `split(model)` finds the cut, and proves it on a canary batch: `head(body(ids))` must equal
 `model(ids).logits.float()`. Three ways, tried in this order; `Split.kind` says which one holds and `Split.note` why:
 
-- `direct`: the body is `model.base_model`, the head is `model.get_output_embeddings()` followed by the scaling and soft-capping that
-  the configuration names (Gemma, Granite, Cohere and their kin). Costs nothing.
-- `hooked`: the model's own forward runs, with a hook on the head module that takes its input and feeds it no rows (body) or other
-  rows (head). Right for every model with something unusual between body and logits; `head` pays one forward of one token per call.
+- `direct`: the body is `model.base_model`, the head is `model.get_output_embeddings()` followed by the scaling and soft-capping
+  that the configuration names (Gemma, Granite, Cohere and their kin). Costs nothing.
+- `hooked`: the model's own forward runs, with a hook on the head module that takes its input and feeds it no rows (body) or
+  other rows (head). Right for every model with something unusual between body and logits; each `head` call pays one forward of
+  one token.
 - `full`: nothing could be cut; "hidden states" are the logits themselves. Right always, saves nothing.
 
 The parameters and modules of the model are never changed: packed quantized modules answer as they are.
@@ -24,14 +25,15 @@ Kind = Literal["direct", "hooked", "full"]
 
 CANARY_ROWS = 2
 CANARY_TOKENS = 12
+CHUNK_BYTES = 48 << 20
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Split:
     """A model in two halves; build it with `split(model)`.
 
-    `hidden_size` and `hidden_dtype` describe what `body` returns (for kind `full` these are the vocabulary's); `vocab_size` the width of
-    the logits; `canary_error` the largest |difference| of a logit from the model's own on the canary batch.
+    `hidden_size` and `hidden_dtype` describe what `body` returns (for kind `full` these are the vocabulary's); `vocab_size` is
+    the width of the logits; `canary_error` the largest |difference| of a logit from the model's own on the canary batch.
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class Split:
         """Where token ids go and hidden states come from."""
         return device_of(self.model)
 
-    @torch.no_grad()
     def body(
         self,
         input_ids: torch.Tensor,
@@ -78,43 +79,47 @@ class Split:
         not passed on, so that architectures without that argument run too.
         """
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values, **kwargs}
-        hidden: torch.Tensor = self._body(
-            input_ids=input_ids, use_cache=use_cache, **{name: value for name, value in given.items() if value is not None}
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        with torch.no_grad():
+            hidden: torch.Tensor = self._body(input_ids=input_ids, use_cache=use_cache, **given)
         return hidden
 
-    @torch.no_grad()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [N, V] of hidden states [N, H] (or [B, T, V] of [B, T, H]); scaling and soft-capping included.
 
         Allocates N * V * 4 bytes at least: callers chunk, or use `scores`.
         """
-        logits: torch.Tensor = self._head(hidden)
-        return logits.float()
+        with torch.no_grad():
+            logits: torch.Tensor = self._head(hidden)
+            return logits.float()
 
-    def chunk_rows(self, budget_bytes: int = 48 << 20) -> int:
+    def chunk_rows(self, budget_bytes: int = CHUNK_BYTES) -> int:
         """How many rows `head` may take at once so that its temporaries stay within `budget_bytes`.
 
         Per logit: 4 bytes of float32, as much again for a temporary, and the model's own width.
         """
-        return max(1, budget_bytes // (10 * self.vocab_size))
+        return max(16, budget_bytes // (10 * self.vocab_size))
 
-    @torch.no_grad()
     def scores(
-        self, hidden: torch.Tensor, targets: torch.Tensor, *, budget_bytes: int = 48 << 20
+        self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log-probability in nats float32 [N], is-the-argmax bool [N]) of `targets` [N] after hidden states [N, H].
+        """(log-probability in nats float32 [M], is-the-argmax bool [M]) of `targets` [M] after hidden states [N, H].
 
-        `target logit - logsumexp` in float32, the head applied to chunks of rows: no tensor of [N, V] exists.
+        Target m is asked at hidden state `rows[m]`, ascending; without `rows` N = M, one target each. `target logit - logsumexp` in
+        float32, the head applied to chunks of hidden states: no tensor of [N, V] exists.
         """
+        count = len(hidden)
+        if rows is None:
+            rows = torch.arange(count, device=hidden.device)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-        step = self.chunk_rows(budget_bytes)
-        for start in range(0, len(targets), step):
-            logits = self.head(hidden[start : start + step])
-            wanted = targets[start : start + step]
-            logprobs[start : start + step] = logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
-            greedy[start : start + step] = logits.argmax(dim=-1) == wanted
+        starts = list(range(0, count, self.chunk_rows()))
+        bounds = torch.searchsorted(rows, torch.tensor([*starts, count], dtype=rows.dtype, device=rows.device)).tolist()
+        for start, first, end in zip(starts, bounds[:-1], bounds[1:], strict=True):
+            logits = self.head(hidden[start : start + self.chunk_rows()])
+            wanted, row = targets[first:end], rows[first:end] - start
+            logprobs[first:end] = logits[row, wanted] - logits.logsumexp(dim=-1)[row]
+            greedy[first:end] = logits.argmax(dim=-1)[row] == wanted
         return logprobs, greedy
 
     def facts(self) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def tolerance(logits: torch.Tensor) -> float:
     of the dtype at the logits' size, at least those of 1."""
     finite = logits[torch.isfinite(logits)]
     size = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
-    return 8 * torch.finfo(logits.dtype).eps * size
+    return 8 * float(torch.finfo(logits.dtype).eps) * size
 
 
 def _difference(own: torch.Tensor, ours: torch.Tensor) -> float:

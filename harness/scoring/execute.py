@@ -1,0 +1,221 @@
+"""Runs a plan on a model: batches of rows, headers' keys and values, the head at scored positions only.
+
+Memory: the tokens of a batch follow from a budget of bytes, the budget from what is free; on an out-of-memory error the batch is
+halved and tried again, and later batches stay that small. Headers' keys and values live only while a row below them is to come.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.scoring.head import Split
+from harness.scoring.plan import Plan, Row, header_order
+
+HOST_BYTES = 64 << 20
+"""Activations of one batch on a CPU: larger batches fall out of the caches and gain nothing."""
+
+MOST_TOKENS = 16384
+LEAST_TOKENS = 128
+SMALL_BATCH = 1024
+"""A batch of fewer tokens than this takes shorter rows too, at the price of padding: calls have a cost of their own."""
+
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Executor:
+    """Answers plans with one model. Counts what it ran in `calls`, `padded_tokens` and `out_of_memory`."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.bytes_per_token = bytes_per_token(split)
+        self.budget_tokens = budget_tokens(split, self.bytes_per_token)
+        self.cache_bytes_per_token = cache_bytes_per_token(split)
+        self.calls = 0
+        self.padded_tokens = 0
+        self.out_of_memory = 0
+
+    def run(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """(log-probability in nats float32, is-the-argmax bool) of every pair of the plan."""
+        logprob = np.full(len(plan.target), np.nan, np.float32)
+        greedy = np.zeros(len(plan.target), bool)
+        pair_start = np.searchsorted(plan.position, np.arange(len(plan.owner) + 1))
+
+        def answer(owners: Sequence[int], hidden: torch.Tensor) -> None:
+            """Scores what is asked in the rows of a batch; `hidden` is [B, T, H], `owners` names its rows."""
+            places: list[np.ndarray] = []
+            batch: list[np.ndarray] = []
+            for row, owner in enumerate(owners):
+                first, end = np.searchsorted(plan.owner, [owner, owner + 1])
+                places.append(np.arange(first, end))
+                batch.append(np.full(end - first, row))
+            which = np.concatenate(places)
+            if not len(which):
+                return
+            states = hidden[self._on(np.concatenate(batch)), self._on(plan.offset[which])]
+            pairs = np.concatenate([np.arange(pair_start[p], pair_start[p + 1]) for p in which])
+            at = np.repeat(np.arange(len(which)), pair_start[which + 1] - pair_start[which])
+            found, top = self.split.scores(states, self._on(plan.target[pairs]), self._on(at))
+            logprob[pairs], greedy[pairs] = found.cpu().numpy(), top.cpu().numpy()
+
+        below: dict[int, list[int]] = {}
+        for number, row in enumerate(plan.rows):
+            below.setdefault(row.header, []).append(number)
+        self._rows(plan, below.get(-1, []), None, answer)
+        live: dict[int, KeyValues] = {}
+        for number, enter in header_order(plan):
+            if not enter:
+                del live[number]
+                continue
+            header = plan.headers[number]
+            cache = new_cache(live.get(header.parent), 1)
+            ids = self._on(header.tokens)[None]
+            hidden = self.body(ids, past_key_values=cache, use_cache=True)
+            answer([-1 - number], hidden)
+            live[number] = [(layer.keys, layer.values) for layer in cache.layers]
+            self._rows(plan, below.get(number, []), live[number], answer)
+        return logprob, greedy
+
+    def _rows(
+        self,
+        plan: Plan,
+        numbers: list[int],
+        header: KeyValues | None,
+        answer: Callable[[Sequence[int], torch.Tensor], None],
+    ) -> None:
+        todo = list(batches(plan.rows, numbers, self.budget_tokens))[::-1]
+        while todo:
+            batch = todo.pop()
+            try:
+                answer(batch, self._forward([plan.rows[number] for number in batch], header))
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem) or len(batch) == 1:
+                    raise
+                self.out_of_memory += 1
+                rest = [number for later in reversed(todo) for number in later]
+                longest = max(len(plan.rows[number].tokens) for number in batch)
+                self.budget_tokens = max(LEAST_TOKENS, len(batch) * longest // 2)
+                todo = list(batches(plan.rows, batch + rest, self.budget_tokens))[::-1]
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+
+    def _forward(self, rows: list[Row], header: KeyValues | None) -> torch.Tensor:
+        """Hidden states [B, T, H] of rows that share a header, padded on the right."""
+        width = max(len(row.tokens) for row in rows)
+        ids = np.zeros((len(rows), width), np.int64)
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row.tokens)] = row.tokens
+        if header is None and all(row.chain for row in rows):
+            # Causal attention never looks right: padding needs no mask, and attention takes its fastest path.
+            return self.body(self._on(ids))
+        depth = np.zeros((len(rows), width), np.int64)
+        last = np.tile(np.arange(1, width + 1), (len(rows), 1))  # padding sees itself only
+        for number, row in enumerate(rows):
+            depth[number, : len(row.tokens)] = row.depth
+            last[number, : len(row.tokens)] = row.last
+        mask = tree_mask(self._on(last), 0 if header is None else header[0][0].shape[2], self.split.hidden_dtype)
+        cache = None if header is None else new_cache(header, len(rows))
+        return self.body(
+            self._on(ids), attention_mask=mask, position_ids=self._on(depth), past_key_values=cache, use_cache=cache is not None
+        )
+
+    def body(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Hidden states of token ids [B, T], counted."""
+        self.calls += 1
+        self.padded_tokens += ids.numel()
+        return self.split.body(ids.long(), **kwargs)
+
+    def _on(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.split.device)
+
+
+def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
+    """Cuts rows into batches of at most `budget_tokens` padded tokens (one row at least), longest first, rows with several branches
+    apart from plain ones, and rows of very different length apart unless the batch would be small."""
+    for chain in (True, False):
+        chosen = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
+        batch: list[int] = []
+        for number in chosen:
+            width, length = len(rows[batch[0]].tokens) if batch else 0, len(rows[number].tokens)
+            full = (len(batch) + 1) * width > budget_tokens
+            ragged = length < 0.8 * width and len(batch) * width >= SMALL_BATCH
+            if batch and (full or ragged):
+                yield batch
+                batch = []
+            batch.append(number)
+        if batch:
+            yield batch
+
+
+def tree_mask(last: torch.Tensor, before: int, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [B, 1, T, before + T] of trees: token i sees all `before` cached tokens, and token j if j <= i < last[j]."""
+    batch, width = last.shape
+    place = torch.arange(width, device=last.device)
+    seen = (place[None, :] <= place[:, None])[None] & (place[None, :, None] < last[:, None, :])
+    mask = torch.zeros(batch, 1, width, before + width, dtype=dtype, device=last.device)
+    mask[:, 0, :, before:].masked_fill_(~seen, torch.finfo(dtype).min)
+    return mask
+
+
+def new_cache(header: KeyValues | None, rows: int) -> Any:
+    """A cache of today's transformers that already holds `header` for each of `rows` rows (as views: nothing is copied here)."""
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+    if header is None:
+        return DynamicCache()
+    layers = []
+    for keys, values in header:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)
+        layers.append(layer)
+    return Cache(layers=layers)
+
+
+def bytes_per_token(split: Split) -> int:
+    """Activations that live at once per token: residual stream, projections, the widest of the feed-forward layer, some slack."""
+    config = split.model.config.get_text_config()
+    hidden = int(getattr(config, "hidden_size", 0) or split.hidden_size)
+    wide = int(getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0) or 4 * hidden)
+    width = split.vocab_size if split.kind == "full" else 0
+    return (8 * hidden + 3 * wide + 2 * width) * split.hidden_dtype.itemsize
+
+
+def cache_bytes_per_token(split: Split) -> int:
+    """Keys and values of one token in all layers, at most (models without grouped heads)."""
+    config = split.model.config.get_text_config()
+    hidden, layers = int(getattr(config, "hidden_size", split.hidden_size)), int(getattr(config, "num_hidden_layers", 1))
+    heads = int(getattr(config, "num_attention_heads", 1) or 1)
+    grouped = int(getattr(config, "num_key_value_heads", heads) or heads)
+    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    return max(1, 2 * layers * grouped * width * split.hidden_dtype.itemsize)
+
+
+def budget_tokens(split: Split, per_token: int) -> int:
+    """Padded tokens of one batch, from free memory."""
+    if split.device.type == "cuda":
+        free = torch.cuda.mem_get_info(split.device)[0] // 4
+    else:
+        free = min(HOST_BYTES, free_host_bytes() // 4)
+    return int(min(MOST_TOKENS, max(LEAST_TOKENS, free // per_token)))
+
+
+def free_host_bytes() -> int:
+    """Memory the kernel says can be had without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """torch raises OutOfMemoryError for a device and a plain RuntimeError for the host."""
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem)

@@ -1,0 +1,571 @@
+"""`FastLM`: lm-eval's Hugging Face answers for a fraction of the work.
+
+    from harness.scoring import FastLM
+    lm_eval.simple_evaluate(model=FastLM(pretrained="path-or-model"), tasks=["hellaswag"])
+
+Tasks, prompts, filters and metrics stay lm-eval's; tokenization follows its `hf` backend to the letter (`TemplateLM._encode_pair` is
+inherited). What differs is the work: prefixes are computed once, the output head runs where a token is scored, log-probabilities are taken
+in float32 whatever the model's dtype.
+
+Sharing is proven before it is used: a canary batch is answered packed and plain at construction, and the deepest input of the data once
+more. What cannot share (windows shorter than an input, recurrent layers, ALiBi) runs as plain rows; `report()` says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval.utils
+import numpy as np
+import torch
+import transformers
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import (
+    configure_pad_token,
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+
+from harness.scoring.execute import Executor
+from harness.scoring.generate import Stops, generate
+from harness.scoring.head import canary_ids, device_of, split, unwrap
+from harness.scoring.plan import PLAN_VERSION, Plan, make_plan
+
+Pair = tuple[list[int], list[int]]
+
+KV_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
+
+@register_model("fastlm")
+class FastLM(TemplateLM):  # type: ignore[misc]
+    """An `lm_eval.api.model.LM` over a causal transformers model.
+
+    `pretrained`: a model object (any loader's; kept as it is) or a path or hub id. `tokenizer`: an object, a path, or None (the model's).
+    `device`, `dtype`, `revision`, `trust_remote_code` and further keywords serve loading only. `add_bos_token`, `prefix_token_id`,
+    `max_length`, `think_end_token`, `chat_template_args` mean what they mean to lm-eval's `hf`. `plan_folder`: where plans are kept and found
+    again, per tokenizer and requests (None: nowhere). `share=False` runs plain rows only.
+    `batch_size` and `max_batch_size` are accepted, because lm-eval passes them, and ignored: batches follow from memory.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        tokenizer: Any = None,
+        device: str | None = None,
+        dtype: Any = "auto",
+        revision: str = "main",
+        trust_remote_code: bool = False,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        think_end_token: str | int | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        plan_folder: str | os.PathLike[str] | None = None,
+        share: bool = True,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(pretrained, (str, os.PathLike)):
+            source = os.fspath(pretrained)
+            if isinstance(dtype, str) and dtype != "auto":
+                dtype = getattr(torch, dtype)
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            pretrained = transformers.AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, **loading
+            ).to(device)
+        elif loading:
+            raise TypeError(f"these keywords serve loading, but a loaded model was given: {', '.join(sorted(loading))}")
+        else:
+            source = str(getattr(unwrap(pretrained), "name_or_path", ""))
+        self.model = unwrap(pretrained)
+        self.model.eval()
+        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+            given = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                source if tokenizer is None else os.fspath(tokenizer),
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                **given,
+            )
+        self.tokenizer = configure_pad_token(tokenizer, model_config=self.model.config)
+        self.add_bos_token = add_bos_token
+        self.think_end_token = int(think_end_token) if str(think_end_token).isdigit() else think_end_token  # type: ignore[arg-type]
+        self.chat_template_args = chat_template_args or {}
+        self.plan_folder = None if plan_folder is None else Path(plan_folder)
+        self._prefix_token_id = prefix_token_id
+        self._max_length = max_length
+        self._device = device_of(self.model)
+        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._tokenizer_digest: str | None = None
+        self._plans: dict[str, int] = {"made": 0, "from disk": 0}
+        self._tokens: dict[str, int] = {"plain": 0, "run": 0, "scored": 0}
+        self._verified_depth = 0
+        self.notes: list[str] = []
+        self.split = split(self.model)
+        if self.split.kind != "direct":
+            self.notes.append(f"output head: {self.split.note}")
+        self.executor = Executor(self.split)
+        self.share, self.share_limit = False, 0
+        if not share:
+            self.notes.append("prefix sharing is switched off")
+        else:
+            self._decide_sharing()
+
+    # ---- what lm-eval asks of a model -------------------------------------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        """End of text, as lm-eval's `hf` has it: the tokenizer's end-of-sequence id."""
+        return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands for an empty context: given, or beginning of sequence, or end of sequence."""
+        for token in (self._prefix_token_id, self.tokenizer.bos_token_id):
+            if token is not None:
+                return int(token)
+        return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens."""
+        return self._max_length or int(resolve_max_length(self.model.config, self.tokenizer))
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens of a generation that names no limit (lm-eval's default)."""
+        return 256
+
+    @property
+    def device(self) -> torch.device:
+        return self._device  # type: ignore[no-any-return]
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat as text; a template that refuses a system message gets the chat without it (as lm-eval does)."""
+        import jinja2
+
+        def render(messages: list[dict[str, str]]) -> str:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.chat_template_args,
+            )
+            return text
+
+        try:
+            return render(chat_history)
+        except jinja2.exceptions.TemplateError:
+            return render([message for message in chat_history if message["role"] != "system"])
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of a string, by the rules of lm-eval's `hf` on special tokens."""
+        flag = self._special(string, add_special_tokens)
+        known = self._encoded.get((string, flag))
+        if known is None:
+            known = self.tokenizer.encode(string, **({} if flag is None else {"add_special_tokens": flag}))
+        return list(known)
+
+    def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation in nats, is it what greedy decoding gives) for every (context, continuation)."""
+        texts = [tuple(request.args) for request in requests]
+        plan = self._plan("loglikelihood", texts, lambda: ([self._pair(*text) for text in texts], None))
+        answers = self._run(plan)
+        for text, answer in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", text, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability in nats of every whole document, in windows of `max_length` as lm-eval cuts them."""
+        texts = [str(request.args[0]) for request in requests]
+
+        def windows() -> tuple[list[Pair], list[int]]:
+            found: list[Pair] = []
+            bounds = [0]
+            for text in texts:
+                for window in lm_eval.utils.get_rolling_token_windows(
+                    token_list=self.tok_encode(text),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                ):
+                    found.append(lm_eval.utils.make_disjoint_window(window))
+                bounds.append(len(found))
+            return found, bounds
+
+        plan = self._plan("rolling", texts, windows)
+        answers = [answer for answer, _ in self._run(plan)]
+        for text, value in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a stop string. Greedy ones (the default) go through the shared-prefix engine, others through
+        `transformers.generate`, in groups of equal prompt length."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+        answers = [""] * len(requests)
+        for numbers in groups.values():
+            given = requests[numbers[0]].args[1]
+            kwargs = dict(normalize_gen_kwargs(given, self.max_gen_toks))
+            end = None if self.eot_token_id is None else self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+            until = handle_stop_sequences(kwargs.pop("until", None), eos=end)
+            most = int(kwargs.pop("max_gen_toks"))
+            if most >= self.max_length:
+                raise ValueError(f"max_gen_toks {most} leaves no room for a prompt: the model takes {self.max_length} tokens")
+            prompts = [self._prompt(requests[number].args[0], self.max_length - most) for number in numbers]
+            for number, new in zip(numbers, self._generate(prompts, kwargs, until, most), strict=True):
+                text = self._finish_text(new, until)
+                answers[number] = text
+                self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return answers
+
+    def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+        """lm-eval's entry for requests that are tokens already."""
+        return self._run(self._make([(context, continuation) for _, context, continuation in requests], None))
+
+    # ---- facts ------------------------------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """What was done, as plain data for a record: how the head was cut, whether prefixes were shared and why not, work counted."""
+        run = self._tokens["run"]
+        return {
+            "engine": "fastlm",
+            "head": self.split.facts(),
+            "prefix_sharing": self.share,
+            "prefix_sharing_limit": self.share_limit if self.share else 0,
+            "notes": list(self.notes),
+            "plans_made": self._plans["made"],
+            "plans_from_disk": self._plans["from disk"],
+            "tokens_of_plain_rows": self._tokens["plain"],
+            "tokens_run": run,
+            "tokens_with_padding": self.executor.padded_tokens,
+            "tokens_scored": self._tokens["scored"],
+            "model_calls": self.executor.calls,
+            "batch_tokens": self.executor.budget_tokens,
+            "out_of_memory_retries": self.executor.out_of_memory,
+        }
+
+    # ---- tokens -----------------------------------------------------------------------------------------------------------------
+
+    def _special(self, string: str, add_special_tokens: bool | None) -> bool | None:
+        """The `add_special_tokens` to encode with; None = the tokenizer's default."""
+        if add_special_tokens is not None:
+            return add_special_tokens
+        if self.prefix_token_id is not None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            return False
+        return self.add_bos_token
+
+    def _encode_ahead(self, wanted: Iterable[tuple[str, bool | None]]) -> None:
+        """Encodes many strings in one call each per flag: the tokenizer's own threads do the work."""
+        by_flag: dict[bool | None, dict[str, None]] = {}
+        for string, add in wanted:
+            by_flag.setdefault(self._special(string, add), {})[string] = None
+        for flag, strings in by_flag.items():
+            given = {} if flag is None else {"add_special_tokens": flag}
+            for string, ids in zip(strings, self.tokenizer(list(strings), **given)["input_ids"], strict=True):
+                self._encoded[(string, flag)] = ids
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Context and continuation ids of a request (lm-eval's rule; an empty context is the prefix token)."""
+        if context:
+            pair: Pair = self._encode_pair(context, continuation)
+            return pair
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        if ids and ids[0] == self.prefix_token_id:
+            return ids[:1], ids[1:]
+        return [self.prefix_token_id], ids
+
+    def _prompt(self, text: str, longest: int) -> list[int]:
+        """Ids of a generation's prompt, cut from the left."""
+        flag = False if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)) else self.add_bos_token
+        ids: list[int] = self.tokenizer(text, **({} if flag is None else {"add_special_tokens": flag}))["input_ids"]
+        return ids[-longest:]
+
+    # ---- plans ------------------------------------------------------------------------------------------------------------------
+
+    def _plan(self, kind: str, texts: Sequence[Any], encode: Any) -> Plan:
+        """The plan of these requests: found on disk, or made (and kept there)."""
+        path = None
+        if self.plan_folder is not None:
+            key = [PLAN_VERSION, self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
+            key += [self._hidden_size(), self.share, self.share_limit, texts]
+            name = hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()
+            path = self.plan_folder / f"{name}.plan.npz"
+            try:
+                plan = Plan.from_bytes(path.read_bytes())
+                self._plans["from disk"] += 1
+                return plan
+            except FileNotFoundError:
+                pass
+            except ValueError as problem:
+                self.notes.append(f"a stored plan could not be read and was made again: {problem}")
+        if kind == "rolling":
+            self._encode_ahead((text, None) for text in texts)
+        else:
+            self._encode_ahead(_strings(texts))
+        pairs, bounds = encode()
+        self._encoded.clear()
+        plan = self._make(pairs, bounds)
+        self._plans["made"] += 1
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_bytes(plan.to_bytes())
+            temporary.replace(path)
+        return plan
+
+    def _make(self, pairs: Sequence[Pair], bounds: Sequence[int] | None) -> Plan:
+        """`bounds`: answer d sums pairs bounds[d] to bounds[d + 1] (None: one pair each)."""
+        plan = make_plan(
+            pairs,
+            max_length=self.max_length,
+            hidden_size=self._hidden_size(),
+            share=self.share,
+            share_limit=self.share_limit,
+        )
+        if bounds is not None:
+            plan = dataclasses.replace(plan, request_start=plan.request_start[np.array(bounds)])
+        return plan
+
+    def _hidden_size(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "hidden_size", self.split.hidden_size))
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of all that decides how the tokenizer encodes."""
+        if self._tokenizer_digest is None:
+            backend = getattr(self.tokenizer, "backend_tokenizer", None)
+            rules = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
+            special = json.dumps([type(self.tokenizer).__name__, self.tokenizer.special_tokens_map], sort_keys=True, default=str)
+            self._tokenizer_digest = hashlib.sha256((rules + special).encode()).hexdigest()
+        return self._tokenizer_digest
+
+    # ---- running ----------------------------------------------------------------------------------------------------------------
+
+    def _run(self, plan: Plan) -> list[tuple[float, bool]]:
+        if plan.shared and plan.deepest > 2 * self._verified_depth:
+            self._verify_depth(plan)
+        if plan.shared and not self.share:
+            raise AssertionError("a shared plan for a model that cannot share")
+        self._tokens["plain"] += plan.plain_tokens
+        self._tokens["run"] += plan.tokens
+        self._tokens["scored"] += len(plan.target)
+        return plan.collect(*self.executor.run(plan))
+
+    def _verify_depth(self, plan: Plan) -> None:
+        self._verified_depth = plan.deepest
+
+    def _decide_sharing(self) -> None:
+        """Sharing is used if the configuration does not speak against it and a canary batch gives the same answers both ways."""
+        limit, reason = share_limit(self.model.config)
+        if not limit:
+            self.notes.append(f"plain rows: {reason}")
+            return
+        try:
+            difference, allowed = self._canary()
+        except Exception as problem:  # any failure inside a foreign model means the same: it cannot run packed
+            self.notes.append(f"plain rows: packed rows failed on the canary batch ({type(problem).__name__}: {problem})")
+            return
+        if difference > allowed:
+            self.notes.append(f"plain rows: packed and plain answers of the canary batch differ by {difference:.3g} nats")
+            return
+        self.share, self.share_limit = True, limit
+        if reason:
+            self.notes.append(reason)
+
+    def _canary(self) -> tuple[float, float]:
+        """(root mean square difference in nats of packed from plain answers, what may pass) on a fixed tree of 4 levels.
+
+        What may pass follows from the model's own noise (plain rows alone against plain rows in a batch) and its precision.
+        """
+        ids = canary_ids(self.model, 1, 96)[0].tolist()
+        requests = []
+        for question in range(4):
+            context = ids[:20] + ids[20 + question : 30 + 2 * question]
+            requests += [(context, ids[50 + 7 * choice + question : 54 + 8 * choice + question]) for choice in range(3)]
+        common = {"max_length": 4096, "hidden_size": 256}
+        packed = make_plan(requests, **common, header_overhead=0.0, row_tokens=40)  # type: ignore[arg-type]
+        assert packed.headers and any(not row.chain for row in packed.rows)
+        plain = make_plan(requests, **common, share=False)  # type: ignore[arg-type]
+        answers = np.array([a for a, _ in packed.collect(*self.executor.run(packed))])
+        expected = np.array([a for a, _ in plain.collect(*self.executor.run(plain))])
+        alone = []
+        for request in requests[:3]:
+            one = make_plan([request], **common, share=False)  # type: ignore[arg-type]
+            alone.append(one.collect(*self.executor.run(one))[0][0])
+        fine = np.isfinite(expected)
+        if not (fine == np.isfinite(answers)).all():
+            return float("inf"), 0.0
+        if not fine.any():
+            return 0.0, 0.0  # nothing but NaN either way
+        noise = np.nan_to_num(np.array(alone) - expected[:3])
+        precision = float(torch.finfo(self.split.hidden_dtype).eps)
+        spread = float(expected[fine].std())
+        allowed = max(4 * float(np.sqrt((noise**2).mean())), max(1e-3, 16 * precision) * spread, 1e-4)
+        return float(np.sqrt(((answers - expected)[fine] ** 2).mean())), allowed
+
+    def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:
+        config = getattr(self.model, "generation_config", None)
+        ends = getattr(config, "eos_token_id", None)
+        stops = Stops(self.tokenizer, until, [] if ends is None else [ends] if isinstance(ends, int) else list(ends))
+        deepest = max(map(len, prompts)) + most
+        if self.share and deepest <= self.share_limit and is_greedy(kwargs, config):
+            return generate(self.executor, prompts, most=most, finished=stops)
+        return generate_plain(self.model, self.tokenizer, prompts, kwargs, most=most, finished=stops)
+
+    def _finish_text(self, new: list[int], until: list[str]) -> str:
+        """Text of the new tokens, cut at the first stop string, without the thinking part (lm-eval's rules)."""
+        think = self.think_end_token
+        if isinstance(think, int):
+            ends = [place for place, token in enumerate(new) if token == think]
+            text = self.tok_decode(new[ends[-1] + 1 :] if ends else new).lstrip()
+        else:
+            text = self.tok_decode(new)
+        return str(postprocess_generated_text(text, until, think if isinstance(think, str) else None))
+
+
+def share_limit(config: Any) -> tuple[int, str]:
+    """(longest input that may share prefixes, 0 for none; why it is limited or ''). Read off a transformers configuration.
+
+    A packed row or a cached header shows every token all its ancestors, with positions of its own branch. That is the model's own
+    attention as long as no layer looks back less far, and every layer looks back through keys and values.
+    """
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    if layers - KV_LAYERS:
+        return 0, f"layers that keep no plain keys and values: {', '.join(sorted(layers - KV_LAYERS))}"
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation not in (None, "sdpa", "eager"):
+        return 0, f"attention implementation {implementation!r} takes no mask of ours"
+    if getattr(text, "alibi", False):
+        return 0, "ALiBi positions"
+    limit, reasons = 1 << 30, []
+    window = getattr(text, "sliding_window", None)
+    if window and getattr(text, "use_sliding_window", True) is not False and (not layers or "sliding_attention" in layers):
+        limit = min(limit, int(window))
+        reasons.append(f"inputs longer than the sliding window of {window} tokens run as plain rows")
+    chunk = getattr(text, "attention_chunk_size", None)
+    if chunk and (not layers or "chunked_attention" in layers):
+        limit = min(limit, int(chunk))
+        reasons.append(f"inputs longer than the attention chunk of {chunk} tokens run as plain rows")
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+        first = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        first = int(first or text.max_position_embeddings)
+        limit = min(limit, first)
+        reasons.append(f"positions change their meaning in inputs beyond {first} tokens: these run as plain rows")
+    return limit, "; ".join(reasons)
+
+
+def is_greedy(kwargs: dict[str, Any], config: Any) -> bool:
+    """Whether generation is plain argmax: neither the request nor the model's generation configuration asks for more."""
+    if kwargs.get("do_sample") or kwargs.get("temperature", 0.0) not in (0, 0.0, None):
+        return False
+    if set(kwargs) - {"do_sample", "temperature", "top_p", "top_k", "seed"}:
+        return False
+    neutral: dict[str, tuple[Any, ...]] = {
+        "num_beams": (1,),
+        "repetition_penalty": (1, 1.0),
+        "encoder_repetition_penalty": (1, 1.0),
+        "no_repeat_ngram_size": (0,),
+        "min_length": (0,),
+        "min_new_tokens": (0,),
+    }
+    others = (
+        "bad_words_ids",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "sequence_bias",
+    )
+    others += (
+        "penalty_alpha",
+        "guidance_scale",
+        "dola_layers",
+        "watermarking_config",
+        "exponential_decay_length_penalty",
+        "stop_strings",
+    )
+    for name in (*neutral, *others, "prompt_lookup_num_tokens", "remove_invalid_values"):
+        value = getattr(config, name, None)
+        if value not in (None, False, *neutral.get(name, ())):
+            return False
+    return True
+
+
+def generate_plain(
+    model: Any, tokenizer: Any, prompts: list[list[int]], kwargs: dict[str, Any], *, most: int, finished: Stops, rows: int = 16
+) -> list[list[int]]:
+    """`transformers.generate` on groups of equal prompt length, so that nothing is padded; every row stops for itself."""
+    given = dict(kwargs)
+    if not given.get("do_sample"):
+        given["do_sample"] = False
+        for name in ("temperature", "top_p", "top_k"):
+            given.pop(name, None)
+    answers: list[list[int]] = [[] for _ in prompts]
+    lengths: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        lengths.setdefault(len(prompt), []).append(number)
+    for length, numbers in lengths.items():
+        for start in range(0, len(numbers), rows):
+            batch = numbers[start : start + rows]
+            ids = torch.tensor([prompts[number] for number in batch], dtype=torch.long, device=device_of(model))
+
+            class RowStop(transformers.StoppingCriteria):  # type: ignore[misc]
+                def __call__(self, input_ids: Any, scores: Any, length: int = length, **_: Any) -> Any:
+                    return torch.tensor([finished(row[length:].tolist()) for row in input_ids], device=input_ids.device)
+
+            with torch.no_grad():
+                out = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=most,
+                    pad_token_id=tokenizer.pad_token_id,
+                    stopping_criteria=transformers.StoppingCriteriaList([RowStop()]),
+                    **given,
+                )
+            for number, row in zip(batch, out.tolist(), strict=True):
+                new = row[length:]
+                # A finished row is padded until the last one is: cut where it finished.
+                end = next((k for k in range(1, len(new) + 1) if finished(new[:k])), len(new))
+                answers[number] = new[:end]
+    return answers
+
+
+def _strings(texts: Sequence[tuple[str, str]]) -> Iterable[tuple[str, bool | None]]:
+    """The strings that encoding these pairs will ask for (the same whitespace rule as `TemplateLM._encode_pair`)."""
+    for context, continuation in texts:
+        if not context:
+            yield continuation, False
+            continue
+        bare = context.rstrip()
+        if bare != context:
+            yield bare + context[len(bare) :] + continuation, None
+            yield bare, None
+        else:
+            yield context + continuation, None
+            yield context, None
