@@ -1,0 +1,68 @@
+"""What all tests share: no network, the fakes switched on, folders of their own, and a model folder small enough to copy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["QUANT_HARNESS_FAKES"] = "1"  # before harness is imported: METHODS and PROBES are built at import
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("QUANT_HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder that looks like a checkpoint: enough for everything that does not load weights."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "vocab_size": 16,
+        "tie_word_embeddings": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "model.embed_tokens.weight": np.zeros((16, 8), dtype=np.float16),
+        "model.layers.0.self_attn.q_proj.weight": np.zeros((8, 8), dtype=np.float16),
+        "model.layers.0.input_layernorm.weight": np.zeros((8,), dtype=np.float16),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def write_suite(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
+    """Writes a suite of fake cells: `write_suite("{bits: 4, on_a: crash}", ...)` beside a 16-bit baseline."""
+
+    def write(*cells: str, name: str = "scripted", extra: str = "") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        lines = [
+            f"name: {name}",
+            f"models: [{{path: {model_folder}, name: tiny}}]",
+            "baseline: fake 16-bit",
+            "probes: [quantize, fake]",
+            "methods:",
+            "  fake:",
+            "    - {bits: 16}",
+            *(f"    - {cell}" for cell in cells),
+            extra,
+        ]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write

@@ -1,0 +1,238 @@
+"""The matrix from outside, on the fake method: crashes, hangs, kills and resumption in real child processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import runner, store
+from harness.errors import BadInput, StoreError
+from harness.spec import Record
+from harness.suite import plan
+
+WriteSuite = Callable[..., Path]
+
+
+def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
+    planned = plan(suite, device="cpu")
+    return store.read(runner.run(planned, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache", **settings)))
+
+
+def statuses(stored: store.Run, scheme: str) -> dict[str, str]:
+    return {
+        f"{r.question.probe} {r.question.subject}".strip(): r.status
+        for r in stored.records
+        if r.cell.scheme.label.startswith(scheme)
+    }
+
+
+def record(stored: store.Run, scheme: str, subject: str) -> Record:
+    return next(r for r in stored.records if r.cell.scheme.label.startswith(scheme) and r.question.subject == subject)
+
+
+def measured(tmp_path: Path) -> Counter[str]:
+    path = tmp_path / "cache" / "fake-measured.txt"
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def test_every_planned_question_becomes_one_record_with_its_number_and_its_raw_samples(
+    write_suite: WriteSuite, tmp_path: Path
+) -> None:
+    stored = run(write_suite("{bits: 4, value: 2.5}"), tmp_path)
+    assert stored.ended
+    assert len(stored.records) == 2 * 4
+    answer = record(stored, "fake 4-bit", "b").answer
+    assert answer is not None
+    (measurement,) = answer.measurements
+    assert (measurement.metric, measurement.value, measurement.n) == ("fake_value", 2.5, 1)
+    assert measurement.blob is not None
+    assert json.loads(stored.blob(measurement.blob)) == {"value": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        ("crash", "crash"),
+        ("kill", "oom"),
+        ("memory", "oom"),
+        ("raise:boom", "error"),
+        ("exit:3", "crash"),
+        ("sleep:30", "timeout"),
+    ],
+)
+def test_a_probe_that_dies_is_a_typed_failure_and_costs_only_itself(
+    write_suite: WriteSuite, tmp_path: Path, script: str, kind: str
+) -> None:
+    stored = run(write_suite(f"{{bits: 4, on_b: '{script}'}}", extra="timeout: 1.5"), tmp_path)
+    assert statuses(stored, "fake 4-bit") == {"quantize": "ok", "fake a": "ok", "fake b": kind, "fake c": "ok"}
+    assert set(statuses(stored, "fake 16-bit").values()) == {"ok"}
+    failure = record(stored, "fake 4-bit", "b").failure
+    assert failure is not None
+    assert failure.phase == "fake"
+    assert failure.message
+    if script == "raise:boom":
+        assert "boom" in failure.message
+        assert "Traceback" in failure.log_tail
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"), [("crash", "crash"), ("raise:no kernel", "error"), ("torn", "crash"), ("sleep:30", "timeout")]
+)
+def test_a_quantization_that_dies_fails_its_cell_alone_and_leaves_no_artifact(
+    write_suite: WriteSuite, tmp_path: Path, script: str, kind: str
+) -> None:
+    stored = run(write_suite(f"{{bits: 3, on_quantize: '{script}'}}", "{bits: 2}", extra="quantize_timeout: 1.5"), tmp_path)
+    assert set(statuses(stored, "fake 3-bit").values()) == {kind}
+    assert set(statuses(stored, "fake 2-bit").values()) == {"ok"}
+    assert not [p for p in (tmp_path / "cache" / "artifacts").iterdir() if p.name.startswith((".draft", "fake-3"))]
+
+
+def test_a_nonfinite_number_is_stored_as_what_it_is(write_suite: WriteSuite, tmp_path: Path) -> None:
+    answer = record(run(write_suite("{bits: 2, on_c: nan}"), tmp_path), "fake 2-bit", "c").answer
+    assert answer is not None
+    assert math.isnan(answer.measurements[0].value)
+
+
+def test_running_again_repeats_nothing(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 4}", "{bits: 3, on_a: crash}")
+    first = run(suite, tmp_path)
+    again = run(suite, tmp_path)
+    assert again.path == first.path
+    assert again.records == first.records
+    assert set(measured(tmp_path).values()) == {1}
+
+
+def test_a_failed_question_is_asked_again_only_on_request(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 3, on_a: 'raise:x'}")
+    first = run(suite, tmp_path)
+    again = run(suite, tmp_path, retry_failed=True)
+    assert again.path == first.path
+    assert record(again, "fake 3-bit", "a").started_at >= record(first, "fake 3-bit", "a").started_at
+    assert len((first.path).read_text().splitlines()) == 1 + 1 + 8 + 1 + 1 + 1
+    assert set(measured(tmp_path).values()) == {1}
+
+
+def test_fresh_makes_a_new_run_with_the_cached_artifacts(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 4}")
+    first = run(suite, tmp_path)
+    again = run(suite, tmp_path, fresh=True)
+    assert again.path != first.path
+    assert len(again.records) == len(first.records)
+    assert len((tmp_path / "cache" / "fake-quantized.txt").read_text().splitlines()) == 2
+
+
+def test_a_suite_that_grows_measures_only_what_is_new(write_suite: WriteSuite, tmp_path: Path) -> None:
+    first = run(write_suite("{bits: 4}"), tmp_path)
+    grown = run(write_suite("{bits: 4}", "{bits: 2}"), tmp_path)
+    assert grown.path == first.path
+    assert len(grown.records) == 12
+    assert len(grown.plan["cells"]) == 3
+    assert set(measured(tmp_path).values()) == {1}
+
+
+def test_a_run_cut_at_any_line_or_within_one_is_completed_without_repeating_a_stored_number(
+    write_suite: WriteSuite, tmp_path: Path
+) -> None:
+    suite = write_suite("{bits: 4}")
+    whole = run(suite, tmp_path)
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    want = {(r.key, r.status) for r in whole.records}
+    for kept in range(1, len(lines)):
+        for torn in (b"", lines[kept][: len(lines[kept]) // 2]):
+            whole.path.write_bytes(b"".join(lines[:kept]) + torn)
+            before = sum(measured(tmp_path).values())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", store.TornLine)
+                again = run(suite, tmp_path)
+            assert again.ended
+            assert {(r.key, r.status) for r in again.records} == want
+            stored = sum(1 for line in lines[:kept] if b'"kind":"record"' in line and b'"probe":"fake"' in line)
+            assert sum(measured(tmp_path).values()) - before == 6 - stored
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_goes_on(
+    write_suite: WriteSuite, tmp_path: Path, how: signal.Signals
+) -> None:
+    suite = write_suite("{bits: 4, on_b: 'sleep:3'}", "{bits: 2}")
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "run",
+        str(suite),
+        "--results",
+        str(tmp_path / "results"),
+        "--report",
+        str(tmp_path / "r.html"),
+    ]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while measured(tmp_path)["fake 4-bit on_b=sleep:3 a"] + measured(tmp_path)["fake 4-bit sleep:3 a"] == 0:
+        assert time.monotonic() < deadline, first.communicate()
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    children = _descendants(first.pid)
+    assert len(children) == 2  # the fork server and the measuring child
+    first.send_signal(how)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert ("goes on from here" in said) == (how == signal.SIGINT)
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in children):
+        assert time.monotonic() < deadline, "a child outlived the harness"
+        time.sleep(0.05)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "going on from there" in second.stdout
+    stored = store.read(tmp_path / "results" / "scripted")
+    assert stored.ended
+    assert len(stored.records) == 12
+    assert {r.status for r in stored.records} == {"ok"}
+    assert set(measured(tmp_path).values()) == {1}
+
+
+def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 4}")
+    path = run(suite, tmp_path).path
+    with store.Writer(path, {}), pytest.raises(StoreError, match="another quant-harness is writing"):
+        run(suite, tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_starts(
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.machine.free_disk_bytes", lambda path: 10)
+    with pytest.raises(BadInput, match="no space left"):
+        run(write_suite("{bits: 4}"), tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for child in _children(pid):
+        found += [child, *_descendants(child)]
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
