@@ -1,1 +1,28 @@
-"""Filled below."""
+"""The engines: what loads an artifact and answers. One row per engine; nothing is imported before a row's `load` is called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.engines.base import Engine, Loaded
+from harness.spec import Cell
+
+
+def _transformers(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+    from harness.engines import transformers
+
+    return transformers.load(cell, artifact_dir, model_dir, device)
+
+
+ENGINES: dict[str, Engine] = {
+    "transformers": Engine(
+        name="transformers",
+        title="Transformers (PyTorch)",
+        modules=("torch", "transformers"),
+        load=_transformers,
+    ),
+}
+
+if os.environ.get("QUANT_HARNESS_FAKES"):  # the tests' scripted method is never loaded: its probe reads its artifact itself
+    ENGINES["fake"] = Engine(name="fake", title="Scripted", modules=(), load=_transformers)

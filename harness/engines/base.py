@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from harness.methods.base import LayerKernel
 from harness.spec import Cell, Json
@@ -19,7 +19,8 @@ from harness.spec import Cell, Json
 class WindowScores:
     """Scores of one window of T token ids: arrays of length T-1, position i scores token i+1 (numpy float32).
 
-    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` (bool), `base_top` = the
+    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` (bool), `base_top`
+    = the
     reference's top probability, `delta_p` = p_this(true) - p_reference(true), `base_nll`. None without a reference.
     """
 
@@ -75,6 +76,15 @@ class Loaded(Protocol):
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
         """Runs `prefill` or `decode` once for the memory probe and returns its facts, e.g. {"kv_cache_bytes": ...}."""
+
+
+@runtime_checkable
+class Rerun(Protocol):
+    """What an engine may offer beside `Loaded`: the same weights under another legitimate execution, for the noise floor of
+    divergence."""
+
+    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+        """(what was executed otherwise, scores of the windows against the reference)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,25 @@
-"""Filled below."""
+"""The probes: what is measured, one row each. METRICS is every metric of every probe by its name, which is unique.
+
+The fake probe, for tests, is there where QUANT_HARNESS_FAKES is set in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+
+from harness.probes import divergence, fake, memory, perplexity, quantize, size, tasks
+from harness.probes.base import Probe
+from harness.spec import Metric
+
+PROBES: dict[str, Probe] = {
+    "quantize": quantize.PROBE,
+    "size": size.PROBE,
+    "perplexity": perplexity.PROBE,
+    "divergence": divergence.PROBE,
+    "tasks": tasks.PROBE,
+    "memory": memory.PROBE,
+}
+if os.environ.get("QUANT_HARNESS_FAKES"):
+    PROBES["fake"] = fake.PROBE
+
+METRICS: dict[str, Metric] = {metric.name: metric for probe in PROBES.values() for metric in probe.metrics}

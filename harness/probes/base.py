@@ -28,6 +28,7 @@ class Session(Protocol):
     model_dir: Path
     device: str
     seed: int
+    cache: Path  # private and writable, kept between runs
     memo: dict[str, Any]  # one pass answers several questions (e.g. perplexity and divergence on one corpus)
 
     @property
@@ -62,7 +63,8 @@ class Session(Protocol):
 class Wishes:
     """What a suite asks of the probes: plain data, already validated. See suite.py for the fields of each entry.
 
-    corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder", "digest"}];
+    corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder",
+    "digest"}];
     latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}.
     """
 

@@ -1,0 +1,603 @@
+"""The engine for everything that loads as a transformers causal LM: one forward code path for every torch-based method.
+
+Promises: no [batch, length, vocabulary] tensor beyond one chunk ever exists; log-probabilities are float32 log-softmax; windows
+are batched by
+a fixed token budget (not by free memory), so that the same windows give the same bits on the same machine and a baseline compared
+with its own stored
+reference has a divergence of exactly 0. Only an out-of-memory error changes the batches.
+
+A reference (`write_reference`) keeps the baseline's *final hidden states*, the input of its output head, bit for bit, with the
+head's weight:
+logits are recomputed from them exactly, and they are vocabulary/hidden times smaller than logits. A model whose head cannot be
+written as
+weight, bias, scale and soft-cap is kept as logits instead, and labelled so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.errors import BadInput, Unsupported
+from harness.methods.base import LayerKernel, LoadRequest, Method
+from harness.scoring.head import Split, split, unwrap
+from harness.spec import Cell, Json
+
+TOKENS_PER_BATCH = 2048
+"""Tokens of one forward. Wide enough to keep a CPU's matrix units busy, small enough for activations of any model that fits at
+all."""
+
+REFERENCE_SCHEMA = 1
+
+_META = "reference.json"
+_STATES = "states.safetensors"
+_HEAD = "head.safetensors"
+
+_SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Transformers:
+    """Reloads the packed artifact from disk through its method's own loader; `device` is a torch device name."""
+    from harness.methods import METHODS
+
+    method = METHODS[cell.scheme.method]
+    model = method.load(LoadRequest(artifact_dir=artifact_dir, model_dir=model_dir, scheme=cell.scheme, device=device))
+    return Transformers(model, load_tokenizer(model_dir), kernels=_kernels_of(method, model))
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """The tokenizer in the source model's folder; code that a checkpoint brings along is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+
+
+def _kernels_of(method: Method, model: Any) -> Callable[[], list[LayerKernel]]:
+    return lambda: method.kernels(model)
+
+
+class Transformers:
+    """A loaded causal LM that answers (the engines' `Loaded`, and `Rerun`). `model` is any transformers causal LM in eval mode on
+    its device."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, kernels: Callable[[], list[LayerKernel]] = list) -> None:
+        self.model = model
+        self._inner = unwrap(model)
+        self._tokenizer = tokenizer
+        self._kernels = kernels
+        self._split: Split | None = None
+        self._lm: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def split(self) -> Split:
+        """Body and head of the model, cut at the first use (one small forward proves the cut)."""
+        if self._split is None:
+            self._split = split(self.model)
+        return self._split
+
+    @property
+    def device(self) -> torch.device:
+        return self.split.device
+
+    # ------------------------------------------------------------------ windows
+
+    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
+        """Scores of each window of T ids at its T-1 targets, in order; with `reference`, compared with what is stored there.
+
+        Raises Unsupported if the reference was made of other tokens or has another vocabulary.
+        """
+        baseline = None if reference is None else Reference(reference, device=self.device)
+        if baseline is not None:
+            baseline.check(windows, vocab_size=self.split.vocab_size)
+        budget = TOKENS_PER_BATCH if baseline is None else baseline.tokens_per_batch
+        for start, rows, hidden in self._bodies(windows, budget):
+            yield from self._score(rows, hidden, None if baseline is None else (baseline, start))
+
+    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+        """The same weights under another legitimate execution: one window per forward, and the attention written out instead of
+        fused (where the architecture has both). What differs from the reference is rounding: the noise floor of divergence."""
+        baseline = Reference(reference, device=self.device)
+        baseline.check(windows, vocab_size=self.split.vocab_size)
+        before = getattr(self._inner.config, "_attn_implementation", None)
+        other = "eager" if before == "sdpa" else None
+        name = "one window per forward" + (", eager attention instead of sdpa" if other else "")
+
+        def scores() -> Iterator[WindowScores]:
+            with _attention(self._inner, other):
+                for start, rows, hidden in self._bodies(windows, 1):
+                    yield from self._score(rows, hidden, (baseline, start))
+
+        return name, scores()
+
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+        """Keeps the final hidden states [windows, T-1, hidden] and the head in `folder`, which appears at once and complete.
+
+        Streams: one batch is in memory at a time. Returns the meta data that is stored too, with the bytes of the store and of
+        the
+        float16 logits that it stands for. All windows have one length T; raises BadInput otherwise.
+        """
+        length = _equal_length(windows)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            meta = self._write_reference(windows, length, partial)
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                # Another process was first. Its store answers the same question, or it is no store at all.
+                if not (folder / _META).is_file():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return meta
+
+    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
+        cut = self.split
+        positions = len(windows) * (length - 1)
+        head = _plain_head(cut, self._inner, windows[0])
+        width = cut.hidden_size if head is not None else cut.vocab_size
+        dtype = cut.hidden_dtype if head is not None else torch.float32
+        with _states_file(folder / _STATES, shape=(len(windows), length - 1, width), dtype=dtype) as append:
+            for _, _, hidden in self._bodies(windows, TOKENS_PER_BATCH):
+                if head is not None:
+                    append(hidden)
+                else:
+                    flat = hidden.reshape(-1, hidden.shape[-1])
+                    for rows in flat.split(cut.chunk_rows()):
+                        append(cut.head(rows))
+        if head is not None:
+            head.save(folder / _HEAD)
+        meta: dict[str, Json] = {
+            "schema": REFERENCE_SCHEMA,
+            "kind": "logits" if head is None else "final hidden states",
+            "cut": cut.note,
+            "tokens_digest": tokens_digest(windows),
+            "windows": len(windows),
+            "window": length,
+            "hidden_size": width,
+            "vocab_size": cut.vocab_size,
+            "dtype": str(dtype).removeprefix("torch."),
+            "head": None if head is None else head.settings(),
+            "tokens_per_batch": TOKENS_PER_BATCH,
+            "states_bytes": (folder / _STATES).stat().st_size,
+            "head_bytes": (folder / _HEAD).stat().st_size if head is not None else 0,
+            "float16_logit_bytes": positions * cut.vocab_size * 2,
+        }
+        meta["times_smaller_than_logits"] = round(meta["float16_logit_bytes"] / meta["states_bytes"], 2)
+        (folder / _META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return meta
+
+    def _bodies(self, windows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(index of the first window, ids [B, T], hidden states [B, T-1, H]) of consecutive batches of equally long windows.
+
+        B = budget / T, at least 1. Halved, and tried again, if memory runs out; the last id of a window is never an input.
+        """
+        cut = self.split
+        start = 0
+        limit = len(windows)
+        while start < len(windows):
+            length = len(windows[start])
+            if length < 2:
+                raise BadInput(f"window {start} has {length} token(s); at least 2 are needed to score one")
+            most = min(limit, max(1, budget // length))
+            stop = start + 1
+            while stop < len(windows) and stop - start < most and len(windows[stop]) == length:
+                stop += 1
+            rows = torch.tensor([list(window) for window in windows[start:stop]], dtype=torch.long, device=self.device)
+            try:
+                with torch.inference_mode():
+                    hidden = cut.body(rows[:, :-1])
+            except RuntimeError as error:
+                if not _out_of_memory(error) or stop - start == 1:
+                    raise
+                limit = (stop - start) // 2
+                _free_device_memory()
+                continue
+            yield start, rows, hidden
+            start = stop
+
+    def _score(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
+        with torch.inference_mode():
+            return self._scored(rows, hidden, baseline)
+
+    def _scored(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
+        cut = self.split
+        count, positions = rows.shape[0], rows.shape[1] - 1
+        flat = hidden.reshape(count * positions, -1)
+        targets = rows[:, 1:].reshape(-1)
+        names = ("nll",) if baseline is None else ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll")
+        out = {name: torch.empty(len(targets), dtype=torch.float32, device=flat.device) for name in names}
+        states = None if baseline is None else baseline[0].states(baseline[1], count).reshape(count * positions, -1)
+        step = cut.chunk_rows()
+        for start in range(0, len(targets), step):
+            part = slice(start, start + step)
+            wanted = targets[part, None]
+            ours = torch.log_softmax(cut.head(flat[part]), dim=-1)
+            ours_true = ours.gather(1, wanted).squeeze(1)
+            out["nll"][part] = -ours_true
+            if baseline is None or states is None:
+                continue
+            theirs = torch.log_softmax(baseline[0].head(states[part]), dim=-1)
+            theirs_true = theirs.gather(1, wanted).squeeze(1)
+            top, place = theirs.max(dim=-1)
+            out["kl"][part] = divergence(theirs, ours)
+            out["same_top"][part] = (ours.argmax(dim=-1) == place).float()
+            out["base_top"][part] = top.exp()
+            out["delta_p"][part] = ours_true.exp() - theirs_true.exp()
+            out["base_nll"][part] = -theirs_true
+        arrays = {name: values.view(count, positions).cpu().numpy() for name, values in out.items()}
+        if "same_top" in arrays:
+            arrays["same_top"] = arrays["same_top"].astype(bool)
+        return [WindowScores(**{name: array[i] for name, array in arrays.items()}) for i in range(count)]
+
+    # ------------------------------------------------------------------ lm-eval
+
+    def lm(self) -> Any:
+        """The `lm_eval.api.model.LM` over this very model object."""
+        if self._lm is None:
+            self._lm = _lm(self.model, self._inner, self._tokenizer)
+        return self._lm
+
+    # ------------------------------------------------------------------ cost
+
+    def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
+        """One greedy generation, timed token by token. The loop is written out, so that no generation library's overhead is
+        measured.
+
+        `ttft_seconds` ends when the first token is known; each later entry is one decode step of the whole batch.
+        """
+        prompt = self._prompt(prompt_tokens, batch, seed)
+        steps: list[float] = []
+        self._synchronize()
+        began = time.perf_counter()
+        token, cache = self._step(prompt, None)
+        self._synchronize()
+        ttft = time.perf_counter() - began
+        for _ in range(new_tokens - 1):
+            began = time.perf_counter()
+            token, cache = self._step(token, cache)
+            self._synchronize()
+            steps.append(time.perf_counter() - began)
+        return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
+
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+        """`prefill`: the prompt up to its first token. `decode`: that, and `new_tokens` - 1 more steps. Returns the cache's bytes
+        at the end."""
+        if phase not in ("prefill", "decode"):
+            raise ValueError(f"unknown phase {phase!r}")
+        token, cache = self._step(self._prompt(prompt_tokens, batch, seed), None)
+        for _ in range(new_tokens - 1 if phase == "decode" else 0):
+            token, cache = self._step(token, cache)
+        self._synchronize()
+        tokens = prompt_tokens + (new_tokens - 1 if phase == "decode" else 0)
+        return {"kv_cache_bytes": bytes_of(cache), "kv_cache_tokens": tokens, "batch": batch}
+
+    def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:
+        """Random token ids [batch, tokens], the same for the same seed on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, self.split.vocab_size, (batch, tokens), generator=generator).to(self.device)
+
+    def _step(self, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """(next greedy ids [batch, 1], cache): one forward of the model as its users call it, logits of the last position
+        only."""
+        given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if self._keeps_logits():
+            given["logits_to_keep"] = 1
+        with torch.inference_mode():
+            output = self._inner(input_ids=ids, use_cache=True, **given)
+            return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self._inner.forward).parameters
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # ------------------------------------------------------------------ facts
+
+    def facts(self) -> EngineFacts:
+        kernels = tuple(self._kernels())
+        return EngineFacts(
+            engine="transformers",
+            device=str(self.device),
+            kernels=kernels,
+            simulated=any(layer.dequantized for layer in kernels),
+            resident_weight_bytes=bytes_of(self._inner),
+            notes=(self.split.note,),
+            details={
+                "model_class": type(self._inner).__name__,
+                "attention": str(getattr(self._inner.config, "_attn_implementation", "")),
+                "threads": torch.get_num_threads(),
+                "vocab_size": self.split.vocab_size,
+            },
+        )
+
+
+def divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """KL(theirs || ours) in nats [N] of log-probabilities [N, V]: sum of p (ln p - ln q), where 0 ln 0 = 0 (Kullback and Leibler
+    1951).
+
+    Exactly 0 where both are bit-equal; NaN or infinite where either is, never clipped.
+    """
+    p = theirs.exp()
+    terms = p * (theirs - ours)
+    # A token that the baseline rules out (ln p = -inf) adds nothing, where the product would be 0 * inf.
+    return torch.where(theirs == -torch.inf, torch.zeros_like(terms), terms).sum(dim=-1)
+
+
+def tokens_digest(windows: Sequence[Sequence[int]]) -> str:
+    """SHA-256 over the windows' ids: two stores of the same digest answer for the same positions."""
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(len(window).to_bytes(8, "little"))
+        digest.update(torch.tensor(list(window), dtype=torch.int64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def bytes_of(root: Any) -> int:
+    """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a module
+    or
+    cache keeps in plain attributes (quantizers keep scales and packed weights there)."""
+    storages: dict[tuple[str, int], int] = {}
+    seen: set[int] = set()
+    todo: list[Any] = [root]
+    while todo:
+        item = todo.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            inner = getattr(item, "__tensor_flatten__", None)
+            if inner is not None and type(item) is not torch.Tensor:
+                names, _ = inner()
+                todo.extend(getattr(item, name) for name in names)
+                continue
+            storage = item.untyped_storage()
+            if storage.size():
+                storages[str(item.device), storage.data_ptr()] = storage.size()
+            # bitsandbytes hangs its scales (a QuantState) on the weight itself.
+            todo.extend(value for name, value in vars(item).items() if name == "quant_state")
+        elif isinstance(item, dict):
+            todo.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            todo.extend(item)
+        elif isinstance(item, torch.nn.Module) or _may_hold_tensors(item):
+            todo.extend(vars(item).values())
+    return sum(storages.values())
+
+
+def _may_hold_tensors(item: Any) -> bool:
+    """Caches and their layers, and the state objects of quantizers; not functions, classes, configurations or modules of
+    Python."""
+    kind = type(item)
+    return hasattr(item, "__dict__") and (
+        kind.__module__ == "transformers.cache_utils" or kind.__name__ in ("QuantState", "MatmulLtState", "Int8Params")
+    )
+
+
+# ---------------------------------------------------------------------- the stored baseline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainHead:
+    """An output head written out: logits = cap * tanh(scale(hidden weight^T + bias) / cap), each step as the model's own dtype
+    does it.
+
+    `weight` [V, H]; `multiply` or `divide` by a constant; `cap` None or the soft cap, computed in float32 if `cap_wide`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    multiply: float | None = None
+    divide: float | None = None
+    cap: float | None = None
+    cap_wide: bool = False
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [N, V] of hidden states [N, H]."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.multiply is not None:
+            logits = logits * self.multiply
+        if self.divide is not None:
+            logits = logits / self.divide
+        if self.cap is not None:
+            logits = logits.float() if self.cap_wide else logits
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits.float()
+
+    def settings(self) -> dict[str, Json]:
+        return {
+            "bias": self.bias is not None,
+            "multiply": self.multiply,
+            "divide": self.divide,
+            "cap": self.cap,
+            "cap_wide": self.cap_wide,
+        }
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
+
+
+def _plain_head(cut: Split, model: Any, window: Sequence[int]) -> PlainHead | None:
+    """The model's head as weight, bias and constants, if that gives the head's own logits bit for bit on a real window; else
+    None."""
+    output = model.get_output_embeddings()
+    weight = getattr(output, "weight", None)
+    # A subclass of Tensor, or another dtype, is a quantized head.
+    if cut.kind == "full" or weight is None or type(weight) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if weight.dtype not in _SAFETENSORS_NAMES:
+        return None
+    ids = torch.tensor([list(window)[:-1]], dtype=torch.long, device=cut.device)
+    with torch.inference_mode():
+        hidden = cut.body(ids)[0, : cut.chunk_rows()]
+        if hidden.dtype != weight.dtype or hidden.shape[-1] != weight.shape[-1]:
+            return None
+        own = cut.head(hidden)
+        for candidate in _candidates(weight, getattr(output, "bias", None), model.config.get_text_config()):
+            if torch.equal(own.nan_to_num(), candidate(hidden).nan_to_num()):
+                return candidate
+    return None
+
+
+def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: Any) -> Iterator[PlainHead]:
+    """Every reading of the constants that transformers' configurations name (Granite divides, Cohere and Falcon-H1 multiply,
+    Gemma caps)."""
+
+    def constant(*names: str) -> float | None:
+        values = [getattr(config, name, None) for name in names]
+        return next(
+            (float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and v not in (0, 1)), None
+        )
+
+    scale = constant("logits_scaling", "logit_scale", "lm_head_multiplier")
+    cap = constant("final_logit_softcapping", "logits_soft_cap")
+    caps: list[dict[str, Any]] = [{}] if cap is None else [{"cap": cap}, {"cap": cap, "cap_wide": True}, {}]
+    scales: list[dict[str, Any]] = [{}] if scale is None else [{"divide": scale}, {"multiply": scale}, {}]
+    for scaling in scales:
+        for capping in caps:
+            yield PlainHead(weight=weight, bias=bias, **scaling, **capping)
+
+
+class Reference:
+    """A folder that `write_reference` wrote, opened for reading. States are read from disk batch by batch."""
+
+    def __init__(self, folder: Path, *, device: torch.device) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        path = folder / _META
+        if not path.is_file():
+            raise Unsupported(f"no stored baseline answers in {folder}: {_META} is missing; run the baseline's cell first")
+        self.meta: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
+        if self.meta.get("schema") != REFERENCE_SCHEMA:
+            raise Unsupported(
+                f"{path} has schema {self.meta.get('schema')}, this version reads {REFERENCE_SCHEMA}; delete the folder"
+            )
+        self.tokens_per_batch = int(self.meta["tokens_per_batch"])
+        self._device = device
+        file: Any = safe_open(str(folder / _STATES), framework="pt")
+        self._slice = file.get_slice("states")
+        self.head: Callable[[torch.Tensor], torch.Tensor]
+        settings = self.meta["head"]
+        if settings is None:
+            self.head = _same
+        else:
+            tensors = load_file(str(folder / _HEAD), device=str(device))
+            constants = {name: value for name, value in settings.items() if name != "bias"}
+            self.head = PlainHead(weight=tensors["weight"], bias=tensors.get("bias"), **constants)
+
+    def check(self, windows: Sequence[Sequence[int]], *, vocab_size: int) -> None:
+        """Unsupported unless the store answers for these very windows and this vocabulary."""
+        if vocab_size != self.meta["vocab_size"]:
+            raise Unsupported(
+                f"the baseline has a vocabulary of {self.meta['vocab_size']} logits, this cell of {vocab_size}: "
+                "their distributions cannot be compared; choose a baseline of the same model"
+            )
+        if tokens_digest(windows) != self.meta["tokens_digest"]:
+            raise Unsupported(
+                "the stored baseline answers are for other tokens (another corpus, window, limit or tokenizer) "
+                "and cannot be compared with these"
+            )
+
+    def states(self, start: int, count: int) -> torch.Tensor:
+        """Hidden states [count, T-1, H] (or logits) of windows start .. start + count."""
+        states: torch.Tensor = self._slice[start : start + count].to(self._device)
+        return states
+
+
+def _same(logits: torch.Tensor) -> torch.Tensor:
+    return logits
+
+
+@contextmanager
+def _states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Iterator[Callable[[torch.Tensor], None]]:
+    """A safetensors file of one tensor `states`, written front to back (the library itself wants the whole tensor in memory).
+
+    Format: 8 bytes little-endian length of the header, the header as JSON, the raw bytes. Raises if the parts do not add up to
+    `shape`.
+    """
+    wanted = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    header = {"states": {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [0, wanted]}}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the raw bytes begin at a multiple of 8
+    written = 0
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+
+        def append(part: torch.Tensor) -> None:
+            nonlocal written
+            if part.dtype != dtype:
+                raise TypeError(f"hidden states of {part.dtype} where {dtype} was promised")
+            raw = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            written += file.write(memoryview(raw))
+
+        yield append
+        file.flush()
+        os.fsync(file.fileno())
+    if written != wanted:
+        raise RuntimeError(f"{path.name}: {written} bytes of states written, {wanted} expected")
+
+
+def _equal_length(windows: Sequence[Sequence[int]]) -> int:
+    lengths = {len(window) for window in windows}
+    if len(lengths) != 1:
+        raise BadInput(f"a reference needs windows of one length, these have {sorted(lengths) or 'none at all'}")
+    return lengths.pop()
+
+
+# ---------------------------------------------------------------------- small parts
+
+
+@contextmanager
+def _attention(model: Any, implementation: str | None) -> Iterator[None]:
+    """Another attention implementation of the same model for a while; None changes nothing."""
+    if implementation is None:
+        yield
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free_device_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _lm(model: Any, inner: Any, tokenizer: Any) -> Any:
+    try:
+        from harness.scoring import FastLM
+    except ImportError:
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=16)
+    return FastLM(pretrained=model, tokenizer=tokenizer)

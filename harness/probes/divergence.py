@@ -1,0 +1,268 @@
+"""Divergence of a cell from the baseline: how far its next-token distributions are from the unquantized model's.
+
+At every scored position of a corpus' windows, over the full vocabulary, in nats, from float32 log-softmax of both: KL(baseline ||
+cell), same-top (equal
+argmax), delta-p (probability of the true token, cell minus baseline), and ln(PPL / PPL of the baseline) with its paired interval.
+The baseline's
+answers are stored once as final hidden states (see `engines/transformers.py`); compared with itself, a model has a divergence of
+exactly 0.
+
+On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
+indistinguishable
+from the baseline.
+
+Version 1 (2026-11-21): first definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.engines.base import Rerun
+from harness.errors import Nonfinite
+from harness.probes.base import Probe, Session, Wishes
+from harness.probes.perplexity import corpus_options, corpus_pass, npy
+from harness.spec import Answer, Json, Measurement, Metric, Question
+
+QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999))
+DELTA_QUANTILES = (("p01", 0.01), ("p05", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95), ("p99", 0.99))
+BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.95), (0.95, 1.0))
+"""By the baseline's top probability: a flipped guess costs nothing where the baseline guesses too."""
+
+FLOOR_TOKENS = 16384
+"""At most so many tokens are run again for the noise floor."""
+
+
+def _bucket(low: float, high: float) -> str:
+    return f"kl_confidence_{round(low * 100):02d}_{round(high * 100):02d}"
+
+
+METRICS = (
+    Metric(
+        name="kl_mean",
+        title="KL divergence",
+        unit="nat",
+        better="lower",
+        definition="mean KL(baseline || cell)",
+        scale="log",
+        description="Mean over scored tokens of the Kullback-Leibler divergence from the baseline's next-token distribution to "
+        "the cell's, over the full vocabulary.",
+    ),
+    *(
+        Metric(
+            name=f"kl_{name}",
+            title=f"KL divergence, {name.replace('_', '.')}",
+            unit="nat",
+            better="lower",
+            definition=f"{name.replace('_', '.')} of KL(baseline || cell) over tokens",
+            scale="log",
+        )
+        for name, _ in (*QUANTILES, ("max", 1.0))
+    ),
+    *(
+        Metric(
+            name=_bucket(low, high),
+            title=f"KL divergence where the baseline's top probability is {low:g} to {high:g}",
+            unit="nat",
+            better="lower",
+            definition=f"mean KL(baseline || cell), baseline top probability {low:g} to {high:g}",
+            scale="log",
+        )
+        for low, high in BUCKETS
+    ),
+    Metric(
+        name="same_top",
+        title="Same top token",
+        unit="share",
+        better="higher",
+        definition="share of tokens with equal argmax",
+        description="Share of scored tokens at which the cell's most likely next token is the baseline's.",
+    ),
+    Metric(
+        name="delta_p_mean",
+        title="Change in the true token's probability, mean",
+        unit="probability",
+        better="higher",
+        definition="mean of p(cell) - p(baseline) of the true token",
+    ),
+    Metric(
+        name="delta_p_rms",
+        title="Change in the true token's probability, RMS",
+        unit="probability",
+        better="lower",
+        definition="root mean square of p(cell) - p(baseline) of the true token",
+    ),
+    *(
+        Metric(
+            name=f"delta_p_{name}",
+            title=f"Change in the true token's probability, {name}",
+            unit="probability",
+            better="higher" if level < 0.5 else "neither",
+            definition=f"{name} of p(cell) - p(baseline) of the true token",
+        )
+        for name, level in DELTA_QUANTILES
+    ),
+    Metric(
+        name="ln_ppl_ratio",
+        title="ln(PPL / baseline's PPL)",
+        unit="nat",
+        better="lower",
+        definition="mean paired difference of negative log-likelihoods",
+        description="Logarithm of the ratio of perplexities, from the paired differences at each token; the interval is paired.",
+    ),
+    Metric(
+        name="kl_floor",
+        title="Noise floor of the KL divergence",
+        unit="nat",
+        better="neither",
+        definition="mean KL(baseline || baseline executed otherwise)",
+        scale="log",
+        description="Measured on the baseline's own cell: the same weights under another legitimate execution. Below it, a cell "
+        "is indistinguishable from the baseline.",
+    ),
+)
+
+_UNITS = {metric.name: metric.unit for metric in METRICS}
+_DEFINITIONS = {metric.name: metric.definition for metric in METRICS}
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    """One question per corpus of the suite, on the same windows as perplexity."""
+    return [
+        Question(probe="divergence", subject=str(corpus["name"]), options=corpus_options(corpus)) for corpus in wishes.corpora
+    ]
+
+
+def measure(session: Session, question: Question) -> Answer:
+    """All divergence statistics on the question's corpus. Raises Unsupported where there is no comparable baseline."""
+    import numpy as np
+
+    scores = corpus_pass(session, question, compare=True)
+    kl, top, delta = scores["kl"], scores["same_top"], scores["delta_p"]
+    finite = np.isfinite(kl)
+    bad = int(finite.size - finite.sum())
+    if bad == finite.size:
+        raise Nonfinite(f"{session.cell.name}: no token of {question.subject!r} has a finite divergence; the artifact is broken")
+    facts: dict[str, Json] = {"windows": int(kl.shape[0]), "window": int(kl.shape[1]) + 1, "tokens": int(kl.size)}
+    if bad:
+        facts["marked"] = "nonfinite"
+        facts["nonfinite_tokens"] = bad
+    blobs = {
+        name: session.blob(f"{name}-{question.subject}", npy(scores[name]), "npy")
+        for name in ("kl", "same_top", "delta_p", "base_top")
+    }
+    suffix = f", gptq-{facts['window']} windows"
+    measurements = [
+        *_kl(kl, scores["base_top"], blobs, suffix, facts),
+        *_agreement(np.where(finite, top, np.nan), np.where(finite, delta, np.nan), blobs, suffix),
+        *_ratio(scores["nll"], scores["base_nll"], suffix),
+    ]
+    if session.is_baseline:
+        measurements.extend(_floor(session, question, suffix, facts))
+    return Answer(measurements=tuple(measurements), facts=facts)
+
+
+PROBE = Probe(
+    name="divergence",
+    title="Divergence from the baseline",
+    version="1",
+    metrics=METRICS,
+    isolation="shared",
+    simulated=True,
+    questions=questions,
+    measure=measure,
+    needs_reference=True,
+)
+
+
+def _kl(kl: Any, base_top: Any, blobs: dict[str, str], suffix: str, facts: dict[str, Json]) -> list[Measurement]:
+    """Mean, percentiles, maximum, and means by bucket of the baseline's confidence of KL [windows, tokens]."""
+    import numpy as np
+
+    from harness import stats
+
+    found = [_interval("kl_mean", stats.block_bootstrap_mean(kl), suffix, blobs["kl"])]
+    found += [_interval(f"kl_{name}", stats.quantile_interval(kl, level), suffix, None) for name, level in QUANTILES]
+    finite = kl[np.isfinite(kl)]
+    most = stats.Interval(value=float(finite.max()), low=None, high=None, n=int(finite.size))
+    found.append(_interval("kl_max", most, suffix, None))
+    counts: dict[str, Json] = {}
+    for low, high in BUCKETS:
+        inside = (base_top >= low) & ((base_top < high) if high < 1.0 else (base_top <= 1.0))
+        inside &= np.isfinite(kl)
+        name = _bucket(low, high)
+        counts[name] = int(inside.sum())
+        if not inside.any():
+            continue
+        by_window = np.where(inside, kl, 0.0).astype(np.float64).sum(axis=1)
+        found.append(
+            _interval(name, stats.ratio_of_sums(by_window, inside.sum(axis=1), n=counts[name]), suffix, blobs["base_top"])
+        )
+    facts["tokens_by_confidence"] = counts
+    return found
+
+
+def _agreement(top: Any, delta: Any, blobs: dict[str, str], suffix: str) -> list[Measurement]:
+    """same-top and delta-p of [windows, tokens], NaN where the cell's answer is not finite."""
+    import math
+
+    import numpy as np
+
+    from harness import stats
+
+    found = [
+        _interval("same_top", stats.block_bootstrap_mean(top), suffix, blobs["same_top"]),
+        _interval("delta_p_mean", stats.block_bootstrap_mean(delta), suffix, blobs["delta_p"]),
+        _interval(
+            "delta_p_rms",
+            stats.block_bootstrap_mean(np.square(delta.astype(np.float64))).map(lambda x: math.sqrt(max(x, 0.0))),
+            suffix,
+            None,
+        ),
+    ]
+    found += [
+        _interval(f"delta_p_{name}", stats.quantile_interval(delta, level), suffix, None) for name, level in DELTA_QUANTILES
+    ]
+    return found
+
+
+def _ratio(nll: Any, base_nll: Any, suffix: str) -> list[Measurement]:
+    from harness import stats
+
+    return [_interval("ln_ppl_ratio", stats.ln_ppl_ratio(nll, base_nll), suffix, None)]
+
+
+def _floor(session: Session, question: Question, suffix: str, facts: dict[str, Json]) -> list[Measurement]:
+    """The baseline against itself under another legitimate execution; nothing where the engine cannot execute otherwise."""
+    import numpy as np
+
+    from harness import stats
+
+    loaded = session.loaded
+    if not isinstance(loaded, Rerun):
+        facts["floor"] = "not measured: this engine has one way to execute"
+        return []
+    windows = session.windows(question)
+    name, scores = loaded.rerun_windows(windows, session.reference(question))
+    few = max(1, FLOOR_TOKENS // len(windows[0]))
+    kl = np.stack([score.kl for score, _ in zip(scores, range(few), strict=False)])
+    facts["floor"] = name
+    floor = stats.block_bootstrap_mean(kl)
+    return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob(f"kl-floor-{question.subject}", npy(kl), "npy"))]
+
+
+def _interval(name: str, interval: Any, suffix: str, blob: str | None) -> Measurement:
+    """A measurement with the metric's own definition, limits held within what the metric can be (KL and RMS >= 0, a share <=
+    1)."""
+    least = 0.0 if name.startswith("kl_") or name in ("same_top", "delta_p_rms") else -float("inf")
+    most = 1.0 if name == "same_top" else float("inf")
+    return Measurement(
+        metric=name,
+        value=interval.value,
+        low=None if interval.low is None else min(max(interval.low, least), interval.value),
+        high=None if interval.high is None else max(min(interval.high, most), interval.value),
+        n=interval.n,
+        definition=_DEFINITIONS[name] + suffix,
+        unit=_UNITS[name],
+        blob=blob,
+    )

@@ -1,0 +1,344 @@
+"""Perplexity of a cell on a text, under a definition that is always named.
+
+`gptq-L` (the default, L = the window): floor(N/L) non-overlapping windows, every target of a window scored, exp of the mean
+negative
+log-likelihood (Frantar et al. 2023). `llamacpp-L`: the first token of each window replaced by BOS where the tokenizer adds one,
+only positions from
+L/2 on scored (llama.cpp's perplexity tool). `rolling-word`, `rolling-byte`, `bits-per-byte`: lm-eval's rolling log-likelihood
+over the whole text as one
+document, in its own windows, per word, per byte, or in bits per byte.
+
+Tokens whose score is not finite are excluded and counted, and the cell is marked; if no token is finite, Nonfinite is raised.
+
+Version 1 (2026-11-21): first definition.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.probes.base import Probe, Session, Wishes
+from harness.spec import Answer, Json, Measurement, Metric, Question, digest
+
+ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
+"""What one rolling pass answers; asking for any of them gives all three."""
+
+METRICS = (
+    Metric(
+        name="perplexity",
+        title="Perplexity",
+        unit="",
+        better="lower",
+        definition="gptq-L",
+        scale="log",
+        description="exp of the mean negative log-likelihood per token (or per word or byte, as the definition says). Token "
+        "perplexities of different tokenizers are never compared.",
+    ),
+    Metric(
+        name="bits_per_byte",
+        title="Bits per byte",
+        unit="bit/byte",
+        better="lower",
+        definition="bits-per-byte",
+        description="Negative log-likelihood in bits over the bytes of the scored text: comparable between tokenizers.",
+    ),
+    Metric(
+        name="nonfinite_tokens",
+        title="Non-finite tokens",
+        unit="tokens",
+        better="lower",
+        definition="scored tokens whose log-likelihood is NaN or infinite",
+        description="Excluded from the perplexity, and counted: any other number than 0 marks the cell.",
+    ),
+)
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    """One question per corpus of the suite."""
+    return [
+        Question(probe="perplexity", subject=str(corpus["name"]), options=corpus_options(corpus)) for corpus in wishes.corpora
+    ]
+
+
+def corpus_options(corpus: Mapping[str, Json]) -> dict[str, Json]:
+    """What decides the answer on a corpus: `definition`, `window`, `tokens` (limit or None), `corpus_digest`."""
+    return {
+        "definition": str(corpus.get("definition") or f"gptq-{corpus['window']}"),
+        "window": corpus["window"],
+        "tokens": corpus.get("tokens"),
+        "corpus_digest": corpus["digest"],
+    }
+
+
+def measure(session: Session, question: Question) -> Answer:
+    """Perplexity, bits per byte and the number of non-finite tokens of the question's corpus."""
+    definition = str(question.options["definition"])
+    if definition in ROLLING:
+        return _rolling(session, question, definition)
+    style, _, length = definition.rpartition("-")
+    if style not in ("gptq", "llamacpp") or not length.isdigit() or int(length) != question.options["window"]:
+        window = question.options["window"]
+        raise BadInput(
+            f"corpus {question.subject!r}: unknown definition of perplexity {definition!r} for windows of {window} tokens; "
+            f"known: gptq-{window}, llamacpp-{window}, {', '.join(ROLLING)}"
+        )
+    return _windows(session, question, definition, llamacpp=style == "llamacpp")
+
+
+PROBE = Probe(
+    name="perplexity",
+    title="Perplexity",
+    version="1",
+    metrics=METRICS,
+    isolation="shared",
+    simulated=True,
+    questions=questions,
+    measure=measure,
+)
+
+
+# ---------------------------------------------------------------------- one pass over a corpus, shared with divergence
+
+
+def corpus_pass(session: Session, question: Question, *, compare: bool) -> dict[str, Any]:
+    """Scores of a corpus' windows by name ([windows, T-1] float32; see `WindowScores`), computed once per session.
+
+    `compare`: with the baseline's stored answers, whose absence is an Unsupported. Perplexity does not ask for them, but takes a
+    pass
+    that compared, and leaves one behind where the baseline's answers are already there.
+    """
+    import numpy as np
+
+    key = f"scores:{digest({name: question.options[name] for name in ('window', 'tokens', 'corpus_digest')})}"
+    known: dict[str, Any] | None = session.memo.get(key)
+    if known is not None and ("kl" in known or not compare):
+        return known
+    reference = None
+    # The baseline would write its answers when it is asked for them: only divergence is worth that.
+    if compare or not session.is_baseline:
+        try:
+            reference = session.reference(question)
+        except Unsupported:
+            if compare:
+                raise
+    windows = session.windows(question)
+    rows: dict[str, list[Any]] = {}
+    for scores in session.loaded.score_windows(windows, reference):
+        for name in ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll"):
+            values = getattr(scores, name)
+            if values is not None:
+                rows.setdefault(name, []).append(values)
+    found = {name: np.stack(arrays) for name, arrays in rows.items()}
+    session.memo[key] = found
+    return found
+
+
+def _windows(session: Session, question: Question, definition: str, *, llamacpp: bool) -> Answer:
+    import numpy as np
+
+    windows = session.windows(question)
+    tokenizer = session.loaded.tokenizer
+    facts: dict[str, Json] = {"windows": len(windows), "window": len(windows[0])}
+    first = 0
+    if llamacpp:
+        bos = _added_bos(tokenizer)
+        facts["bos"] = bos
+        if bos is not None:
+            windows = [[bos, *window[1:]] for window in windows]
+        # llama.cpp scores the successors of positions L/2 .. L-2: of the L-1 targets here, those from index L/2 on.
+        first = len(windows[0]) // 2
+        nll = np.stack([scores.nll for scores in session.loaded.score_windows(windows, None)])[:, first:]
+    else:
+        nll = corpus_pass(session, question, compare=False)["nll"]
+    lengths = token_bytes(tokenizer)
+    byte_counts = None
+    if lengths is None:
+        facts["bits_per_byte"] = "not given: this tokenizer's tokens have no fixed number of bytes"
+    else:
+        byte_counts = np.array([[lengths.get(token, 0) for token in window[first + 1 :]] for window in windows], dtype=np.int64)
+    return _answer(session, question, definition, nll, byte_counts, facts)
+
+
+def _answer(session: Session, question: Question, definition: str, nll: Any, byte_counts: Any, facts: dict[str, Json]) -> Answer:
+    """Measurements from [windows, targets] negative log-likelihoods and, where known, the bytes of each target."""
+    import numpy as np
+
+    from harness import stats
+
+    finite = np.isfinite(nll)
+    bad = int(finite.size - finite.sum())
+    if bad == finite.size:
+        raise Nonfinite(
+            f"{session.cell.name}: all {bad} scored tokens of {question.subject!r} are NaN or infinite; the artifact is broken"
+        )
+    if bad:
+        facts["marked"] = "nonfinite"
+        facts["nonfinite_tokens"] = bad
+    blob = session.blob(f"nll-{question.subject}", npy(nll), "npy")
+    ppl = stats.perplexity_interval(nll)
+    measurements = [
+        Measurement(
+            metric="perplexity", value=ppl.value, low=ppl.low, high=ppl.high, n=ppl.n, definition=definition, unit="", blob=blob
+        )
+    ]
+    if byte_counts is not None:
+        kept = np.where(finite, nll, 0.0).astype(np.float64).sum(axis=1) / math.log(2)
+        bits = stats.ratio_of_sums(kept, np.where(finite, byte_counts, 0).sum(axis=1), n=ppl.n, excluded=bad)
+        measurements.append(
+            Measurement(
+                metric="bits_per_byte",
+                value=bits.value,
+                low=bits.low,
+                high=bits.high,
+                n=ppl.n,
+                definition=f"bits-per-byte of {definition}",
+                unit="bit/byte",
+            )
+        )
+    measurements.append(_nonfinite(bad, int(finite.size), definition))
+    return Answer(measurements=tuple(measurements), facts=facts)
+
+
+def _nonfinite(bad: int, total: int, definition: str) -> Measurement:
+    return Measurement(
+        metric="nonfinite_tokens", value=float(bad), n=total, definition=f"non-finite of {definition}", unit="tokens"
+    )
+
+
+# ---------------------------------------------------------------------- rolling log-likelihood
+
+
+def _rolling(session: Session, question: Question, definition: str) -> Answer:
+    """lm-eval's rolling log-likelihood of the whole text: every token predicted once, windows of the model's context length, the
+    last one reaching back so that it is full (`lm_eval.utils.get_rolling_token_windows`, context_len 1)."""
+    import numpy as np
+    from lm_eval.utils import get_rolling_token_windows
+
+    from harness import stats
+
+    text = session.corpus_text(question)
+    tokenizer = session.loaded.tokenizer
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if question.options["tokens"] is not None and len(ids) > int(question.options["tokens"]):
+        raise BadInput(
+            f"corpus {question.subject!r}: {definition} scores a whole text ({len(ids)} tokens), so a limit of "
+            f"{question.options['tokens']} tokens cannot be kept; drop `tokens` or take a shorter text"
+        )
+    if not ids:
+        raise BadInput(f"corpus {question.subject!r} has no tokens; give a text that is not empty")
+    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if prefix is None:
+        raise Unsupported(f"{definition} needs a first token to condition on, and this tokenizer has neither BOS nor EOS")
+    length = int(question.options["window"])
+    pairs = list(get_rolling_token_windows(ids, prefix_token=prefix, max_seq_len=length, context_len=1))
+    windows = [[*inputs, targets[-1]] for inputs, targets in pairs]
+    scored = session.loaded.score_windows(windows, None)
+    nll = [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
+    sums = np.array([np.where(np.isfinite(part), part, 0.0).astype(np.float64).sum() for part in nll])
+    bad = int(sum((~np.isfinite(part)).sum() for part in nll))
+    if bad == len(ids):
+        raise Nonfinite(
+            f"{session.cell.name}: all {bad} tokens of {question.subject!r} are NaN or infinite; the artifact is broken"
+        )
+    # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
+    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
+    blob = session.blob(f"nll-{question.subject}", npy(np.concatenate(nll)), "npy")
+    facts: dict[str, Json] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
+    if bad:
+        facts["marked"] = "nonfinite"
+        facts["nonfinite_tokens"] = bad
+    # The interval resamples windows, each with its share of the words and bytes by tokens.
+    share = np.array([len(part) for part in nll]) / len(ids)
+    results = []
+    for name, count in (("rolling-word", words), ("rolling-byte", size)):
+        interval = stats.ratio_of_sums(sums, share * count, n=len(ids) - bad, excluded=bad).map(math.exp)
+        results.append(
+            Measurement(
+                metric="perplexity",
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                n=interval.n,
+                definition=name,
+                unit="",
+                blob=blob,
+            )
+        )
+    # The definition that was asked for comes first.
+    results.sort(key=lambda m: m.definition != definition)
+    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids) - bad, excluded=bad)
+    results.append(
+        Measurement(
+            metric="bits_per_byte",
+            value=bits.value,
+            low=bits.low,
+            high=bits.high,
+            n=bits.n,
+            definition="bits-per-byte",
+            unit="bit/byte",
+            blob=blob,
+        )
+    )
+    results.append(_nonfinite(bad, len(ids), definition))
+    return Answer(measurements=tuple(results), facts=facts)
+
+
+# ---------------------------------------------------------------------- small parts
+
+
+def npy(array: Any) -> bytes:
+    """An array as the bytes of a .npy file, without pickle."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def token_bytes(tokenizer: Any) -> dict[int, int] | None:
+    """How many bytes of text each token stands for, special and added tokens 0; None where a token has no fixed number.
+
+    Byte-level BPE (GPT-2's alphabet): one character of the token's name is one byte. SentencePiece with byte fallback: `<0x41>`
+    is one byte,
+    U+2581 is a space, anything else its own UTF-8.
+    """
+    import json
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    description = json.loads(backend.to_str())
+    kinds = _types(description.get("decoder")) | _types(description.get("pre_tokenizer"))
+    special = set(tokenizer.all_special_ids) | {int(token["id"]) for token in description.get("added_tokens", ())}
+    vocabulary = {token: index for token, index in tokenizer.get_vocab().items() if index not in special}
+    if "ByteLevel" in kinds:
+        return {index: len(token) for token, index in vocabulary.items()}
+    if "ByteFallback" in kinds:
+        byte = re.compile(r"<0x[0-9A-F]{2}>")
+        return {
+            index: 1 if byte.fullmatch(token) else len(token.replace("▁", " ").encode("utf-8"))
+            for token, index in vocabulary.items()
+        }
+    return None
+
+
+def _types(node: Json) -> set[str]:
+    """All `type` names in a tokenizer component's description, nested ones too."""
+    if isinstance(node, dict):
+        found = {str(node["type"])} if "type" in node else set()
+        return found.union(*(_types(value) for value in node.values()))
+    if isinstance(node, list):
+        return set[str]().union(*(_types(value) for value in node))
+    return set()
+
+
+def _added_bos(tokenizer: Any) -> int | None:
+    """BOS if this tokenizer puts it before every text, else None: llama.cpp replaces a window's first token in that case only."""
+    bos = tokenizer.bos_token_id
+    ids: Sequence[int] = tokenizer("a")["input_ids"]
+    return int(bos) if bos is not None and ids and ids[0] == bos else None

@@ -1,0 +1,386 @@
+"""Accuracy on lm-eval's tasks: its prompts, filters and metrics unchanged, run through `lm_eval.evaluate` over the engine's own
+LM.
+
+`accuracy` is the task's `acc`, or `exact_match` where it has none, with its Wilson interval (on the effective number of items
+where items share a
+passage); `accuracy_norm` is `acc_norm` where the task has it. A task of another kind gives `task_score`, lm-eval's own aggregate.
+A group (mmlu)
+gives one number over the items of all its tasks. The side-car holds, per item, id, correctness, log-likelihoods and margin.
+
+Items whose log-likelihoods are NaN count as wrong and mark the cell; a model that answers NaN to everything raises Nonfinite.
+
+Version 1 (2026-11-21): first definition.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.probes import taskfiles
+from harness.probes.base import Probe, Session, Wishes
+from harness.probes.taskfiles import known_tasks, task_digest
+from harness.spec import Answer, Json, Measurement, Metric, Question, digest, to_json
+
+__all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
+
+METRICS = (
+    Metric(
+        name="accuracy",
+        title="Accuracy",
+        unit="share",
+        better="higher",
+        definition="lm-eval acc or exact_match",
+        description="Share of the task's items that are answered right, with its Wilson interval. Prompts, filters and metric "
+        "are lm-eval's.",
+    ),
+    Metric(
+        name="accuracy_norm",
+        title="Accuracy, length-normalized",
+        unit="share",
+        better="higher",
+        definition="lm-eval acc_norm",
+        description="As accuracy, the choice's log-likelihood divided by its number of characters.",
+    ),
+    Metric(
+        name="task_score",
+        title="Task score",
+        unit="",
+        better="higher",
+        definition="lm-eval",
+        description="The first metric of a task that has no accuracy, as lm-eval aggregates it.",
+    ),
+)
+
+CLUSTERS = ("cluster", "passage_id", "story_id", "document_id", "passage", "article", "story")
+"""Fields of an item that say which items belong together, the first that is there counts; a task's `metadata.cluster` names its
+own."""
+
+_ACCURACIES = ("acc", "exact_match")
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    """One question per task of the suite."""
+    return [
+        Question(
+            probe="tasks",
+            subject=str(task["name"]),
+            options={
+                "task": task["name"],
+                "shots": task.get("shots"),
+                "limit": task.get("limit"),
+                "task_digest": task["digest"],
+            },
+        )
+        for task in wishes.tasks
+    ]
+
+
+def measure(session: Session, question: Question) -> Answer:
+    """Runs one task or group. Raises BadInput for a task that cannot be used or has no items, Nonfinite if nothing is finite."""
+    name = str(question.options["task"])
+    folder = session.task_folder(question)
+    with _templates_in_a_sandbox(folder is not None):
+        tasks = load(name, folder, session.cache / "datasets")
+        configure(tasks, question.options["shots"])
+        _check_items(tasks, name)
+        _check_finite(session, name)
+        results = _evaluate(session.loaded.lm(), tasks, question.options["limit"])
+    outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
+    return _answer(session, name, outcomes, results)
+
+
+PROBE = Probe(
+    name="tasks",
+    title="Task accuracy",
+    version="1",
+    metrics=METRICS,
+    isolation="shared",
+    simulated=True,
+    questions=questions,
+    measure=measure,
+)
+
+
+# ---------------------------------------------------------------------- lm-eval
+
+
+def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
+    """lm-eval's `{"tasks", "groups", "group_map"}` of a name. Only the YAMLs that it needs are indexed: all of them take ten
+    seconds.
+
+    `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`.
+    """
+    import datasets
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    datasets.disable_progress_bars()
+    root = taskfiles.lm_eval_tasks() if folder is None else folder
+    paths = taskfiles.members(name, root)
+    manager = TaskManager(include_defaults=False)
+    for path in paths:
+        config = taskfiles.read(path, root)
+        if folder is not None:
+            taskfiles.check(config, path, root)
+            _check_metrics(config, path)
+            config = taskfiles.localized(config, path, root, cache)
+        TaskIndex.process_cfg(config, path, manager.task_index)
+        entry = manager.task_index.get(str(config.get("group") or config.get("task")))
+        if folder is not None and entry is not None:
+            # Built from the checked config instead of being read once more; lm-eval resolves the functions of its own.
+            entry.yaml_path, entry.cfg = None, config
+    if name not in manager.task_index:
+        raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(str(path) for path in paths)}")
+    try:
+        loaded: dict[str, Any] = manager.load([name])
+    except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
+        raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
+    return loaded
+
+
+def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
+    """Few-shot examples as `lm_eval.simple_evaluate` sets them: a task that fixes 0 keeps 0, None takes the task's own number."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    for task in tasks["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if shots is not None and own != 0:
+            task.set_config(key="num_fewshot", value=shots)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+def _evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """`lm_eval.evaluate` with the seeds of `simple_evaluate`; per-item samples kept, no bootstrap of its own."""
+    import numpy as np
+    import torch
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+    from lm_eval.evaluator import evaluate
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    results: dict[str, Any] = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    return results
+
+
+@contextlib.contextmanager
+def _templates_in_a_sandbox(foreign: bool) -> Iterator[None]:
+    """lm-eval renders templates in a plain Jinja environment, in which a hostile one reaches all of Python; foreign ones get the
+    sandbox."""
+    if not foreign:
+        yield
+        return
+    import lm_eval.utils
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    plain = lm_eval.utils.env
+    sandbox = ImmutableSandboxedEnvironment(loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=True)
+    sandbox.filters.update(plain.filters)
+    lm_eval.utils.env = sandbox
+    try:
+        yield
+    finally:
+        lm_eval.utils.env = plain
+
+
+def _check_metrics(config: Mapping[str, Any], path: Path) -> None:
+    """lm-eval looks for metrics that it does not know on the hub, where they are code."""
+    from lm_eval.api import metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    for entry in config.get("metric_list") or []:
+        if entry.get("metric") not in metric_registry:
+            raise BadInput(f"{path}: lm-eval has no metric {entry.get('metric')!r}, and none is fetched from the hub")
+
+
+def _check_items(tasks: Mapping[str, Any], name: str) -> None:
+    for task_name, task in tasks["tasks"].items():
+        if len(list(task.eval_docs)) == 0:
+            raise BadInput(f"task {name!r}: {task_name} has no items; check its data file and split")
+    if not tasks["tasks"]:
+        raise BadInput(f"task {name!r} names no tasks")
+
+
+def _check_finite(session: Session, name: str) -> None:
+    """One short forward: a model that answers NaN would be given a number by greedy generation (NaN's argmax is a token)."""
+    import numpy as np
+
+    ids = list(range(1, 17))
+    scores = next(iter(session.loaded.score_windows([ids], None)))
+    if not np.isfinite(scores.nll).any():
+        raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; the artifact is broken")
+
+
+# ---------------------------------------------------------------------- outcomes
+
+
+def _outcome(name: str, task: Any, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What one task gave: its items, its metric's name and definition, in plain data."""
+    samples = results["samples"][name]
+    if not samples:
+        raise BadInput(f"task {name!r} has no items; check its data and `limit`")
+    first = str(samples[0]["filter"])
+    samples = [sample for sample in samples if sample["filter"] == first]
+    metric = next((m for m in _ACCURACIES if m in samples[0]), None)
+    version = results["versions"].get(name)
+    shots = results["n-shot"].get(name, 0)
+    field = ((task.config.metadata or {}).get("cluster")) if hasattr(task, "config") else None
+    seen: dict[str, int] = {}
+    items = []
+    for sample in samples:
+        key = str(sample["doc_hash"])[:16]
+        seen[key] = seen.get(key, 0) + 1
+        items.append(_item(sample, metric, key if seen[key] == 1 else f"{key}#{seen[key]}", task, field))
+    return {
+        "task": name,
+        "metric": metric,
+        "filter": first,
+        "norm": "acc_norm" in samples[0],
+        "items": items,
+        "suffix": f"{'' if first == 'none' else f' ({first})'}, {shots}-shot",
+        "title": f"lm-eval {name} {'unversioned' if version in (None, 'Yaml') else f'v{version}'}",
+    }
+
+
+def _item(sample: Mapping[str, Any], metric: str | None, key: str, task: Any, field: str | None) -> dict[str, Json]:
+    """id, correctness, and for multiple choice the log-likelihoods in nats, the gold choice, and its margin over the best
+    other."""
+    item: dict[str, Json] = {"id": key, "doc": sample["doc_id"]}
+    correct = None if metric is None else float(sample[metric])
+    if "acc_norm" in sample:
+        item["correct_norm"] = float(sample["acc_norm"])
+    if task.OUTPUT_TYPE == "multiple_choice":
+        scores = [float(responses[0][0]) for responses in sample["resps"]]
+        item["loglikelihoods"] = scores
+        if any(math.isnan(score) for score in scores):
+            correct = 0.0
+            item["nonfinite"] = True
+            if "acc_norm" in sample:
+                item["correct_norm"] = 0.0
+        gold = _gold(sample, task)
+        if gold is not None and 0 <= gold < len(scores) and len(scores) > 1:
+            item["gold"] = gold
+            item["margin"] = scores[gold] - max(score for i, score in enumerate(scores) if i != gold)
+    item["correct"] = correct
+    cluster = _cluster(sample["doc"], field)
+    if cluster is not None:
+        item["cluster"] = cluster
+    return item
+
+
+def _gold(sample: Mapping[str, Any], task: Any) -> int | None:
+    target = sample["target"]
+    if isinstance(target, int):
+        return target
+    choices = task.doc_to_choice(sample["doc"]) if isinstance(target, str) else None
+    return choices.index(target) if choices and target in choices else None
+
+
+def _cluster(doc: Any, field: str | None) -> str | None:
+    """What an item shares with others, shortened: the value itself, or its digest where it is long."""
+    if not isinstance(doc, dict):
+        return None
+    names: Sequence[str] = CLUSTERS if field is None else (field,)
+    value = next((doc[name] for name in names if isinstance(doc.get(name), (str, int))), None)
+    if value is None:
+        return None
+    text = str(value)
+    return text if len(text) <= 32 else digest(text)[:16]
+
+
+def _answer(session: Session, name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> Answer:
+    items = [
+        {**item, "task": task} if len(outcomes) > 1 else item for task, outcome in outcomes.items() for item in outcome["items"]
+    ]
+    facts: dict[str, Json] = {"items": len(items), "lm": type(session.loaded.lm()).__name__}
+    broken = sum(1 for item in items if item.get("nonfinite"))
+    if broken:
+        facts["marked"] = "nonfinite"
+        facts["nonfinite_items"] = broken
+    if broken == len(items):
+        raise Nonfinite(f"{session.cell.name}: every item of {name!r} has NaN log-likelihoods; the artifact is broken")
+    metrics = {outcome["metric"] for outcome in outcomes.values()}
+    if metrics == {None}:
+        return Answer(measurements=_scores(name, outcomes, results), facts=facts)
+    if None in metrics or len(metrics) > 1:
+        raise Unsupported(f"group {name!r} mixes tasks with and without accuracy; name its tasks one by one")
+    metric = str(metrics.pop())
+    title, suffix = _title(name, outcomes, results)
+    blob = session.blob("items", _json({"task": name, "metric": metric, "items": items}), "json")
+    definition = f"{title} {metric}{suffix}"
+    found = [_accuracy("accuracy", [item["correct"] for item in items], items, definition, blob)]
+    if all(outcome["norm"] for outcome in outcomes.values()):
+        correct = [item["correct_norm"] for item in items]
+        found.append(_accuracy("accuracy_norm", correct, items, f"{title} acc_norm{suffix}", blob))
+    if len(outcomes) > 1:
+        facts["tasks"] = {
+            task: {
+                "items": len(outcome["items"]),
+                "accuracy": sum(i["correct"] for i in outcome["items"]) / len(outcome["items"]),
+            }
+            for task, outcome in outcomes.items()
+        }
+        own = results.get("groups", {}).get(name, {}).get(f"{metric},{next(iter(outcomes.values()))['filter']}")
+        facts["lm_eval_aggregate"] = None if own is None else float(own)
+    return Answer(measurements=tuple(found), facts=facts)
+
+
+def _title(name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> tuple[str, str]:
+    """(`lm-eval NAME vX`, `, N-shot`) of a task, or of a group with how many tasks it holds."""
+    first = next(iter(outcomes.values()))
+    if len(outcomes) == 1:
+        return str(first["title"]), str(first["suffix"])
+    version = results["versions"].get(name)
+    suffixes = sorted({str(outcome["suffix"]) for outcome in outcomes.values()})
+    said = "unversioned" if version is None else f"v{version}"
+    return f"lm-eval {name} {said} ({len(outcomes)} tasks, over all items)", suffixes[0] if len(suffixes) == 1 else ""
+
+
+def _accuracy(
+    metric: str, correct: Sequence[float], items: Sequence[Mapping[str, Json]], definition: str, blob: str
+) -> Measurement:
+    from harness import stats
+
+    clusters = [f"{item.get('task', '')}|{item['cluster']}" if "cluster" in item else f"#{i}" for i, item in enumerate(items)]
+    if any(value not in (0.0, 1.0) for value in correct):
+        interval = stats.block_bootstrap_mean(correct)  # partial credit, or several repeats averaged
+    else:
+        interval = stats.accuracy(correct, clusters)
+    return Measurement(
+        metric=metric,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=len(items),
+        definition=definition,
+        unit="share",
+        blob=blob,
+    )
+
+
+def _scores(name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> tuple[Measurement, ...]:
+    """lm-eval's own aggregate of tasks that know no right and wrong (perplexity, F1, BLEU)."""
+    if len(outcomes) > 1:
+        raise Unsupported(f"group {name!r} has no accuracy; name its tasks one by one")
+    outcome = next(iter(outcomes.values()))
+    own = results["results"][outcome["task"]]
+    for key, value in own.items():
+        metric, _, filtered = key.partition(",")
+        if filtered == outcome["filter"] and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            definition = f"{outcome['title']} {metric}{outcome['suffix']}"
+            n = len(outcome["items"])
+            return (Measurement(metric="task_score", value=float(value), n=n, definition=definition, unit=""),)
+    raise Unsupported(f"task {name!r} gives no number")
+
+
+def _json(data: Json) -> bytes:
+    return json.dumps(to_json(data), separators=(",", ":"), ensure_ascii=False).encode()
