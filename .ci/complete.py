@@ -1,0 +1,41 @@
+"""Fails unless the report exists and every planned number of a finished run is there (simulated cells show no cost)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from harness import store
+
+NOT_WHEN_SIMULATED = {"memory", "latency"}
+
+
+def main(results: Path, report: Path) -> int:
+    run = store.read(results)
+    outcomes = {(r.cell.scheme.label, r.question.probe, r.question.subject): r for r in run.records}
+    problems = [] if run.ended else ["the run has no end line"]
+    if not report.is_file() or report.stat().st_size < 100_000:
+        problems.append(f"{report} is missing or too small to be a report")
+    numbers = 0
+    for planned in run.plan["cells"]:
+        label = planned["cell"]["scheme"]["label"]
+        for question in planned["questions"]:
+            record = outcomes.get((label, question["probe"], question["subject"]))
+            what = f"{label}: {question['probe']} {question['subject']}".strip()
+            if record is None:
+                problems.append(f"{what}: not run")
+            elif record.failure is not None:
+                simulated = record.failure.kind == "unsupported" and "simulated" in record.failure.message
+                if not (simulated and question["probe"] in NOT_WHEN_SIMULATED):
+                    problems.append(f"{what}: {record.failure.kind}: {record.failure.message}")
+            elif record.answer is None or not record.answer.measurements:
+                problems.append(f"{what}: no number")
+            else:
+                numbers += len(record.answer.measurements)
+    print(f"{len(run.plan['cells'])} cells, {numbers} numbers, {len(problems)} problems")
+    print("\n".join(problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
