@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -193,7 +194,8 @@ def between(before: Snapshot, after: Snapshot) -> dict[str, Json]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidth:
-    """Memory bandwidth at one working-set size. `level` is `memory` if the set is at least twice the last cache, else `cache`."""
+    """Memory bandwidth at one working-set size. `level` is `memory` if the set is at least twice the last cache, else `cache`;
+    `others_cpu_share` is what others took of all CPU time meanwhile: much of it makes this too low."""
 
     bytes_per_second: float
     working_set_bytes: int
@@ -201,6 +203,7 @@ class Bandwidth:
     by_kernel: Mapping[str, float]
     level: str
     threads: int
+    others_cpu_share: float | None
 
 
 def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0.4, cache: Path | None = None) -> Bandwidth:
@@ -209,11 +212,13 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
     As in STREAM (McCalpin 1995): bytes moved as the program names them over the *best* time of many passes, for `read` (a sum),
     `gemv` (matrix times vector: what decoding does), `copy` and `triad` (a = b + s c); the fastest of the four counts, because
     it stands for a floor on time. At most 1 GiB is taken (or four times the last cache, if that is more): beyond that it is
-    the same memory. `cache`: folder where the answer is kept per machine, size and thread count. Raises ImportError without
-    torch and numpy.
+    the same memory. Sizes are rounded to a quarter of an octave, so that near ones share an answer. `cache`: folder where the
+    answer is kept per machine, size and thread count, unless others were using the machine. Raises ImportError without torch
+    and numpy.
     """
     last_level = max(caches().values(), default=32 * 2**20)
     size = max(2**16, min(working_set_bytes, max(2**30, 4 * last_level)))
+    size = round(2 ** (round(4 * math.log2(size)) / 4))
     level = "memory" if device != "cpu" or size >= 2 * last_level else "cache"
     kernels, threads, name = _stream_kernels(size, device)
     kept = None
@@ -223,6 +228,7 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
         known = _kept(kept)
         if known is not None:
             return known
+    before = snapshot()
     by_kernel = {kernel: moved / _best(run, seconds / len(kernels)) for kernel, (moved, run) in kernels.items()}
     best = max(by_kernel, key=lambda kernel: by_kernel[kernel])
     found = Bandwidth(
@@ -232,8 +238,9 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
         by_kernel=by_kernel,
         level=level,
         threads=threads,
+        others_cpu_share=between(before, snapshot())["others_cpu_share"],
     )
-    if kept is not None:
+    if kept is not None and (found.others_cpu_share or 0.0) < 0.1:
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}.part")
         partial.write_text(json.dumps({field: getattr(found, field) for field in Bandwidth.__slots__}))

@@ -1,0 +1,494 @@
+"""Time to first token, time per output token and throughput at a declared shape, alone on the machine, beside the baseline.
+
+One run = one greedy generation of `new` tokens after `prompt` tokens in `batch` rows. Runs of the cell and of the baseline
+alternate (cell, baseline, baseline, cell, ...), so that a drifting clock meets both alike, and the two runs of a round are
+compared with each other. The first rounds are discarded until they have settled; rounds go on until the 95 % interval of the
+median is narrower than 5 % for both times, or the budget of seconds is spent, which is said. Intervals are binomial
+order-statistic intervals: no assumption on the distribution, none with fewer than 6 rounds (Conover, Practical Nonparametric
+Statistics, 3rd ed. 1999, section 3.2).
+
+Roofline: decoding reads every active weight once per step, so those bytes over the measured bandwidth is a floor on the
+step (Williams, Waterman, Patterson 2009). The bandwidth is measured at the working-set size of the weights, with the same
+threads: small models live in cache, where the memory's bandwidth would be no floor. A share over 100 % of the floor in memory
+means that one of the two figures is wrong: then the decode figures are withheld; in cache, where the floor itself is less
+sure, the share is.
+
+Versions
+1  2026-11-21  first definition
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import machine
+from harness.engines.base import EngineFacts, Loaded, Timing
+from harness.errors import Unsupported
+from harness.probes.base import Probe, Session, Wishes
+from harness.spec import Answer, Json, Measurement, Metric, Question
+
+LEVEL = 0.95
+NARROW = 0.05
+"""Rounds stop once the interval of the median is narrower than this share of the median."""
+LEAST_ROUNDS = 6
+"""The smallest and largest of 6 hold the median with 1 - 2/2^6 = 96.9 %: with fewer there is no 95 % interval."""
+MOST_ROUNDS = 1000
+TOLERANCE = 1.05
+"""A measured floor has noise too: only beyond this share of it is a figure called wrong."""
+QUIET = 0.10
+"""Share of all CPU time taken by others above which the machine was not ours alone."""
+
+TTFT = Metric(
+    name="ttft",
+    title="Time to first token",
+    unit="s",
+    better="lower",
+    definition="prefill to first token, median",
+    scale="log",
+    description="From the prompt's token ids to the first new token, at the prompt length and batch of the shape.",
+)
+TPOT = Metric(
+    name="tpot",
+    title="Time per output token",
+    unit="s",
+    better="lower",
+    definition="(end to end - first token) / (new tokens - 1), median",
+    scale="log",
+    description="One decode step of the whole batch, after the prompt of the shape.",
+)
+THROUGHPUT = Metric(
+    name="throughput",
+    title="Decode throughput",
+    unit="tokens/s",
+    better="higher",
+    definition="batch / time per output token, median (tg)",
+    scale="log",
+    description="New tokens per second over all rows of the batch: what llama-bench calls tg, here after the prompt.",
+)
+PREFILL = Metric(
+    name="prefill_throughput",
+    title="Prefill throughput",
+    unit="tokens/s",
+    better="higher",
+    definition="batch x prompt / time to first token, median (pp)",
+    scale="log",
+    description="Prompt tokens per second over all rows of the batch: what llama-bench calls pp.",
+)
+_OVER_RUNS = "nearest rank over runs"
+TTFT_P90 = Metric(name="ttft_p90", title="Time to first token, p90", unit="s", better="lower", definition=_OVER_RUNS)
+TTFT_P99 = Metric(name="ttft_p99", title="Time to first token, p99", unit="s", better="lower", definition=_OVER_RUNS)
+STEP_P90 = Metric(
+    name="step_p90", title="Decode step, p90", unit="s", better="lower", definition="nearest rank over all steps of all runs"
+)
+STEP_P99 = Metric(
+    name="step_p99", title="Decode step, p99", unit="s", better="lower", definition="nearest rank over all steps of all runs"
+)
+TTFT_RATIO = Metric(
+    name="ttft_ratio",
+    title="Time to first token against the baseline",
+    unit="x",
+    better="lower",
+    definition="cell / baseline within one round, median over rounds",
+    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
+)
+TPOT_RATIO = Metric(
+    name="tpot_ratio",
+    title="Time per output token against the baseline",
+    unit="x",
+    better="lower",
+    definition="cell / baseline within one round, median over rounds",
+    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
+)
+ROOFLINE = Metric(
+    name="roofline_share",
+    title="Share of the roofline",
+    unit="1",
+    better="higher",
+    definition="floor / time per output token, floor = active weight bytes / bandwidth measured at that size",
+    description="1 would be decoding as fast as the weights can be read. Low shares are the kernel's, not the machine's.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A quantile with its interval; None where the samples are too few to give that side."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def width(self) -> float:
+        """Width relative to the value; infinite without an interval."""
+        if self.low is None or self.high is None or self.value <= 0:
+            return math.inf
+        return (self.high - self.low) / self.value
+
+
+def median(samples: Sequence[float]) -> Interval:
+    """Median with its binomial order-statistic interval of at least 95 %: the k-th smallest and k-th largest, with the
+    largest k for which P(Binomial(n, 1/2) < k) <= 2.5 %; none for n < 6."""
+    ordered = sorted(samples)
+    n = len(ordered)
+    tail = (1 - LEVEL) / 2
+    below = 0.0
+    k = 0
+    while k < n:
+        below += math.comb(n, k) / 2**n
+        if below > tail:
+            break
+        k += 1
+    return Interval(value=statistics.median(ordered), low=ordered[k - 1] if k else None, high=ordered[n - k] if k else None, n=n)
+
+
+def nearest_rank(samples: Sequence[float], q: float) -> float:
+    """The smallest sample with at least the share `q` of all samples at or below it."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """prompt and new tokens per row, rows."""
+
+    prompt: int
+    new: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"pp{self.prompt} tg{self.new} b{self.batch}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """All timed runs: `base` has one entry per entry of `cell`, or is empty. `stopped` = why no more were made."""
+
+    cell: list[Timing]
+    base: list[Timing]
+    discarded: int
+    stopped: str
+    seconds: float
+
+
+def tpot(timing: Timing) -> float:
+    """(end to end - time to first token) / (new tokens - 1): the mean of the steps."""
+    return math.fsum(timing.step_seconds) / len(timing.step_seconds)
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    asked = []
+    for entry in wishes.latency:
+        shape = Shape(prompt=int(entry["prompt"]), new=int(entry["new"]), batch=int(entry["batch"]))
+        options = {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch}
+        asked.append(
+            Question(probe="latency", subject=shape.name, options={**options, "budget_seconds": wishes.latency_budget_seconds})
+        )
+    return asked
+
+
+def measure(session: Session, question: Question) -> Answer:
+    options = question.options
+    shape = Shape(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
+    budget = float(options["budget_seconds"])
+    cell = session.loaded
+    engine = cell.facts()
+    if engine.simulated:
+        raise Unsupported("simulated: the engine holds these weights dequantized, so their speed is not that of the scheme")
+    base, beside = _baseline(session)
+    before = machine.snapshot()
+    with _quiet():
+        rounds = run_rounds(
+            _runner(cell, shape),
+            None if base is None else _runner(base, shape),
+            budget_seconds=budget,
+            seed=session.seed,
+        )
+    conditions = machine.between(before, machine.snapshot())
+    floor = _floor(session, engine)
+    found, withheld = _measurements(rounds, shape, floor, conditions)
+    blob = session.blob("latency", _raw(shape, rounds), "json")
+    found = [_with_blob(one, blob) if one.metric in ("ttft", "tpot") else one for one in found]
+    facts: dict[str, Json] = {
+        "shape": {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch},
+        "rounds": len(rounds.cell),
+        "discarded": rounds.discarded,
+        "stopped": rounds.stopped,
+        "measured_seconds": rounds.seconds,
+        "baseline": {"beside": beside, **_summary(rounds.base, shape)},
+        "conditions": {**conditions, **_settings(session)},
+        "roofline": floor,
+        "withheld": withheld,
+        "notes": _notes(rounds, conditions),
+    }
+    return Answer(measurements=tuple(found), facts=facts)
+
+
+def run_rounds(
+    cell: Callable[[int], Timing],
+    base: Callable[[int], Timing] | None,
+    *,
+    budget_seconds: float,
+    seed: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rounds:
+    """Warm-up, then rounds until both medians are known to 5 % or the budget is spent (at least one round is always made).
+
+    `cell(seed)` and `base(seed)` make one run each. The order within a round alternates. The budget counts everything, the
+    warm-up too, which ends when a round is within 10 % of the one before, after 5 rounds, or at a quarter of the budget.
+    """
+    began = clock()
+
+    def both(index: int) -> tuple[Timing, Timing | None]:
+        if base is None:
+            return cell(seed + index), None
+        if index % 2 == 0:
+            first = cell(seed + index)
+            return first, base(seed + index)
+        second = base(seed + index)
+        return cell(seed + index), second
+
+    discarded, before = 0, 0.0
+    while discarded < 5:
+        started = clock()
+        both(discarded)
+        discarded += 1
+        now = clock() - started
+        if abs(now - before) <= 0.1 * before or clock() - began > budget_seconds / 4:
+            break
+        before = now
+
+    cells: list[Timing] = []
+    bases: list[Timing] = []
+    stopped = f"{MOST_ROUNDS} rounds"
+    while len(cells) < MOST_ROUNDS:
+        ours, theirs = both(len(cells))
+        cells.append(ours)
+        if theirs is not None:
+            bases.append(theirs)
+        if len(cells) >= LEAST_ROUNDS and _settled(cells) and (not bases or _settled(bases)):
+            stopped = f"interval of the median below {NARROW:.0%}"
+            break
+        spent = clock() - began
+        if spent + spent / (len(cells) + discarded) > budget_seconds:  # another round would not fit
+            stopped = f"budget of {budget_seconds:g} s spent"
+            break
+    return Rounds(cell=cells, base=bases, discarded=discarded, stopped=stopped, seconds=clock() - began)
+
+
+def _settled(timings: Sequence[Timing]) -> bool:
+    return median([t.ttft_seconds for t in timings]).width < NARROW and median([tpot(t) for t in timings]).width < NARROW
+
+
+def _runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
+    def run(seed: int) -> Timing:
+        timing = loaded.time_generation(prompt_tokens=shape.prompt, new_tokens=shape.new, batch=shape.batch, seed=seed)
+        if len(timing.step_seconds) != shape.new - 1:
+            raise RuntimeError(f"the engine timed {len(timing.step_seconds)} steps where {shape.new - 1} were asked")
+        return timing
+
+    return run
+
+
+def _baseline(session: Session) -> tuple[Loaded | None, str]:
+    """The baseline beside the cell, loaded once per process, and what to say of it."""
+    if session.is_baseline:
+        return None, "this is the baseline"
+    if "latency baseline" not in session.memo:
+        session.memo["latency baseline"] = session.load_baseline()
+    base: Loaded | None = session.memo["latency baseline"]
+    return base, "interleaved" if base is not None else "not interleaved: it does not fit beside the cell, or there is none"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection while the clock runs: a pause of the collector is no property of the cell."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
+    """What bounds a decode step from below: active weight bytes, bandwidth at that working set, floor in seconds."""
+    resident = engine.resident_weight_bytes
+    active = int(engine.details.get("active_weight_bytes", resident))
+    if active <= 0:
+        return {"reason": "the engine does not say how many bytes it holds"}
+    memo = f"bandwidth {active}"
+    if memo not in session.memo:
+        cache = getattr(session, "cache", None)
+        try:
+            session.memo[memo] = machine.bandwidth(
+                active, device=session.device, cache=None if cache is None else Path(cache) / "machine"
+            )
+        except ImportError as error:
+            session.memo[memo] = f"bandwidth cannot be measured here: {error}"
+    measured = session.memo[memo]
+    if not isinstance(measured, machine.Bandwidth):
+        return {"reason": str(measured)}
+    return {
+        "active_weight_bytes": active,
+        "resident_weight_bytes": resident,
+        "bandwidth_bytes_per_second": measured.bytes_per_second,
+        "bandwidth_kernel": measured.kernel,
+        "bandwidth_by_kernel": dict(measured.by_kernel),
+        "bandwidth_working_set_bytes": measured.working_set_bytes,
+        "level": measured.level,
+        "others_cpu_share": measured.others_cpu_share,
+        "floor_seconds": active / measured.bytes_per_second,
+    }
+
+
+def _measurements(
+    rounds: Rounds, shape: Shape, floor: dict[str, Json], conditions: dict[str, Json]
+) -> tuple[list[Measurement], list[str]]:
+    """Measurements, and why any of them was withheld."""
+    ttfts = [timing.ttft_seconds for timing in rounds.cell]
+    tpots = [tpot(timing) for timing in rounds.cell]
+    steps = [step for timing in rounds.cell for step in timing.step_seconds]
+    found: list[Measurement] = []
+    withheld: list[str] = []
+
+    def add(metric: Metric, interval: Interval) -> None:
+        found.append(
+            Measurement(
+                metric=metric.name,
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                n=interval.n,
+                unit=metric.unit,
+                definition=f"{metric.definition} [{shape.name}]",
+            )
+        )
+
+    def rank(metric: Metric, samples: Sequence[float], q: float) -> None:
+        add(metric, Interval(value=nearest_rank(samples, q), low=None, high=None, n=len(samples)))
+
+    first = median(ttfts)
+    add(TTFT, first)
+    rank(TTFT_P90, ttfts, 0.90)
+    rank(TTFT_P99, ttfts, 0.99)
+    add(PREFILL, _inverse(first, shape.batch * shape.prompt))
+    if rounds.base:
+        add(TTFT_RATIO, median([a / b.ttft_seconds for a, b in zip(ttfts, rounds.base, strict=True)]))
+
+    step = median(tpots)
+    share = floor["floor_seconds"] / step.value if "floor_seconds" in floor else None
+    busy = max(conditions.get("others_cpu_share") or 0.0, floor.get("others_cpu_share") or 0.0) > QUIET
+    if share is not None and share > TOLERANCE and busy:
+        withheld.append(f"roofline share {share:.0%}: others were using the CPU, so the measured floor is not one")
+        share = None
+    elif share is not None and share > TOLERANCE and floor["level"] == "cache":
+        withheld.append(f"roofline share {share:.0%}: the weights fit into cache, whose measured bandwidth is no sure floor")
+        share = None
+    elif share is not None and share > TOLERANCE:
+        withheld.append(f"decode figures: {share:.0%} of the roofline cannot be; {step.value:.3g} s per token was measured")
+        return found, withheld
+    add(TPOT, step)
+    rank(STEP_P90, steps, 0.90)
+    rank(STEP_P99, steps, 0.99)
+    add(THROUGHPUT, _inverse(step, shape.batch))
+    if rounds.base:
+        add(TPOT_RATIO, median([a / tpot(b) for a, b in zip(tpots, rounds.base, strict=True)]))
+    if share is not None:
+        scale = share * step.value
+        low = None if step.high is None else scale / step.high
+        high = None if step.low is None else scale / step.low
+        add(ROOFLINE, Interval(value=share, low=low, high=high, n=step.n))
+    return found, withheld
+
+
+def _inverse(interval: Interval, amount: float) -> Interval:
+    low = None if interval.high is None else amount / interval.high
+    high = None if interval.low is None else amount / interval.low
+    return Interval(value=amount / interval.value, low=low, high=high, n=interval.n)
+
+
+def _with_blob(one: Measurement, blob: str) -> Measurement:
+    return Measurement(
+        metric=one.metric,
+        value=one.value,
+        definition=one.definition,
+        unit=one.unit,
+        low=one.low,
+        high=one.high,
+        n=one.n,
+        blob=blob,
+    )
+
+
+def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
+    if not timings:
+        return {}
+    first, step = median([t.ttft_seconds for t in timings]), median([tpot(t) for t in timings])
+    return {
+        "ttft": {"value": first.value, "low": first.low, "high": first.high},
+        "tpot": {"value": step.value, "low": step.low, "high": step.high},
+        "throughput": shape.batch / step.value,
+        "rounds": len(timings),
+    }
+
+
+def _raw(shape: Shape, rounds: Rounds) -> bytes:
+    def plain(timings: Sequence[Timing]) -> list[Json]:
+        return [{"ttft_seconds": t.ttft_seconds, "step_seconds": list(t.step_seconds)} for t in timings]
+
+    data = {"shape": shape.name, "cell": plain(rounds.cell), "baseline": plain(rounds.base)}
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _settings(session: Session) -> dict[str, Json]:
+    torch: Any = sys.modules.get("torch")
+    return {
+        "threads": None if torch is None else int(torch.get_num_threads()),
+        "affinity": machine.affinity(),
+        "governor": machine.governor(),
+        "device": session.device,
+        "environment": {
+            name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY") if name in os.environ
+        },
+    }
+
+
+def _notes(rounds: Rounds, conditions: dict[str, Json]) -> list[str]:
+    notes = []
+    others, steal = conditions.get("others_cpu_share"), conditions.get("steal_share")
+    if others is not None and others > QUIET:
+        notes.append(f"not alone: other processes used {others:.0%} of all CPU time while this was timed")
+    if steal is not None and steal > 0.01:
+        notes.append(f"the hypervisor took {steal:.1%} of all CPU time while this was timed")
+    if len(rounds.cell) < LEAST_ROUNDS:
+        notes.append(f"only {len(rounds.cell)} rounds fitted into the budget: too few for an interval")
+    elif not _settled(rounds.cell):
+        notes.append(f"the budget was spent before the interval of the median was below {NARROW:.0%}")
+    return notes
+
+
+PROBE = Probe(
+    name="latency",
+    title="Latency",
+    version="1",
+    metrics=(TTFT, TPOT, THROUGHPUT, PREFILL, TPOT_RATIO, TTFT_RATIO, ROOFLINE, TTFT_P90, TTFT_P99, STEP_P90, STEP_P99),
+    isolation="latency",
+    simulated=False,
+    questions=questions,
+    measure=measure,
+)
