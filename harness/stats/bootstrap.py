@@ -99,7 +99,9 @@ def _cached_counts(blocks: int) -> Floats:
 
 def _draw(rng: np.random.Generator, blocks: int, replicates: int) -> Floats:
     """How often each block is drawn in each replicate [replicates, blocks]: sampling with replacement as counts."""
-    return rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), size=replicates).astype(np.float64)
+    # Drawing indices and counting them is several times faster than drawing multinomial counts, and the same distribution.
+    drawn = rng.integers(0, blocks, size=(replicates, blocks)) + np.arange(replicates)[:, None] * blocks
+    return np.bincount(drawn.ravel(), minlength=replicates * blocks).reshape(replicates, blocks).astype(np.float64)
 
 
 def _studentized_errors(residuals: Floats, sizes: Floats) -> Floats:

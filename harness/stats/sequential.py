@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import optimize, special
 
 from harness.errors import BadInput
 from harness.stats.intervals import LEVEL, Floats, Interval, normal_quantile
@@ -167,31 +167,30 @@ def shared_order(item_ids: Sequence[str]) -> NDArray[np.intp]:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.intp)
 
 
-def anytime_interval(changes: ArrayLike, level: float = LEVEL, *, resolution: int = 2000) -> Interval:
+def anytime_interval(changes: ArrayLike, level: float = LEVEL) -> Interval:
     """Interval for the mean change (cell - baseline) that holds at whatever moment one stopped: all means that neither of two
-    bettors has refuted (Waudby-Smith & Ramdas 2024, hedged capital, section 4.2), to 1 / resolution.
+    bettors has ever refuted (Waudby-Smith & Ramdas 2024, hedged capital with predictable bets, section 4.2).
 
-    `changes` [items]: -1, 0 or 1, in the order they were scored.
+    `changes` [items]: -1, 0 or 1, in the order they were scored. Wider than a fixed-size interval: that is the price of looking.
     """
     change = np.asarray(changes, dtype=np.float64)
-    if change.ndim != 1 or change.size == 0:
-        raise BadInput("an interval needs a row of at least one change")
+    if change.ndim != 1 or change.size == 0 or not np.all(np.abs(change) <= 1):
+        raise BadInput("an interval needs a row of at least one change, each -1, 0 or 1")
     t = np.arange(1, change.size + 1)
     past_mean = np.concatenate([[0.0], (np.cumsum(change) / (t + 1))[:-1]])
     spread = PRIOR_ITEMS * PRIOR_FLIP_RATE + np.cumsum((change - past_mean) ** 2)
     variance = np.concatenate([[PRIOR_FLIP_RATE], (spread / (PRIOR_ITEMS + t))[:-1]])
-    # Bets of about one standard error of the mean so far: small enough to survive, large enough to refute what is far off.
-    bets = np.sqrt(2 * math.log(2 / (1 - level)) / (variance * t * np.log1p(t)))
-    kept: list[float] = []
     bar = math.log(2 / (1 - level))
-    for means in np.array_split(np.linspace(-1, 1, 2 * resolution + 1), max(1, 2 * resolution * change.size // _CHUNK_VALUES)):
-        gap = change[None, :] - means[:, None]
-        up = np.log1p(np.minimum(bets, 0.5 / (1 + means[:, None])) * gap, where=means[:, None] > -1, out=np.zeros_like(gap))
-        down = np.log1p(-np.minimum(bets, 0.5 / (1 - means[:, None])) * gap, where=means[:, None] < 1, out=np.zeros_like(gap))
-        wealth = np.maximum(np.cumsum(up, axis=1).max(axis=1), np.cumsum(down, axis=1).max(axis=1))
-        kept.extend(means[wealth < bar].tolist())
+    # Bets of about one standard error of the mean so far; equal for every mean, so that wealth falls as a mean nears the data.
+    bets = np.minimum(np.sqrt(2 * bar / (variance * t * np.log1p(t))), LARGEST_BET / 2)
+
+    def refuted(mean: float, side: float) -> float:
+        return float(np.cumsum(np.log1p(side * bets * (change - mean))).max()) - bar
+
     mean = float(change.mean())
-    return Interval(value=mean, low=min([*kept, mean]), high=max([*kept, mean]), n=change.size, level=level)
+    low = -1.0 if refuted(-1.0, 1.0) <= 0 else float(optimize.brentq(refuted, -1.0, 1.0, args=(1.0,), xtol=1e-6))
+    high = 1.0 if refuted(1.0, -1.0) <= 0 else float(optimize.brentq(refuted, -1.0, 1.0, args=(-1.0,), xtol=1e-6))
+    return Interval(value=mean, low=min(low, mean), high=max(high, mean), n=change.size, level=level)
 
 
 def unpaired_items(accuracy: float, margin: float, *, alpha: float = 0.05, power: float = 0.95) -> int:
