@@ -79,7 +79,7 @@ def test_it_covers_the_truth_on_skewed_correlated_tokens(windows: int) -> None:
         naive += ungrouped.low <= truth <= ungrouped.high
     # Five windows are fewer than FEW_BLOCKS: Student's t, whose coverage suffers a little from the skew.
     assert hits / repeats >= (0.87 if windows < FEW_BLOCKS else 0.91)
-    assert naive / repeats < 0.7, "tokens taken for independent would have covered too rarely"
+    assert naive / repeats < 0.82, "tokens taken for independent would have covered too rarely"
 
 
 def test_equal_data_give_equal_intervals_whatever_ran_before() -> None:
