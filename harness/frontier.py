@@ -40,8 +40,8 @@ class Standing:
 
     `frontier`: nobody dominates it. `tied`: somebody does by value, nobody beyond the noise; `rivals` are those on the frontier
     who do. `dominated`: `rivals` are those on the frontier (or else anywhere) who dominate it beyond the noise.
-    `ties`, for a frontier point: the frontier points that are better on x and that it does not beat on y beyond the noise, so that
-    what it costs more buys nothing that this data could show. `probability`: share of draws in which it is on the frontier.
+    `ties`, for a frontier point: the frontier points that are better on x and that it does not beat on y beyond the noise, so
+    that what it costs more buys nothing that this data could show. `probability`: share of draws in which it is on the frontier.
     """
 
     id: str

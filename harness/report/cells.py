@@ -1,0 +1,85 @@
+"""The squares of a report: a planned cell, its outcomes, and its value in each column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from harness.spec import Cell, Failure, Metric, Question, Record, digest
+
+OK, NOT_RUN, SIMULATED, BASELINE, NOT_COMPARABLE, ABSENT = "ok", "not run", "simulated", "baseline", "not comparable", "absent"
+"""Status of a value beside the failure kinds: a number; planned and not done; withheld because the weights are held dequantized;
+the baseline itself; a comparison that cannot be made; not part of this cell's answer (the baseline's noise floor, say)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One metric of one subject under one definition. `key` is unique in the view and stable between runs."""
+
+    key: str
+    metric: Metric
+    subject: str
+    probe: str
+    derived: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric.title}, {self.subject}" if self.subject else self.metric.title
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """One square: `status` is "ok" exactly when `value` is a number; otherwise `reason` says why there is none."""
+
+    status: str
+    value: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one planned question of one cell: its record, or None when it was not run."""
+
+    question: Question
+    record: Record | None
+
+    @property
+    def status(self) -> str:
+        return NOT_RUN if self.record is None else self.record.status
+
+    @property
+    def failure(self) -> Failure | None:
+        return None if self.record is None else self.record.failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellView:
+    """One planned cell with its values by column key."""
+
+    id: str
+    cell: Cell
+    baseline: bool
+    simulated: bool
+    outcomes: tuple[Outcome, ...]
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return self.cell.model.name
+
+    @property
+    def label(self) -> str:
+        return self.cell.scheme.label
+
+
+def column_key(metric: str, subject: str, definition: str) -> str:
+    return "|".join((metric, subject, definition))
+
+
+def identity(cell: Cell) -> str:
+    """Digest of what decides a cell: two labels of one scheme are one cell."""
+    return digest({"model": cell.model, "scheme": cell.scheme.identity()})

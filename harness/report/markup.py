@@ -1,0 +1,59 @@
+"""HTML that cannot be written unescaped: elements are built from children, and every plain string among them is escaped.
+
+`Markup` marks text that is HTML already. Only `el`, `join` and `raw` make it, and `raw` is for literals of this package.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+
+from harness.spec import Json
+
+_VOID = frozenset({"meta", "br", "hr", "input", "col", "link", "img"})
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def raw(text: str) -> Markup:
+    """Marks a literal of this package as HTML. Never for anything that came from a suite, a record or a model."""
+    return Markup(text)
+
+
+def text(value: str) -> Markup:
+    """Escaped for content and for quoted attributes; NUL and other control characters become U+FFFD (HTML forbids them)."""
+    visible = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value)
+    return Markup(html.escape(visible.encode("utf-8", "replace").decode(), quote=True))
+
+
+def join(*children: str | None) -> Markup:
+    """Children one after another; plain strings are escaped, None is left out."""
+    return Markup("".join(c if isinstance(c, Markup) else text(c) for c in children if c is not None))
+
+
+def el(name: str, /, *children: str | None, **attributes: str | int | bool | None) -> Markup:
+    """One element. Attribute names: `cls` is class, `_` becomes `-`; True writes a bare attribute, None and False none."""
+    parts = [name]
+    for key, value in attributes.items():
+        attribute = "class" if key == "cls" else key.rstrip("_").replace("_", "-")
+        if not _NAME.fullmatch(attribute):
+            raise ValueError(f"{attribute!r} is no attribute name")
+        if value is True:
+            parts.append(attribute)
+        elif value is not None and value is not False:
+            parts.append(f'{attribute}="{text(str(value))}"')
+    opening = Markup(f"<{' '.join(parts)}>")
+    return opening if name in _VOID else Markup(f"{opening}{join(*children)}</{name}>")
+
+
+def data_block(identifier: str, value: Json) -> Markup:
+    """Plain data as an inert JSON block; `<`, `>`, `&` and line separators are escaped, so nothing can end the element."""
+    body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    body = body.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(f'<script type="application/json" id="{text(identifier)}">{body}</script>')
