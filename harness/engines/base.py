@@ -68,14 +68,17 @@ class Loaded(Protocol):
     def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
         """Keeps this model's answers on `windows` so that others can be compared with it; returns facts (bytes, kind)."""
 
-    def lm(self) -> Any:
-        """An `lm_eval.api.model.LM` over this model."""
+    def lm(self, *, plans: Path | None = None) -> Any:
+        """An `lm_eval.api.model.LM` over this model; what it plans for a set of requests may be kept in the folder `plans`."""
 
     def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
         """One timed greedy generation of exactly `new_tokens` after `prompt_tokens` random ids, `batch` rows, KV cache on."""
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
-        """Runs `prefill` or `decode` once for the memory probe and returns its facts, e.g. {"kv_cache_bytes": ...}."""
+        """Runs `prefill` or `decode` once for the memory probe and returns its facts: {"kv_cache_bytes": ..., "continued": ...}.
+
+        A prefill's cache is kept until the next call; a decode of the same prompt goes on from it (`continued`), so that its
+        peak does not hold the prefill's."""
 
 
 @runtime_checkable

@@ -80,6 +80,9 @@ class Transformers:
         self._kernels = kernels
         self._split: Split | None = None
         self._lm: Any = None
+        self._prefilled: tuple[tuple[int, int, int], Any, Any] | None = None
+        # Asked once: reading a signature takes as long as a small model's layer, and decode steps are timed.
+        self._forward_takes = frozenset(inspect.signature(self._inner.forward).parameters)
 
     @property
     def tokenizer(self) -> Any:
@@ -249,10 +252,12 @@ class Transformers:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self) -> Any:
-        """The `lm_eval.api.model.LM` over this very model object."""
+    def lm(self, *, plans: Path | None = None) -> Any:
+        """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned."""
         if self._lm is None:
-            self._lm = _lm(self.model, self._inner, self._tokenizer)
+            from harness.scoring import FastLM
+
+            self._lm = FastLM(pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans)
         return self._lm
 
     # ------------------------------------------------------------------ cost
@@ -278,16 +283,27 @@ class Transformers:
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
-        """`prefill`: the prompt up to its first token. `decode`: that, and `new_tokens` - 1 more steps. Returns the cache's bytes
-        at the end."""
+        """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there (so
+        that its peak is its own), or, if that prompt was not prefilled just before, prefill and those steps; `continued` says
+        which. Returns the cache's bytes at the end."""
         if phase not in ("prefill", "decode"):
             raise ValueError(f"unknown phase {phase!r}")
-        token, cache = self._step(self._prompt(prompt_tokens, batch, seed), None)
+        asked = (prompt_tokens, batch, seed)
+        held, self._prefilled = self._prefilled, None
+        continued = phase == "decode" and held is not None and held[0] == asked
+        if held is None or not continued:
+            held = None  # an earlier prompt's cache is no part of this phase
+            token, cache = self._step(self._prompt(*asked), None)
+        else:
+            _, token, cache = held
+            held = None
         for _ in range(new_tokens - 1 if phase == "decode" else 0):
             token, cache = self._step(token, cache)
         self._synchronize()
+        if phase == "prefill":
+            self._prefilled = (asked, token, cache)
         tokens = prompt_tokens + (new_tokens - 1 if phase == "decode" else 0)
-        return {"kv_cache_bytes": bytes_of(cache), "kv_cache_tokens": tokens, "batch": batch}
+        return {"kv_cache_bytes": bytes_of(cache), "kv_cache_tokens": tokens, "batch": batch, "continued": continued}
 
     def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:
         """Random token ids [batch, tokens], the same for the same seed on every device."""
@@ -297,15 +313,15 @@ class Transformers:
     def _step(self, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         """(next greedy ids [batch, 1], cache): one forward of the model as its users call it, logits of the last position
         only."""
-        given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-        if self._keeps_logits():
+        takes = self._forward_takes
+        # Recurrent architectures keep their state under another name.
+        name = "past_key_values" if "past_key_values" in takes else "cache_params"
+        given: dict[str, Any] = {} if cache is None else {name: cache}
+        if "logits_to_keep" in takes:
             given["logits_to_keep"] = 1
         with torch.inference_mode():
             output = self._inner(input_ids=ids, use_cache=True, **given)
-            return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
-
-    def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self._inner.forward).parameters
+            return output.logits[:, -1:].argmax(dim=-1), getattr(output, name)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -591,13 +607,3 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _free_device_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _lm(model: Any, inner: Any, tokenizer: Any) -> Any:
-    try:
-        from harness.scoring import FastLM
-    except ImportError:
-        from lm_eval.models.huggingface import HFLM
-
-        return HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=16)
-    return FastLM(pretrained=model, tokenizer=tokenizer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from harness.probes import divergence, fake, memory, perplexity, quantize, size, tasks
+from harness.probes import divergence, fake, latency, memory, perplexity, quantize, size, tasks
 from harness.probes.base import Probe
 from harness.spec import Metric
 
@@ -18,6 +18,7 @@ PROBES: dict[str, Probe] = {
     "divergence": divergence.PROBE,
     "tasks": tasks.PROBE,
     "memory": memory.PROBE,
+    "latency": latency.PROBE,
 }
 if os.environ.get("QUANT_HARNESS_FAKES"):
     PROBES["fake"] = fake.PROBE

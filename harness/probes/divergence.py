@@ -147,10 +147,7 @@ def measure(session: Session, question: Question) -> Answer:
     if bad:
         facts["marked"] = "nonfinite"
         facts["nonfinite_tokens"] = bad
-    blobs = {
-        name: session.blob(f"{name}-{question.subject}", npy(scores[name]), "npy")
-        for name in ("kl", "same_top", "delta_p", "base_top")
-    }
+    blobs = {name: session.blob(name, npy(scores[name]), "npy") for name in ("kl", "same_top", "delta_p", "base_top")}
     suffix = f", gptq-{facts['window']} windows"
     measurements = [
         *_kl(kl, scores["base_top"], blobs, suffix, facts),
@@ -248,7 +245,7 @@ def _floor(session: Session, question: Question, suffix: str, facts: dict[str, J
     kl = np.stack([score.kl for score, _ in zip(scores, range(few), strict=False)])
     facts["floor"] = name
     floor = stats.block_bootstrap_mean(kl)
-    return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob(f"kl-floor-{question.subject}", npy(kl), "npy"))]
+    return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob("kl_floor", npy(kl), "npy"))]
 
 
 def _interval(name: str, interval: Any, suffix: str, blob: str | None) -> Measurement:

@@ -179,7 +179,7 @@ def _answer(session: Session, question: Question, definition: str, nll: Any, byt
     if bad:
         facts["marked"] = "nonfinite"
         facts["nonfinite_tokens"] = bad
-    blob = session.blob(f"nll-{question.subject}", npy(nll), "npy")
+    blob = session.blob("nll", npy(nll), "npy")
     ppl = stats.perplexity_interval(nll)
     measurements = [
         Measurement(
@@ -223,7 +223,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
 
     text = session.corpus_text(question)
     tokenizer = session.loaded.tokenizer
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text, verbose=False)["input_ids"])  # with its special tokens, as lm-eval's `hf` encodes a document
     if question.options["tokens"] is not None and len(ids) > int(question.options["tokens"]):
         raise BadInput(
             f"corpus {question.subject!r}: {definition} scores a whole text ({len(ids)} tokens), so a limit of "
@@ -247,7 +247,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
         )
     # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
     words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
-    blob = session.blob(f"nll-{question.subject}", npy(np.concatenate(nll)), "npy")
+    blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
     facts: dict[str, Json] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
     if bad:
         facts["marked"] = "nonfinite"
@@ -264,13 +264,13 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
                 low=interval.low,
                 high=interval.high,
                 n=interval.n,
-                definition=name,
+                definition=f"{name}, windows of {length}",
                 unit="",
                 blob=blob,
             )
         )
     # The definition that was asked for comes first.
-    results.sort(key=lambda m: m.definition != definition)
+    results.sort(key=lambda m: not m.definition.startswith(definition))
     bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids) - bad, excluded=bad)
     results.append(
         Measurement(
@@ -279,7 +279,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
             low=bits.low,
             high=bits.high,
             n=bits.n,
-            definition="bits-per-byte",
+            definition=f"bits-per-byte, windows of {length}",
             unit="bit/byte",
             blob=blob,
         )

@@ -91,9 +91,12 @@ def measure(session: Session, question: Question) -> Answer:
         configure(tasks, question.options["shots"])
         _check_items(tasks, name)
         _check_finite(session, name)
-        results = _evaluate(session.loaded.lm(), tasks, question.options["limit"])
+        lm = session.loaded.lm(plans=session.cache / "plans")
+        results = _evaluate(lm, tasks, question.options["limit"])
     outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
-    return _answer(session, name, outcomes, results)
+    answer = _answer(session, name, outcomes, results)
+    report = getattr(lm, "report", None)
+    return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
 
 
 PROBE = Probe(
@@ -301,7 +304,7 @@ def _answer(session: Session, name: str, outcomes: Mapping[str, Mapping[str, Any
     items = [
         {**item, "task": task} if len(outcomes) > 1 else item for task, outcome in outcomes.items() for item in outcome["items"]
     ]
-    facts: dict[str, Json] = {"items": len(items), "lm": type(session.loaded.lm()).__name__}
+    facts: dict[str, Json] = {"items": len(items)}
     broken = sum(1 for item in items if item.get("nonfinite"))
     if broken:
         facts["marked"] = "nonfinite"
