@@ -163,7 +163,7 @@ class _Matrix:
         """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
         rename once its manifest is written, so that a half-written one is never used."""
         target = self.inputs.artifact(planned.cell)
-        if (target / MANIFEST).is_file():
+        if _whole(target, self.inputs.model_dirs[planned.cell.model.name]):
             return target
         self.observer.doing(planned.cell, "quantize")
         draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
@@ -378,6 +378,13 @@ def _groups(questions: Sequence[Question]) -> list[list[Question]]:
     memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
     latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
     return [group for group in (shared, *memory, latency) if group]
+
+
+def _whole(artifact: Path, model_dir: Path) -> bool:
+    """Whether an artifact is complete, and its links, if any, lead to this model's files: a checkpoint may have moved."""
+    if not (artifact / MANIFEST).is_file():
+        return False
+    return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in artifact.iterdir() if p.is_symlink())
 
 
 def _same_context(folder: Path, context: str) -> Path | None:
