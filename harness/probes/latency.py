@@ -209,10 +209,10 @@ def measure(session: Session, question: Question) -> Answer:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their speed is not that of the scheme")
     base, beside = _baseline(session)
     before = machine.snapshot()
-    with _quiet():
+    with quiet():
         rounds = run_rounds(
-            _runner(cell, shape),
-            None if base is None else _runner(base, shape),
+            runner(cell, shape),
+            None if base is None else runner(base, shape),
             budget_seconds=budget,
             seed=session.seed,
         )
@@ -292,7 +292,7 @@ def _settled(timings: Sequence[Timing]) -> bool:
     return median([t.ttft_seconds for t in timings]).width < NARROW and median([tpot(t) for t in timings]).width < NARROW
 
 
-def _runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
+def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
     def run(seed: int) -> Timing:
         timing = loaded.time_generation(prompt_tokens=shape.prompt, new_tokens=shape.new, batch=shape.batch, seed=seed)
         if len(timing.step_seconds) != shape.new - 1:
@@ -313,7 +313,7 @@ def _baseline(session: Session) -> tuple[Loaded | None, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No garbage collection while the clock runs: a pause of the collector is no property of the cell."""
     was = gc.isenabled()
     gc.collect()
