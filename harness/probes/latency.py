@@ -34,7 +34,8 @@ from typing import Any
 
 from harness import machine
 from harness.engines.base import EngineFacts, Loaded, Timing
-from harness.errors import Unsupported
+from harness.errors import BadInput, Unsupported
+from harness.models import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
@@ -46,6 +47,7 @@ LEAST_ROUNDS = 6
 MOST_ROUNDS = 1000
 TOLERANCE = 1.05
 """A measured floor has noise too: only beyond this share of it is a figure called wrong."""
+_ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 QUIET = 0.10
 """Share of all CPU time taken by others above which the machine was not ours alone."""
 
@@ -328,9 +330,13 @@ def quiet() -> Iterator[None]:
 def _floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
     """What bounds a decode step from below: active weight bytes, bandwidth at that working set, floor in seconds."""
     resident = engine.resident_weight_bytes
-    active = int(engine.details.get("active_weight_bytes", resident))
-    if active <= 0:
+    if resident <= 0:
         return {"reason": "the engine does not say how many bytes it holds"}
+    active = engine.details.get("active_weight_bytes")
+    if active is None:
+        active = active_weight_bytes(session.model_dir, resident)
+    if isinstance(active, str):
+        return {"reason": active}
     memo = f"bandwidth {active}"
     if memo not in session.memo:
         cache = getattr(session, "cache", None)
@@ -354,6 +360,31 @@ def _floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
         "others_cpu_share": measured.others_cpu_share,
         "floor_seconds": active / measured.bytes_per_second,
     }
+
+
+def active_weight_bytes(model_dir: Path, resident: int) -> int | str:
+    """Of the bytes an engine holds, those that every decode step reads, or why that cannot be said.
+
+    All but the input embedding, of which a step reads a row per sequence, unless it is the output head too (tied). It is taken
+    at its size in the source model: methods leave it as it is. Where a step reads only some experts there is no one number.
+    """
+    try:
+        shape = shape_of(model_dir)
+        stored = tensors(model_dir)
+    except (BadInput, OSError) as error:
+        return f"the source model's shape cannot be read: {error}"
+    text = shape.config.get("text_config")
+    config = text if isinstance(text, dict) else shape.config
+    if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return "a mixture of experts: how many weights a step reads depends on the token"
+    if shape.tied:
+        return resident
+    tables = [
+        math.prod(sizes) * _ELEMENT_BYTES.get(dtype, 0)
+        for name, (dtype, sizes) in stored.items()
+        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"))
+    ]
+    return max(0, resident - max(tables, default=0))
 
 
 def _measurements(

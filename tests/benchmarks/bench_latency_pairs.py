@@ -87,7 +87,7 @@ def main() -> int:
         worst = min(worst, share) if "paired" in name else worst
         half, most = off[len(off) // 2], off[-1]
         print(
-            f"{name:32s} within {given.within:.0%}: {share:.1%} of {len(off)}   off by {half:.2%} at the median, {most:.2%} at most"
+            f"{name:32s} within {given.within:.0%}: {share:.1%} of {len(off)}; off by {half:.2%} at the median, {most:.2%} at most"
         )
     busy = sorted(row["conditions"]["others_cpu_share"] or 0.0 for row in rows)
     print(f"others used {busy[len(busy) // 2]:.1%} of all CPU time at the median, {busy[-1]:.1%} at most")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from harness import machine
 from harness.engines.base import EngineFacts, Timing
 from harness.errors import Unsupported
 from harness.probes import latency
-from harness.probes.latency import PROBE, Shape, median, nearest_rank, run_rounds, tpot
+from harness.probes.latency import PROBE, Shape, active_weight_bytes, median, nearest_rank, run_rounds, tpot
 from harness.spec import Answer, Cell, Model, Question, Scheme
 
 SHAPE = Shape(prompt=100, new=5, batch=2)
@@ -47,6 +48,7 @@ class Session:
         self.loaded, self.base = loaded, base
         self.is_baseline = is_baseline
         self.device, self.seed = "cpu", 0
+        self.model_dir = Path("not asked")
         self.memo: dict[str, Any] = {}
         self.blobs: dict[str, bytes] = {}
         self.baseline_loads = 0
@@ -307,6 +309,7 @@ def bandwidth(level: str, bytes_per_second: float, others: float = 0.0) -> machi
 
 def roofline(monkeypatch: pytest.MonkeyPatch, measured: machine.Bandwidth) -> tuple[dict[str, Any], Answer]:
     monkeypatch.setattr(machine, "bandwidth", lambda size, device, cache: measured)
+    monkeypatch.setattr(latency, "active_weight_bytes", lambda model_dir, resident: resident)
     return ask(Session(steady("cell", [], 0.5, 0.02, weights=10**9), None))
 
 
@@ -336,6 +339,28 @@ def test_an_engine_that_does_not_say_what_it_holds_has_no_roofline():
     found, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     assert "roofline_share" not in found
     assert "does not say" in answer.facts["roofline"]["reason"]
+
+
+def source(folder: Path, *, tied: bool, **config: Any) -> Path:
+    """A checkpoint of 1000 bytes of embedding in 16 bits (and as much of a head, if not tied), headers only."""
+    header = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [50, 10], "data_offsets": [0, 1000]}}
+    if not tied:
+        header["lm_head.weight"] = {"dtype": "BF16", "shape": [50, 10], "data_offsets": [1000, 2000]}
+    raw = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": tied, **config}))
+    return folder
+
+
+def test_a_step_reads_the_embedding_only_where_it_is_the_head_too(tmp_path: Path):
+    (tmp_path / "tied").mkdir()
+    (tmp_path / "apart").mkdir()
+    assert active_weight_bytes(source(tmp_path / "tied", tied=True), 5000) == 5000
+    assert active_weight_bytes(source(tmp_path / "apart", tied=False), 5000) == 4000
+
+
+def test_a_mixture_of_experts_has_no_roofline(tmp_path: Path):
+    assert "experts" in str(active_weight_bytes(source(tmp_path, tied=True, num_local_experts=8), 5000))
 
 
 def test_every_shape_of_the_suite_is_one_question():
