@@ -18,7 +18,7 @@ from harness.errors import Unsupported
 from harness.spec import Cell, Model, Phase, Question, Scheme
 
 VOCAB = 512
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the a of to in river stone green runs quickly seven eleven house opens answer which city has more water than sand because "
     "nobody counted birds before noon and after that all lamps were lit again by her brother who crossed the old bridge"
 ).split()

@@ -63,7 +63,8 @@ def test_the_table_has_the_engine_and_it_keeps_the_protocol() -> None:
     assert ENGINES["transformers"].modules == ("torch", "transformers")
     found = engine(llama())
     protocol = {name for name in vars(Loaded) if not name.startswith("_")}
-    assert protocol and all(hasattr(found, name) for name in protocol)
+    assert protocol
+    assert all(hasattr(found, name) for name in protocol)
     assert isinstance(found, Rerun)
 
 
@@ -92,7 +93,8 @@ def test_windows_score_as_a_plain_loop_does() -> None:
     rows = windows(70, 48)  # two batches and a rest
     found = joined(list(engine(model).score_windows(rows, None)), "nll")
     wanted = np.stack([-plain_logprobs(model, row)[range(47), row[1:]] for row in rows])
-    assert found.dtype == np.float32 and found.shape == (70, 47)
+    assert found.dtype == np.float32
+    assert found.shape == (70, 47)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -151,7 +153,8 @@ def test_scaled_capped_and_biased_heads_are_stored_and_recomputed_exactly(name: 
     meta = engine(model).write_reference(rows, tmp_path / "reference")
     assert meta["kind"] == "final hidden states"
     found = list(engine(model).score_windows(rows, tmp_path / "reference"))
-    assert (joined(found, "kl") == 0).all() and joined(found, "same_top").all()
+    assert (joined(found, "kl") == 0).all()
+    assert joined(found, "same_top").all()
     if dtype == torch.float32:
         wanted = np.stack([-plain_logprobs(model, row)[range(23), row[1:]] for row in rows])
         np.testing.assert_allclose(joined(found, "nll"), wanted, rtol=1e-4, atol=1e-4)
@@ -168,7 +171,8 @@ def test_a_head_that_is_no_matrix_is_kept_as_logits_and_labelled_so(tmp_path: Pa
     model.lm_head = Bent()
     rows = windows(5, 24)
     meta = engine(model).write_reference(rows, tmp_path / "reference")
-    assert meta["kind"] == "logits" and meta["head"] is None
+    assert meta["kind"] == "logits"
+    assert meta["head"] is None
     assert (joined(list(engine(model).score_windows(rows, tmp_path / "reference")), "kl") == 0).all()
 
 
@@ -233,7 +237,8 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(found.split, "body", failing)
     with pytest.raises(KeyboardInterrupt):
         found.write_reference(windows(100, 64), tmp_path / "reference")
-    assert len(calls) == 3 and list(tmp_path.iterdir()) == []
+    assert len(calls) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_who_writes_second_leaves_the_first_store_as_it_is(tmp_path: Path) -> None:
@@ -260,7 +265,8 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(monkeypatc
 
     monkeypatch.setattr(found.split, "body", greedy)
     np.testing.assert_allclose(joined(list(found.score_windows(rows, None)), "nll"), wanted, rtol=1e-5, atol=1e-5)
-    assert sizes[:4] == [32, 16, 8, 4] and set(sizes[4:]) == {4}
+    assert sizes[:4] == [32, 16, 8, 4]
+    assert set(sizes[4:]) == {4}
 
 
 def test_a_window_that_alone_runs_out_of_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +294,8 @@ def test_the_head_sees_one_chunk_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(found.split, "head", watched)
     monkeypatch.setattr(found.split, "chunk_rows", lambda: 7)
     np.testing.assert_allclose(joined(list(found.score_windows(rows, None)), "nll"), wanted, rtol=1e-5, atol=1e-5)
-    assert sum(shape[0] for shape in sizes) == 4 * 49 and max(shape[0] for shape in sizes) == 7
+    assert sum(shape[0] for shape in sizes) == 4 * 49
+    assert max(shape[0] for shape in sizes) == 7
 
 
 def test_the_noise_floor_runs_the_same_weights_otherwise_and_puts_the_model_back(tmp_path: Path) -> None:
@@ -309,7 +316,9 @@ def test_generation_is_greedy_and_exactly_as_long_as_asked() -> None:
     model = llama()
     found = engine(model)
     timing = found.time_generation(prompt_tokens=12, new_tokens=5, batch=3, seed=4)
-    assert timing.ttft_seconds > 0 and len(timing.step_seconds) == 4 and min(timing.step_seconds) > 0
+    assert timing.ttft_seconds > 0
+    assert len(timing.step_seconds) == 4
+    assert min(timing.step_seconds) > 0
     prompt = found._prompt(12, 3, 4)
     token, cache = found._step(prompt, None)
     mine = [token]
@@ -366,6 +375,8 @@ def test_a_cell_with_dequantized_layers_is_simulated() -> None:
 
     model = llama()
     facts = Transformers(model, tokenizer(), kernels=lambda: kernels(True)).facts()
-    assert facts.simulated and facts.engine == "transformers" and facts.device == "cpu"
+    assert facts.simulated
+    assert facts.engine == "transformers"
+    assert facts.device == "cpu"
     assert facts.resident_weight_bytes == bytes_of(model)
     assert not Transformers(model, tokenizer(), kernels=lambda: kernels(False)).facts().simulated
