@@ -86,9 +86,7 @@ def main() -> int:
         share = sum(value <= given.within for value in off) / len(off)
         worst = min(worst, share) if "paired" in name else worst
         half, most = off[len(off) // 2], off[-1]
-        print(
-            f"{name:32s} within {given.within:.0%}: {share:.1%} of {len(off)}; off by {half:.2%} at the median, {most:.2%} at most"
-        )
+        print(f"{name:30s} within {given.within:.0%}: {share:.1%} of {len(off)}; off by {half:.2%} at median, {most:.2%} at most")
     busy = sorted(row["conditions"]["others_cpu_share"] or 0.0 for row in rows)
     print(f"others used {busy[len(busy) // 2]:.1%} of all CPU time at the median, {busy[-1]:.1%} at most")
     return 0 if worst >= given.share else 1
