@@ -1,0 +1,94 @@
+"""What the sequential mode saves and how often it errs, by replay on simulated cells and on a fixed ("recorded") item matrix.
+
+Columns: share of each verdict, false verdicts against their stated rate, items until the verdict (mean, median, 90th
+percentile), and how many times more items an unpaired test of fixed size needs per model for the same error rates (alpha 5 %,
+power 95 %), at the printed accuracy. Run: python tests/benchmarks/bench_sequential.py [replays]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+from harness.stats import Replays, Verdict, paired_items, replay, unpaired_items
+
+ALPHA = BETA = 0.05
+ACCURACIES = (0.5, 0.7, 0.8)
+# flip rate, margin, true difference (cell - baseline), largest number of items
+SCENARIOS = (
+    (0.05, 0.01, 0.0, 20_000),
+    (0.05, 0.01, 0.005, 20_000),
+    (0.05, 0.01, -0.005, 20_000),
+    (0.05, 0.01, -0.01, 20_000),
+    (0.05, 0.01, -0.02, 20_000),
+    (0.05, 0.01, -0.03, 20_000),
+    (0.002, 0.01, 0.0, 4_000),
+    (0.01, 0.01, 0.0, 8_000),
+    (0.02, 0.01, 0.0, 12_000),
+    (0.02, 0.01, -0.01, 12_000),
+    (0.10, 0.01, 0.0, 30_000),
+    (0.10, 0.02, 0.0, 10_000),
+    (0.20, 0.02, -0.02, 10_000),
+    (0.30, 0.02, -0.15, 4_000),
+    (0.05, 0.02, 0.0, 8_000),
+    (0.05, 0.005, 0.0, 60_000),
+)
+
+
+def simulated(rng: np.random.Generator, replays: int, items: int, flip_rate: float, difference: float) -> np.ndarray:
+    u = rng.random((replays, items), dtype=np.float32)
+    won = (flip_rate + difference) / 2
+    return (u < won).astype(np.int8) - ((u >= won) & (u < flip_rate)).astype(np.int8)
+
+
+def wrong(result: Replays, difference: float, margin: float) -> str:
+    """Share of false verdicts; at the margin itself both verdicts are false, each with its own rate."""
+    parts = []
+    if difference <= -margin:
+        parts.append(f"{100 * result.share(Verdict.WITHIN):.1f} <= {100 * ALPHA:.0f}")
+    if difference >= -margin:
+        parts.append(f"{100 * result.share(Verdict.WORSE):.1f} <= {100 * BETA:.0f}")
+    return " | ".join(parts)
+
+
+def row(name: str, result: Replays, difference: float, margin: float) -> str:
+    shares = " ".join(f"{100 * result.share(v):6.1f}" for v in Verdict)
+    mean, median, late = result.items.mean(), np.median(result.items), np.quantile(result.items, 0.9)
+    factors = " ".join(f"{unpaired_items(a, margin, alpha=ALPHA, power=1 - BETA) / mean:5.1f}x" for a in ACCURACIES)
+    return f"{name} {shares}  {wrong(result, difference, margin):<20} {mean:7.0f} {median:7.0f} {late:7.0f}  {factors}"
+
+
+def main(replays: int) -> None:
+    start = time.perf_counter()
+    accuracies = " ".join(f"{a:.0%}".rjust(6) for a in ACCURACIES)
+    print(
+        f"{replays} replays, alpha {ALPHA}, beta {BETA}; % of replays; items to the verdict; saving over an unpaired test by accuracy"
+    )
+    print(
+        f"{'flips margin   diff  paired-n':<30} within  worse   none  {'false (stated)':<23} mean  median     p90  {accuracies}"
+    )
+    rng = np.random.default_rng(11)
+    for flip_rate, margin, difference, items in SCENARIOS:
+        result = replay(simulated(rng, replays, items, flip_rate, difference), margin=margin, alpha=ALPHA, beta=BETA)
+        fixed = paired_items(flip_rate, margin, alpha=ALPHA, power=1 - BETA)
+        name = f"{flip_rate:5.1%} {margin:6.3f} {difference:+6.3f} {fixed:9d}"
+        print(f"{name:<30} {row('', result, difference, margin)}", flush=True)
+    print("\nA fixed matrix of items (one simulated cell, kept) in random orders; the verdict is about these very items:")
+    for items, flip_rate, difference, margin in (
+        (500, 0.05, 0.0, 0.02),
+        (2000, 0.05, 0.0, 0.01),
+        (2000, 0.05, -0.03, 0.01),
+        (10_000, 0.05, 0.0, 0.01),
+    ):
+        recorded = simulated(rng, 1, items, flip_rate, difference)[0]
+        full = float(recorded.mean())
+        orders = rng.permuted(np.tile(recorded, (replays, 1)), axis=1)
+        result = replay(orders, margin=margin, alpha=ALPHA, beta=BETA, pool=items)
+        print(f"{f'{items:6d} items {margin:6.3f} {full:+7.4f}':<30} {row('', result, full, margin)}", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
