@@ -63,9 +63,7 @@ def row(name: str, result: Replays, difference: float, margin: float) -> str:
 def main(replays: int) -> None:
     start = time.perf_counter()
     accuracies = " ".join(f"{a:.0%}".rjust(6) for a in ACCURACIES)
-    print(
-        f"{replays} replays, alpha {ALPHA}, beta {BETA}; % of replays; items to the verdict; saving over an unpaired test by accuracy"
-    )
+    print(f"{replays} replays, alpha {ALPHA}, beta {BETA}; % of replays; items to the verdict; saving over an unpaired test")
     print(
         f"{'flips margin   diff  paired-n':<30} within  worse   none  {'false (stated)':<23} mean  median     p90  {accuracies}"
     )
