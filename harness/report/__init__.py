@@ -1,1 +1,47 @@
-"""Filled below."""
+"""The report: a stored run as one HTML file that opens offline, and as a table for the terminal.
+
+`render(run)` is pure: records in, bytes out. No clock, no network, no torch; the same records in any order give equal bytes.
+A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.report.failures import section as failures_section
+from harness.report.glossary import section as glossary_section
+from harness.report.heatmap import section as heatmap_section
+from harness.report.ladder import section as ladder_section
+from harness.report.pareto import section as pareto_section
+from harness.report.provenance import section as provenance_section
+from harness.report.section import Section
+from harness.report.summary import section as summary_section
+from harness.report.table import section as table_section
+from harness.report.terminal import terminal_table
+from harness.report.view import View, view
+from harness.store import Run
+
+__all__ = ["SECTIONS", "Section", "View", "render", "render_view", "terminal_table", "view"]
+
+SECTIONS: list[Callable[[View], Section | None]] = [
+    summary_section,
+    pareto_section,
+    table_section,
+    heatmap_section,
+    ladder_section,
+    failures_section,
+    glossary_section,
+    provenance_section,
+]
+
+
+def render(run: Run) -> bytes:
+    """The whole report of a run as UTF-8 HTML."""
+    return render_view(view(run))
+
+
+def render_view(shown: View) -> bytes:
+    """As `render`, of a view that is there already."""
+    from harness.report import page
+
+    return page.page(shown, [s for make in SECTIONS if (s := make(shown)) is not None])

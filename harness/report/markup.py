@@ -12,7 +12,7 @@ import re
 from harness.spec import Json
 
 _VOID = frozenset({"meta", "br", "hr", "input", "col", "link", "img"})
-_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_NAME = re.compile(r"[a-z][a-zA-Z0-9-]*")
 
 
 class Markup(str):

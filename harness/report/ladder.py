@@ -1,0 +1,35 @@
+"""How fidelity falls with the bits, one line per method."""
+
+from __future__ import annotations
+
+from harness.report.charts import ladder_columns
+from harness.report.markup import el
+from harness.report.pareto import GROUPS
+from harness.report.section import Section, figure, select
+from harness.report.standing import cost_columns, quality_columns
+from harness.report.view import View
+
+
+def section(view: View) -> Section | None:
+    columns = ladder_columns(view)
+    if not columns:
+        return None
+    keys = list(dict.fromkeys(c.key for c in (*quality_columns(view), *cost_columns(view), *columns)))
+    options = [
+        (str(keys.index(c.key)), c.title, "" if c.probe == "comparison" else GROUPS.get(c.probe, c.probe)) for c in columns
+    ]
+    menus = [select("ladder-left", "Left", options), select("ladder-right", "Right", options)]
+    if len(view.models) > 1:
+        menus.append(select("ladder-model", "Model", [(str(i), name, "") for i, name in enumerate(view.models)]))
+    charts = el(
+        "div",
+        figure("ladder-a", "Line chart by bits, left measure"),
+        figure("ladder-b", "Line chart by bits, right measure"),
+        cls="pair",
+    )
+    return Section(
+        id="ladder",
+        title="Fidelity by bits",
+        lead="What each step down in bits costs, method by method. The dashed line is the baseline.",
+        body=el("div", el("div", *menus, cls="controls"), charts),
+    )

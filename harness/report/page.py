@@ -1,0 +1,75 @@
+"""The page around the sections: head, navigation, data block, scripts. Self-contained, and closed to the network by its policy.
+
+The Content-Security-Policy allows exactly two scripts, by hash: plotly.js, inlined from the installed plotly package, and
+report.js. Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+
+from harness.report.charts import payload
+from harness.report.markup import Markup, data_block, el, join, raw
+from harness.report.section import Section
+from harness.report.view import View
+
+
+def page(view: View, sections: Sequence[Section]) -> bytes:
+    """UTF-8 bytes of the page."""
+    from plotly.offline import get_plotlyjs
+
+    style, script, plotly = _asset("report.css"), _asset("report.js"), _inert(get_plotlyjs())
+    title = view.title or view.suite or view.run
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        raw(f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">'),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("meta", name="referrer", content="no-referrer"),
+        el("meta", name="generator", content="quant-harness"),
+        el("title", f"{title} · quant-harness"),
+        el("style", raw(style)),
+    )
+    links = [el("a", s.title, href=f"#{s.id}") for s in sections]
+    body = el(
+        "body",
+        el("a", "Skip to the results", href=f"#{sections[0].id}" if sections else "#main", cls="skip"),
+        el(
+            "nav",
+            el("div", el("span", "quant-harness", cls="brand"), el("div", *links, cls="links"), cls="wide"),
+            aria_label="Sections",
+        ),
+        el("main", *(_section(s, first=i == 0) for i, s in enumerate(sections)), id="main"),
+        el("div", id="tip", role="tooltip", hidden=True),
+        data_block("data", payload(view)),
+        el("script", raw(plotly)),
+        el("script", raw(script)),
+    )
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
+
+
+def _section(section: Section, first: bool) -> Markup:
+    heading = el("h1" if first else "h2", section.title, id=f"{section.id}-title")
+    lead = el("p", section.lead, cls="lead") if section.lead else None
+    return el("section", join(heading, lead), section.body, id=section.id, aria_labelledby=f"{section.id}-title")
+
+
+def _policy(*scripts: str) -> str:
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+        "connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("harness.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _inert(script: str) -> str:
+    """A library's text that cannot end its element early, with line ends as browsers hash them."""
+    return script.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")

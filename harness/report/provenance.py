@@ -1,0 +1,83 @@
+"""Where the numbers come from: machine, versions, commit, and the commands that make them again."""
+
+from __future__ import annotations
+
+from harness.report.markup import Markup, el, join
+from harness.report.section import Section
+from harness.report.view import View
+from harness.spec import Json
+
+PACKAGES = (
+    "torch", "transformers", "lm-eval", "numpy", "gptqmodel", "hqq", "bitsandbytes", "auto-round", "torchao", "optimum-quanto",
+    "llmcompressor", "compressed-tensors", "llama-cpp-python", "openvino", "nncf", "neural-compressor", "nvidia-modelopt",
+    "accelerate", "safetensors", "tokenizers", "datasets", "quant-harness",
+)  # fmt: skip
+"""Shown first; the rest of the list is folded away."""
+
+NAMES = {
+    "cpu": "CPU",
+    "cores": "Cores",
+    "cores_usable": "Cores usable",
+    "cpu_flags": "Instruction sets",
+    "cache_bytes": "Caches",
+    "memory_bytes": "Memory",
+    "gpus": "GPUs",
+    "system": "System",
+    "kernel": "Kernel",
+    "architecture": "Architecture",
+    "virtualized": "Virtual machine",
+    "python": "Python",
+    "governor": "Frequency governor",
+    "host": "Host id",
+}
+
+
+def section(view: View) -> Section | None:
+    context = view.context
+    commands = [el("pre", el("code", command), tabindex="0") for command in view.commands]
+    machine = context.get("machine") or {}
+    rows = [("Run", view.run), ("Started", view.started_at), ("Commit", context.get("commit")), ("Device", context.get("device"))]
+    rows += [("Threads", context.get("threads"))]
+    known = {"machine", "packages", "commit", "device", "threads"}
+    rows += [(key.replace("_", " ").capitalize(), value) for key, value in sorted(context.items()) if key not in known]
+    packages = context.get("packages") or {}
+    packages = packages if isinstance(packages, dict) else {}
+    main = {name: packages[name] for name in PACKAGES if name in packages}
+    rest = {name: version for name, version in sorted(packages.items()) if name not in main}
+    body = [
+        el("h3", "Repeat it"),
+        *(commands or [el("p", "No command was stored with this run.", cls="muted")]),
+        el("div", _facts("Run", rows), _facts("Machine", [(NAMES.get(k, k), v) for k, v in machine.items()]), cls="columns"),
+        _facts("Packages", list(main.items())) if main else None,
+    ]
+    if rest:
+        body.append(
+            el("details", el("summary", f"{len(rest)} more packages"), el("p", ", ".join(f"{n} {v}" for n, v in rest.items())))
+        )
+    environments = sorted({o.record.environment for c in view.cells for o in c.outcomes if o.record and o.record.environment})
+    if environments:
+        listed = ", ".join(e[:12] for e in environments)
+        body.append(el("p", f"Environments (digest of the installed package list): {listed}", cls="muted"))
+    return Section(
+        id="provenance", title="Provenance", lead="Where these numbers come from and how to make them again.", body=join(*body)
+    )
+
+
+def _facts(title: str, rows: list[tuple[str, Json]]) -> Markup:
+    lines = [
+        el("tr", el("th", name, scope="row"), el("td", _plain(name, value))) for name, value in rows if value not in (None, "")
+    ]
+    return el("div", el("h3", title), el("table", el("tbody", *lines), cls="facts"))
+
+
+def _plain(name: str, value: Json) -> str:
+    """Facts for people: bytes as GB, lists joined, nested tables flattened."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) and "Memory" in name:
+        return f"{value / 1e9:.1f} GB"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(str(k), v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(_plain(name, v) for v in value) or "none"
+    return str(value)

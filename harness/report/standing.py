@@ -1,0 +1,74 @@
+"""Which columns are axes, and where each cell stands on the frontier of any pair of them.
+
+Quality is what probes say of answers, cost what they say of bytes and seconds; the direction of each comes from its metric's row.
+Replicates of task and window means share their resamples between cells; where a column has none, its interval stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.frontier import Point, Standing, draws_from_interval, frontier
+from harness.report.cells import OK, CellView, Column
+from harness.report.view import View
+from harness.spec import digest
+
+COST_PROBES = ("size", "memory", "latency", "quantize")
+NO_AXIS = ("nonfinite_tokens", "kl_floor", "flips_lost", "minimum_detectable_effect", "recovery", "roofline_share", "rest_bytes")
+NO_AXIS_PREFIXES = ("delta_p_", "kl_confidence_")
+QUALITY_FIRST = ("mean_accuracy", "perplexity", "bits_per_byte", "kl_mean", "ln_ppl_ratio", "accuracy", "task_score")
+COST_FIRST = ("bpw_model", "file_bytes", "peak_device_bytes", "peak_host_bytes", "peak_decode_bytes", "tpot", "ttft")
+"""What the menus begin with, most telling first; everything else follows in column order."""
+
+
+def quality_columns(view: View) -> list[Column]:
+    found = [c for c in view.columns if c.probe not in COST_PROBES and _axis(c)]
+    return sorted(found, key=lambda c: _place(c.metric.name, QUALITY_FIRST))
+
+
+def cost_columns(view: View) -> list[Column]:
+    found = [c for c in view.columns if c.probe in COST_PROBES and _axis(c)]
+    return sorted(found, key=lambda c: _place(c.metric.name, COST_FIRST))
+
+
+def standings(view: View, cells: Iterable[CellView], cost: Column, quality: Column) -> dict[str, Standing]:
+    """Standing by cell id, on x = cost and y = quality, of those cells that have both numbers."""
+    points = [
+        Point(
+            id=cell.id,
+            x=cell.values[cost.key].value,
+            y=cell.values[quality.key].value,
+            x_draws=_draws(view, cell, cost),
+            y_draws=_draws(view, cell, quality),
+        )
+        for cell in cells
+        if cell.values[cost.key].status == OK and cell.values[quality.key].status == OK
+    ]
+    return {s.id: s for s in frontier(points, better_x=cost.metric.better, better_y=quality.metric.better)}
+
+
+def headline(view: View) -> dict[str, Standing]:
+    """Standing of every cell on the first cost and the first quality of the menus, each model by itself."""
+    qualities, costs = quality_columns(view), cost_columns(view)
+    found: dict[str, Standing] = {}
+    if qualities and costs:
+        for model in view.models:
+            found.update(standings(view, [c for c in view.cells if c.model == model], costs[0], qualities[0]))
+    return found
+
+
+def _axis(column: Column) -> bool:
+    name = column.metric.name
+    return column.metric.better != "neither" and name not in NO_AXIS and not name.startswith(NO_AXIS_PREFIXES)
+
+
+def _place(name: str, first: tuple[str, ...]) -> int:
+    return first.index(name) if name in first else len(first)
+
+
+def _draws(view: View, cell: CellView, column: Column) -> object:
+    kept = view.derived.draws.get(column.key, {}).get(cell.id)
+    if kept is not None:
+        return kept
+    value = cell.values[column.key]
+    return draws_from_interval(value.value, value.low, value.high, seed=int(digest([column.key, cell.id])[:12], 16))

@@ -1,0 +1,307 @@
+"""The answer first: what was measured, which cells are worth choosing, in plain words, and what to be careful about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness import stats
+from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome
+from harness.report.charts import series
+from harness.report.markup import Markup, el, join
+from harness.report.numbers import MINUS, show, with_unit
+from harness.report.section import Section, column_display, interval, number, scheme
+from harness.report.standing import cost_columns, quality_columns, standings
+from harness.report.view import View
+from harness.spec import Json
+
+MARGIN_POINTS = 1.0
+"""The loss of mean accuracy that the words of the table are about."""
+
+
+def section(view: View) -> Section | None:
+    parts = [el("div", *_tiles(view), cls="tiles")]
+    for model in view.models:
+        chosen = _chosen(view, model)
+        if chosen is not None:
+            parts.append(chosen)
+    warnings = _warnings(view)
+    if warnings:
+        parts.append(el("div", el("h3", "Before you trust a number"), el("ul", *(el("li", w) for w in warnings)), cls="warnings"))
+    return Section(id="summary", title=view.title or view.suite or "Results", lead=_lead(view), body=join(*parts))
+
+
+def _lead(view: View) -> str:
+    models = ", ".join(view.models) or "no model"
+    machine = view.context.get("machine") or {}
+    gpus = machine.get("gpus") or []
+    device = (
+        str(gpus[0].get("name"))
+        if gpus and str(view.context.get("device", "")).startswith("cuda")
+        else str(machine.get("cpu") or "")
+    )
+    threads = view.context.get("threads")
+    where = f" on {device}" if device else ""
+    using = f" with {threads} threads" if threads and not gpus else ""
+    when = f", {view.started_at[:10]}" if view.started_at else ""
+    return f"{len(view.cells)} quantizations of {models}, each measured on its own packed artifact{where}{using}{when}."
+
+
+def _tiles(view: View) -> list[Markup]:
+    asked = [o for c in view.cells for o in c.outcomes]
+    answered = sum(o.status == OK for o in asked)
+    whole = sum(all(o.status == OK for o in c.outcomes) for c in view.cells)
+    failed = sum(o.failure is not None and not c.simulated for c in view.cells for o in c.outcomes)
+    tiles = [
+        _tile(f"{whole} of {len(view.cells)}", "cells complete", f"{answered} of {len(asked)} questions answered"),
+    ]
+    missing = sum(o.status == NOT_RUN for o in asked)
+    if failed or missing:
+        tiles.append(
+            _tile(
+                str(failed),
+                "questions failed",
+                f"{missing} not run; reasons below" if missing else "reasons below",
+                alarm=failed > 0,
+            )
+        )
+    for model in view.models[:2]:
+        base = view.baseline_of(model)
+        if base is None:
+            continue
+        facts = []
+        for column in (view.column("mean_accuracy"), view.column("perplexity"), view.column("bpw_model")):
+            if column is not None and (value := base.values[column.key]).status == OK:
+                how = column_display(view, column)
+                facts.append(f"{column.metric.title.lower()} {with_unit(number(column, value, how), how)}")
+        subject = f"baseline of {model}" if len(view.models) > 1 else "baseline"
+        tiles.append(_tile(base.label, subject, "; ".join(facts)))
+    return tiles
+
+
+def _tile(value: str, label: str, detail: str, alarm: bool = False) -> Markup:
+    return el("div", el("strong", value), el("span", label), el("small", detail), cls=f"tile{' alarm' if alarm else ''}")
+
+
+def _chosen(view: View, model: str) -> Markup | None:
+    """The cells on the frontier of the first quality against the first cost, cheapest last, in words."""
+    qualities, costs = quality_columns(view), cost_columns(view)
+    if not qualities or not costs:
+        return None
+    cells = [c for c in view.cells if c.model == model]
+    quality = next((q for q in qualities if any(c.values[q.key].status == OK for c in cells)), qualities[0])
+    cost = costs[0]
+    stands = standings(view, cells, cost, quality)
+    ids = {c.id: c for c in cells}
+    on = sorted(
+        (c for c in cells if stands.get(c.id) and stands[c.id].status == "frontier"), key=lambda c: -c.values[cost.key].value
+    )
+    if not on:
+        return None
+    extra = [c for c in (view.column("file_bytes"), _memory(view), view.column("tpot")) if c is not None and c.key != cost.key]
+    columns = [cost, *extra, quality]
+    head = el("tr", el("th", "Scheme", scope="col"), *(_head(view, c) for c in columns), el("th", "In words", scope="col"))
+    rows = []
+    for cell in on:
+        stand = stands[cell.id]
+        words = [_words(view, cell)]
+        if stand.ties:
+            names = " and ".join(ids[t].label for t in stand.ties[:2])
+            words.append(f"Not better than {names} beyond the noise.")
+        if stand.probability < 0.9:
+            words.append(f"On the frontier in {stand.probability:.0%} of resamples.")
+        rows.append(
+            el(
+                "tr",
+                el("th", scheme(view, cell), scope="row"),
+                *(_number(view, cell, c) for c in columns),
+                el("td", " ".join(w for w in words if w), cls="words"),
+            )
+        )
+    tied = [c.label for c in cells if stands.get(c.id) and stands[c.id].status == "tied"]
+    note = f"Tied with these within the noise: {', '.join(tied)}. " if tied else ""
+    caption = f"{note}Every other cell is beaten on both {_lower(quality.title)} and {_lower(cost.title)} by one of these."
+    title = f"Worth choosing between: {model}" if len(view.models) > 1 else "Worth choosing between"
+    table = el("table", el("thead", head), el("tbody", *rows), cls="plain choices")
+    return join(
+        el("h3", title),
+        el("div", table, cls="scroll", tabindex="0", role="region", aria_label=title),
+        el("p", caption, cls="note"),
+    )
+
+
+def _memory(view: View) -> Column | None:
+    return next((c for name in ("peak_device_bytes", "peak_host_bytes", "peak_decode_bytes") if (c := view.column(name))), None)
+
+
+def _lower(title: str) -> str:
+    return title if title[:2].isupper() or title.startswith("ln") else title[:1].lower() + title[1:]
+
+
+def _head(view: View, column: Column) -> Markup:
+    how = column_display(view, column)
+    return el("th", column.metric.title, el("small", how.label) if how.label else None, scope="col", cls="num")
+
+
+def _number(view: View, cell: CellView, column: Column) -> Markup:
+    value = cell.values[column.key]
+    how = column_display(view, column)
+    if value.status != OK:
+        return el("td", "–", cls="num muted", data_tip=f"{value.status}: {value.reason}", tabindex="0")
+    between = interval(column, value, how)
+    return el("td", number(column, value, how), el("small", between) if between else None, cls="num")
+
+
+def _words(view: View, cell: CellView) -> str:
+    """What the paired comparison allows to be said; never 'no loss'."""
+    if cell.baseline:
+        return "The baseline."
+    column = view.column("mean_accuracy_difference")
+    if column is not None and (value := cell.values[column.key]).status == OK:
+        difference = stats.Interval(value=value.value, low=value.low, high=value.high, n=value.n or 0)
+        said = stats.state(difference, MARGIN_POINTS)
+        low, high = (None if x is None else show(x, "points", signed=True) for x in (value.low, value.high))
+        change = f"{show(value.value, 'points', signed=True)} points of mean accuracy ({low} to {high})"
+        if said.finding is stats.Finding.LOSS:
+            return f"Loses accuracy: {change}."
+        if said.finding is stats.Finding.GAIN:
+            return f"Scores above the baseline: {change}."
+        if said.finding is stats.Finding.WITHIN:
+            return f"Any loss is shown to be under {MARGIN_POINTS:g} point: {change}."
+        worst = (
+            "" if said.largest_loss is None else f"; up to {show(said.largest_loss, 'points')} points of loss cannot be excluded"
+        )
+        return f"No loss shown: {change}{worst}."
+    column = view.column("ln_ppl_ratio")
+    if column is not None and (value := cell.values[column.key]).status == OK:
+        return f"Perplexity {_percent(value.value)} ({_percent(value.low)} to {_percent(value.high)})."
+    return ""
+
+
+def _percent(log_ratio: float | None) -> str:
+    if log_ratio is None:
+        return "?"
+    change = math.expm1(log_ratio) * 100
+    digits = 1 if abs(change) >= 0.95 else 2
+    return f"{MINUS if change < 0 else '+'}{abs(change):.{digits}f}\u202f%"
+
+
+# ---------------------------------------------------------------------- warnings
+
+
+def _warnings(view: View) -> list[str]:
+    found = []
+    if not view.ended:
+        missing = sum(o.status == NOT_RUN for c in view.cells for o in c.outcomes)
+        found.append(
+            f"This run has not ended: {missing} planned questions have no answer yet. Run the same command again to go on."
+        )
+    found += _resolution(view)
+    found += _floor(view)
+    found += _suspicious(view)
+    simulated = [c.label for c in view.cells if c.simulated]
+    if simulated:
+        found.append(f"Simulated at run time (weights held dequantized), so without memory and latency: {', '.join(simulated)}.")
+    if view.derived.missing:
+        count = len(view.derived.missing)
+        first = view.derived.missing[0]
+        found.append(f"Raw samples of {count} answers are not on disk, so their paired comparisons are absent, e.g. {first}.")
+    if view.unplanned:
+        found.append(
+            f"{view.unplanned} stored outcomes belong to squares that the last plan no longer asks for; they are not shown."
+        )
+    return found + _notes(view)
+
+
+def _resolution(view: View) -> list[str]:
+    """The smallest loss that single tasks could show."""
+    effects = [
+        cell.values[column.key].value
+        for column in view.of("minimum_detectable_effect")
+        for cell in view.cells
+        if cell.values[column.key].status == OK
+    ]
+    if not effects:
+        return []
+    middle = sorted(effects)[len(effects) // 2]
+    return [
+        f"A single task shows a loss only if it is larger than about {show(middle, 'points')} points here "
+        f"(80 % power, median over cells and tasks). Smaller losses go unseen, so none is called absent."
+    ]
+
+
+def _floor(view: View) -> list[str]:
+    """Cells whose divergence is inside the baseline's own noise floor."""
+    found = []
+    for column in view.of("kl_mean"):
+        floor = view.column("kl_floor", column.subject)
+        for model in view.models:
+            base = view.baseline_of(model)
+            if floor is None or base is None or base.values[floor.key].status != OK:
+                continue
+            limit = base.values[floor.key].value
+            inside = [
+                c.label
+                for c in view.cells
+                if c.model == model
+                and not c.baseline
+                and c.values[column.key].status == OK
+                and c.values[column.key].value <= limit
+            ]
+            if inside:
+                found.append(
+                    f"Indistinguishable from the baseline on {column.subject} (divergence inside the noise floor of "
+                    f"{show(limit, 'nat')} nats): {', '.join(inside)}. Choose among them by cost."
+                )
+    return found
+
+
+def _suspicious(view: View) -> list[str]:
+    """A cell that is worse beyond the noise than one of its own method and options with fewer bits: most likely a broken path."""
+    found = []
+    for column in view.of("kl_mean", "perplexity"):
+        measured = [c for c in view.cells if c.values[column.key].status == OK]
+        for cell in measured:
+            low = cell.values[column.key].low
+            for other in measured:
+                high = other.values[column.key].high
+                twins = cell.cell.scheme.bits > other.cell.scheme.bits and series(cell) == series(other)
+                if twins and low is not None and high is not None and low > high:
+                    name = _lower(column.title)
+                    found.append(f"Suspicious: {cell.label} has a worse {name} than {other.label}, which has fewer bits.")
+    return found
+
+
+def _notes(view: View) -> list[str]:
+    """What probes noted themselves, cells with the same note together."""
+    said: dict[str, list[str]] = {}
+    for cell in view.cells:
+        for outcome in cell.outcomes:
+            for note in _notes_of(outcome):
+                labels = said.setdefault(note, [])
+                if cell.label not in labels:
+                    labels.append(cell.label)
+    return [f"{note} ({_few(labels)})" for note, labels in said.items()]
+
+
+def _notes_of(outcome: Outcome) -> list[str]:
+    if outcome.record is None or outcome.record.answer is None:
+        return []
+    facts = outcome.record.answer.facts
+    notes = [f"{outcome.question.probe}: {n}" for n in _texts(facts.get("notes"))]
+    notes += [f"{outcome.question.probe} withheld: {n}" for n in _texts(facts.get("withheld"))]
+    if facts.get("marked") == "nonfinite":
+        notes.append(f"{outcome.question.probe}: some answers were NaN or infinite; they are left out or counted as wrong")
+    return notes
+
+
+def _texts(value: Json) -> list[str]:
+    if isinstance(value, str):
+        return [value] if value else []
+    if isinstance(value, dict):
+        return [f"{k}: {v}" for k, v in value.items() if v]
+    return [str(v) for v in value if v] if isinstance(value, list) else []
+
+
+def _few(labels: Sequence[str]) -> str:
+    return ", ".join(labels) if len(labels) <= 4 else f"{', '.join(labels[:3])} and {len(labels) - 3} more cells"
