@@ -121,6 +121,7 @@ def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
     `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import TaskIndex
 
@@ -145,6 +146,10 @@ def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
         loaded: dict[str, Any] = manager.load([name])
     except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
         raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
+    except (DatasetsError, StopIteration, ValueError) as error:
+        # A file with no rows at all ends datasets' reader with a bare StopIteration.
+        reason = str(error) or "there is nothing in it"
+        raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {paths[0]} names") from error
     return loaded
 
 

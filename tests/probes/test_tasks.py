@@ -1,0 +1,410 @@
+"""Task accuracy against lm-eval's own `hf` model, and what a hostile task may not do."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_llama import WORDS, TinySession, llama, tokenizer
+
+from harness.engines.transformers import Transformers
+from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
+from harness.probes import taskfiles
+from harness.probes.base import Wishes
+from harness.probes.tasks import PROBE, known_tasks, task_digest
+from harness.spec import Answer, Measurement, Question
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+CHOICE = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metadata: {{version: 1.0}}
+"""
+
+GENERATE = """
+task: mine_generate
+dataset_path: json
+dataset_kwargs: {data_files: {test: items.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[gold]}}"
+generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
+metric_list: [{metric: exact_match}]
+metadata: {version: 2.0}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def items(count: int, seed: int = 0, **extra: Any) -> list[dict[str, Any]]:
+    source = random.Random(seed)
+
+    def words(most: int) -> str:
+        return " ".join(source.choice(WORDS) for _ in range(source.randrange(1, most)))
+
+    return [
+        {"question": words(9), "choices": [words(5) for _ in range(4)], "gold": source.randrange(4), **extra}
+        for _ in range(count)
+    ]
+
+
+def write_items(folder: Path, rows: list[dict[str, Any]], name: str = "items.jsonl") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one task of forty items."""
+    found = tmp_path / "tasks"
+    write_items(found, items(40))
+    (found / "mine.yaml").write_text(CHOICE.format(name="mine", data="items.jsonl"))
+    return found
+
+
+def session(tmp_path: Path, folder: Path | None, model: Any = None) -> TinySession:
+    return TinySession(Transformers(llama() if model is None else model, tokenizer()), tmp_path, tasks=folder)
+
+
+def question(task: str = "mine", shots: int | None = None, limit: int | None = None) -> Question:
+    return Question(probe="tasks", subject=task, options={"task": task, "shots": shots, "limit": limit, "task_digest": "0"})
+
+
+def measured(answer: Answer, metric: str) -> Measurement:
+    return next(m for m in answer.measurements if m.metric == metric)
+
+
+def lm_evals_own(folder: Path, task: str, cache: Path, shots: int | None = None, limit: int | None = None) -> dict[str, Any]:
+    """What lm-eval's `hf` model says of the same model, on the same YAML with its data path written out."""
+    import lm_eval
+    import yaml
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    config = yaml.safe_load((folder / f"{task}.yaml").read_text())
+    name = config["dataset_kwargs"]["data_files"]["test"]
+    config["dataset_kwargs"] = {"data_files": {"test": str(folder / name)}, "cache_dir": str(cache)}
+    lm = HFLM(pretrained=llama(), tokenizer=tokenizer(), batch_size=4)
+    found: dict[str, Any] = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[config],
+        num_fewshot=shots,
+        limit=limit,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    return found
+
+
+def test_a_task_of_the_suite_becomes_one_question() -> None:
+    task = {"name": "mine", "shots": 5, "limit": 10, "folder": None, "digest": "d"}
+    wishes = Wishes(corpora=[], tasks=[task], latency=[], memory={}, latency_budget_seconds=1.0)
+    (found,) = PROBE.questions(wishes)
+    assert found.subject == "mine"
+    assert found.options == {"task": "mine", "shots": 5, "limit": 10, "task_digest": "d"}
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_multiple_choice_equals_lm_evals_own_hf_model(shots: int | None, folder: Path, tmp_path: Path) -> None:
+    asked = session(tmp_path, folder)
+    answer = PROBE.measure(asked, question(shots=shots))
+    wanted = lm_evals_own(folder, "mine", tmp_path / "other", shots=shots)
+    own = wanted["results"]["mine"]
+    accuracy = measured(answer, "accuracy")
+    assert 0 < accuracy.value < 1
+    assert accuracy.value == own["acc,none"]
+    assert measured(answer, "accuracy_norm").value == own["acc_norm,none"]
+    assert accuracy.n == 40
+    assert accuracy.low < accuracy.value < accuracy.high
+    assert accuracy.definition == f"lm-eval mine v1.0 acc, {shots or 0}-shot"
+    assert measured(answer, "accuracy_norm").definition == f"lm-eval mine v1.0 acc_norm, {shots or 0}-shot"
+    kept = json.loads(asked.blobs[accuracy.blob])
+    assert (kept["task"], kept["metric"], len(kept["items"])) == ("mine", "acc", 40)
+    for item, sample in zip(kept["items"], wanted["samples"]["mine"], strict=True):
+        assert item["id"] == sample["doc_hash"][:16]
+        assert item["correct"] == sample["acc"]
+        assert item["correct_norm"] == sample["acc_norm"]
+        likelihoods = [responses[0][0] for responses in sample["resps"]]
+        assert item["loglikelihoods"] == pytest.approx(likelihoods, abs=1e-4)
+        others = [value for i, value in enumerate(likelihoods) if i != sample["target"]]
+        assert item["margin"] == pytest.approx(likelihoods[sample["target"]] - max(others), abs=2e-4)
+
+
+def test_generation_equals_lm_evals_own_hf_model(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    rows = items(12)
+    model = llama()
+    words = tokenizer()
+    for row in rows[:5]:  # the right answer of some items is what the model says
+        ids = torch.tensor([words(row["question"])["input_ids"]])
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0)
+        row["choices"][row["gold"]] = words.decode(new[0, ids.shape[1] :], skip_special_tokens=True).split(".")[0]
+    write_items(folder, rows)
+    (folder / "mine_generate.yaml").write_text(GENERATE)
+    answer = PROBE.measure(session(tmp_path, folder), question("mine_generate"))
+    own = lm_evals_own(folder, "mine_generate", tmp_path / "other")["results"]["mine_generate"]
+    accuracy = measured(answer, "accuracy")
+    assert accuracy.value == own["exact_match,none"] > 0
+    assert accuracy.definition == "lm-eval mine_generate v2.0 exact_match, 0-shot"
+    assert [m.metric for m in answer.measurements] == ["accuracy"]
+
+
+def test_a_limit_takes_the_first_items(folder: Path, tmp_path: Path) -> None:
+    asked = session(tmp_path, folder)
+    answer = PROBE.measure(asked, question(limit=7))
+    docs = [item["doc"] for item in json.loads(asked.blobs["items.json"])["items"]]
+    assert measured(answer, "accuracy").n == 7
+    assert docs == list(range(7))
+
+
+def test_asking_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    first, second = session(tmp_path / "a", folder), session(tmp_path / "b", folder)
+    assert PROBE.measure(first, question(shots=1)).measurements == PROBE.measure(second, question(shots=1)).measurements
+    assert first.blobs == second.blobs
+
+
+def test_a_group_is_one_number_over_all_items_of_its_tasks(folder: Path, tmp_path: Path) -> None:
+    write_items(folder, items(10, seed=5), "more.jsonl")
+    (folder / "second.yaml").write_text(CHOICE.format(name="second", data="more.jsonl"))
+    aggregate = "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\nmetadata: {version: 3.0}\n"
+    (folder / "both.yaml").write_text(f"group: both\ntask: [mine, second]\n{aggregate}")
+    asked = session(tmp_path, folder)
+    answer = PROBE.measure(asked, question("both"))
+    parts = [measured(PROBE.measure(session(tmp_path, folder), question(name)), "accuracy") for name in ("mine", "second")]
+    whole = measured(answer, "accuracy")
+    assert whole.n == 50
+    assert whole.value == pytest.approx((parts[0].value * 40 + parts[1].value * 10) / 50)
+    assert answer.facts["lm_eval_aggregate"] == pytest.approx(whole.value)
+    assert answer.facts["tasks"]["second"] == {"items": 10, "accuracy": parts[1].value}
+    assert whole.definition == "lm-eval both v3.0 (2 tasks, over all items) acc, 0-shot"
+    kept = json.loads(asked.blobs["items.json"])["items"]
+    assert [item["task"] for item in kept] == ["mine"] * 40 + ["second"] * 10
+
+
+def test_a_tag_gathers_the_tasks_that_carry_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "mine.yaml").write_text(CHOICE.format(name="mine", data="items.jsonl") + "tag: [sorted, pile]\n")
+    assert {"mine", "sorted", "pile"} <= known_tasks(folder)
+    assert measured(PROBE.measure(session(tmp_path, folder), question("pile")), "accuracy").n == 40
+
+
+def test_items_that_share_a_passage_are_one_cluster_and_widen_the_interval(tmp_path: Path) -> None:
+    folder = tmp_path / "tasks"
+    rows = [dict(row, passage=f"passage {i // 2}") for i, row in enumerate(items(1) * 40)]
+    for i, row in enumerate(rows):
+        row["question"] = WORDS[i // 2 % 20]  # pairs of equal items: two answers, one observation
+    write_items(folder, rows)
+    (folder / "mine.yaml").write_text(CHOICE.format(name="mine", data="items.jsonl"))
+    asked = session(tmp_path, folder)
+    clustered = measured(PROBE.measure(asked, question()), "accuracy")
+    kept = json.loads(asked.blobs["items.json"])["items"]
+    assert [item["cluster"] for item in kept[:3]] == ["passage 0", "passage 0", "passage 1"]
+    assert len({item["id"] for item in kept}) == 40  # equal items keep apart
+    write_items(folder, [{k: v for k, v in row.items() if k != "passage"} for row in rows])
+    alone = measured(PROBE.measure(session(tmp_path / "b", folder), question()), "accuracy")
+    assert alone.value == clustered.value
+    assert clustered.high - clustered.low > 1.1 * (alone.high - alone.low)
+
+
+def test_a_task_without_accuracy_gives_lm_evals_own_aggregate(folder: Path, tmp_path: Path) -> None:
+    text = CHOICE.format(name="mine", data="items.jsonl").replace("{metric: acc}, {metric: acc_norm}", "{metric: brier_score}")
+    (folder / "mine.yaml").write_text(text)
+    answer = PROBE.measure(session(tmp_path, folder), question())
+    (found,) = answer.measurements
+    assert (found.metric, found.definition) == ("task_score", "lm-eval mine v1.0 brier_score, 0-shot")
+    assert found.value == pytest.approx(
+        lm_evals_own(folder, "mine", tmp_path / "o")["results"]["mine"]["brier_score,none"], abs=1e-5
+    )
+
+
+def test_nan_weights_give_a_typed_failure_and_no_number(folder: Path, tmp_path: Path) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(Nonfinite, match="the artifact is broken"):
+        PROBE.measure(session(tmp_path, folder, model), question())
+
+
+def test_items_with_nan_likelihoods_count_as_wrong_and_mark_the_cell(folder: Path, tmp_path: Path) -> None:
+    rows = items(40)
+    rows[4]["question"] = rows[9]["question"] = "Ω"
+    write_items(folder, rows)
+    model = llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer(bos=False)("Ω")["input_ids"][0]] = float("nan")
+    asked = session(tmp_path, folder, model)
+    answer = PROBE.measure(asked, question())
+    assert answer.facts["marked"] == "nonfinite"
+    assert answer.facts["nonfinite_items"] == 2
+    kept = json.loads(asked.blobs["items.json"])["items"]
+    assert [i for i, item in enumerate(kept) if item.get("nonfinite")] == [4, 9]
+    assert kept[4]["correct"] == kept[9]["correct"] == 0.0
+    assert measured(answer, "accuracy").n == 40
+
+
+def test_a_task_with_no_items_is_bad_input(folder: Path, tmp_path: Path) -> None:
+    write_items(folder, [])
+    with pytest.raises(BadInput, match="'mine': its data cannot be read: there is nothing in it"):
+        PROBE.measure(session(tmp_path, folder), question())
+
+
+def test_broken_data_are_bad_input(folder: Path, tmp_path: Path) -> None:
+    (folder / "items.jsonl").write_text('{"question": "a", "choices"\n')
+    with pytest.raises(BadInput, match="its data cannot be read"):
+        PROBE.measure(session(tmp_path, folder), question())
+
+
+# ---------------------------------------------------------------------- names and digests
+
+
+def test_lm_evals_own_tasks_are_known_without_importing_it() -> None:
+    known = known_tasks()
+    assert {"hellaswag", "arc_easy", "arc_challenge", "piqa", "winogrande", "mmlu", "gsm8k", "wikitext"} <= known
+    assert len(known) > 10_000
+
+
+def test_the_quick_index_names_what_lm_evals_own_index_names() -> None:
+    from lm_eval.tasks import TaskManager
+
+    for part in ("mmlu", "arc", "hellaswag", "bbh", "blimp", "super_glue", "lambada"):
+        root = taskfiles.lm_eval_tasks() / part
+        own = set(TaskManager(include_defaults=False, include_path=root).all_tasks)
+        assert own
+        assert own - known_tasks(root) == set(), part
+
+
+def test_a_group_is_followed_down_to_its_tasks() -> None:
+    found = {path.name for path in taskfiles.members("mmlu", taskfiles.lm_eval_tasks())}
+    assert {"_mmlu.yaml", "mmlu_anatomy.yaml", "mmlu_world_religions.yaml"} <= found
+    assert len(found) >= 58
+
+
+def test_an_unknown_task_names_its_neighbours(folder: Path) -> None:
+    with pytest.raises(UnknownName, match="'hellaswag'"):
+        task_digest("helaswag")
+    with pytest.raises(UnknownName, match="did you mean 'mine'"):
+        task_digest("minne", folder)
+
+
+def test_the_digest_follows_yaml_includes_and_data_and_nothing_else(folder: Path) -> None:
+    (folder / "base").write_text("test_split: test\n")
+    (folder / "mine.yaml").write_text("include: base\n" + CHOICE.format(name="mine", data="items.jsonl"))
+    seen = {task_digest("mine", folder)}
+    (folder / "unrelated.yaml").write_text("task: other\n")
+    taskfiles.index.cache_clear()
+    assert task_digest("mine", folder) in seen
+    (folder / "base").write_text("test_split: train\n")
+    seen.add(task_digest("mine", folder))
+    write_items(folder, items(41))
+    seen.add(task_digest("mine", folder))
+    (folder / "mine.yaml").write_text((folder / "mine.yaml").read_text() + "num_fewshot: 1\n")
+    seen.add(task_digest("mine", folder))
+    assert len(seen) == 4
+    assert task_digest("hellaswag") == task_digest("hellaswag") != task_digest("arc_easy")
+
+
+# ---------------------------------------------------------------------- hostile tasks
+
+
+HOSTILE = {
+    "a function": ("process_docs: !function evil.run", "!function evil.run"),
+    "a function in a list": ("metric_list: [{metric: !function evil.run}]", "!function evil.run"),
+    "a class": ("class: evil.Task", "class"),
+    "a data set of code": ("custom_dataset: evil", "custom_dataset"),
+    "code to be run": ("unsafe_code: true", "unsafe_code"),
+    "a prompt file": ("use_prompt: 'evil.yaml:x'", "use_prompt"),
+    "a metric of the hub": ("metric_list: [{metric: acc, hf_evaluate: true}]", "of the hub"),
+    "remote code in generation": ("generation_kwargs: {custom_generate: evil/repo}", "custom_generate"),
+    "remote code in data": ("dataset_kwargs: {trust_remote_code: true, data_files: items.jsonl}", "trust_remote_code"),
+    "a reader that unpickles": ("dataset_path: pandas", "neither a hub id"),
+    "a local script": ("dataset_path: ./evil.py", "neither a hub id"),
+    "a file elsewhere": ("dataset_kwargs: {data_files: {test: ../../secret.jsonl}}", "outside of"),
+    "an absolute file": ("dataset_kwargs: {data_files: /etc/passwd}", "outside of"),
+    "an address": ("dataset_kwargs: {data_files: 'https://evil.example/x.jsonl'}", "is an address"),
+    "an include elsewhere": ("include: ../outside.yaml", "outside of"),
+    "a missing file": ("dataset_kwargs: {data_files: absent.jsonl}", "no such file"),
+    "an object of Python": ("doc_to_text: !!python/object/apply:os.system [id]", "broken YAML"),
+    "aliases": ("a: &a [x, x]\nb: [*a, *a]", "aliases"),
+    "no mapping": (None, "a task is a YAML mapping"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_task_is_refused_before_anything_runs(what: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside.yaml").write_text("task: x\n")
+    (tmp_path.parent / "secret.jsonl").write_text("{}\n")
+    line, message = HOSTILE[what]
+    own = CHOICE.format(name="mine", data="items.jsonl")
+    if line is None:
+        (folder / "mine.yaml").write_text("- task: mine\n")
+        (folder / "link.yaml").write_text("[1, 2]\n# task\ntask: mine")
+        with pytest.raises(BadInput):
+            taskfiles.read(folder / "mine.yaml", folder)
+        return
+    key = line.partition(":")[0]
+    own = "\n".join(x for x in own.splitlines() if not x.startswith(f"{key}:"))
+    (folder / "mine.yaml").write_text(f"{own}\n{line}\n")
+    with pytest.raises(BadInput, match=message):
+        task_digest("mine", folder)
+    with pytest.raises(BadInput, match=message):
+        PROBE.measure(session(tmp_path, folder), question())
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_items(tmp_path, items(3), "secret.jsonl")
+    (folder / "linked.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (folder / "mine.yaml").write_text(CHOICE.format(name="mine", data="linked.jsonl"))
+    with pytest.raises(BadInput, match="outside of"):
+        task_digest("mine", folder)
+
+
+def test_an_unknown_metric_is_not_fetched_from_the_hub(folder: Path, tmp_path: Path) -> None:
+    text = CHOICE.format(name="mine", data="items.jsonl").replace("{metric: acc_norm}", "{metric: evil/metric}")
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(BadInput, match="no metric 'evil/metric'"):
+        PROBE.measure(session(tmp_path, folder), question())
+
+
+def test_a_template_cannot_reach_python(folder: Path, tmp_path: Path) -> None:
+    import lm_eval.utils
+    from jinja2.exceptions import SecurityError
+
+    plain = lm_eval.utils.env
+    target = tmp_path / "reached"
+    attack = "{{ cycler.__init__.__globals__.os.system('touch " + str(target) + "') }}"
+    text = CHOICE.format(name="mine", data="items.jsonl").replace("{{question}}", attack)
+    assert attack in text
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(SecurityError):
+        PROBE.measure(session(tmp_path, folder), question())
+    assert not target.exists()
+    assert lm_eval.utils.env is plain
+
+
+def test_own_templates_may_use_lm_evals_filters(folder: Path, tmp_path: Path) -> None:
+    text = CHOICE.format(name="mine", data="items.jsonl").replace("{{question}}", "{{question | regex_replace('a', 'o')}}")
+    (folder / "mine.yaml").write_text(text)
+    assert measured(PROBE.measure(session(tmp_path, folder), question()), "accuracy").n == 40
+
+
+def test_a_data_set_that_cannot_be_had_is_unsupported(folder: Path, tmp_path: Path) -> None:
+    text = CHOICE.format(name="mine", data="items.jsonl").replace("dataset_path: json", "dataset_path: nobody/nothing")
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("dataset_kwargs"))
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(Unsupported, match="cannot be had here"):
+        PROBE.measure(session(tmp_path, folder), question())
