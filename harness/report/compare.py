@@ -34,7 +34,7 @@ DERIVED: dict[str, Metric] = {
         Metric(
             name="mean_accuracy",
             title="Mean accuracy",
-            unit="fraction",
+            unit="share",
             better="higher",
             definition="unweighted mean over tasks, bootstrap over items within tasks",
             description="Every task counts the same, however many items it has. Given where every planned task was answered.",
@@ -50,7 +50,7 @@ DERIVED: dict[str, Metric] = {
         Metric(
             name="ln_ppl_ratio",
             title="ln(perplexity / baseline's)",
-            unit="nats",
+            unit="nat",
             better="lower",
             definition="paired block bootstrap over windows",
             description="Mean extra loss per token: 0.01 is one percent of perplexity. Tokens not finite in either are left out.",
@@ -80,7 +80,7 @@ DERIVED: dict[str, Metric] = {
         ),
         Metric(
             name="mcnemar_p",
-            title="p of no change",
+            title="McNemar p",
             unit="p",
             better="neither",
             definition="exact McNemar test, two-sided",
@@ -88,7 +88,7 @@ DERIVED: dict[str, Metric] = {
         ),
         Metric(
             name="mcnemar_p_holm",
-            title="p of no change, corrected",
+            title="McNemar p, corrected",
             unit="p",
             better="neither",
             definition="exact McNemar test, Holm-corrected over all cells and tasks of this run",
@@ -105,7 +105,7 @@ DERIVED: dict[str, Metric] = {
         Metric(
             name="recovery",
             title="Recovery",
-            unit="fraction",
+            unit="share",
             better="higher",
             definition="accuracy / baseline's accuracy, paired interval",
         ),

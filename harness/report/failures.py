@@ -35,6 +35,7 @@ def section(view: View) -> Section | None:
         body.append(_table("Unsupported squares", ("Square", "Why"), rows))
     return Section(
         id="failures",
+        nav="Missing",
         title="What has no number",
         lead="Every planned square is accounted for: what failed and how, what was not run, and what cannot exist here.",
         body=join(*body),
@@ -62,7 +63,7 @@ def _failed(view: View, cell: CellView) -> list[Markup]:
             el(
                 "tr",
                 _head(view, cell),
-                el("td", _questions(outcomes)),
+                el("td", _everything(outcomes) if len(outcomes) == len(cell.outcomes) > 1 else _questions(outcomes)),
                 el(
                     "td",
                     status(failure.kind, ""),
@@ -77,6 +78,10 @@ def _failed(view: View, cell: CellView) -> list[Markup]:
 def _head(view: View, cell: CellView) -> Markup:
     name = el("span", cell.model, cls="muted small block") if len(view.models) > 1 else None
     return el("th", name, scheme(view, cell), scope="row")
+
+
+def _everything(outcomes: list[Outcome]) -> str:
+    return f"everything: all {len(outcomes)} questions"
 
 
 def _questions(outcomes: Iterable[Outcome]) -> str:

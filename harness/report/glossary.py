@@ -42,6 +42,7 @@ def section(view: View) -> Section | None:
     )
     return Section(
         id="glossary",
+        nav="Glossary",
         title="What the numbers mean",
         lead="Every metric in this report, with the definition it was measured under.",
         body=join(intervals, el("dl", *rows, cls="glossary")),

@@ -9,8 +9,10 @@ from harness.report.numbers import show
 from harness.report.section import Section, scheme, status
 from harness.report.view import View
 
-FULL_POINTS = 20.0
+FULL_POINTS = 30.0
 """Difference in points at which the colour is full."""
+
+_RULE = " changed beyond chance: tasks by exact McNemar, Holm-corrected over all squares, p < 0.05; the mean by its 95 % interval"
 
 
 def section(view: View) -> Section | None:
@@ -25,7 +27,7 @@ def section(view: View) -> Section | None:
         el(
             "span",
             el("b", "bold"),
-            " changed beyond chance (exact McNemar, Holm-corrected over all squares, p < 0.05)",
+            _RULE,
             cls="key",
         ),
         el("span", el("span", "thin", cls="thin"), " within what chance can do", cls="key"),
@@ -35,6 +37,7 @@ def section(view: View) -> Section | None:
     )
     return Section(
         id="tasks",
+        nav="Tasks",
         title="Task by task against the baseline",
         lead="Change of accuracy in percentage points, on the same items. Rest on a square for its flips, its interval and the "
         "smallest loss it could have shown.",

@@ -29,6 +29,7 @@ def section(view: View) -> Section | None:
     )
     return Section(
         id="ladder",
+        nav="By bits",
         title="Fidelity by bits",
         lead="What each step down in bits costs, method by method. The dashed line is the baseline.",
         body=el("div", el("div", *menus, cls="controls"), charts),

@@ -63,7 +63,7 @@ def show(value: float | None, unit: str, how: Display | None = None, *, signed: 
 
 def show_interval(low: float | None, high: float | None, unit: str, how: Display, *, value: float, signed: bool = False) -> str:
     """`low to high` in the digits of its value; empty where there is no interval."""
-    if low is None or high is None or not all(map(math.isfinite, (low, high, value))):
+    if low is None or high is None or low == high or not all(map(math.isfinite, (low, high, value))):
         return ""
     digits = how.decimals if how.decimals is not None else _digits(value * how.factor)
     return f"{_decimal(low * how.factor, digits, signed)} to {_decimal(high * how.factor, digits, signed)}"

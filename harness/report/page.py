@@ -34,7 +34,7 @@ def page(view: View, sections: Sequence[Section]) -> bytes:
         el("title", f"{title} · quant-harness"),
         el("style", raw(style)),
     )
-    links = [el("a", s.title, href=f"#{s.id}") for s in sections]
+    links = [el("a", s.nav, href=f"#{s.id}") for s in sections]
     body = el(
         "body",
         el("a", "Skip to the results", href=f"#{sections[0].id}" if sections else "#main", cls="skip"),

@@ -36,6 +36,7 @@ def section(view: View) -> Section | None:
     note = el("p", id="pareto-note", cls="note", aria_live="polite")
     return Section(
         id="pareto",
+        nav="Pareto",
         title="Quality against cost",
         lead="Every cell by what it costs and what it keeps. The line joins the cells that no other cell beats on both; "
         "bars are 95 % intervals.",

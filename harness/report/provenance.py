@@ -59,7 +59,11 @@ def section(view: View) -> Section | None:
         listed = ", ".join(e[:12] for e in environments)
         body.append(el("p", f"Environments (digest of the installed package list): {listed}", cls="muted"))
     return Section(
-        id="provenance", title="Provenance", lead="Where these numbers come from and how to make them again.", body=join(*body)
+        id="provenance",
+        nav="Provenance",
+        title="Provenance",
+        lead="Where these numbers come from and how to make them again.",
+        body=join(*body),
     )
 
 

@@ -32,9 +32,11 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One part of the page. `id` is its anchor, `lead` one plain sentence under the title, `body` its HTML."""
+    """One part of the page. `id` is its anchor, `nav` its name in the navigation, `lead` one plain sentence under the title,
+    `body` its HTML."""
 
     id: str
+    nav: str
     title: str
     lead: str
     body: Markup

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness import stats
+from harness.frontier import Standing
 from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome
 from harness.report.charts import series
 from harness.report.markup import Markup, el, join
@@ -28,7 +29,7 @@ def section(view: View) -> Section | None:
     warnings = _warnings(view)
     if warnings:
         parts.append(el("div", el("h3", "Before you trust a number"), el("ul", *(el("li", w) for w in warnings)), cls="warnings"))
-    return Section(id="summary", title=view.title or view.suite or "Results", lead=_lead(view), body=join(*parts))
+    return Section(id="summary", nav="Summary", title=view.title or view.suite or "Results", lead=_lead(view), body=join(*parts))
 
 
 def _lead(view: View) -> str:
@@ -48,39 +49,58 @@ def _lead(view: View) -> str:
 
 
 def _tiles(view: View) -> list[Markup]:
-    asked = [o for c in view.cells for o in c.outcomes]
-    answered = sum(o.status == OK for o in asked)
-    whole = sum(all(o.status == OK for o in c.outcomes) for c in view.cells)
-    failed = sum(o.failure is not None and not c.simulated for c in view.cells for o in c.outcomes)
-    tiles = [
-        _tile(f"{whole} of {len(view.cells)}", "cells complete", f"{answered} of {len(asked)} questions answered"),
-    ]
-    missing = sum(o.status == NOT_RUN for o in asked)
-    if failed or missing:
-        tiles.append(
-            _tile(
-                str(failed),
-                "questions failed",
-                f"{missing} not run; reasons below" if missing else "reasons below",
-                alarm=failed > 0,
-            )
-        )
+    tiles = [tile for model in view.models[:2] if (tile := _pick(view, model)) is not None]
     for model in view.models[:2]:
         base = view.baseline_of(model)
         if base is None:
             continue
         facts = []
-        for column in (view.column("mean_accuracy"), view.column("perplexity"), view.column("bpw_model")):
+        for column, name in ((view.column("mean_accuracy"), "mean accuracy"), (view.column("perplexity"), "perplexity")):
             if column is not None and (value := base.values[column.key]).status == OK:
                 how = column_display(view, column)
-                facts.append(f"{column.metric.title.lower()} {with_unit(number(column, value, how), how)}")
-        subject = f"baseline of {model}" if len(view.models) > 1 else "baseline"
-        tiles.append(_tile(base.label, subject, "; ".join(facts)))
+                facts.append(f"{name} {with_unit(number(column, value, how), how)}")
+        subject = f"baseline of {model}" if len(view.models) > 1 else "the baseline"
+        tiles.append(_tile(base.label, subject, ", ".join(facts)))
+    asked = [o for c in view.cells for o in c.outcomes]
+    answered = sum(o.status == OK for o in asked)
+    whole = sum(all(o.status == OK for o in c.outcomes) for c in view.cells)
+    tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", f"{answered} of {len(asked)} questions answered"))
+    failed = [[o for o in c.outcomes if o.failure is not None and not c.simulated] for c in view.cells]
+    missing = sum(o.status == NOT_RUN for o in asked)
+    if any(failed) or missing:
+        cells = sum(bool(f) for f in failed)
+        detail = f"{sum(map(len, failed))} questions failed, {missing} not run; reasons below"
+        tiles.append(_tile(f"{cells} {'cell' if cells == 1 else 'cells'}", "with failures", detail, alarm=cells > 0))
     return tiles
 
 
-def _tile(value: str, label: str, detail: str, alarm: bool = False) -> Markup:
-    return el("div", el("strong", value), el("span", label), el("small", detail), cls=f"tile{' alarm' if alarm else ''}")
+def _pick(view: View, model: str) -> Markup | None:
+    """The smallest cell whose loss of mean accuracy is shown to be under the margin."""
+    difference, cost = view.column("mean_accuracy_difference"), view.column("bpw_model")
+    base = view.baseline_of(model)
+    if difference is None or cost is None or base is None or base.values[cost.key].status != OK:
+        return None
+    safe = []
+    for cell in view.cells:
+        loss, bits = cell.values[difference.key], cell.values[cost.key]
+        if cell.model == model and not cell.simulated and loss.status == bits.status == OK:
+            shown = stats.Interval(value=loss.value, low=loss.low, high=loss.high, n=loss.n or 0)
+            if stats.noninferior(shown, MARGIN_POINTS) and bits.value < base.values[cost.key].value:
+                safe.append((bits.value, cell))
+    label = f"smallest of {model} with" if len(view.models) > 1 else "smallest with"
+    if not safe:
+        return _tile(
+            "none", f"{label} a loss shown to be under {MARGIN_POINTS:g} point", "more items, or more bits, would be needed"
+        )
+    bits_value, cell = min(safe, key=lambda pair: pair[0])
+    share = bits_value / base.values[cost.key].value
+    detail = f"{show(bits_value, 'bit/weight')} bits per weight over the whole model, {share:.0%} of the baseline's"
+    return _tile(cell.label, f"{label} a loss shown to be under {MARGIN_POINTS:g} point", detail, main=True)
+
+
+def _tile(value: str, label: str, detail: str, *, alarm: bool = False, main: bool = False) -> Markup:
+    cls = f"tile{' alarm' if alarm else ''}{' main' if main else ''}"
+    return el("div", el("strong", value), el("span", label), el("small", detail), cls=cls)
 
 
 def _chosen(view: View, model: str) -> Markup | None:
@@ -92,42 +112,45 @@ def _chosen(view: View, model: str) -> Markup | None:
     quality = next((q for q in qualities if any(c.values[q.key].status == OK for c in cells)), qualities[0])
     cost = costs[0]
     stands = standings(view, cells, cost, quality)
-    ids = {c.id: c for c in cells}
     on = sorted(
-        (c for c in cells if stands.get(c.id) and stands[c.id].status == "frontier"), key=lambda c: -c.values[cost.key].value
+        (c for c in cells if c.id in stands and stands[c.id].status == "frontier"), key=lambda c: c.values[cost.key].value
     )
     if not on:
         return None
+    kept, merged = _merge(on, stands)
     extra = [c for c in (view.column("file_bytes"), _memory(view), view.column("tpot")) if c is not None and c.key != cost.key]
     columns = [cost, *extra, quality]
     head = el("tr", el("th", "Scheme", scope="col"), *(_head(view, c) for c in columns), el("th", "In words", scope="col"))
     rows = []
-    for cell in on:
-        stand = stands[cell.id]
+    for cell in reversed(kept):
         words = [_words(view, cell)]
-        if stand.ties:
-            names = " and ".join(ids[t].label for t in stand.ties[:2])
-            words.append(f"Not better than {names} beyond the noise.")
-        if stand.probability < 0.9:
-            words.append(f"On the frontier in {stand.probability:.0%} of resamples.")
-        rows.append(
-            el(
-                "tr",
-                el("th", scheme(view, cell), scope="row"),
-                *(_number(view, cell, c) for c in columns),
-                el("td", " ".join(w for w in words if w), cls="words"),
-            )
-        )
-    tied = [c.label for c in cells if stands.get(c.id) and stands[c.id].status == "tied"]
-    note = f"Tied with these within the noise: {', '.join(tied)}. " if tied else ""
-    caption = f"{note}Every other cell is beaten on both {_lower(quality.title)} and {_lower(cost.title)} by one of these."
+        if merged[cell.id]:
+            words.append(f"Dearer and not better beyond the noise: {', '.join(c.label for c in merged[cell.id])}.")
+        numbers = [_number(view, cell, c) for c in columns]
+        said = el("td", " ".join(w for w in words if w), cls="words")
+        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *numbers, said))
     title = f"Worth choosing between: {model}" if len(view.models) > 1 else "Worth choosing between"
     table = el("table", el("thead", head), el("tbody", *rows), cls="plain choices")
-    return join(
-        el("h3", title),
-        el("div", table, cls="scroll", tabindex="0", role="region", aria_label=title),
-        el("p", caption, cls="note"),
-    )
+    tied = [c.label for c in cells if c.id in stands and stands[c.id].status == "tied"]
+    note = f"Each row gains on the next in {_lower(quality.metric.title)} beyond the noise, and costs more bits. "
+    note += f"Beaten by one of them in value only, within the noise: {', '.join(tied)}. " if tied else ""
+    scroller = el("div", table, cls="scroll", tabindex="0", role="region", aria_label=title)
+    return join(el("h3", title), scroller, el("p", note, cls="note"))
+
+
+def _merge(on: Sequence[CellView], stands: Mapping[str, Standing]) -> tuple[list[CellView], dict[str, list[CellView]]]:
+    """From the cheapest up: a frontier cell is kept if it beats all kept ones beyond the noise, else it is named beside the best
+    of those that it ties with."""
+    kept: list[CellView] = []
+    merged: dict[str, list[CellView]] = {}
+    for cell in on:
+        ties = [k for k in kept if k.id in stands[cell.id].ties]
+        if ties:
+            merged[ties[-1].id].append(cell)
+        else:
+            kept.append(cell)
+            merged[cell.id] = []
+    return kept, merged
 
 
 def _memory(view: View) -> Column | None:
@@ -161,13 +184,13 @@ def _words(view: View, cell: CellView) -> str:
         difference = stats.Interval(value=value.value, low=value.low, high=value.high, n=value.n or 0)
         said = stats.state(difference, MARGIN_POINTS)
         low, high = (None if x is None else show(x, "points", signed=True) for x in (value.low, value.high))
-        change = f"{show(value.value, 'points', signed=True)} points of mean accuracy ({low} to {high})"
+        change = f"{show(value.value, 'points', signed=True)} points ({low} to {high})"
         if said.finding is stats.Finding.LOSS:
-            return f"Loses accuracy: {change}."
+            return f"Loses: {change}."
         if said.finding is stats.Finding.GAIN:
             return f"Scores above the baseline: {change}."
         if said.finding is stats.Finding.WITHIN:
-            return f"Any loss is shown to be under {MARGIN_POINTS:g} point: {change}."
+            return f"Any loss is under {MARGIN_POINTS:g} point: {change}."
         worst = (
             "" if said.largest_loss is None else f"; up to {show(said.largest_loss, 'points')} points of loss cannot be excluded"
         )

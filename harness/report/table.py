@@ -26,6 +26,7 @@ def section(view: View) -> Section | None:
     if not view.cells:
         return None
     columns = [c for c in view.columns if any(cell.values[c.key].status != "absent" for cell in view.cells)]
+    columns.sort(key=lambda c: HEADLINE.index(c.metric.name) if c.metric.name in HEADLINE else len(HEADLINE))
     head_keys = {c.key for c in _headline(columns)}
     groups = (
         {"headline": "Headline"} | {c.probe: GROUPS.get(c.probe, c.probe.capitalize()) for c in columns} | {"all": "Everything"}
@@ -47,6 +48,7 @@ def section(view: View) -> Section | None:
     )
     return Section(
         id="table",
+        nav="Table",
         title="All cells",
         lead="Every planned cell with every number; the 95 % interval stands under its value. A word in place of a number says "
         "why there is none.",

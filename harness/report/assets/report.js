@@ -18,7 +18,7 @@
     return lines.map((l) => escape(l.trim())).join("<br>");
   };
   const narrow = () => window.innerWidth < 760;
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], toImageButtonOptions: { format: "svg", filename: "quant-harness" } };
+  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "sendDataToCloud"], toImageButtonOptions: { format: "svg", filename: "quant-harness" } };
 
   /* ---- layout shared by all charts */
   function axis(column, extra = {}) {
@@ -34,6 +34,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12.5, color: css("--ink") },
       margin: { l: 64, r: 24, t: 24, b: 56 }, hovermode: "closest", dragmode: "pan",
       hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { family: css("--sans"), size: 12.5, color: css("--ink") }, align: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink"), orientation: "v" },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, xanchor: "left", font: { size: 12.5 }, itemsizing: "constant" }, ...extra,
     };
   }
@@ -85,8 +86,10 @@
     for (const method of methods) {
       const mine = cells.filter((x) => (x.hue === null ? "" : x.method) === method);
       const color = colour(mine[0]);
+      const group = method || "unquantized";
+      traces.push({ type: "scatter", mode: "markers", name: escape(group), legendgroup: group, x: [null], y: [null], hoverinfo: "skip", marker: { color, size: 10, symbol: "circle" } });
       traces.push({
-        type: "scatter", mode: "markers", name: escape(method || "unquantized"), x: mine.map((x) => sx.at(x.v[c][0])), y: mine.map((x) => sy.at(x.v[q][0])),
+        type: "scatter", mode: "markers", legendgroup: group, showlegend: false, x: mine.map((x) => sx.at(x.v[c][0])), y: mine.map((x) => sy.at(x.v[q][0])),
         error_x: bars(mine, c, sx, color), error_y: bars(mine, q, sy, color),
         marker: {
           color, size: mine.map((x) => ((standing[x.id] || [])[0] === "frontier" ? 12.5 : 9.5)), symbol: mine.map((x) => x.symbol + (x.simulated ? "-open" : "")),
@@ -95,15 +98,13 @@
         hovertext: mine.map((x) => hover(x, standing[x.id], [q, c])), hovertemplate: "%{hovertext}<extra></extra>",
       });
     }
-    const notes = front.map((x) => ({
-      x: sx.log ? Math.log10(sx.at(x.v[c][0])) : x.v[c][0], y: sy.log ? Math.log10(sy.at(x.v[q][0])) : x.v[q][0], text: escape(x.label), showarrow: false,
-      xanchor: cost.better === "lower" ? "left" : "right", yanchor: quality.better === "higher" ? "bottom" : "top", xshift: cost.better === "lower" ? 4 : -4, yshift: quality.better === "higher" ? 7 : -7,
-      font: { size: 11.5, color: css("--soft") },
-    }));
     Plotly.react(plot, traces, layout({
       xaxis: axis(cost, logTicks(sx, cells.map((x) => x.v[c][0]))), yaxis: axis(quality, logTicks(sy, cells.map((x) => x.v[q][0]))),
-      annotations: narrow() && notes.length > 4 ? [] : notes, showlegend: true,
-    }), config);
+      showlegend: true,
+    }), config).then(() => {
+      const place = (x) => [sx.log ? Math.log10(sx.at(x.v[c][0])) : x.v[c][0], sy.log ? Math.log10(sy.at(x.v[q][0])) : x.v[q][0]];
+      return Plotly.relayout(plot, { annotations: labels(plot, front, cells, place) });
+    });
     const missing = data.cells.filter((cell) => cell.model === model && !(cell.v[q] && cell.v[c]));
     const left = missing.map((m) => `${m.label} (${m.v[q] ? m.t[c] : m.t[q]})`);
     const tied = cells.filter((x) => (standing[x.id] || [])[0] === "tied").map((x) => x.label);
@@ -112,6 +113,22 @@
       tied.length ? `Tied with it within the noise: ${tied.join(", ")}.` : "",
       left.length ? `Not drawn, having no number here: ${left.join(", ")}.` : "",
     ].join(" ");
+  }
+  /* Names beside frontier points, each on the first of four sides where it covers neither a point nor another name. */
+  function labels(plot, front, cells, place) {
+    const full = plot._fullLayout, xa = full.xaxis, ya = full.yaxis;
+    const pixel = (x) => { const [a, b] = place(x); return [xa.l2p(a), ya.l2p(b)]; };
+    const taken = cells.map((x) => { const [a, b] = pixel(x); return [a - 6, b - 6, a + 6, b + 6]; });
+    const found = [];
+    for (const cell of front) {
+      const [px, py] = pixel(cell), [ax, ay] = place(cell), w = cell.label.length * 6.4, h = 15;
+      const sides = [["left", "bottom", 8, 6, [px + 8, py - 6 - h, px + 8 + w, py - 6]], ["left", "top", 8, -6, [px + 8, py + 6, px + 8 + w, py + 6 + h]], ["left", "middle", 11, 0, [px + 11, py - h / 2, px + 11 + w, py + h / 2]], ["right", "bottom", -8, 6, [px - 8 - w, py - 6 - h, px - 8, py - 6]], ["right", "top", -8, -6, [px - 8 - w, py + 6, px - 8, py + 6 + h]], ["right", "middle", -11, 0, [px - 11 - w, py - h / 2, px - 11, py + h / 2]]];
+      const free = sides.find((s) => s[4][0] > 0 && s[4][2] < xa._length && s[4][1] > 0 && s[4][3] < ya._length && !taken.some((t) => t[0] < s[4][2] && s[4][0] < t[2] && t[1] < s[4][3] && s[4][1] < t[3]));
+      if (!free) continue;
+      taken.push(free[4]);
+      found.push({ x: ax, y: ay, text: escape(cell.label), showarrow: false, xanchor: free[0], yanchor: free[1], xshift: free[2], yshift: free[3], borderpad: 0, font: { size: 11.5, color: css("--soft") } });
+    }
+    return found;
   }
   function hover(cell, standing, first) {
     const lines = [`<b>${escape(cell.label)}</b>${cell.baseline ? " · baseline" : ""}${cell.simulated ? " · simulated" : ""}`];
