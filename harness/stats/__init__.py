@@ -5,7 +5,7 @@ docs/statistics.md says which method answers which question and why.
 
 from __future__ import annotations
 
-from harness.stats.bootstrap import block_bootstrap_mean, ln_ppl_ratio, perplexity_interval, ratio_of_sums
+from harness.stats.bootstrap import block_bootstrap_mean, ln_ppl_ratio, perplexity_interval, ratio_of_sums, share_interval
 from harness.stats.fences import Fence, fence, worsening
 from harness.stats.intervals import (
     Clusters,
@@ -32,6 +32,7 @@ from harness.stats.paired import (
     paired_difference,
     paired_test,
     recovery,
+    smallest_detectable,
     state,
 )
 from harness.stats.sequential import (
@@ -83,7 +84,9 @@ __all__ = [
     "ratio_of_sums",
     "recovery",
     "replay",
+    "share_interval",
     "shared_order",
+    "smallest_detectable",
     "state",
     "unpaired_items",
     "wilson",

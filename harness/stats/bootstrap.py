@@ -6,24 +6,29 @@ with a fixed seed, so equal data give equal intervals, and two series with the s
 The interval is the studentized bootstrap (Hall 1992, section 3.2; Davison & Hinkley 1997, section 5.2.1): each replicate's
 error is divided by its own standard error. On skewed figures with 10 to 200 blocks, which is what divergences are, it covers
 nearer to its level than percentile or BCa intervals (tests/benchmarks/bench_sequential.py prints the comparison). Below
-`FEW_BLOCKS` blocks the replicates' standard errors are too erratic, and Student's t on the blocks is used.
+`FEW_BLOCKS` blocks the replicates' standard errors are too erratic, and Student's t on the blocks is used. Shares of rare
+events have `share_interval`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from harness.errors import BadInput, Nonfinite
-from harness.stats.intervals import LEVEL, Floats, Interval
+from harness.stats.intervals import LEVEL, Floats, Interval, effective_items, wilson
 
 SEED = 1729
 REPLICATES = 2000
 FEW_BLOCKS = 10
+FEW_DEGENERATE = 0.001
+"""Above this share of replicates without any spread (the value differs in a handful of blocks only), Student's t is used."""
+UNSEEN_DESIGN = 2.0
 _CACHED_BLOCKS = 2048
 _CHUNK_VALUES = 4_000_000
 
@@ -52,12 +57,13 @@ def ratio_of_sums(
         # All blocks agree (a cell that equals its baseline): the interval is that one value.
         return Interval(value=value, low=value, high=value, n=n, excluded=excluded, level=level)
     tail = (1 - level) / 2
-    if blocks < FEW_BLOCKS:
-        t_high = float(stats.t.ppf(1 - tail, blocks - 1))
-        t_low = -t_high
-    else:
-        errors = _studentized_errors(residuals, bottom)
-        t_low, t_high = (float(t) for t in np.quantile(errors, [tail, 1 - tail]))
+    t_high = float(stats.t.ppf(1 - tail, blocks - 1))
+    t_low = -t_high
+    errors = _studentized_errors(residuals, bottom) if blocks >= FEW_BLOCKS else None
+    if errors is not None:
+        # One block that outweighs all others makes replicates' errors arbitrarily small; one degree of freedom is the limit.
+        most = float(stats.t.ppf(1 - tail, 1))
+        t_low, t_high = (float(t) for t in np.clip(np.quantile(errors, [tail, 1 - tail]), -most, most))
     return Interval(value=value, low=value - t_high * error, high=value - t_low * error, n=n, excluded=excluded, level=level)
 
 
@@ -72,6 +78,32 @@ def block_bootstrap_mean(blocks: ArrayLike, level: float = LEVEL) -> Interval:
     sums = np.where(mask, table, 0.0).sum(axis=1)
     used = int(counts.sum())
     return ratio_of_sums(sums, counts, level, n=used, excluded=table.size - used)
+
+
+def share_interval(blocks: ArrayLike, level: float = LEVEL) -> Interval:
+    """Share of ones among the finite values of `blocks` [windows, tokens] of 0 and 1 (equal argmax), with its interval.
+
+    Wilson's interval on the effective number of tokens (see `effective_items`), because a bootstrap of a share near 0 or 1
+    has too few events to resample. Where nothing varies at all, the design effect of tokens in a window cannot be estimated
+    and is taken for `UNSEEN_DESIGN`.
+    """
+    table = _table(blocks)
+    mask = np.isfinite(table)
+    values = table[mask]
+    if values.size == 0:
+        raise Nonfinite("no finite value among the samples; the artifact answers NaN or infinity")
+    if not np.all((values == 0.0) | (values == 1.0)):
+        raise BadInput("a share is taken of zeros and ones")
+    share = float(values.mean())
+    windows = np.nonzero(mask)[0]
+    if table.shape[1] == 1:
+        effective = float(values.size)
+    elif 0 < share < 1:
+        effective = effective_items(values - share, share * (1 - share), windows, level)
+    else:
+        effective = max(1.0, values.size / UNSEEN_DESIGN)
+    found = wilson(min(share * effective, effective), effective, level, items=values.size)
+    return replace(found, value=share, excluded=table.size - values.size)
 
 
 def perplexity_interval(nll: ArrayLike, level: float = LEVEL) -> Interval:
@@ -104,8 +136,8 @@ def _draw(rng: np.random.Generator, blocks: int, replicates: int) -> Floats:
     return np.bincount(drawn.ravel(), minlength=replicates * blocks).reshape(replicates, blocks).astype(np.float64)
 
 
-def _studentized_errors(residuals: Floats, sizes: Floats) -> Floats:
-    """(replicate - estimate) / replicate's standard error [replicates], for the ratio estimator.
+def _studentized_errors(residuals: Floats, sizes: Floats) -> Floats | None:
+    """(replicate - estimate) / replicate's standard error [replicates], for the ratio estimator; None where too many have none.
 
     With c = counts, the replicate's value differs from the estimate by d = c.r / c.s, and its residuals are r - d s; all sums
     of squares follow from five dot products, so no replicate is ever materialised.
@@ -122,8 +154,10 @@ def _studentized_errors(residuals: Floats, sizes: Floats) -> Floats:
     shift = sums[:, 0] / sums[:, 1]
     squares = sums[:, 2] - 2 * shift * sums[:, 3] + shift * shift * sums[:, 4]
     errors = np.sqrt(np.maximum(squares, 0.0) * blocks / (blocks - 1)) / sums[:, 1]
-    # A replicate of one block repeated has no error of its own; it says nothing about the shape and is dropped.
-    usable = errors > 1e-9 * np.median(errors)
+    # Replicates in which all blocks agree have no error of their own (up to rounding) and say nothing about the shape.
+    usable = errors > 1e-6 * math.sqrt(float(residuals @ residuals)) / float(sizes.sum())
+    if np.mean(usable) < 1 - FEW_DEGENERATE:
+        return None
     return np.asarray(shift[usable] / errors[usable], dtype=np.float64)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from harness.errors import BadInput
@@ -82,14 +82,7 @@ def paired_difference(
         )
     change = cell - base
     if not _binary(base) or not _binary(cell):
-        if clusters is None:
-            return block_bootstrap_mean(change, level)
-        usable = np.isfinite(change)
-        index = cluster_index(clusters, change.size)
-        sums = np.bincount(index, weights=np.where(usable, change, 0.0))
-        sizes = np.bincount(index, weights=usable.astype(np.float64))
-        used = int(usable.sum())
-        return ratio_of_sums(sums, sizes, level, n=used, excluded=change.size - used)
+        return _scored_difference(base, cell, change, clusters, level)
     lost, won = flips(base, cell)
     n = change.size
     mean = (won - lost) / n
@@ -143,6 +136,14 @@ def minimum_detectable_effect(n: int, flip_rate: float, power: float = 0.8, alph
         return _mcnemar_power(n, max(flip_rate, effect), effect, alpha) - power
 
     return float(optimize.brentq(surplus, 0.0, 1.0, xtol=1e-7, rtol=1e-4))
+
+
+def smallest_detectable(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> float:
+    """`minimum_detectable_effect` at these items and their flip rate; with `clusters`, at their effective number."""
+    base, cell = _pairs(base_correct, cell_correct)
+    change = cell - base
+    rate, mean = float(np.mean(change * change)), float(change.mean())
+    return minimum_detectable_effect(max(1, int(effective_items(change - mean, rate - mean * mean, clusters))), rate)
 
 
 class Task(NamedTuple):
@@ -238,6 +239,29 @@ def _pairs(base_correct: ArrayLike, cell_correct: ArrayLike) -> tuple[Floats, Fl
     if base.shape != cell.shape:
         raise BadInput(f"baseline and cell answered different items: {base.size} against {cell.size}; compare the same items")
     return base, cell
+
+
+def _scored_difference(base: Floats, cell: Floats, change: Floats, clusters: Clusters | None, level: float) -> Interval:
+    """Mean change of scores that are not right or wrong: block bootstrap, clusters as blocks."""
+    usable = np.isfinite(change)
+    used = int(usable.sum())
+    if used and not np.any(change[usable]):
+        # Nothing changed: a bootstrap would call that certain. Scores in 0..1 change by at most 1, so unseen flips bound them.
+        effective = effective_items(change[usable], 0.0, _kept(clusters, usable), level)
+        low, high = _tango(0.0, 0.0, effective, normal_quantile(level))
+        bounded = bool(np.all((base[usable] >= 0) & (base[usable] <= 1)))
+        limits = (low, high) if bounded else (None, None)
+        return Interval(value=0.0, low=limits[0], high=limits[1], n=used, excluded=change.size - used, level=level)
+    if clusters is None:
+        return block_bootstrap_mean(change, level)
+    index = cluster_index(clusters, change.size)
+    sums = np.bincount(index, weights=np.where(usable, change, 0.0))
+    sizes = np.bincount(index, weights=usable.astype(np.float64))
+    return ratio_of_sums(sums, sizes, level, n=used, excluded=change.size - used)
+
+
+def _kept(clusters: Clusters | None, usable: NDArray[np.bool_]) -> Clusters | None:
+    return None if clusters is None else [label for label, kept in zip(clusters, usable, strict=True) if kept]
 
 
 def _binary(scores: Floats) -> bool:

@@ -171,7 +171,8 @@ def anytime_interval(changes: ArrayLike, level: float = LEVEL) -> Interval:
     """Interval for the mean change (cell - baseline) that holds at whatever moment one stopped: all means that neither of two
     bettors has ever refuted (Waudby-Smith & Ramdas 2024, hedged capital with predictable bets, section 4.2).
 
-    `changes` [items]: -1, 0 or 1, in the order they were scored. Wider than a fixed-size interval: that is the price of looking.
+    `changes` [items]: -1, 0 or 1, in the order they were scored. Wider than a fixed-size interval: that is the price of
+    looking.
     """
     change = np.asarray(changes, dtype=np.float64)
     if change.ndim != 1 or change.size == 0 or not np.all(np.abs(change) <= 1):

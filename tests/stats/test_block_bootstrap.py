@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from harness.errors import BadInput, Nonfinite
-from harness.stats import block_bootstrap_mean, ln_ppl_ratio, perplexity_interval, ratio_of_sums
+from harness.stats import block_bootstrap_mean, ln_ppl_ratio, perplexity_interval, ratio_of_sums, share_interval, wilson
 from harness.stats.bootstrap import FEW_BLOCKS, _draw
 
 
@@ -134,6 +134,43 @@ def test_tokens_that_are_not_finite_in_either_model_leave_both() -> None:
 def test_words_per_document_are_weighted_by_their_number() -> None:
     ours = ratio_of_sums([10.0, 90.0, 0.0], [10.0, 30.0, 0.0])
     assert (ours.value, ours.n) == (2.5, 2)
+
+
+@pytest.mark.parametrize("events", [3, 30])
+def test_the_share_of_rare_events_covers_the_truth(events: int) -> None:
+    rng, windows, tokens, repeats = np.random.default_rng(events), 100, 64, 400
+    rate = events / (windows * tokens)
+    hits = 0
+    for _ in range(repeats):
+        uneven = rate * rng.gamma(0.5, 2.0, (windows, 1))  # events come in some windows rather than in others
+        found = share_interval((rng.random((windows, tokens)) >= uneven).astype(float))
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 1 - rate <= found.high <= 1
+    assert hits / repeats >= 0.92
+
+
+def test_a_share_without_any_event_is_not_certain() -> None:
+    found = share_interval(np.ones((100, 64)))
+    assert (found.value, found.high, found.n) == (1.0, 1.0, 6400)
+    assert found.low == wilson(3200, 3200).low
+    gaps = share_interval([[1.0, math.nan], [0.0, 1.0]])
+    assert (gaps.value, gaps.n, gaps.excluded) == (pytest.approx(2 / 3), 3, 1)
+    with pytest.raises(BadInput, match="zeros and ones"):
+        share_interval([[0.5, 1.0]])
+
+
+def test_a_value_that_differs_in_a_handful_of_blocks_gets_a_finite_interval() -> None:
+    blocks = np.zeros((100, 50))
+    blocks[3, 7] = blocks[50, 2] = 1.0
+    found, sums = block_bootstrap_mean(blocks), blocks.mean(axis=1)
+    theirs = scipy.stats.ttest_1samp(sums, 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    blocks[3, 7] = 1e6
+    one_giant = block_bootstrap_mean(blocks)
+    assert one_giant.low is not None
+    assert one_giant.high is not None
+    assert one_giant.low < one_giant.value < one_giant.high < 20 * one_giant.value
 
 
 def test_what_cannot_be_averaged_is_refused() -> None:

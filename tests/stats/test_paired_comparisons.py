@@ -24,6 +24,7 @@ from harness.stats import (
     paired_difference,
     paired_test,
     recovery,
+    smallest_detectable,
     state,
 )
 
@@ -201,6 +202,16 @@ def test_scores_that_are_not_right_or_wrong_are_compared_by_the_bootstrap() -> N
     assert doubled.n == 600
 
 
+def test_scores_that_did_not_change_at_all_are_not_certain_to_stay_so() -> None:
+    scores = np.linspace(0, 1, 200)
+    ours, right_or_wrong = paired_difference(scores, scores), paired_difference(np.ones(200), np.ones(200))
+    assert (ours.value, ours.low, ours.high) == (0.0, right_or_wrong.low, right_or_wrong.high)
+    assert ours.high is not None
+    assert ours.high > 0.01
+    unbounded = paired_difference(scores * 50, scores * 50)
+    assert (unbounded.low, unbounded.high) == (None, None)
+
+
 def enumerated_power(n: int, lost_p: float, won_p: float, alpha: float = 0.05) -> float:
     """Power of the exact McNemar test by summing over every (lost, won)."""
     power = 0.0
@@ -229,6 +240,13 @@ def test_no_flips_do_not_mean_that_any_loss_would_have_been_seen() -> None:
     assert minimum_detectable_effect(5, 0.2) == 1.0, "five items cannot show anything at 5 %"
     with pytest.raises(BadInput):
         minimum_detectable_effect(0, 0.1)
+
+
+def test_items_of_one_passage_make_only_larger_losses_detectable() -> None:
+    base, cell, label = clustered(np.random.default_rng(43), 60, 8, 0.1)
+    rate = float(np.mean(base != cell))
+    assert smallest_detectable(base, cell) == minimum_detectable_effect(480, rate)
+    assert smallest_detectable(base, cell, label) > 1.2 * smallest_detectable(base, cell)
 
 
 def test_the_mean_over_tasks_weighs_tasks_equally_and_resamples_within_them() -> None:
