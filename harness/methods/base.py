@@ -17,6 +17,8 @@ Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
 `simulated` = weights held in 16 bits or wider, so size, memory and speed are not those of the scheme; `none` = cannot run."""
 
+Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -102,7 +104,7 @@ class StoredTensor:
 
     name: str
     layer: str
-    role: Literal["weight", "scale", "zero", "codebook", "index", "other"]
+    role: Role
     bits: int
 
 

@@ -1,0 +1,150 @@
+"""bnb: bitsandbytes through transformers. 8 bits: LLM.int8 (Dettmers et al., 2022; per-row int8 weights, activations rounded to
+int8 at each call, outlier inputs kept in 16 bits). 4 bits: nf4 or fp4 codes in blocks of 64 with a float32 scale, which
+`double_quant` rounds to 8 bits in turn (Dettmers et al., QLoRA, 2023). No calibration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.methods import reload, tensors
+from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Role, Shape, StoredTensor
+from harness.spec import Scheme
+
+BITS = (8.0, 4.0)
+BLOCK, NESTED_BLOCK = 64, 256
+"""Weights per scale, and scales per second-level scale (the library's fixed sizes)."""
+
+
+def quantize(request: QuantizeRequest) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options = request.scheme.options
+    if request.scheme.bits == 8:
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=str(options["type"]),
+            bnb_4bit_use_double_quant=bool(options["double_quant"]),
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        str(request.model_dir),
+        quantization_config=config,
+        dtype=torch.bfloat16,
+        device_map={"": request.device},
+        use_safetensors=True,
+        trust_remote_code=False,
+    ).eval()
+    model.save_pretrained(str(request.out_dir))
+    rows = reload.rows_for(int(model.config.vocab_size), request.calibration)
+    # The same kernel on the same weights: nothing but the order of sums may differ, so the floor is none.
+    reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
+
+
+def load(request: LoadRequest) -> Any:
+    import logging
+
+    import torch
+
+    # At 8 bits the library says at every call of every layer that it computes in float16: thousands of equal lines.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+
+
+def _kernels(model: Any) -> list[LayerKernel]:
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    head, found = model.get_output_embeddings(), []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        op = "aten::linear"
+        if isinstance(module, Linear8bitLt):
+            op = "bitsandbytes::int8_linear_matmul"
+        elif isinstance(module, Linear4bit):
+            fused = module.support_avx512bf16_for_cpu if module.weight.device.type == "cpu" else True
+            op = "bitsandbytes::gemv_4bit" if fused else "bitsandbytes::gemm_4bit"
+        dtype = module.weight.dtype
+        stored = str(dtype).removeprefix("torch.")
+        dense = dtype.is_floating_point and dtype.itemsize >= 2
+        found.append(LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=stored, dequantized=dense))
+    return found
+
+
+_PARTS: dict[str, Role] = {
+    "absmax": "scale",
+    "nested_absmax": "scale",
+    "quant_map": "codebook",
+    "nested_quant_map": "codebook",
+    "quant_state.bitsandbytes__nf4": "codebook",
+    "quant_state.bitsandbytes__fp4": "codebook",
+    "SCB": "scale",
+    "weight_format": "codebook",
+}
+
+
+def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    names = {t.name for t in tensors.stored(artifact_dir)}
+    layers = {n.removesuffix(".SCB") for n in names if n.endswith(".SCB")}
+    layers |= {n.removesuffix(".weight.absmax") for n in names if n.endswith(".weight.absmax")}
+
+    def roles(name: str) -> tuple[str, Role]:
+        for part, role in _PARTS.items():
+            for end in (f".weight.{part}", f".{part}"):
+                if name.endswith(end) and name.removesuffix(end) in layers:
+                    return name.removesuffix(end), role
+        layer = name.removesuffix(".weight")
+        return (layer, "weight") if name.endswith(".weight") and layer in layers else ("", "other")
+
+    return tensors.ledger(artifact_dir, roles)
+
+
+def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    if shape is not None and "quantization_config" in shape.config:
+        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):
+        return "type and double_quant belong to 4 bits; at 8 bits bitsandbytes has one format (LLM.int8)"
+    if scheme.bits == 4:
+        return tensors.undivided(shape, columns=BLOCK)
+    return None
+
+
+def _bits_per_weight(scheme: Scheme) -> float:
+    """8 bits: a float32 scale per row is left out (32 / columns). 4 bits: 4 + 32/64, or with double quantization
+    4 + 8/64 + 32/(64 * 256); the few bytes of codebooks per layer are left out."""
+    if scheme.bits == 8:
+        return 8.0
+    return 4 + 8 / BLOCK + 32 / (BLOCK * NESTED_BLOCK) if scheme.options["double_quant"] else 4 + 32 / BLOCK
+
+
+METHOD = Method(
+    name="bnb",
+    title="bitsandbytes",
+    version="1",
+    bits=BITS,
+    options={
+        "type": Option(
+            default="nf4", choices=("nf4", "fp4"), help="the 16 code values of 4 bits: normal quantiles or a tiny float"
+        ),
+        "double_quant": Option(default=False, choices=(True, False), help="round the 4-bit format's scales to 8 bits too"),
+    },
+    engine="transformers",
+    kernel_cpu={8.0: "real", 4.0: "real"},
+    kernel_cuda={8.0: "real", 4.0: "real"},
+    quantize=quantize,
+    load=load,
+    supports=_supports,
+    bits_per_weight=_bits_per_weight,
+    ledger=_ledger,
+    kernels=_kernels,
+    requirements=("bitsandbytes>=0.49",),
+    modules=("torch", "transformers", "bitsandbytes", "accelerate"),
+    preload=("bitsandbytes", "transformers.quantizers.auto"),
+    summary="LLM.int8 at 8 bits, nf4 or fp4 at 4; needs no data",
+    source="Dettmers et al. 2022 and 2023, arXiv:2208.07339, arXiv:2305.14314; bitsandbytes",
+)

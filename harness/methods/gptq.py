@@ -1,0 +1,83 @@
+"""gptq: rounds column by column and spreads each error over the columns still to come, weighted by the inputs' second moments
+(Frantar et al., GPTQ, 2022). `gptaq` also corrects for the error that earlier layers leave in the inputs (Li et al., 2025).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.methods import gptqmodel, rtn
+from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.spec import Scheme
+
+BITS = (8, 6, 5, 4, 3, 2)
+ORDERS = ("grouped", "sorted", "none")
+
+
+def quantize(request: QuantizeRequest) -> None:
+    gptqmodel.settle()
+    from gptqmodel.quantization.config import GPTAQConfig, QuantizeConfig
+
+    options = request.scheme.options
+    order = str(options["act_order"])
+    extra: dict[str, Any] = {"gptaq": GPTAQConfig()} if options["gptaq"] else {}
+    config = QuantizeConfig(
+        bits=int(request.scheme.bits),
+        group_size=int(options["group_size"]),
+        sym=bool(options["sym"]),
+        desc_act=order == "sorted",
+        act_group_aware=order == "grouped",
+        true_sequential=bool(options["true_sequential"]),
+        damp_percent=float(options["damp"]),
+        mse=float(options["mse"]),
+        pack_impl="original",
+        **extra,
+    )
+    gptqmodel.quantize(request, config, float32=True, batch_size=gptqmodel.batch_size(request))
+
+
+def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    return gptqmodel.supports(scheme, shape, device)
+
+
+METHOD = Method(
+    name="gptq",
+    title="GPTQ",
+    version="1",
+    bits=BITS,
+    options={
+        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
+        "act_order": Option(
+            default="grouped",
+            choices=ORDERS,
+            help="order of the columns: grouped = important first, groups kept whole (no cost when running); sorted = "
+            "classic act-order (desc_act); none = as they come",
+        ),
+        "true_sequential": Option(
+            default=True, choices=(True, False), help="quantize the layers of a block one after another, each on quantized inputs"
+        ),
+        "gptaq": Option(
+            default=False, choices=(True, False), help="asymmetric calibration (GPTAQ): corrects earlier layers' error"
+        ),
+        "damp": Option(default=0.05, types=(float,), help="share of the mean diagonal added to the second moments"),
+        "mse": Option(
+            default=0.0, types=(float, int), help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off"
+        ),
+    },
+    engine="transformers",
+    kernel_cpu=gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    quantize=quantize,
+    load=gptqmodel.load,
+    supports=supports,
+    bits_per_weight=rtn.bits_per_weight,
+    ledger=gptqmodel.ledger,
+    kernels=gptqmodel.kernels,
+    calibrated=True,
+    requirements=gptqmodel.REQUIREMENTS,
+    modules=gptqmodel.MODULES,
+    preload=gptqmodel.PRELOAD,
+    summary="second-order rounding with calibration text",
+    source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
+)
