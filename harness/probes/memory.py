@@ -5,8 +5,8 @@ before it loaded the model, and without the code pages of libraries that were to
 server that has torch imported holds the server's pages from its first moment, and a runtime's hundreds of MB would drown a
 small model: both belong to the runtime, whose size is given apart (`runtime_bytes`), and not to the weights, the cache and
 the activations that quantizing is about. So that first use of the runtime is not taken for the model's, it is used once
-before the counting starts (the library's modules imported, a one-layer random model of the same architecture run for two
-steps), and freed heap is given back.
+before the counting starts (the library's modules imported, a one-layer random model of the same architecture saved,
+loaded and run), and freed heap is given back.
 
 Every resident byte counts once, whatever stands behind it: anonymous memory, or pages of a mapped weight file; a file that a
 loader maps twice is counted once. The same weights read and mapped therefore give the same figure. On CUDA the phases'
@@ -27,6 +27,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,8 @@ def measure(session: Session, question: Question) -> Answer:
 
     with session.phase("load"):
         loaded = session.loaded
+        engine = loaded.facts()  # with mapped weights, only what was touched until the engine knows itself counts as load
     beyond["load"] = _beyond(session, start)
-    engine = loaded.facts()
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
     _give_back_free_heap()  # what one phase freed is not needed by the next
@@ -236,27 +237,32 @@ def rehearse(session: Session) -> str:
         name = _run_tiny(session.model_dir, session.device)
     except Exception as error:  # an architecture that cannot be cut to one layer only loses the rehearsal, and says so
         return f"modules imported; no one-layer model of this architecture ({type(error).__name__}: {str(error)[:200]})"
-    return f"modules imported; two steps of a random one-layer {name}"
+    return f"modules imported; a random one-layer {name} loaded and run"
 
 
 def _run_tiny(model_dir: Path, device: str) -> str:
+    """Makes, saves, reloads and runs a random model of the same architecture cut to one narrow layer; loads the tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
     config: Any = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
     text = config.get_text_config()
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]
+    if getattr(text, "intermediate_size", None):
+        text.intermediate_size = 64
     text.vocab_size = 64
     text.pad_token_id = None
     text.bos_token_id = text.eos_token_id = 0
-    with torch.inference_mode():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False).eval().to(device)
-        output = model(input_ids=torch.zeros(1, 16, dtype=torch.long, device=device), use_cache=True)
-        model(
-            input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True, past_key_values=output.past_key_values
-        )
+    ids = torch.zeros(1, 16, dtype=torch.long, device=device)
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+        made.save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=False).eval().to(device)
+        output = model(input_ids=ids, use_cache=True)
+        model(input_ids=ids[:, :1], use_cache=True, past_key_values=output.past_key_values)
     return type(model).__name__
 
 

@@ -1,0 +1,132 @@
+"""Size, memory and latency of one small Llama through the real method, artifact and engine, against counts made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import phases
+from harness.engines import ENGINES
+from harness.methods import METHODS
+from harness.methods.base import QuantizeRequest
+from harness.probes import latency, memory, size
+from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
+from tests.tiny_llama import llama, tokenizer
+
+# Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+MIB = 2**20
+HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 1024, 2048, 2, 8, 2
+LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN * KV_HEADS // HEADS + 3 * HIDDEN * INTERMEDIATE)
+PARAMETERS = LINEAR + 512 * HIDDEN + (2 * LAYERS + 1) * HIDDEN
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(source, artifact) of a Llama with 17 million parameters in bf16."""
+    source = tmp_path_factory.mktemp("source")
+    shape = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    llama(dtype=torch.bfloat16, **shape, **heads).save_pretrained(source)
+    tokenizer().save_pretrained(source)
+    artifact = tmp_path_factory.mktemp("artifact")
+    METHODS["bf16"].quantize(
+        QuantizeRequest(
+            model_dir=source,
+            out_dir=artifact,
+            scheme=Scheme(method="bf16", bits=16),
+            calibration=None,
+            device="cpu",
+            seed=0,
+        )
+    )
+    return source, artifact
+
+
+class Session:
+    """`probes.base.Session` for one native cell, loaded through its real engine."""
+
+    def __init__(self, source: Path, artifact: Path) -> None:
+        self.cell = Cell(model=Model(name="small", path=str(source)), scheme=Scheme(method="bf16", bits=16))
+        self.model_dir, self.artifact_dir = source, artifact
+        self.is_baseline = False
+        self.device, self.seed = "cpu", 0
+        self.memo: dict[str, Any] = {}
+        self.blobs: dict[str, bytes] = {}
+        self._loaded: Any = None
+        self._phases: list[Phase] = []
+
+    def load_baseline(self) -> Any:
+        return ENGINES["transformers"].load(self.cell, self.artifact_dir, self.model_dir, self.device)
+
+    @property
+    def loaded(self) -> Any:
+        if self._loaded is None:
+            self._loaded = self.load_baseline()
+        return self._loaded
+
+    def blob(self, name: str, data: bytes, extension: str) -> str:
+        self.blobs[f"{name}.{extension}"] = data
+        return f"{name}.{extension}"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with phases.measure(name) as meter:
+            yield
+        assert meter.phase is not None
+        self._phases.append(meter.phase)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(self._phases)
+
+
+def values(answer: Answer) -> dict[str, float]:
+    return {m.metric: m.value for m in answer.measurements}
+
+
+def test_the_ledger_of_a_bf16_model_is_sixteen_bits_for_each_of_its_parameters(cell: tuple[Path, Path]):
+    answer = size.measure(Session(*cell), Question(probe="size", subject=""))  # type: ignore[arg-type]
+    found = values(answer)
+    assert found["bpw_quantized"] == found["bpw_model"] == 16
+    assert answer.facts["parameters"] == PARAMETERS
+    assert answer.facts["parameters_quantized"] == LINEAR
+    assert found["file_bytes"] == (cell[0] / "model.safetensors").stat().st_size
+    assert 0 < answer.facts["header_bytes"] < 10_000
+
+
+@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+def test_the_memory_of_a_model_is_its_weights_its_cache_and_little_more(cell: tuple[Path, Path]):
+    prompt, new, batch = 64, 8, 2
+    question = Question(probe="memory", subject="", options={"prompt": prompt, "new": new, "batch": batch})
+    answer = memory.measure(Session(*cell), question)  # type: ignore[arg-type]
+    found = values(answer)
+    assert "loaded and run" in answer.facts["rehearsal"]
+    assert PARAMETERS * 2 <= found["weight_bytes_resident"] < PARAMETERS * 2 + MIB  # rotary tables come on top
+    head = HIDDEN // HEADS
+    assert found["kv_cache_bytes"] == 2 * LAYERS * batch * KV_HEADS * (prompt + new - 1) * head * 2
+    assert answer.facts["context_tokens"] == prompt + new - 1
+    assert not answer.facts["decode_includes_prefill"]
+    assert found["peak_load_bytes"] < PARAMETERS * 2 + 40 * MIB
+    for metric in ("peak_prefill_bytes", "peak_decode_bytes"):
+        assert PARAMETERS * 2 * 0.97 < found[metric] < PARAMETERS * 2 + 40 * MIB
+    assert found["peak_host_bytes"] >= found["peak_decode_bytes"]
+
+
+def test_the_latency_of_a_model_beside_itself_has_every_figure(cell: tuple[Path, Path]):
+    shape = {"prompt": 8, "new": 4, "batch": 2, "budget_seconds": 1.0}
+    session = Session(*cell)
+    answer = latency.measure(session, Question(probe="latency", subject="", options=shape))  # type: ignore[arg-type]
+    found = {m.metric: m for m in answer.measurements}
+    assert {"ttft", "ttft_ratio", "prefill_throughput"} <= set(found)
+    assert "tpot" in found or answer.facts["withheld"]
+    assert answer.facts["baseline"]["beside"] == "interleaved"
+    assert answer.facts["roofline"]["active_weight_bytes"] == answer.facts["roofline"]["resident_weight_bytes"] >= PARAMETERS * 2
+    raw = json.loads(session.blobs[found["ttft"].blob or ""])
+    assert all(len(run["step_seconds"]) == 3 for run in raw["cell"] + raw["baseline"])
