@@ -89,8 +89,12 @@ def run(
         results=results, cache=cache or runner.default_cache(), fresh=fresh, retry_failed=retry_failed, threads=threads
     )
     started = time.monotonic()
-    with _Progress() as progress:
-        path = runner.run(planned, settings, progress)
+    try:
+        with _Progress() as progress:
+            path = runner.run(planned, settings, progress)
+    except KeyboardInterrupt:
+        err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
     target = report or Path("reports") / f"{planned.suite.name}.html"
     _write_report(path, target)
     from harness import store
@@ -225,9 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
     except HarnessError as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing is wrong
         sys.exit(EXIT_OK)

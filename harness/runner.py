@@ -92,6 +92,7 @@ def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Pat
     BadInput before anything starts when inputs cannot be had or the disk is too small; everything after that is a record."""
     cache = settings.cache.expanduser().resolve()
     _check_disk(plan, cache)
+    _sweep(cache)
     inputs = identity.gather(plan, cache)
     with _Matrix(inputs, settings, observer or Silent()) as matrix:
         return matrix.run()
@@ -413,6 +414,24 @@ def _check_disk(plan: Plan, cache: Path) -> None:
             f"the artifacts of this matrix need about {need / 1e9:.1f} GB and {cache} has {have / 1e9:.1f} GB free: no space "
             "left on that disk; free some, choose another disk with --cache DIR, or take cells out of the suite"
         )
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what killed invocations left: job folders and drafts named by a process that is no more."""
+    for folder in (*cache.glob("jobs/*"), *cache.glob("artifacts/.draft-*")):
+        pid = folder.name.split("-")[0] if folder.parent.name == "jobs" else folder.name.rsplit("-", 1)[-1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's process
+    return True
 
 
 def _outcome(path: Path) -> Json | None:

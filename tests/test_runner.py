@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -201,6 +202,7 @@ def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_
     assert len(stored.records) == 12
     assert {r.status for r in stored.records} == {"ok"}
     assert set(measured(tmp_path).values()) == {1}
+    assert not list((tmp_path / "cache" / "jobs").iterdir())  # what the killed one left is swept away
 
 
 def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: Path) -> None:
@@ -217,6 +219,26 @@ def test_a_disk_that_is_too_small_is_said_before_anything_starts(
     with pytest.raises(BadInput, match="no space left"):
         run(write_suite("{bits: 4}"), tmp_path)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_measured_and_says_what_to_do(
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = write_suite("{bits: 4}")
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("harness.store.os.fsync", full)
+    with pytest.raises(StoreError, match=r"no space left.*everything already measured is kept"):
+        run(suite, tmp_path)
+    monkeypatch.setattr("harness.store.os.fsync", real)
+    assert {r.status for r in run(suite, tmp_path).records} == {"ok"}
+    assert max(measured(tmp_path).values()) <= 2
 
 
 def _descendants(pid: int) -> list[int]:
