@@ -7,11 +7,12 @@ halved and tried again, and later batches stay that small. Headers' keys and val
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from harness.scoring.head import Split
 from harness.scoring.plan import Plan, Row, header_order
@@ -21,8 +22,11 @@ HOST_BYTES = 64 << 20
 
 MOST_TOKENS = 16384
 LEAST_TOKENS = 128
-SMALL_BATCH = 1024
-"""A batch of fewer tokens than this takes shorter rows too, at the price of padding: calls have a cost of their own."""
+MOST_ROWS = 512
+CALL_TOKENS = 64
+PACKED_CALL_TOKENS = 2048
+"""What one call costs beyond its tokens, in tokens: with plain linear layers, and with packed ones (which may dequantize their
+whole weight on every call). It decides how much padding is taken to save a call."""
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -35,11 +39,12 @@ class Executor:
         self.bytes_per_token = bytes_per_token(split)
         self.budget_tokens = budget_tokens(split, self.bytes_per_token)
         self.cache_bytes_per_token = cache_bytes_per_token(split)
+        self.call_tokens = CALL_TOKENS if plain_linears(split.model) else PACKED_CALL_TOKENS
         self.calls = 0
         self.padded_tokens = 0
         self.out_of_memory = 0
 
-    def run(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, plan: Plan) -> tuple[NDArray[Any], NDArray[Any]]:
         """(log-probability in nats float32, is-the-argmax bool) of every pair of the plan."""
         logprob = np.full(len(plan.target), np.nan, np.float32)
         greedy = np.zeros(len(plan.target), bool)
@@ -47,8 +52,8 @@ class Executor:
 
         def answer(owners: Sequence[int], hidden: torch.Tensor) -> None:
             """Scores what is asked in the rows of a batch; `hidden` is [B, T, H], `owners` names its rows."""
-            places: list[np.ndarray] = []
-            batch: list[np.ndarray] = []
+            places: list[NDArray[Any]] = []
+            batch: list[NDArray[Any]] = []
             for row, owner in enumerate(owners):
                 first, end = np.searchsorted(plan.owner, [owner, owner + 1])
                 places.append(np.arange(first, end))
@@ -71,14 +76,39 @@ class Executor:
             if not enter:
                 del live[number]
                 continue
-            header = plan.headers[number]
-            cache = new_cache(live.get(header.parent), 1)
-            ids = self._on(header.tokens)[None]
-            hidden = self.body(ids, past_key_values=cache, use_cache=True)
+            hidden, live[number] = self._header(plan, number, live.get(plan.headers[number].parent))
             answer([-1 - number], hidden)
-            live[number] = [(layer.keys, layer.values) for layer in cache.layers]
             self._rows(plan, below.get(number, []), live[number], answer)
         return logprob, greedy
+
+    def deviation(self, plan: Plan) -> float:
+        """How far packed execution is from plain on the plan's deepest input that shares anything: root mean square of the
+        difference of its final hidden states below its header, relative to their size."""
+        number = max(
+            (n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain), key=lambda n: int(plan.rows[n].depth[-1])
+        )
+        row = plan.rows[number]
+        leaf = int(row.depth.argmax())
+        path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
+        above: list[int] = []
+        header = row.header
+        while header >= 0:
+            above.append(header)
+            header = plan.headers[header].parent
+        cache: KeyValues | None = None
+        for header in reversed(above):
+            _, cache = self._header(plan, header, cache)
+        packed = self._forward([row], cache)[0, self._on(path)].float()
+        whole = np.concatenate([*(plan.headers[header].tokens for header in reversed(above)), row.tokens[path]])
+        plain = self.body(self._on(whole)[None])[0, -len(path) :].float()
+        gap = (packed - plain).pow(2).mean().sqrt() / plain.pow(2).mean().sqrt()
+        return float(gap) if torch.isfinite(plain).all() else float(not torch.equal(packed.isnan(), plain.isnan()))
+
+    def _header(self, plan: Plan, number: int, above: KeyValues | None) -> tuple[torch.Tensor, KeyValues]:
+        """Runs one header after the one above it: (hidden states [1, T, H], keys and values of both)."""
+        cache = new_cache(above, 1)
+        hidden = self.body(self._on(plan.headers[number].tokens)[None], past_key_values=cache, use_cache=True)
+        return hidden, [(layer.keys, layer.values) for layer in cache.layers]
 
     def _rows(
         self,
@@ -87,7 +117,7 @@ class Executor:
         header: KeyValues | None,
         answer: Callable[[Sequence[int], torch.Tensor], None],
     ) -> None:
-        todo = list(batches(plan.rows, numbers, self.budget_tokens))[::-1]
+        todo = batches(plan.rows, numbers, self.budget_tokens, self.call_tokens)[::-1]
         while todo:
             batch = todo.pop()
             try:
@@ -99,7 +129,7 @@ class Executor:
                 rest = [number for later in reversed(todo) for number in later]
                 longest = max(len(plan.rows[number].tokens) for number in batch)
                 self.budget_tokens = max(LEAST_TOKENS, len(batch) * longest // 2)
-                todo = list(batches(plan.rows, batch + rest, self.budget_tokens))[::-1]
+                todo = batches(plan.rows, batch + rest, self.budget_tokens, self.call_tokens)[::-1]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
@@ -127,28 +157,38 @@ class Executor:
         """Hidden states of token ids [B, T], counted."""
         self.calls += 1
         self.padded_tokens += ids.numel()
-        return self.split.body(ids.long(), **kwargs)
+        return self.split.body(ids, **kwargs)
 
-    def _on(self, array: np.ndarray) -> torch.Tensor:
+    def _on(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.split.device)
 
 
-def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
-    """Cuts rows into batches of at most `budget_tokens` padded tokens (one row at least), longest first, rows with several branches
-    apart from plain ones, and rows of very different length apart unless the batch would be small."""
+def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int, call_tokens: int) -> list[list[int]]:
+    """Cuts rows into batches of at most `budget_tokens` padded tokens (one row at least), at the least cost of padding and calls.
+
+    Rows with several branches stay apart from plain ones, which need no mask. Longest first: memory runs out early if it does.
+    """
+    found: list[list[int]] = []
     for chain in (True, False):
-        chosen = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
-        batch: list[int] = []
-        for number in chosen:
-            width, length = len(rows[batch[0]].tokens) if batch else 0, len(rows[number].tokens)
-            full = (len(batch) + 1) * width > budget_tokens
-            ragged = length < 0.8 * width and len(batch) * width >= SMALL_BATCH
-            if batch and (full or ragged):
-                yield batch
-                batch = []
-            batch.append(number)
-        if batch:
-            yield batch
+        order = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
+        widths = [len(rows[n].tokens) for n in order]
+        best, start = [0.0] * (len(order) + 1), [0] * (len(order) + 1)
+        for end in range(1, len(order) + 1):
+            cheapest = float("inf")
+            for first in range(end - 1, max(-1, end - 1 - MOST_ROWS), -1):
+                padded = (end - first) * widths[first]
+                if padded > budget_tokens and end - first > 1:
+                    break
+                cost = best[first] + padded + call_tokens
+                if cost < cheapest:
+                    cheapest, start[end] = cost, first
+            best[end] = cheapest
+        cuts, end = [], len(order)
+        while end:
+            cuts.append(order[start[end] : end])
+            end = start[end]
+        found += cuts[::-1]
+    return found
 
 
 def tree_mask(last: torch.Tensor, before: int, dtype: torch.dtype) -> torch.Tensor:
@@ -176,13 +216,21 @@ def new_cache(header: KeyValues | None, rows: int) -> Any:
     return Cache(layers=layers)
 
 
+def plain_linears(model: Any) -> bool:
+    """Whether the linear layers are torch's own: true of unquantized models, false where modules hold packed weights."""
+    kinds = {type(module) for name, module in model.named_modules() if "proj" in name or "fc" in name or "dense" in name}
+    return any(kind is torch.nn.Linear for kind in kinds) and not any(
+        "Linear" in kind.__name__ and kind is not torch.nn.Linear for kind in kinds
+    )
+
+
 def bytes_per_token(split: Split) -> int:
     """Activations that live at once per token: residual stream, projections, the widest of the feed-forward layer, some slack."""
     config = split.model.config.get_text_config()
     hidden = int(getattr(config, "hidden_size", 0) or split.hidden_size)
     wide = int(getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0) or 4 * hidden)
     width = split.vocab_size if split.kind == "full" else 0
-    return (8 * hidden + 3 * wide + 2 * width) * split.hidden_dtype.itemsize
+    return (8 * hidden + 3 * wide + 2 * width) * int(split.hidden_dtype.itemsize)
 
 
 def cache_bytes_per_token(split: Split) -> int:
@@ -192,7 +240,7 @@ def cache_bytes_per_token(split: Split) -> int:
     heads = int(getattr(config, "num_attention_heads", 1) or 1)
     grouped = int(getattr(config, "num_key_value_heads", heads) or heads)
     width = int(getattr(config, "head_dim", None) or hidden // heads)
-    return max(1, 2 * layers * grouped * width * split.hidden_dtype.itemsize)
+    return max(1, 2 * layers * grouped * width * int(split.hidden_dtype.itemsize))
 
 
 def budget_tokens(split: Split, per_token: int) -> int:

@@ -1,7 +1,7 @@
 """Greedy generation in batches: one prefill per shared prefix, finished rows leave the batch.
 
-Each row gets what it would get alone: `transformers.generate` with greedy search, stopped as lm-eval stops a batch of one (a stop string
-appears in the decoded last tokens, or an end-of-sequence id is generated).
+Each row gets what it would get alone: `transformers.generate` with greedy search, stopped as lm-eval stops a batch of one (a stop
+string appears in the decoded last tokens, or an end-of-sequence id is generated).
 """
 
 from __future__ import annotations

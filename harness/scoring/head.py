@@ -25,7 +25,11 @@ Kind = Literal["direct", "hooked", "full"]
 
 CANARY_ROWS = 2
 CANARY_TOKENS = 12
-CHUNK_BYTES = 48 << 20
+CHUNK_BYTES = 4 << 20
+WIDE_CHUNK_BYTES = 64 << 20
+LEAST_ROWS = 64
+"""Below this many rows the head's matrix product is bound by reading its weight."""
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -93,33 +97,43 @@ class Split:
             logits: torch.Tensor = self._head(hidden)
             return logits.float()
 
-    def chunk_rows(self, budget_bytes: int = CHUNK_BYTES) -> int:
-        """How many rows `head` may take at once so that its temporaries stay within `budget_bytes`.
-
-        Per logit: 4 bytes of float32, as much again for a temporary, and the model's own width.
-        """
-        return max(16, budget_bytes // (10 * self.vocab_size))
+    def chunk_rows(self) -> int:
+        """How many hidden states `scores` gives the head at once: few, so that a chunk of logits stays in the CPU's cache; more
+        where a call costs more than its rows (devices, heads that dequantize, hooked heads)."""
+        cheap = self.kind == "direct" and isinstance(self.model.get_output_embeddings(), torch.nn.Linear)
+        wanted = CHUNK_BYTES if cheap and self.device.type == "cpu" else WIDE_CHUNK_BYTES
+        return int(max(LEAST_ROWS, wanted // (4 * self.vocab_size)))
 
     def scores(
         self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probability in nats float32 [M], is-the-argmax bool [M]) of `targets` [M] after hidden states [N, H].
 
-        Target m is asked at hidden state `rows[m]`, ascending; without `rows` N = M, one target each. `target logit - logsumexp` in
-        float32, the head applied to chunks of hidden states: no tensor of [N, V] exists.
+        Target m is asked at hidden state `rows[m]`, ascending; without `rows` N = M, one target each. `target logit - logsumexp`
+        in float32, the head applied to chunks of hidden states: no tensor of [N, V] exists. Of equal logits the first is the
+        argmax.
         """
-        count = len(hidden)
+        count, step = len(hidden), self.chunk_rows()
         if rows is None:
             rows = torch.arange(count, device=hidden.device)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-        starts = list(range(0, count, self.chunk_rows()))
+        starts = list(range(0, count, step))
         bounds = torch.searchsorted(rows, torch.tensor([*starts, count], dtype=rows.dtype, device=rows.device)).tolist()
         for start, first, end in zip(starts, bounds[:-1], bounds[1:], strict=True):
-            logits = self.head(hidden[start : start + self.chunk_rows()])
             wanted, row = targets[first:end], rows[first:end] - start
-            logprobs[first:end] = logits[row, wanted] - logits.logsumexp(dim=-1)[row]
-            greedy[first:end] = logits.argmax(dim=-1)[row] == wanted
+            logits = self.head(hidden[start : start + step])
+            asked = logits[row, wanted]
+            top = logits.amax(dim=-1)
+            best = asked == top[row]
+            # argmax is several times slower than amax: it is asked only to settle ties, where a target reaches the maximum.
+            where = best.nonzero().squeeze(1)
+            if len(where):
+                best[where] = logits[row[where]].argmax(dim=-1) == wanted[where]
+            greedy[first:end] = best
+            # In place: the logits are ours and are not needed again. Rows with NaN or infinity give NaN, as they should.
+            total = logits.sub_(top[:, None]).exp_().sum(dim=-1).log_().add_(top)
+            logprobs[first:end] = asked - total[row]
         return logprobs, greedy
 
     def facts(self) -> dict[str, Any]:

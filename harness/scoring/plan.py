@@ -2,13 +2,15 @@
 
 All distinct inputs are sorted, so that neighbours share prefixes, and are laid out as prefix trees:
 
-- a **row** is a tree of token ids in depth-first order. A token sees its ancestors only, which `last` says in one number per token: token
-  j is an ancestor of i (or i itself) exactly if `j <= i < last[j]`. The choices of a question branch from its context inside one row;
-- a **header** is a prefix shared by several rows (few-shot examples, instructions). It is run once and its keys and values are reused;
-  headers nest. Tokens of a row under a header of depth D have depths D, D+1, ...
+- a **row** is a tree of token ids in depth-first order. A token sees its ancestors only, which `last` says in one number per
+  token: token j is an ancestor of i (or i itself) exactly if `j <= i < last[j]`. The choices of a question branch from its
+  context inside one row;
+- a **header** is a prefix shared by several rows (few-shot examples, instructions). It is run once and its keys and values are
+  reused; headers nest. Tokens of a row under a header of depth D have depths D, D+1, ...
 
-Which neighbours share a row and which prefix is worth a header is chosen by a cost model in units of "one token through the linear
-layers" (constants below, measured by tests/benchmarks/bench_scoring.py), never by the clock: the same requests give the same plan.
+Which neighbours share a row and which prefix is worth a header is chosen by a cost model in units of "one token through the
+linear layers" (constants below, measured by tests/benchmarks/bench_scoring.py), never by the clock: the same requests give the
+same plan.
 
 Numpy only; nothing here knows a model. A plan is plain arrays and is written to disk as `.npz`.
 """
@@ -16,11 +18,15 @@ Numpy only; nothing here knows a model. A plan is plain arrays and is written to
 from __future__ import annotations
 
 import io
+import itertools
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 PLAN_VERSION = 1
 
@@ -45,17 +51,17 @@ class Header:
 
     parent: int
     start: int
-    tokens: np.ndarray
+    tokens: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A tree of token ids under `header` (-1: none): `depth` = position of each token in its input, `last` = end of its subtree."""
+    """A tree of token ids under `header` (-1: none): `depth` = place of each token in its input, `last` = end of its subtree."""
 
     header: int
-    tokens: np.ndarray
-    depth: np.ndarray
-    last: np.ndarray
+    tokens: NDArray[Any]
+    depth: NDArray[Any]
+    last: NDArray[Any]
 
     @property
     def chain(self) -> bool:
@@ -67,18 +73,19 @@ class Row:
 class Plan:
     """Everything to run, and how to read the answers.
 
-    Position p is scored in row `owner[p]` (or header `-1 - owner[p]`) at token `offset[p]`; pair m asks there for the log-probability of
-    `target[m]` (positions ascend with m); request r is the sum over pairs `request_pairs[request_start[r]:request_start[r + 1]]`.
+    Position p is scored in row `owner[p]` (or header `-1 - owner[p]`) at token `offset[p]`; pair m asks at `position[m]`
+    (ascending) for the log-probability of `target[m]`; request r is the sum over pairs
+    `request_pairs[request_start[r]:request_start[r + 1]]`.
     """
 
     headers: tuple[Header, ...]
     rows: tuple[Row, ...]
-    owner: np.ndarray
-    offset: np.ndarray
-    position: np.ndarray
-    target: np.ndarray
-    request_pairs: np.ndarray
-    request_start: np.ndarray
+    owner: NDArray[Any]
+    offset: NDArray[Any]
+    position: NDArray[Any]
+    target: NDArray[Any]
+    request_pairs: NDArray[Any]
+    request_start: NDArray[Any]
     plain_tokens: int
     deepest: int
 
@@ -96,7 +103,7 @@ class Plan:
         """Whether anything but plain rows is in it."""
         return bool(self.headers) or any(not row.chain for row in self.rows)
 
-    def collect(self, logprob: np.ndarray, greedy: np.ndarray) -> list[tuple[float, bool]]:
+    def collect(self, logprob: NDArray[Any], greedy: NDArray[Any]) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, all greedy) per request, of the pairs' answers; sums in float64."""
         answers = []
         for first, end in zip(self.request_start[:-1], self.request_start[1:], strict=True):
@@ -156,7 +163,7 @@ class Plan:
                 plain_tokens=int(a["facts"][0]),
                 deepest=int(a["facts"][1]),
             )
-        except (KeyError, OSError, EOFError) as problem:
+        except (KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
             raise ValueError(f"not a scoring plan: {problem}") from problem
 
 
@@ -172,8 +179,8 @@ def make_plan(
 ) -> Plan:
     """Plans requests (context ids, continuation ids), each of at least one token.
 
-    As lm-eval does, an input is `(context + continuation)[-(max_length + 1):][:-1]` and its last `len(continuation)` positions are
-    scored. `share=False` gives plain rows (equal inputs are still merged); inputs longer than `share_limit` are always plain.
+    As lm-eval does, an input is `(context + continuation)[-(max_length + 1):][:-1]` and its last `len(continuation)` positions
+    are scored. `share=False` gives plain rows (equal inputs are still merged); inputs longer than `share_limit` are always plain.
     ValueError for an empty side or a continuation longer than `max_length`.
     """
     inputs: dict[Tokens, int] = {}
@@ -181,7 +188,8 @@ def make_plan(
     for context, continuation in requests:
         if not context or not continuation or len(continuation) > max_length:
             raise ValueError(
-                f"a request needs a context and a continuation of 1 to {max_length} tokens, got {len(context)} and {len(continuation)}"
+                f"a request needs a context and a continuation of 1 to {max_length} tokens, "
+                f"got {len(context)} and {len(continuation)}"
             )
         tokens = tuple((list(context) + list(continuation))[-(max_length + 1) :][:-1])
         asked.append((inputs.setdefault(tokens, len(inputs)), continuation))
@@ -210,7 +218,9 @@ class _Builder:
         self.copy_cost = COPY_COST / hidden_size
         self.headers: list[Header] = []
         self.rows: list[Row] = []
-        self.place: dict[int, tuple[int, int, np.ndarray]] = {}  # input -> (header, row, offsets of its tokens below the header)
+        self.place: dict[
+            int, tuple[int, int, NDArray[Any]]
+        ] = {}  # input -> (header, row, offsets of its tokens below the header)
 
     def depth(self, header: int) -> int:
         return 0 if header < 0 else self.headers[header].start + len(self.headers[header].tokens)
@@ -218,9 +228,7 @@ class _Builder:
     def tree(self, members: list[int]) -> None:
         """Headers and rows for inputs in sorted order."""
         sequences = self.sequences
-        common = np.array(
-            [0] + [common_prefix(sequences[a], sequences[b]) for a, b in zip(members, members[1:], strict=False)], np.int64
-        )
+        common = np.array([0] + [common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(members)], np.int64)
         cuts = self.partition(members, base=0)
         row_of = np.zeros(len(members), np.int64)
         for number, (first, end) in enumerate(cuts):
@@ -242,7 +250,7 @@ class _Builder:
                 header = len(self.headers) - 1
             bounds = [first, *(first + 1 + np.flatnonzero(common[first + 1 : end] == shared)).tolist(), end]
             under[first:end] = header
-            stack.extend((a, b, header) for a, b in zip(bounds, bounds[1:], strict=False) if b - a > 1)
+            stack.extend((a, b, header) for a, b in itertools.pairwise(bounds) if b - a > 1)
         for header in range(-1, len(self.headers)):
             mine = [members[i] for i in np.flatnonzero(under == header)]
             base = self.depth(header)
@@ -381,5 +389,5 @@ def common_prefix(a: Any, b: Any) -> int:
     return low
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
+def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)
