@@ -104,7 +104,7 @@ class Inputs:
 
 def gather(plan: Plan, cache: Path) -> Inputs:
     """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests."""
-    folders = {m.name: models.fetch(m) for m in dict.fromkeys(p.cell.model for p in plan.cells)}
+    folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys(p.cell.model for p in plan.cells)}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
     return Inputs(

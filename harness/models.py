@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness import reference
-from harness.errors import BadInput
+from harness import fill, reference
+from harness.errors import BadInput, UnknownName
 from harness.methods.base import Layer, Shape
 from harness.spec import Json, Model, digest
 
@@ -30,15 +30,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def model(entry: str | Mapping[str, Json], base: Path) -> Model:
     """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
 
-    A plain string is ``reference``, an existing folder, or a hub id."""
+    A plain string is ``reference``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
     if isinstance(entry, str):
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))
         if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
-    if (entry.get("path") is None) == (entry.get("repo") is None):
-        raise BadInput(f"a model names either a path or a repo, this one: {dict(entry)}")
+    unknown = sorted(set(entry) - {"path", "repo", "shape", "name", "revision"})
+    if unknown:
+        raise UnknownName("key of a model", unknown[0], ["path", "repo", "shape", "name", "revision"])
+    if sum(entry.get(kind) is not None for kind in ("path", "repo", "shape")) != 1:
+        raise BadInput(f"a model names one of path, repo and shape, this one: {dict(entry)}")
+    if entry.get("shape") is not None:
+        return _shaped(str(entry["shape"]), entry.get("name"), base)
     if entry.get("path") is not None:
         folder = (base / Path(str(entry["path"])).expanduser()).resolve()
         return Model(name=str(entry.get("name") or folder.name), path=str(folder))
@@ -49,6 +54,15 @@ def model(entry: str | Mapping[str, Json], base: Path) -> Model:
     return Model(
         name=str(entry.get("name") or repo.split("/")[-1]), repo=repo, revision=None if revision is None else str(revision)
     )
+
+
+def _shaped(wish: str, name: Json, base: Path) -> Model:
+    path = fill.KNOWN / f"{wish}.json" if wish in fill.known() else (base / Path(wish).expanduser()).resolve()
+    if not path.exists():
+        raise UnknownName("shape", wish, [*fill.known(), "a path to a config.json"])
+    fill.config_of(path)
+    label = str(name or (path.stem if path.is_file() and path.name != "config.json" else path.parent.name))
+    return Model(name=f"{label} (random weights)", path=str(path), random=True)
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -67,7 +81,9 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def locate(source: Model) -> Path | None:
-    """The local folder of a model, or None when it is a hub model that is not in the local cache yet."""
+    """The local folder of a model, or None when it is a hub model that is not in the local cache yet, or a shape."""
+    if source.random:
+        return None
     if source.path is not None:
         return Path(source.path)
     from huggingface_hub import try_to_load_from_cache
@@ -79,8 +95,11 @@ def locate(source: Model) -> Path | None:
     return folder if any(folder.glob("*.safetensors")) else None
 
 
-def fetch(source: Model) -> Path:
-    """Downloads a hub model (or finds it in the local cache) and returns its folder. BadInput says why it cannot be had."""
+def fetch(source: Model, cache: Path) -> Path:
+    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. BadInput says why it
+    cannot be had."""
+    if source.random:
+        return fill.folder(Path(str(source.path)), cache)
     if source.path is not None:
         check_folder(Path(source.path), source.name)
         return Path(source.path)
@@ -109,7 +128,7 @@ def shape(source: Model) -> Shape | None:
     if folder is not None:
         check_folder(folder, source.name)
         return shape_of(folder)
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if source.random or os.environ.get("HF_HUB_OFFLINE") == "1":
         return None
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 

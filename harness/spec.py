@@ -29,12 +29,14 @@ Better = Literal["lower", "higher", "neither"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports."""
+    """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports. `random`: a
+    shape (`path` is its config) filled with random weights, which has a speed and a size and no quality."""
 
     name: str
     repo: str | None = None
     path: str | None = None
     revision: str | None = None
+    random: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

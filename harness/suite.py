@@ -239,7 +239,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
             cells.append(
                 PlannedCell(
                     cell=cell,
-                    questions=questions,
+                    questions=tuple(q for q in questions if not (source.random and PROBES[q.probe].needs_weights)),
                     baseline=scheme.label == suite.baseline,
                     estimated_bpw=bpw,
                     estimated_bytes=None if known is None else estimated_bytes(known, bpw, METHODS[scheme.method]),

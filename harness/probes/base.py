@@ -90,4 +90,5 @@ class Probe:
     measure: Callable[[Session, Question], Answer]
     needs_reference: bool = False
     needs_model: bool = True
+    needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)

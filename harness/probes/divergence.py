@@ -169,6 +169,7 @@ PROBE = Probe(
     questions=questions,
     measure=measure,
     needs_reference=True,
+    needs_weights=True,
 )
 
 

@@ -99,6 +99,7 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    needs_weights=True,
 )
 
 

@@ -108,6 +108,7 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    needs_weights=True,
 )
 
 
@@ -307,7 +308,9 @@ def _cluster(doc: Any, field: str | None) -> str | None:
 
 def _answer(session: Session, name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> Answer:
     items = [
-        {**item, "task": task} if len(outcomes) > 1 else item for task, outcome in outcomes.items() for item in outcome["items"]
+        {**item, "task": task, "id": f"{task}|{item['id']}"} if len(outcomes) > 1 else item
+        for task, outcome in outcomes.items()
+        for item in outcome["items"]
     ]
     facts: dict[str, Json] = {"items": len(items)}
     broken = sum(1 for item in items if item.get("nonfinite"))
