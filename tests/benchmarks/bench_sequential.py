@@ -2,16 +2,20 @@
 
 Columns: share of each verdict, false verdicts against their stated rate, items until the verdict (mean, median, 90th
 percentile), and how many times more items an unpaired test of fixed size needs per model for the same error rates (alpha 5 %,
-power 95 %), at the printed accuracy. Run: python tests/benchmarks/bench_sequential.py [replays]
+power 95 %), at the printed accuracy. Run: python tests/benchmarks/bench_sequential.py [--replays N] [--recorded RESULTS]
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 
+from harness import store
+from harness.spec import cell_from_json, digest
 from harness.stats import Replays, Verdict, paired_items, replay, unpaired_items
 
 ALPHA = BETA = 0.05
@@ -88,5 +92,61 @@ def main(replays: int) -> None:
     print(f"{time.perf_counter() - start:.0f} s")
 
 
+def recorded_changes(results: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Changes [items] of every cell and task of a run, cell minus baseline, from the stored per-item answers."""
+    run = store.read(results)
+    baselines = {digest(cell_from_json(planned["cell"])) for planned in run.plan["cells"] if planned.get("baseline")}
+    answers: dict[tuple[str, str, bool], dict[str, dict[str, float]]] = {}
+    for record in run.records:
+        found = [m for m in record.answer.measurements if m.metric == "accuracy"] if record.answer else []
+        if record.question.probe != "tasks" or not found or found[0].blob is None:
+            continue
+        items = {str(item["id"]): float(item["correct"]) for item in json.loads(run.blob(found[0].blob))["items"]}
+        place = (record.cell.model.name, record.question.subject, digest(record.cell) in baselines)
+        answers.setdefault(place, {})[record.cell.scheme.label] = items
+    changes = {}
+    for (model, task, is_baseline), cells in answers.items():
+        base = next(iter(answers.get((model, task, True), {}).values()), None)
+        for label, items in {} if is_baseline or base is None else cells.items():
+            if items.keys() == base.keys():
+                changes[f"{model} / {label}", task] = np.array([items[name] - base[name] for name in base])
+    return changes
+
+
+def replay_recorded(results: Path, replays: int) -> None:
+    """All cells and tasks of a run in random orders: what the sequential mode would have said of these items, and when."""
+    changes = recorded_changes(results)
+    if not changes:
+        raise SystemExit(f"{results}: no cell has answered the same items of a task as its baseline")
+    rng = np.random.default_rng(12)
+    print(f"\n{len(changes)} rows (cell and task) of {results}, {replays} random orders each; verdicts about these very items:")
+    print("margin   within  worse   none   false within  false worse   items used   of them, decided rows")
+    for margin in (0.01, 0.02, 0.03, 0.05):
+        verdicts, used, false_within, false_worse, decided = [], [], [], [], []
+        for row in changes.values():
+            orders = rng.permuted(np.tile(row, (replays, 1)), axis=1)
+            result = replay(orders, margin=margin, alpha=ALPHA, beta=BETA, pool=row.size)
+            verdicts.append([result.share(v) for v in Verdict])
+            used.append(result.items.mean() / row.size)
+            if row.mean() <= -margin:
+                false_within.append(result.share(Verdict.WITHIN))
+            if row.mean() >= -margin:
+                false_worse.append(result.share(Verdict.WORSE))
+            decided.extend((result.items[np.array(result.verdicts) != Verdict.UNDECIDED] / row.size).tolist())
+        shares = " ".join(f"{100 * share:6.1f}" for share in np.mean(verdicts, axis=0))
+        false = [f"{100 * max(rates, default=0.0):5.1f} at worst" for rates in (false_within, false_worse)]
+        print(
+            f"{margin:6.2f}   {shares}   {false[0]} {false[1]}   {np.mean(used):8.0%}   {np.mean(decided or [1.0]):8.0%}",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replays", type=int, default=1000)
+    parser.add_argument("--recorded", type=Path, help="results folder or run file: replay its items instead of simulated ones")
+    arguments = parser.parse_args()
+    if arguments.recorded is None:
+        main(arguments.replays)
+    else:
+        replay_recorded(arguments.recorded, arguments.replays)
