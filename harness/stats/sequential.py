@@ -1,4 +1,4 @@
-"""Sequential mode (`budget: auto`): stop scoring a cell as soon as its loss is known to be within the margin, or beyond it.
+"""Sequential mode: stop scoring a cell as soon as its loss is known to be within the margin, or beyond it.
 
 Items arrive in one random order shared by all cells (`shared_order`). After every item two bettors, who may never go into
 debt, hold a wealth:
