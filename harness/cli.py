@@ -8,11 +8,13 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -169,10 +171,9 @@ def methods(
     from harness import envs
     from harness.methods import METHODS
 
-    rows = []
-    for method in METHODS.values():
-        lacking = envs.missing(method)
-        rows.append(
+    lacking = {name: envs.missing(method) for name, method in METHODS.items()}
+    if format is Listing.json:
+        rows = [
             {
                 "method": method.name,
                 "title": method.title,
@@ -182,30 +183,24 @@ def methods(
                 "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
                 "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
                 "options": {name: option.default for name, option in method.options.items()},
-                "state": "ready" if lacking is None else f"missing: {', '.join(lacking.packages)}",
-                "install": None if lacking is None else lacking.install,
+                "state": "ready" if (absent := lacking[method.name]) is None else f"missing: {', '.join(absent.packages)}",
+                "install": None if absent is None else absent.install,
                 "source": method.source,
             }
-        )
-    if format is Listing.json:
+            for method in METHODS.values()
+        ]
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
-    table = Table()
-    for column in ("method", "what", "bits", "engine", "environment", "on CPU", "on CUDA", "here"):
-        table.add_column(column)
-    for row in rows:
-        table.add_row(
-            str(row["method"]),
-            str(row["title"]),
-            " ".join(f"{b:g}" for b in row["bits"]),
-            str(row["engine"]),
-            str(row["environment"]),
-            _kernels(row["kernel_cpu"]),
-            _kernels(row["kernel_cuda"]),
-            str(row["install"] or row["state"]),
-        )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "here"):
+        table.add_column(column, no_wrap=column == "method")
+    for method in METHODS.values():
+        absent = lacking[method.name]
+        place = method.engine if method.environment == envs.MAIN else f"{method.engine} ({method.environment})"
+        here = "ready" if absent is None else absent.install
+        table.add_row(method.name, method.title, _kernels(method.kernel_cpu), _kernels(method.kernel_cuda), place, here)
     out.print(table)
-    out.print("real: kernel on packed weights · slow: unpacked on each call · simulated: held in 16 bits · none: cannot run")
+    out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")
 
 
 def _version(show: bool) -> None:
@@ -265,11 +260,11 @@ def _write_file(target: Path, data: bytes) -> None:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
 
 
-def _kernels(by_bits: dict[str, str]) -> str:
+def _kernels(by_bits: Mapping[float, str]) -> str:
     kinds: dict[str, list[str]] = {}
     for bits, kind in by_bits.items():
-        kinds.setdefault(kind, []).append(bits)
-    return ", ".join(f"{kind} {'/'.join(bits)}" for kind, bits in kinds.items())
+        kinds.setdefault(kind, []).append(f"{bits:g}")
+    return "; ".join(f"{kind} {' '.join(bits)}" for kind, bits in kinds.items())
 
 
 def _clock(seconds: float) -> str:

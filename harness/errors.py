@@ -9,6 +9,7 @@
     |-- StoreError               a results folder that cannot be read or written
     |   `-- NewerSchema          written by a newer quant-harness: refused with advice
     |-- Unsupported              a square of the matrix that cannot exist here (typed failure `unsupported`)
+    |-- BadReload                an artifact that loads without an error and answers garbage
     `-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
 
 A message says what is wrong, where, the likely cause, and the command or edit that fixes it. Anything else that
@@ -68,6 +69,10 @@ class NewerSchema(StoreError):
 
 class Unsupported(HarnessError):
     """This cell or probe cannot be measured here, for a reason that is no bug; becomes a typed failure."""
+
+
+class BadReload(HarnessError):
+    """An artifact that loads and answers otherwise than its weights say; becomes a typed failure of the whole cell."""
 
 
 class Nonfinite(HarnessError):

@@ -1,8 +1,8 @@
 """Speed without weights: a checkpoint of random weights in the shape that a config describes.
 
 Memory and latency of a model depend on its shape and its kernels, not on what it knows, so they can be measured at real
-sizes where the real weights cannot be had. Run as a child process (`python -m harness.fill CONFIG FOLDER SEED`), because it needs torch.
-The weights are drawn tensor by tensor into shards, so that a 70B shape needs no more memory than one shard.
+sizes where the real weights cannot be had. Run as a child process (`python -m harness.fill CONFIG FOLDER SEED`), because it
+needs torch. The weights are drawn tensor by tensor into shards, so that a 70B shape needs no more memory than one shard.
 """
 
 from __future__ import annotations

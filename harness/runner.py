@@ -36,7 +36,7 @@ from harness.spec import (
     to_json,
 )
 from harness.suite import Plan, PlannedCell
-from harness.worker import MANIFEST, reference_name
+from harness.worker import MANIFEST, VERIFIED, reference_name
 
 
 class Observer(Protocol):
@@ -152,13 +152,17 @@ class _Matrix:
         else:
             artifact = self._artifact(planned)
         if isinstance(artifact, Failure):
-            for question in questions:
-                self._append(planned, question, failure=artifact, started_at=_now())
+            self._fail(planned, questions, artifact)
             return
         if not planned.baseline:
             self._references(planned, [q for q in questions if PROBES[q.probe].needs_reference])
         for group in _groups(questions):
-            self._ask(planned, artifact, group)
+            alone = PROBES[group[0].probe].isolation != "shared"
+            wrong = self._verify(planned, artifact) if alone and PROBES[group[0].probe].needs_model else None
+            if wrong is None:
+                self._ask(planned, artifact, group)
+            else:
+                self._fail(planned, group, wrong)
 
     def _artifact(self, planned: PlannedCell) -> Path | Failure:
         """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
@@ -183,6 +187,15 @@ class _Matrix:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return target
+
+    def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
+        """Has a fresh child reload the artifact and compare its answers before anything is timed, once per artifact."""
+        if (artifact / VERIFIED).is_file():
+            return None
+        self.observer.doing(planned.cell, "reload check")
+        job, timeout = self._job("verify", planned, [], artifact), self.plan.suite.timeout
+        ended = self._serve(planned, job, timeout)
+        return children.failure(_outcome(job / "verified.json"), ended, log=job / "log.txt", phase="reload", timeout=timeout)
 
     def _references(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
         """Has the baseline's answers stored when a cell will be compared with them and they are not in the cache. Where
@@ -320,6 +333,10 @@ class _Matrix:
             return replace(measurement, blob=names[measurement.blob])
 
         return replace(answer, measurements=tuple(kept(m) for m in answer.measurements))
+
+    def _fail(self, planned: PlannedCell, questions: Sequence[Question], failure: Failure) -> None:
+        for question in questions:
+            self._append(planned, question, failure=failure, started_at=_now())
 
     def _append(
         self,

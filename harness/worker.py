@@ -31,8 +31,8 @@ from typing import Any
 from harness import corpora, phases
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
-from harness.errors import HarnessError, MissingPackage, Nonfinite, Unsupported
-from harness.methods import METHODS
+from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, Unsupported
+from harness.methods import METHODS, reload
 from harness.methods.base import QuantizeRequest
 from harness.probes import PROBES
 from harness.spec import (
@@ -50,6 +50,9 @@ from harness.spec import (
 
 MANIFEST = "artifact.json"
 """Written last into an artifact's folder: a folder without it is no artifact."""
+
+VERIFIED = "verified.json"
+"""Written into an artifact once a fresh process has reloaded it and found that it answers as its weights say."""
 
 _PR_SET_PDEATHSIG = 1
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
@@ -94,6 +97,7 @@ class WorkerSession:
         self._tell = tell
         self._loaded: Loaded | None = None
         self._facts: EngineFacts | None = None
+        self._wrong: str | None = None
         self._phases: list[Phase] = []
 
     @property
@@ -104,6 +108,18 @@ class WorkerSession:
             self._facts = loaded.facts()
             self._loaded = loaded
         return self._loaded
+
+    def verify(self) -> None:
+        """Raises BadReload when the artifact loads but answers otherwise than its weights say. Done once per artifact, by
+        the child that asks the quality probes or by one of its own; never by a child that measures memory or latency."""
+        if self._wrong is None:
+            if (self.artifact_dir / VERIFIED).is_file():
+                return
+            self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
+            if not self._wrong:
+                _write(self.artifact_dir / VERIFIED, {"ok": True})
+        if self._wrong:
+            raise BadReload(self._wrong)
 
     @property
     def facts(self) -> EngineFacts | None:
@@ -187,6 +203,10 @@ def run_job(job: Job, tell: Callable[[Json], None]) -> None:
         tell({"event": "quantized"})
         return
     session = WorkerSession(job, tell)
+    if job.stage == "verify":
+        _write(job.folder / "verified.json", _guarded("reload", partial(_verify, session)))
+        tell({"event": "verified"})
+        return
     if job.stage == "reference":
         for question in job.questions:
             _write(job.folder / "reference.json", _guarded("reference", partial(_reference, session, question)))
@@ -205,6 +225,8 @@ def run_job(job: Job, tell: Callable[[Json], None]) -> None:
 
 def _ask(session: WorkerSession, question: Question) -> Json:
     probe = PROBES[question.probe]
+    if probe.needs_model and probe.isolation == "shared":
+        session.verify()
     if probe.needs_model and not probe.simulated:
         with contextlib.nullcontext() if probe.isolation == "memory" else session.phase("load"):
             loaded = None if probe.isolation == "memory" else session.loaded
@@ -230,6 +252,11 @@ def _with_kernels(answer: Answer, facts: EngineFacts | None) -> Answer:
         counts[name] = counts.get(name, 0) + 1
     engine = {"name": facts.engine, "device": facts.device, "kernels": counts, "notes": list(facts.notes)}
     return Answer(measurements=answer.measurements, facts={**answer.facts, "engine": engine})
+
+
+def _verify(session: WorkerSession) -> Json:
+    session.verify()
+    return {"ok": True}
 
 
 def _reference(session: WorkerSession, question: Question) -> Json:
@@ -279,7 +306,9 @@ def _guarded(phase: str, work: Callable[[], Json]) -> dict[str, Json]:
         return dict(work())
     except BaseException as error:  # a child reports whatever happened to it, SystemExit of a library included
         traceback.print_exc()
-        failure = Failure(kind=failure_kind(error), phase=phase, message=_message(error))
+        failure = Failure(
+            kind=failure_kind(error), phase="reload" if isinstance(error, BadReload) else phase, message=_message(error)
+        )
         return {"failure": to_json(failure)}
 
 

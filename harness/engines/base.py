@@ -57,6 +57,10 @@ class Loaded(Protocol):
     """A loaded artifact that answers. Lives in one child process and is never pickled."""
 
     @property
+    def model(self) -> Any:
+        """What the method's `load` returned."""
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer (transformers) of the source model."""
 
