@@ -374,7 +374,7 @@ def _label(scheme: Scheme) -> str:
         value = scheme.options.get(name)
         if name == "group_size":
             parts.append("per-channel" if value in (-1, None) else f"g{value}")
-        elif value != option.default or (isinstance(value, str) and name in {"type", "format"}):
+        elif value != option.default or (option.bits is not None and scheme.bits in option.bits and isinstance(value, str)):
             parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
     return " ".join(parts)
 

@@ -395,6 +395,7 @@ def _child(folder: Path, tell: Callable[[Json], None]) -> None:
     try:
         os.setsid()
         _die_with_parent()
+        os.chdir(folder)  # libraries write logs where they stand
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)

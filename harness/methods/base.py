@@ -28,6 +28,7 @@ class Option:
     choices: tuple[Json, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
+    bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

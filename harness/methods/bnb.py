@@ -129,9 +129,12 @@ METHOD = Method(
     bits=BITS,
     options={
         "type": Option(
-            default="nf4", choices=("nf4", "fp4"), help="the 16 code values of 4 bits: normal quantiles or a tiny float"
+            default="nf4",
+            choices=("nf4", "fp4"),
+            bits=(4,),
+            help="the 16 code values of 4 bits: normal quantiles or a tiny float",
         ),
-        "double_quant": Option(default=False, choices=(True, False), help="round the 4-bit format's scales to 8 bits too"),
+        "double_quant": Option(default=False, choices=(True, False), bits=(4,), help="round the 4-bit format's scales to 8 bits too"),
     },
     engine="transformers",
     kernel_cpu={8.0: "real", 4.0: "real"},
