@@ -267,6 +267,19 @@ def test_the_mean_over_tasks_weighs_tasks_equally_and_resamples_within_them() ->
     assert ours.high == pytest.approx(high, abs=0.003)
 
 
+@pytest.mark.parametrize(("flip_rate", "loss"), [(0.01, 0.002), (0.1, 0.03)])
+def test_the_mean_over_tasks_covers_the_truth(flip_rate: float, loss: float) -> None:
+    rng, repeats, hits = np.random.default_rng(47), 120, 0
+    lost, won = (flip_rate + loss) / 2, (flip_rate - loss) / 2
+    for _ in range(repeats):
+        tasks = [items(*rng.multinomial(n, [0.7 - lost, lost, won, 0.3 - won])) for n in (150, 300, 600, 300)]
+        ours = mean_difference_over_tasks(tasks)
+        assert ours.low is not None
+        assert ours.high is not None
+        hits += ours.low <= -loss <= ours.high
+    assert hits / repeats >= 0.91
+
+
 def test_the_mean_over_tasks_keeps_a_width_where_nothing_flipped() -> None:
     base, _ = items(300, 0, 0, 100)
     ours = mean_difference_over_tasks([(base, base), (base, base)])
