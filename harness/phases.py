@@ -30,6 +30,7 @@ Phases may nest: an outer phase has seen everything that its inner ones saw. Whe
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,35 +117,67 @@ def require(proc: Path = PROC) -> Resident:
 
 
 def mapped(roots: Sequence[Path], proc: Path = PROC) -> Mapped | None:
-    """Resident file-backed bytes, split into files under `roots` (symbolic links resolved) and all others (libraries and the
-    like).
+    """Resident file-backed bytes, split into files under `roots` (symbolic links resolved) and all others (libraries and so on).
 
-    From /proc/self/smaps: `Rss` less `Anonymous` of each mapping with a path (written pages of a private mapping are
-    anonymous). Two mappings of the same stretch of a file share their pages, so the larger of the two stands for both. None
-    where smaps cannot be read.
+    From /proc/self/smaps: `Rss` less `Anonymous` of each mapping with a path (written pages of a private mapping are anonymous).
+    Two mappings of the same stretch of a file share their pages, so the larger of the two stands for both. None where smaps
+    cannot be read.
     """
-    prefixes = tuple(str(root.resolve()).rstrip("/") + "/" for root in roots)
-    # The weights of a hub model are links into a blob folder beside it: the files that the links lead to count as well.
-    targets = {str(path.resolve()) for root in roots if root.is_dir() for path in root.rglob("*") if path.is_symlink()}
-    stretches: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
-    names: dict[tuple[str, str], str] = {}
-    try:
-        with open(proc / "smaps", encoding="utf-8", errors="replace") as file:
-            for key, name, start, length, bytes_ in _mappings(file):
-                names[key] = name
-                stretches.setdefault(key, []).append((start, start + length, bytes_))
-    except OSError:
+    areas = _areas(proc)
+    if areas is None:
         return None
+    wanted = _under(roots)
+    files: dict[tuple[str, str], list[_Area]] = {}
+    for area in areas:
+        files.setdefault(area.file, []).append(area)
     weights = other = doubled = 0
-    for key, parts in stretches.items():
-        once = _once(parts)
-        doubled += sum(part[2] for part in parts) - once
-        name = names[key].removesuffix(" (deleted)")
-        if name.startswith(prefixes) or name in targets:
+    for parts in files.values():
+        once = _once([(part.offset, part.offset + part.length, part.backed) for part in parts])
+        doubled += sum(part.backed for part in parts) - once
+        if wanted(parts[0].name):
             weights += once
         else:
             other += once
     return Mapped(weights=weights, other=other, doubled=doubled)
+
+
+def release(roots: Sequence[Path], proc: Path = PROC) -> int:
+    """Takes pages of mapped files under `roots` out of the resident set; returns their bytes. What is read again comes back
+    from the file by itself, what was only read on the way (a loader that copied it elsewhere) stays out.
+
+    Loses nothing: mappings that hold a written page are left alone (madvise(2), MADV_DONTNEED).
+    """
+    wanted = _under(roots)
+    released = 0
+    for area in _areas(proc) or ():
+        if area.backed and not area.anonymous and wanted(area.name) and _dont_need(area.start, area.length):
+            released += area.backed
+    return released
+
+
+_MADV_DONTNEED = 4
+
+
+def _dont_need(start: int, length: int) -> bool:
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return False
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return int(madvise(start, length, _MADV_DONTNEED)) == 0
+
+
+def _under(roots: Sequence[Path]) -> Callable[[str], bool]:
+    """Whether a mapped file's path lies under one of the folders, or is what a link in them leads to."""
+    prefixes = tuple(str(root.resolve()).rstrip("/") + "/" for root in roots)
+    # The weights of a hub model are links into a blob folder beside it: the files that the links lead to count as well.
+    targets = {str(path.resolve()) for root in roots if root.is_dir() for path in root.rglob("*") if path.is_symlink()}
+
+    def wanted(name: str) -> bool:
+        plain = name.removesuffix(" (deleted)")
+        return plain.startswith(prefixes) or plain in targets
+
+    return wanted
 
 
 def _once(parts: Sequence[tuple[int, int, int]]) -> int:
@@ -161,23 +194,51 @@ def _once(parts: Sequence[tuple[int, int, int]]) -> int:
     return total + most
 
 
-def _mappings(lines: Iterator[str] | Any) -> Iterator[tuple[tuple[str, str], str, int, int, int]]:
-    """((device, inode), path, offset, length, resident file-backed bytes) of every mapping that has a file."""
-    key: tuple[str, str] | None = None
-    name, offset, length, rss = "", 0, 0, 0
-    for line in lines:
-        first, _, rest = line.partition(" ")
-        if not first.endswith(":"):  # a header: range, permissions, offset, device, inode, path
-            fields = line.split(None, 5)
-            key = None
-            if len(fields) == 6 and fields[4] != "0":
-                low, _, high = first.partition("-")
-                key, name = (fields[3], fields[4]), fields[5].strip()
-                offset, length, rss = int(fields[2], 16), int(high, 16) - int(low, 16), 0
-        elif key is not None and first == "Rss:":
-            rss = int(rest.split()[0]) * 1024
-        elif key is not None and first == "Anonymous:":
-            yield key, name, offset, length, max(0, rss - int(rest.split()[0]) * 1024)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Area:
+    """One mapping of a file: `file` = (device, inode); `backed` and `anonymous` are resident bytes."""
+
+    file: tuple[str, str]
+    name: str
+    start: int
+    length: int
+    offset: int
+    backed: int
+    anonymous: int
+
+
+def _areas(proc: Path) -> list[_Area] | None:
+    """Every mapping of this process that has a file; None where smaps cannot be read."""
+    found: list[_Area] = []
+    head: list[str] = []
+    rss = 0
+    try:
+        with open(proc / "smaps", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                first, _, rest = line.partition(" ")
+                if not first.endswith(":"):  # a header: range, permissions, offset, device, inode, path
+                    head = line.split(None, 5)
+                elif len(head) < 6 or head[4] == "0":
+                    continue
+                elif first == "Rss:":
+                    rss = int(rest.split()[0]) * 1024
+                elif first == "Anonymous:":
+                    anonymous = int(rest.split()[0]) * 1024
+                    low, high = (int(end, 16) for end in head[0].split("-"))
+                    found.append(
+                        _Area(
+                            file=(head[3], head[4]),
+                            name=head[5].strip(),
+                            start=low,
+                            length=high - low,
+                            offset=int(head[2], 16),
+                            backed=max(0, rss - anonymous),
+                            anonymous=anonymous,
+                        )
+                    )
+    except OSError:
+        return None
+    return found
 
 
 def _cuda() -> Any | None:

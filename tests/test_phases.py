@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.errors import Unsupported
-from harness.phases import mapped, measure, require, reset_peak, resident, supported
+from harness.phases import mapped, measure, release, require, reset_peak, resident, supported
 
 MIB = 2**20
 linux = pytest.mark.skipif(not supported(), reason="the kernel's counters are Linux's")
@@ -129,6 +129,33 @@ def test_a_file_mapped_twice_is_counted_once(tmp_path: Path):
     assert before.weights == 0
     assert pages.weights == 8 * MIB
     assert pages.doubled - before.doubled == 8 * MIB
+
+
+@linux
+def test_released_pages_of_a_file_come_back_when_they_are_read(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    np.arange(8 * MIB // 4, dtype=np.uint32).tofile(path)
+    array = np.memmap(path, dtype=np.uint32, mode="r")
+    total = int(array.sum(dtype=np.uint64))
+    assert release([tmp_path]) == 8 * MIB
+    gone = mapped([tmp_path])
+    assert gone is not None
+    assert gone.weights == 0
+    assert int(array.sum(dtype=np.uint64)) == total
+    back = mapped([tmp_path])
+    assert back is not None
+    assert back.weights == 8 * MIB
+
+
+@linux
+def test_pages_that_were_written_are_never_released(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(8 * MIB))
+    array = np.memmap(path, dtype=np.uint8, mode="c")  # private: what is written is in memory only
+    assert int(array.max()) == 0
+    array[MIB] = 7
+    assert release([tmp_path]) == 0
+    assert array[MIB] == 7
 
 
 STATUS = "Name:\tx\nVmHWM:\t  {peak} kB\nRssAnon:\t  {anonymous} kB\nRssFile:\t  {file} kB\nRssShmem:\t  0 kB\n"

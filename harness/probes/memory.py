@@ -9,9 +9,9 @@ before the counting starts (the library's modules imported, a one-layer random m
 loaded and run), and freed heap is given back.
 
 Every resident byte counts once, whatever stands behind it: anonymous memory, or pages of a mapped weight file; a file that a
-loader maps twice is counted once. The same weights read and mapped therefore give the same figure. On CUDA the phases'
-figures are the allocator's peaks on the device, and the host's is given beside them. Needs Linux; Unsupported elsewhere, and
-where no peak can be told.
+loader maps twice is counted once, and one that it has only copied from is counted in load and no longer. The same weights read
+and mapped therefore give the same figure. On CUDA the phases' figures are the allocator's peaks on the device, and the host's
+is given beside them. Needs Linux; Unsupported elsewhere, and where no peak can be told.
 
 Versions
 1  2026-11-21  first definition
@@ -115,11 +115,11 @@ def measure(session: Session, question: Question) -> Answer:
     beyond["load"] = _beyond(session, start)
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
-    _give_back_free_heap()  # what one phase freed is not needed by the next
+    _settle(session)
     with session.phase("prefill"):
         prefill = loaded.run_phase("prefill", **asked)
     beyond["prefill"] = _beyond(session, start)
-    _give_back_free_heap()
+    _settle(session)
     with session.phase("decode"):
         decode = loaded.run_phase("decode", **asked)
     beyond["decode"] = _beyond(session, start)
@@ -157,6 +157,13 @@ def _start(session: Session) -> Start:
     _give_back_free_heap()
     files = phases.mapped(_weight_roots(session))
     return Start(total=phases.require().total, files=files)
+
+
+def _settle(session: Session) -> None:
+    """What one phase left behind is not needed by the next: free heap, and pages of a weight file that a loader mapped, copied
+    from and still holds. Mapped weights that the next phase reads come back, and count, by being read."""
+    _give_back_free_heap()
+    phases.release(_weight_roots(session))
 
 
 def _weight_roots(session: Session) -> list[Path]:

@@ -155,6 +155,22 @@ def test_weights_that_a_loader_maps_twice_are_counted_once(tmp_path: Path):
 
 
 @linux
+def test_a_file_that_was_mapped_copied_and_never_read_again_is_not_counted_after_load(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(64 * MIB))
+
+    def load() -> Engine:
+        held = np.memmap(path, dtype=np.uint8, mode="r")
+        engine = Engine(np.array(held))
+        engine.held = held  # type: ignore[attr-defined]
+        return engine
+
+    found, _ = ask(tmp_path, load)
+    assert abs(found["peak_load_bytes"] - 128 * MIB) < NEAR
+    assert abs(found["peak_decode_bytes"] - (64 + 16 + 32) * MIB) < NEAR
+
+
+@linux
 def test_a_simulated_engine_shows_no_memory(tmp_path: Path):
     with pytest.raises(Unsupported, match="simulated"):
         ask(tmp_path, lambda: Engine(block(1), simulated=True))
