@@ -53,6 +53,10 @@ class EngineFacts:
     details: dict[str, Json] = field(default_factory=dict)
 
 
+REFERENCE_FACTS = "reference.json"
+"""The file in a reference's folder that holds what `write_reference` returned."""
+
+
 class Loaded(Protocol):
     """A loaded artifact that answers. Lives in one child process and is never pickled."""
 

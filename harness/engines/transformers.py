@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
-from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.base import REFERENCE_FACTS, EngineFacts, Timing, WindowScores
 from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel, LoadRequest, Method
-from harness.scoring.head import Split, split, unwrap
+from harness.scoring.head import Split, device_of, split, unwrap
 from harness.spec import Cell, Json
 
 TOKENS_PER_BATCH = 2048
@@ -42,7 +42,6 @@ all."""
 
 REFERENCE_SCHEMA = 1
 
-_META = "reference.json"
 _STATES = "states.safetensors"
 _HEAD = "head.safetensors"
 
@@ -90,14 +89,16 @@ class Transformers:
 
     @property
     def split(self) -> Split:
-        """Body and head of the model, cut at the first use (one small forward proves the cut)."""
+        """Body and head of the model, cut at the first use. One small forward proves the cut: what is timed or weighed never
+        asks."""
         if self._split is None:
             self._split = split(self.model)
         return self._split
 
     @property
     def device(self) -> torch.device:
-        return self.split.device
+        found: torch.device = device_of(self._inner)
+        return found
 
     # ------------------------------------------------------------------ windows
 
@@ -145,7 +146,7 @@ class Transformers:
                 os.replace(partial, folder)
             except OSError:
                 # Another process was first. Its store answers the same question, or it is no store at all.
-                if not (folder / _META).is_file():
+                if not (folder / REFERENCE_FACTS).is_file():
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -184,7 +185,7 @@ class Transformers:
             "float16_logit_bytes": positions * cut.vocab_size * 2,
         }
         meta["times_smaller_than_logits"] = round(meta["float16_logit_bytes"] / meta["states_bytes"], 2)
-        (folder / _META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return meta
 
     def _bodies(self, windows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -195,10 +196,15 @@ class Transformers:
         cut = self.split
         start = 0
         limit = len(windows)
+        context = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
         while start < len(windows):
             length = len(windows[start])
             if length < 2:
                 raise BadInput(f"window {start} has {length} token(s); at least 2 are needed to score one")
+            if context is not None and length - 1 > context:
+                raise Unsupported(
+                    f"windows of {length} tokens do not fit the model's context of {context}; choose a smaller `window`"
+                )
             most = min(limit, max(1, budget // length))
             stop = start + 1
             while stop < len(windows) and stop - start < most and len(windows[stop]) == length:
@@ -308,7 +314,8 @@ class Transformers:
     def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:
         """Random token ids [batch, tokens], the same for the same seed on every device."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randint(0, self.split.vocab_size, (batch, tokens), generator=generator).to(self.device)
+        vocab = self._inner.get_input_embeddings().weight.shape[0]
+        return torch.randint(0, vocab, (batch, tokens), generator=generator).to(self.device)
 
     def _step(self, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         """(next greedy ids [batch, 1], cache): one forward of the model as its users call it, logits of the last position
@@ -337,12 +344,10 @@ class Transformers:
             kernels=kernels,
             simulated=any(layer.dequantized for layer in kernels),
             resident_weight_bytes=bytes_of(self._inner),
-            notes=(self.split.note,),
             details={
                 "model_class": type(self._inner).__name__,
                 "attention": str(getattr(self._inner.config, "_attn_implementation", "")),
                 "threads": torch.get_num_threads(),
-                "vocab_size": self.split.vocab_size,
             },
         )
 
@@ -503,9 +508,11 @@ class Reference:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        path = folder / _META
+        path = folder / REFERENCE_FACTS
         if not path.is_file():
-            raise Unsupported(f"no stored baseline answers in {folder}: {_META} is missing; run the baseline's cell first")
+            raise Unsupported(
+                f"no stored baseline answers in {folder}: {REFERENCE_FACTS} is missing; run the baseline's cell first"
+            )
         self.meta: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
         if self.meta.get("schema") != REFERENCE_SCHEMA:
             raise Unsupported(

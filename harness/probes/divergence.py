@@ -16,9 +16,10 @@ Version 1 (2026-11-21): first definition.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from harness.engines.base import Rerun
+from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.probes.base import Probe, Session, Wishes
 from harness.probes.perplexity import corpus_options, corpus_pass, npy
@@ -28,6 +29,18 @@ QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_
 DELTA_QUANTILES = (("p01", 0.01), ("p05", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95), ("p99", 0.99))
 BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.95), (0.95, 1.0))
 """By the baseline's top probability: a flipped guess costs nothing where the baseline guesses too."""
+
+STORED = (
+    "kind",
+    "dtype",
+    "hidden_size",
+    "vocab_size",
+    "states_bytes",
+    "head_bytes",
+    "float16_logit_bytes",
+    "times_smaller_than_logits",
+)
+"""What the record says of the baseline's stored answers: both sizes, so that nobody has to believe the ratio."""
 
 FLOOR_TOKENS = 16384
 """At most so many tokens are run again for the noise floor."""
@@ -154,6 +167,10 @@ def measure(session: Session, question: Question) -> Answer:
         *_agreement(np.where(finite, top, np.nan), np.where(finite, delta, np.nan), blobs, suffix),
         *_ratio(scores["nll"], scores["base_nll"], suffix),
     ]
+    kept = session.reference(question) / REFERENCE_FACTS
+    if kept.is_file():
+        stored = json.loads(kept.read_text(encoding="utf-8"))
+        facts["reference"] = {name: stored.get(name) for name in STORED}
     if session.is_baseline:
         measurements.extend(_floor(session, question, suffix, facts))
     return Answer(measurements=tuple(measurements), facts=facts)

@@ -348,6 +348,20 @@ def test_the_cache_is_as_large_as_its_shape_says() -> None:
         found.run_phase("load", prompt_tokens=1, new_tokens=1, batch=1, seed=0)
 
 
+def test_what_is_timed_or_weighed_never_runs_the_canary() -> None:
+    found = engine(llama())
+    found.facts()
+    found.run_phase("decode", prompt_tokens=4, new_tokens=2, batch=1, seed=0)
+    found.time_generation(prompt_tokens=4, new_tokens=2, batch=1, seed=0)
+    assert found._split is None
+
+
+def test_windows_longer_than_the_context_are_unsupported() -> None:
+    with pytest.raises(Unsupported, match="context of 256; choose a smaller `window`"):
+        list(engine(llama()).score_windows(windows(1, 258), None))
+    assert len(list(engine(llama()).score_windows(windows(1, 257), None))) == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*falling back to its reference.*")
 def test_recurrent_models_generate_too() -> None:
     timing = engine(scaled("Mamba")).time_generation(prompt_tokens=6, new_tokens=3, batch=1, seed=0)

@@ -56,6 +56,10 @@ def test_a_model_against_itself_has_zero_divergence_and_full_agreement(base: Any
         assert (found.value, found.definition.endswith("gptq-64 windows")) == (0.0, True)
     assert measured(answer, "kl_mean").low == measured(answer, "kl_mean").high == 0.0
     assert measured(answer, "same_top").value == 1.0
+    kept = answer.facts["reference"]
+    assert kept["kind"] == "final hidden states"
+    assert kept["float16_logit_bytes"] == answer.facts["tokens"] * 512 * 2
+    assert kept["states_bytes"] == (tmp_path / "reference" / "states.safetensors").stat().st_size
 
 
 def test_the_noise_floor_is_measured_on_the_baseline_only(base: Any, tmp_path: Path) -> None:
