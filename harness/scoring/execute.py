@@ -24,9 +24,9 @@ MOST_TOKENS = 16384
 LEAST_TOKENS = 128
 MOST_ROWS = 512
 CALL_TOKENS = 64
-PACKED_CALL_TOKENS = 2048
+PACKED_CALL_TOKENS = 512
 """What one call costs beyond its tokens, in tokens: with plain linear layers, and with packed ones (which may dequantize their
-whole weight on every call). It decides how much padding is taken to save a call."""
+whole weight on every call). It decides how much padding is taken to save a call, and which headers are worth one."""
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 

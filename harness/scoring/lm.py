@@ -36,10 +36,10 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
-from harness.scoring.execute import Executor
+from harness.scoring.execute import Executor, is_out_of_memory
 from harness.scoring.generate import Stops, generate
-from harness.scoring.head import canary_ids, device_of, split, unwrap
-from harness.scoring.plan import PLAN_VERSION, Plan, make_plan
+from harness.scoring.head import Split, canary_ids, device_of, split, unwrap
+from harness.scoring.plan import HEADER_OVERHEAD, PLAN_VERSION, Plan, make_plan
 
 Pair = tuple[list[int], list[int]]
 Encoded = tuple[list[Pair], list[int] | None]
@@ -58,7 +58,8 @@ class FastLM(TemplateLM):  # type: ignore[misc]
     `pretrained`: a model object (any loader's; kept as it is) or a path or hub id. `tokenizer`: an object, a path, or None (the
     model's). `device`, `dtype`, `revision`, `trust_remote_code` and further keywords serve loading only. `add_bos_token`,
     `prefix_token_id`, `max_length`, `think_end_token`, `chat_template_args` mean what they mean to lm-eval's `hf`. `plan_folder`:
-    where plans are kept and found again, per tokenizer and requests (None: nowhere). `share=False` runs plain rows only.
+    where plans are kept and found again, per tokenizer and requests (None: nowhere). `share=False` runs plain rows only. `cut`:
+    this model's `split`, if it is there already.
     `batch_size` and `max_batch_size` are accepted, because lm-eval passes them, and ignored: batches follow from memory.
     """
 
@@ -78,6 +79,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         chat_template_args: dict[str, Any] | None = None,
         plan_folder: str | os.PathLike[str] | None = None,
         share: bool = True,
+        cut: Split | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         **loading: Any,
@@ -116,12 +118,13 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         self._max_length = max_length
         self._device = device_of(self.model)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._prefix_text: tuple[int, str] = (-1, "")
         self._tokenizer_digest: str | None = None
         self._plans: dict[str, int] = {"made": 0, "from disk": 0}
         self._tokens: dict[str, int] = {"plain": 0, "run": 0, "scored": 0}
         self._verified_depth = 0
         self.notes: list[str] = []
-        self.split = split(self.model)
+        self.split = split(self.model) if cut is None else cut
         if self.split.kind != "direct":
             self.notes.append(f"output head: {self.split.note}")
         self.executor = Executor(self.split)
@@ -283,7 +286,10 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         """The `add_special_tokens` to encode with; None = the tokenizer's default."""
         if add_special_tokens is not None:
             return add_special_tokens
-        if self.prefix_token_id is not None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+        prefix = self.prefix_token_id
+        if prefix is not None and self._prefix_text[0] != prefix:
+            self._prefix_text = (prefix, str(self.tokenizer.decode(prefix)))
+        if prefix is not None and has_bos_prefix(string, self._prefix_text[1]):
             return False
         return self.add_bos_token
 
@@ -325,7 +331,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         path = None
         if self.plan_folder is not None:
             key = [PLAN_VERSION, self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
-            key += [self._hidden_size(), self.share, self.share_limit, texts]
+            key += [self._hidden_size(), self.share, self.share_limit, self.executor.call_tokens, texts]
             name = hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()
             path = self.plan_folder / f"{name}.plan.npz"
             try:
@@ -359,6 +365,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             hidden_size=self._hidden_size(),
             share=self.share,
             share_limit=self.share_limit,
+            header_overhead=max(HEADER_OVERHEAD, self.executor.call_tokens),
         )
         if bounds is not None:
             plan = dataclasses.replace(plan, request_start=plan.request_start[np.array(bounds)])
@@ -408,7 +415,9 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             return
         try:
             difference, allowed = self._canary()
-        except Exception as problem:  # any failure inside a foreign model means the same: it cannot run packed
+        except Exception as problem:  # any other failure inside a foreign model means the same: it cannot run packed
+            if is_out_of_memory(problem):
+                raise
             self.notes.append(f"plain rows: packed rows failed on the canary batch ({type(problem).__name__}: {problem})")
             return
         if difference > allowed:
@@ -435,19 +444,17 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         plain = make_plan(requests, **common, share=False)
         answers = np.array([a for a, _ in packed.collect(*self.executor.run(packed))])
         expected = np.array([a for a, _ in plain.collect(*self.executor.run(plain))])
-        alone = []
-        for request in requests[:3]:
-            one = make_plan([request], **common, share=False)
-            alone.append(one.collect(*self.executor.run(one))[0][0])
+        one = make_plan(requests[-1:], **common, share=False)
+        alone = one.collect(*self.executor.run(one))[0][0]
         fine = np.isfinite(expected)
         if not (fine == np.isfinite(answers)).all():
             return float("inf"), 0.0
         if not fine.any():
             return 0.0, 0.0  # nothing but NaN either way
-        noise = np.nan_to_num(np.array(alone) - expected[:3])
+        noise = float(np.nan_to_num(alone - expected[-1]))
         precision = float(torch.finfo(self.split.hidden_dtype).eps)
         spread = float(expected[fine].std())
-        allowed = max(4 * float(np.sqrt((noise**2).mean())), max(1e-3, 16 * precision) * spread, 1e-4)
+        allowed = max(4 * abs(noise), max(1e-3, 16 * precision) * spread, 1e-4)
         return float(np.sqrt(((answers - expected)[fine] ** 2).mean())), allowed
 
     def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:
