@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from harness.report.cells import OK, CellView, Column
 from harness.report.numbers import Display
 from harness.report.section import column_display, finite, hue, shape, whole
-from harness.report.standing import cost_columns, quality_columns, standings
+from harness.report.standing import Noise, cost_columns, quality_columns, standings
 from harness.report.view import View
 from harness.spec import Json, digest
 
@@ -82,11 +82,12 @@ def _cell(view: View, cell: CellView, columns: Sequence[Column], displays: dict[
 def _standings(view: View, costs: Sequence[Column], qualities: Sequence[Column], numbers: dict[str, int]) -> Json:
     """By `model,cost,quality`: per cell id [status, probability, ids of rivals, ids of ties]."""
     found: dict[str, Json] = {}
+    noise = Noise(view)
     for index, model in enumerate(view.models):
         cells = [c for c in view.cells if c.model == model]
         for cost in costs:
             for quality in qualities:
-                stands = standings(view, cells, cost, quality)
+                stands = standings(view, cells, cost, quality, noise)
                 found[f"{index},{numbers[cost.key]},{numbers[quality.key]}"] = {
                     key: [s.status, round(s.probability, 3), list(s.rivals[:3]), list(s.ties[:3])] for key, s in stands.items()
                 }

@@ -21,7 +21,7 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.frontier import DRAWS
-from harness.report.cells import BASELINE, NOT_COMPARABLE, NOT_RUN, OK, CellView, Outcome, Value, column_key
+from harness.report.cells import ABSENT, BASELINE, NOT_COMPARABLE, NOT_RUN, OK, CellView, Outcome, Value, column_key
 from harness.spec import Measurement, Metric, Question, digest
 
 ALPHA = 0.05
@@ -184,6 +184,7 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
                 _divergence(work, mine, question)
         _tasks(work, mine, [q for q in questions if q.probe == "tasks" and q.subject not in scored])
     _holm(work)
+    _complete(work, cells)
     order = {name: place for place, name in enumerate(DERIVED)}
     subjects = {q.subject: place for place, q in enumerate(questions)}
     columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
@@ -481,6 +482,17 @@ def _mean(
         work.put_interval(cell, "mean_accuracy_difference", "", difference, scale=100)
     except _Absent as error:
         work.put(cell, "mean_accuracy_difference", "", Value(status=NOT_COMPARABLE, reason=str(error)))
+
+
+def _complete(work: _Work, cells: Sequence[CellView]) -> None:
+    """Every cell has a value in every derived column, those too that nothing above could be said of."""
+    for metric, subject in work.columns:
+        key = column_key(metric, subject, DERIVED[metric].definition)
+        for cell in cells:
+            if key not in work.values.get(cell.id, {}):
+                asked = any(o.question.subject == subject for o in cell.outcomes) or not subject
+                absent = Value(status=NOT_COMPARABLE if asked else ABSENT, reason="there is nothing to compare with")
+                work.put(cell, metric, subject, _IS_BASELINE if cell.baseline else absent)
 
 
 def _holm(work: _Work) -> None:

@@ -31,6 +31,7 @@ def section(view: View) -> Section | None:
     ]
     if len(view.models) > 1:
         menus.append(select("pareto-model", "Model", [(str(i), name, "") for i, name in enumerate(view.models)]))
+    menus.append(select("pareto-range", "Show", [("all", "all cells", ""), ("near", "near the baseline", "")]))
     controls = el("div", *menus, cls="controls")
     shapes = _shapes(view)
     note = el("p", id="pareto-note", cls="note", aria_live="polite")

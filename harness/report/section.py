@@ -127,7 +127,6 @@ def figure(identifier: str, label: str, controls: Markup | None = None, cls: str
         controls,
         plot,
         el("noscript", "This chart needs JavaScript; every number in it is in the table below."),
-        id=identifier,
         cls=f"chart {cls}".strip(),
     )
 

@@ -7,6 +7,7 @@ Replicates of task and window means share their resamples between cells; where a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from harness.frontier import Point, Standing, draws_from_interval, frontier
 from harness.report.cells import OK, CellView, Column
@@ -31,20 +32,44 @@ def cost_columns(view: View) -> list[Column]:
     return sorted(found, key=lambda c: _place(c.metric.name, COST_FIRST))
 
 
-def standings(view: View, cells: Iterable[CellView], cost: Column, quality: Column) -> dict[str, Standing]:
-    """Standing by cell id, on x = cost and y = quality, of those cells that have both numbers."""
+def standings(
+    view: View, cells: Iterable[CellView], cost: Column, quality: Column, noise: Noise | None = None
+) -> dict[str, Standing]:
+    """Standing by cell id, on x = cost and y = quality, of those cells that have both numbers. `noise` is shared by calls that
+    draw many pairs of axes."""
+    noise = Noise(view) if noise is None else noise
     points = [
         Point(
             id=cell.id,
             x=cell.values[cost.key].value,
             y=cell.values[quality.key].value,
-            x_draws=_draws(view, cell, cost),
-            y_draws=_draws(view, cell, quality),
+            x_draws=noise.of(cell, cost),
+            y_draws=noise.of(cell, quality),
         )
         for cell in cells
         if cell.values[cost.key].status == OK and cell.values[quality.key].status == OK
     ]
     return {s.id: s for s in frontier(points, better_x=cost.metric.better, better_y=quality.metric.better)}
+
+
+class Noise:
+    """Replicates of every cell's value in a column, made once: shared resamples where raw samples were kept, else normal draws
+    from the interval, else None (an exact number)."""
+
+    def __init__(self, view: View) -> None:
+        self._kept = view.derived.draws
+        self._drawn: dict[tuple[str, str], Any] = {}
+
+    def of(self, cell: CellView, column: Column) -> Any:
+        kept = self._kept.get(column.key, {}).get(cell.id)
+        if kept is not None:
+            return kept
+        key = column.key, cell.id
+        if key not in self._drawn:
+            value = cell.values[column.key]
+            seed = int(digest(list(key))[:12], 16)
+            self._drawn[key] = draws_from_interval(value.value, value.low, value.high, seed=seed)
+        return self._drawn[key]
 
 
 def headline(view: View) -> dict[str, Standing]:
@@ -64,11 +89,3 @@ def _axis(column: Column) -> bool:
 
 def _place(name: str, first: tuple[str, ...]) -> int:
     return first.index(name) if name in first else len(first)
-
-
-def _draws(view: View, cell: CellView, column: Column) -> object:
-    kept = view.derived.draws.get(column.key, {}).get(cell.id)
-    if kept is not None:
-        return kept
-    value = cell.values[column.key]
-    return draws_from_interval(value.value, value.low, value.high, seed=int(digest([column.key, cell.id])[:12], 16))

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -63,12 +64,25 @@ def questions() -> list[Question]:
 
 
 def write(
-    folder: Path, *, seed: int = 0, models: Iterable[str] = ("reference",), edit: Edit | None = None, shuffle: int | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    models: Iterable[str] = ("reference",),
+    edit: Edit | None = None,
+    shuffle: int | None = None,
+    small: bool = False,
 ) -> Path:
     """Writes results into `folder` and returns the run file. `edit` changes or drops (None) a record before it is stored;
-    `shuffle` stores the same records in another order."""
+    `shuffle` stores the same records in another order; `small` asks few items and windows, where only the form matters."""
+    with mock.patch("os.fsync"):  # nothing here must outlive a power cut
+        return _write(folder, seed, models, edit, shuffle, (40, 8) if small else (ITEMS, WINDOWS))
+
+
+def _write(
+    folder: Path, seed: int, models: Iterable[str], edit: Edit | None, shuffle: int | None, sizes: tuple[int, int]
+) -> Path:
     planned, unsupported, records = [], [], []
-    builder = _Builder(folder, seed)
+    builder = _Builder(folder, seed, *sizes)
     for name in models:
         model = Model(name=name, path="harness/reference/model")
         for cell in cells(model):
@@ -134,12 +148,14 @@ HEADER: Json = {
 class _Builder:
     """Draws the answers of one run; item difficulties and the baseline's token losses are shared by all cells."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, items: int, windows: int) -> None:
         self.folder = folder
         self.seed = seed
+        self.items = items
+        self.windows = windows
         rng = np.random.default_rng(seed)
-        self.base_nll = rng.gamma(1.2, 1.6, size=(WINDOWS, TOKENS - 1)) * rng.uniform(0.85, 1.15, size=(WINDOWS, 1))
-        self.ease = {t: rng.normal(1.6, 1.3, size=ITEMS) for t in TASKS}
+        self.base_nll = rng.gamma(1.2, 1.6, size=(windows, TOKENS - 1)) * rng.uniform(0.85, 1.15, size=(windows, 1))
+        self.ease = {t: rng.normal(1.6, 1.3, size=items) for t in TASKS}
 
     def rng(self, *parts: object) -> np.random.Generator:
         key = hashlib.sha256(repr((self.seed, *parts)).encode()).digest()
@@ -220,7 +236,7 @@ class _Builder:
 
     def _perplexity(self, cell: Cell, question: Question) -> Answer:
         nll = self.nll(cell)
-        mean, spread = float(nll.mean()), float(nll.mean(axis=1).std() / math.sqrt(WINDOWS)) * 1.96
+        mean, spread = float(nll.mean()), float(nll.mean(axis=1).std() / math.sqrt(self.windows)) * 1.96
         blob = self.npy(nll)
         values = (math.exp(mean), math.exp(mean - spread), math.exp(mean + spread))
         return Answer(measurements=(_m("perplexity", *values, nll.size, blob, f"gptq-{TOKENS}"),))
@@ -229,7 +245,7 @@ class _Builder:
         rng = self.rng("kl", cell.name)
         scale = 0.0 if cell.scheme.method == "bf16" else 0.0002 + self.loss(cell) * 0.9
         kl = (rng.gamma(0.4, 2.5, size=self.base_nll.shape) * scale).astype(np.float32)
-        error = float(kl.mean(axis=1).std() / math.sqrt(WINDOWS)) * 1.96
+        error = float(kl.mean(axis=1).std() / math.sqrt(self.windows)) * 1.96
         mean, same = float(kl.mean()), math.exp(-3 * math.sqrt(scale) * 0.3)
         return Answer(
             measurements=(
@@ -246,15 +262,15 @@ class _Builder:
         shift = 2.0 * self.loss(cell)
         rng = self.rng("items", cell.name, task)
         chance = CHANCE.get(task, 0.02)
-        lucky = self.rng("luck", task).uniform(size=ITEMS) < chance
-        correct = (self.ease[task] - shift + noise * rng.normal(size=ITEMS) > -0.4) | lucky
+        lucky = self.rng("luck", task).uniform(size=self.items) < chance
+        correct = (self.ease[task] - shift + noise * rng.normal(size=self.items) > -0.4) | lucky
         items = [{"id": f"{task}-{i}", "correct": bool(c)} for i, c in enumerate(correct)]
         blob = store.add_blob(self.folder, json.dumps({"items": items}).encode(), "json")
         p = float(correct.mean())
-        error = 1.96 * math.sqrt(p * (1 - p) / ITEMS)
+        error = 1.96 * math.sqrt(p * (1 - p) / self.items)
         return Answer(
             measurements=(
-                _m("accuracy", p, max(0.0, p - error), min(1.0, p + error), ITEMS, blob, f"lm-eval {task} v1 acc, 0-shot"),
+                _m("accuracy", p, max(0.0, p - error), min(1.0, p + error), self.items, blob, f"lm-eval {task} v1 acc, 0-shot"),
             )
         )
 

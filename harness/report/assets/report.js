@@ -18,7 +18,7 @@
     return lines.map((l) => escape(l.trim())).join("<br>");
   };
   const narrow = () => window.innerWidth < 760;
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "sendDataToCloud"], toImageButtonOptions: { format: "svg", filename: "quant-harness" } };
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], toImageButtonOptions: { format: "svg", filename: "quant-harness" } };
 
   /* ---- layout shared by all charts */
   function axis(column, extra = {}) {
@@ -39,9 +39,10 @@
     };
   }
   /* A logarithmic axis has no zero: exact zeros (a baseline's divergence from itself) are drawn below the smallest number and say so. */
-  function logScale(column, values) {
+  function logScale(column, values, wide = false) {
     const positive = values.filter((v) => v > 0);
-    if (!column.log || !positive.length || values.some((v) => v < 0)) return { log: false, at: (v) => v, floor: null };
+    const spread = wide && positive.length === values.length && Math.max(...positive) / Math.min(...positive) > 4;
+    if (!(column.log || spread) || !positive.length || values.some((v) => v < 0)) return { log: false, at: (v) => v, floor: null };
     const low = Math.min(...positive), high = Math.max(...positive), zero = values.some((v) => v === 0);
     if (!zero && high / low < 3) return { log: false, at: (v) => v, floor: null };
     const floor = zero ? low / Math.max(2, Math.pow(high / low, 0.12)) : null;
@@ -59,10 +60,9 @@
     if (scale.floor !== null) { ticks.tickvals.push(scale.floor); ticks.ticktext.push("0"); }
     return ticks;
   }
-  const around = (v, at) => (v === null ? null : { plus: v[2] === null ? 0 : Math.max(0, at(v[2]) - at(v[0])), minus: v[1] === null ? 0 : Math.max(0, at(v[0]) - at(Math.max(v[1], 0) === 0 && v[0] > 0 ? v[1] : v[1])) });
   function bars(cells, index, scale, color) {
-    const safe = (v) => (scale.log ? { plus: v[2] === null ? 0 : Math.max(0, v[2] - v[0]), minus: v[1] === null ? 0 : Math.max(0, v[0] - Math.max(v[1], v[0] / 50)) } : around(v, (x) => x));
-    const sides = cells.map((c) => safe(c.v[index]));
+    /* on a logarithmic axis a bar cannot reach zero: it ends at a fiftieth of its value */
+    const sides = cells.map((c) => c.v[index]).map(([v, low, high]) => ({ plus: high === null ? 0 : Math.max(0, high - v), minus: low === null ? 0 : Math.max(0, v - (scale.log ? Math.max(low, v / 50) : low)) }));
     return { type: "data", symmetric: false, array: sides.map((s) => s.plus), arrayminus: sides.map((s) => s.minus), color, thickness: 1.1, width: 0, visible: sides.some((s) => s.plus || s.minus) };
   }
 
@@ -75,7 +75,8 @@
     const standing = data.standing[`${model},${c},${q}`] || {};
     const cells = data.cells.filter((cell) => cell.model === model && cell.v[q] && cell.v[c]);
     const quality = data.columns[q], cost = data.columns[c];
-    const sx = logScale(cost, cells.map((x) => x.v[c][0])), sy = logScale(quality, cells.map((x) => x.v[q][0]));
+    const sx = logScale(cost, cells.map((x) => x.v[c][0]), true), sy = logScale(quality, cells.map((x) => x.v[q][0]));
+    const ranges = byId("pareto-range").value === "near" ? near(cells, c, q, sx, sy) : [{}, {}];
     const front = cells.filter((x) => (standing[x.id] || [])[0] === "frontier").sort((a, b) => a.v[c][0] - b.v[c][0]);
     const step = cost.better === "lower" ? "hv" : "vh";
     const traces = [{
@@ -92,14 +93,14 @@
         type: "scatter", mode: "markers", legendgroup: group, showlegend: false, x: mine.map((x) => sx.at(x.v[c][0])), y: mine.map((x) => sy.at(x.v[q][0])),
         error_x: bars(mine, c, sx, color), error_y: bars(mine, q, sy, color),
         marker: {
-          color, size: mine.map((x) => ((standing[x.id] || [])[0] === "frontier" ? 12.5 : 9.5)), symbol: mine.map((x) => x.symbol + (x.simulated ? "-open" : "")),
+          color, size: mine.map((x) => ((standing[x.id] || [])[0] === "frontier" ? 12.5 : 9.5) * (x.symbol === "triangle-up" ? 1.15 : 1)), symbol: mine.map((x) => x.symbol + (x.simulated ? "-open" : "")),
           opacity: mine.map((x) => ((standing[x.id] || [])[0] === "dominated" ? 0.62 : 1)), line: { width: mine.map((x) => (x.simulated ? 2 : 1)), color: mine.map((x) => (x.simulated ? color : css("--panel"))) },
         },
         hovertext: mine.map((x) => hover(x, standing[x.id], [q, c])), hovertemplate: "%{hovertext}<extra></extra>",
       });
     }
     Plotly.react(plot, traces, layout({
-      xaxis: axis(cost, logTicks(sx, cells.map((x) => x.v[c][0]))), yaxis: axis(quality, logTicks(sy, cells.map((x) => x.v[q][0]))),
+      xaxis: axis(cost, { ...logTicks(sx, cells.map((x) => x.v[c][0])), ...ranges[0] }), yaxis: axis(quality, { ...logTicks(sy, cells.map((x) => x.v[q][0])), ...ranges[1] }),
       showlegend: true,
     }), config).then(() => {
       const place = (x) => [sx.log ? Math.log10(sx.at(x.v[c][0])) : x.v[c][0], sy.log ? Math.log10(sy.at(x.v[q][0])) : x.v[q][0]];
@@ -113,6 +114,20 @@
       tied.length ? `Tied with it within the noise: ${tied.join(", ")}.` : "",
       left.length ? `Not drawn, having no number here: ${left.join(", ")}.` : "",
     ].join(" ");
+  }
+  /* Axis ranges that hold the cells whose quality is within an eighth of the largest distance from the baseline's. */
+  function near(cells, c, q, sx, sy) {
+    const scaled = (s, v) => (s.log ? Math.log10(s.at(v)) : v);
+    const base = cells.find((x) => x.baseline);
+    if (!base) return [{}, {}];
+    const from = (x) => Math.abs(scaled(sy, x.v[q][0]) - scaled(sy, base.v[q][0]));
+    const limit = Math.max(...cells.map(from)) / 8, close = cells.filter((x) => from(x) <= limit);
+    const span = (s, i) => {
+      const all = close.flatMap((x) => (s.log ? [x.v[i][0]] : x.v[i].filter((v) => v !== null))).map((v) => scaled(s, v));
+      const low = Math.min(...all), high = Math.max(...all), pad = (high - low || Math.abs(high) || 1) * 0.09;
+      return { range: [low - pad, high + pad] };
+    };
+    return [span(sx, c), span(sy, q)];
   }
   /* Names beside frontier points, each on the first of four sides where it covers neither a point nor another name. */
   function labels(plot, front, cells, place) {
@@ -170,7 +185,7 @@
     Plotly.react(plot, traces, layout({
       xaxis: { ...axis({ title: "Nominal bits", unit: "", better: "neither" }), tickvals: widths.map((_, i) => i), ticktext: widths.map((b) => String(b)), range: [-0.4, widths.length - 0.6] },
       yaxis: axis(column, logTicks(scale, all)), shapes, showlegend: true, margin: { l: 60, r: 16, t: 16, b: 52 },
-    }), config);
+    }), { ...config, displayModeBar: false });
   }
 
   /* ---- the table */
@@ -208,6 +223,9 @@
     owner = target;
     tip.textContent = target.dataset.tip;
     tip.hidden = false;
+    placeTip(target);
+  }
+  function placeTip(target) {
     const box = target.getBoundingClientRect(), own = tip.getBoundingClientRect();
     const above = box.top > own.height + 12;
     tip.style.left = `${Math.max(8, Math.min(box.left, window.innerWidth - own.width - 8))}px`;
@@ -217,11 +235,12 @@
   for (const kind of ["mouseover", "focusin"]) document.addEventListener(kind, (e) => { const t = e.target.closest && e.target.closest("[data-tip]"); if (t && t !== owner) showTip(t); else if (!t && kind === "mouseover") hideTip(); });
   document.addEventListener("focusout", hideTip);
   document.addEventListener("keydown", (e) => { if (e.key === "Escape") hideTip(); });
-  window.addEventListener("scroll", hideTip, { passive: true, capture: true });
+  /* focusing an element scrolls to it: its explanation follows; one that the pointer called for goes */
+  window.addEventListener("scroll", () => { if (owner && owner === document.activeElement) placeTip(owner); else hideTip(); }, { passive: true, capture: true });
 
   /* ---- start */
   function draw() { pareto(); ladder("ladder-a", "ladder-left"); ladder("ladder-b", "ladder-right"); }
-  for (const id of ["pareto-quality", "pareto-cost", "pareto-model"]) if (byId(id)) byId(id).addEventListener("change", pareto);
+  for (const id of ["pareto-quality", "pareto-cost", "pareto-model", "pareto-range"]) if (byId(id)) byId(id).addEventListener("change", pareto);
   for (const id of ["ladder-left", "ladder-right", "ladder-model"]) if (byId(id)) byId(id).addEventListener("change", draw);
   const right = byId("ladder-right");
   if (right) {

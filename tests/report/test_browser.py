@@ -1,0 +1,116 @@
+"""The page in a real browser: it opens from disk without asking for anything, draws its points, sorts, explains, follows the
+system's colours. Skipped where no Chromium is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import pytest
+
+from harness.report import render_view
+from harness.report.view import View
+
+PROGRAM = browser.find()
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def html(shown: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_bytes(render_view(shown))
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(html: Path) -> Iterator[browser.Page]:
+    assert PROGRAM is not None
+    with browser.page(PROGRAM) as opened:
+        opened.open(html)
+        yield opened
+
+
+POINTS = "document.querySelectorAll('#{} .scatterlayer .points path').length"
+
+
+def test_the_page_asks_for_nothing_but_itself_and_reports_no_error(page: browser.Page, html: Path) -> None:
+    page.evaluate("new Promise(done => setTimeout(done, 300))")
+    assert page.requests == [html.as_uri()]
+    assert page.errors == []
+
+
+def test_the_page_could_not_send_anything_if_it_tried(html: Path) -> None:
+    assert PROGRAM is not None
+    with browser.page(PROGRAM) as opened:
+        opened.open(html)
+        sent = opened.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')")
+        assert sent == "refused"
+        assert any("Content Security Policy" in e for e in opened.errors)
+
+
+def test_all_charts_have_points(page: browser.Page) -> None:
+    assert page.evaluate(POINTS.format("pareto-plot")) == 20, "22 cells; one failed, one lacks a task"
+    assert page.evaluate(POINTS.format("ladder-a-plot")) == 18
+    assert page.evaluate(POINTS.format("ladder-b-plot")) == 18
+
+
+def test_every_choice_of_the_menus_draws(page: browser.Page) -> None:
+    for menu, plot in (("pareto-quality", "pareto-plot"), ("pareto-cost", "pareto-plot"), ("ladder-left", "ladder-a-plot")):
+        choices = page.evaluate(f"[...document.querySelectorAll('#{menu} option')].map(o => o.value)")
+        assert len(choices) >= 5
+        for choice in choices:
+            page.choose(menu, choice)
+            assert page.evaluate(POINTS.format(plot)) > 5, f"{menu} {choice}"
+        page.choose(menu, choices[0])
+    page.choose("pareto-range", "near")
+    low, high = page.evaluate("document.getElementById('pareto-plot')._fullLayout.yaxis.range")
+    assert 80 < low < high < 110
+    page.choose("pareto-range", "all")
+    assert page.errors == []
+
+
+def test_the_table_sorts_by_number_with_missing_ones_last_and_goes_back(page: browser.Page) -> None:
+    click = "[...document.querySelectorAll('#cells thead button')].find(b => b.textContent.startsWith('Perplexity')).click()"
+    labels = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.querySelector('.label').textContent)"
+    before = page.evaluate(labels)
+    page.evaluate(click)
+    ascending = page.evaluate(labels)
+    assert ascending[-2:] == ["rtn 2-bit g64", "awq 2-bit g64"]
+    assert page.evaluate("document.querySelector('#cells th[aria-sort]').ariaSort") == "ascending"
+    page.evaluate(click)
+    descending = page.evaluate(labels)
+    assert descending[0] == "rtn 2-bit g64"
+    assert descending[-1] == "awq 2-bit g64"
+    page.evaluate(click)
+    assert page.evaluate(labels) == before
+
+
+def test_column_groups_are_shown_one_at_a_time(page: browser.Page) -> None:
+    seen = "[...document.querySelectorAll('#cells thead th')].filter(t => t.offsetParent).length"
+    headline = page.evaluate(seen)
+    page.choose("table-group", "all")
+    assert page.evaluate(seen) > headline > 6
+    page.choose("table-group", "latency")
+    assert 3 < page.evaluate(seen) < 12
+    page.choose("table-group", "headline")
+    assert page.evaluate(seen) == headline
+
+
+def test_keyboard_focus_shows_the_explanation(page: browser.Page) -> None:
+    page.evaluate("document.querySelector('table.heat td[data-tip]').focus()")
+    shown = page.evaluate("(t => t.hidden ? '' : t.textContent)(document.getElementById('tip'))")
+    assert "95 % interval" in shown
+    page.evaluate("document.activeElement.blur()")
+    assert page.evaluate("document.getElementById('tip').hidden")
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_nothing_is_wider_than_the_window(html: Path, width: int) -> None:
+    assert PROGRAM is not None
+    with browser.page(PROGRAM) as opened:
+        opened.open(html, width=width, dark=True)
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        background = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == "rgb(19, 20, 22)", "the dark colours are on"
+        assert opened.evaluate(POINTS.format("pareto-plot")) == 20
