@@ -7,6 +7,7 @@ reads the METHODS and PROBES tables and the headers of the models' weight files.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "sui
 """Suites that come with the package (or lie beside it in a checkout); `quant-harness run quick` finds them by name."""
 
 DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency")
+
+
+_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
 class _Strict(BaseModel):
@@ -99,7 +103,7 @@ class Suite(_Strict):
     latency: Latency = Latency()
     memory: Memory = Memory()
     probes: list[str] = list(DEFAULT_PROBES)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=_DEVICE)
     seed: int = 0
     timeout: float = Field(default=3600.0, gt=0, description="seconds for one question")
     quantize_timeout: float = Field(default=14400.0, gt=0, description="seconds to quantize one cell")
@@ -503,7 +507,9 @@ def model_of(plan: Plan, name: str) -> Model:
 
 
 def choose_device(wish: str) -> str:
-    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; anything else is taken as said."""
+    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said."""
+    if not re.fullmatch(_DEVICE, wish):
+        raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
     if wish != "auto":
         return wish
     from harness.machine import gpus
