@@ -99,8 +99,8 @@ class LayerKernel:
 class StoredTensor:
     """One tensor as stored in the artifact: `bits` = all bits on disk, `role` = which part of the ledger it belongs to.
 
-    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers; `other` is
-    everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
+    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers;
+    `other` is everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
     """
 
     name: str

@@ -134,7 +134,9 @@ METHOD = Method(
             bits=(4,),
             help="the 16 code values of 4 bits: normal quantiles or a tiny float",
         ),
-        "double_quant": Option(default=False, choices=(True, False), bits=(4,), help="round the 4-bit format's scales to 8 bits too"),
+        "double_quant": Option(
+            default=False, choices=(True, False), bits=(4,), help="round the 4-bit format's scales to 8 bits too"
+        ),
     },
     engine="transformers",
     kernel_cpu={8.0: "real", 4.0: "real"},
@@ -146,6 +148,7 @@ METHOD = Method(
     ledger=_ledger,
     kernels=_kernels,
     requirements=("bitsandbytes>=0.49",),
+    extra="bnb",
     modules=("torch", "transformers", "bitsandbytes", "accelerate"),
     preload=("bitsandbytes", "transformers.quantizers.auto"),
     summary="LLM.int8 at 8 bits, nf4 or fp4 at 4; needs no data",

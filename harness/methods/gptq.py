@@ -10,7 +10,7 @@ from harness.methods import gptqmodel, rtn
 from harness.methods.base import Method, Option, QuantizeRequest, Shape
 from harness.spec import Scheme
 
-BITS = (8, 6, 5, 4, 3, 2)
+BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
 
 
@@ -76,6 +76,7 @@ METHOD = Method(
     kernels=gptqmodel.kernels,
     calibrated=True,
     requirements=gptqmodel.REQUIREMENTS,
+    extra="gptqmodel",
     modules=gptqmodel.MODULES,
     preload=gptqmodel.PRELOAD,
     summary="second-order rounding with calibration text",

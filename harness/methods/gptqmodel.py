@@ -30,9 +30,9 @@ from harness.spec import Scheme
 GROUPS = (16, 32, 64, 128)
 """Group sizes that every kernel takes."""
 
-REQUIREMENTS = ("gptqmodel>=7.6,<8",)
+REQUIREMENTS = ("gptqmodel>=7.6,<7.7",)
 MODULES = ("torch", "transformers", "gptqmodel")
-PRELOAD = ("torch", "transformers.models.auto", "transformers.quantizers.auto", "torch._dynamo", "datasets", "accelerate")
+PRELOAD = ("torch", "transformers.models.auto.modeling_auto", "transformers.quantizers.auto", "accelerate")
 """What importing GPTQModel spends most of its time on. GPTQModel itself starts threads when imported, so it is not among them."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -224,7 +224,7 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     return tensors.undivided(shape, columns=32, rows=32)
 
 
-KERNEL_CUDA: dict[float, Kernel] = {8: "real", 6: "slow", 5: "slow", 4: "real", 3: "slow", 2: "real"}
+KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
 """GPTQ format: Marlin, Machete, ExLlama or Triton at 8, 4 and (Triton) 2 bits; other widths run on the torch kernel."""
 
 

@@ -177,6 +177,7 @@ METHOD = Method(
     ledger=_ledger,
     kernels=_kernels,
     requirements=("hqq>=0.2.8",),
+    extra="hqq",
     modules=("torch", "transformers", "hqq"),
     preload=("hqq.core.quantize",),
     summary="half-quadratic fit of scale and zero point to the weights; needs no data",

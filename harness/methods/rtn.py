@@ -6,7 +6,7 @@ from harness.methods import gptqmodel
 from harness.methods.base import Method, Option, QuantizeRequest, Shape
 from harness.spec import Scheme
 
-BITS = (8, 6, 5, 4, 3, 2)
+BITS = (8, 4, 3, 2)
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -49,6 +49,7 @@ METHOD = Method(
     ledger=gptqmodel.ledger,
     kernels=gptqmodel.kernels,
     requirements=gptqmodel.REQUIREMENTS,
+    extra="gptqmodel",
     modules=gptqmodel.MODULES,
     preload=gptqmodel.PRELOAD,
     summary="plain rounding in groups, packed in the GPTQ format; needs no data",

@@ -1,0 +1,150 @@
+"""Every method at every width on a tiny Llama: quantize, reload in a fresh process, and compare with counts made by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.methods import METHODS
+from harness.methods.tensors import stored
+from tests.methods.cells import CELLS, scheme
+from tests.tiny_llama import llama, tokenizer
+
+# Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+HIDDEN, INTERMEDIATE, LAYERS, KV, VOCAB = 256, 512, 2, 128, 512
+SHAPES = [(HIDDEN, HIDDEN), (KV, HIDDEN), (KV, HIDDEN), (HIDDEN, HIDDEN)]
+SHAPES += [(INTERMEDIATE, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
+"""(outputs, inputs) of the linear layers of one block: q, k, v, o, gate, up, down."""
+
+OTHERS = VOCAB * HIDDEN + (2 * LAYERS + 1) * HIDDEN
+QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].native]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Source, artifacts of all cells, and what each of the two children saw."""
+    root = tmp_path_factory.mktemp("cells")
+    llama(dtype=torch.bfloat16, intermediate_size=INTERMEDIATE).save_pretrained(root / "source")
+    tokenizer().save_pretrained(root / "source")
+    for stage in ("quantize", "reload"):
+        command = [sys.executable, "-m", "tests.methods.cells", stage, str(root)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        assert (root / f"{stage}.json").is_file(), done.stderr[-3000:]
+    return root
+
+
+def outcome(folder: Path, stage: str, cell: str) -> Any:
+    return json.loads((folder / f"{stage}.json").read_text())[cell]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_quantized_and_answers_after_a_reload_as_its_weights_say(folder: Path, cell: str) -> None:
+    assert outcome(folder, "quantize", cell) == "ok"
+    found = outcome(folder, "reload", cell)
+    assert "error" not in found, found["error"]
+    assert found["check"] is None
+    assert found["training"] is False
+    expected = {"fp32": "torch.float32", "fp16": "torch.float16"}.get(cell, "torch.bfloat16")
+    assert found["dtype"] == expected
+
+
+def bits_by_hand(cell: str) -> int:
+    """Stored bits of one model's quantized layers, from the formats' definitions."""
+    name, bits, _ = CELLS[cell]
+    options = scheme(cell).options
+    total = 0.0
+    for outputs, inputs in SHAPES:
+        weights = outputs * inputs
+        groups = weights // int(options.get("group_size", 64))
+        if name in ("rtn", "gptq"):  # codes, float16 scales, packed zero points, an int32 group index per input
+            total += weights * bits + groups * (16 + bits) + 32 * inputs
+        elif name == "awq":  # codes, float16 scales, packed zero points
+            total += weights * bits + groups * (16 + bits)
+        elif name == "hqq":  # codes in bytes, except 3 bits: ten to an int32, the last word filled up; bf16 scale and zero
+            packed = {8: 8, 6: 8, 5: 8, 4: 4, 2: 2, 1.58: 2, 1: 1}
+            total += (weights * packed[bits] if bits != 3 else ten_to_a_word(weights, groups)) + groups * 32
+        elif bits == 8:  # int8 codes, a float32 scale per output, one byte that names the layout
+            total += weights * 8 + 32 * outputs + 8
+        else:  # two codes to a byte, a scale per 64 weights (or nested: a byte, float32 per 256, 256 code values), 16 code values
+            total += weights * 4 + 16 * 32
+            total += (weights // 64) * 32 if not options["double_quant"] else (weights // 64) * 8 + 256 * 32
+            total += -(-(weights // 64) // 256) * 32 if options["double_quant"] else 0
+    assert total == int(total)
+    return LAYERS * int(total)
+
+
+def ten_to_a_word(weights: int, groups: int) -> int:
+    """hqq's 3-bit packing: rows of one group each, ten rows to a row of int32."""
+    return -(-groups // 10) * (weights // groups) * 32
+
+
+@pytest.mark.parametrize("cell", QUANTIZED)
+def test_the_ledger_equals_the_count_by_hand(folder: Path, cell: str) -> None:
+    name = CELLS[cell][0]
+    ledger = METHODS[name].ledger(folder / "artifacts" / cell, scheme(cell))
+    counted = sum(t.bits for t in ledger if t.role != "other" and "quant_state" not in t.name)
+    described = sum(t.bits for t in ledger if "quant_state" in t.name)
+    assert counted == bits_by_hand(cell)
+    weights = LAYERS * sum(outputs * inputs for outputs, inputs in SHAPES)
+    assert described / weights < 0.05
+    overhead = 32 * LAYERS * sum(inputs for _, inputs in SHAPES) / weights if name in ("rtn", "gptq") else 0
+    assert (counted / weights) == pytest.approx(METHODS[name].bits_per_weight(scheme(cell)) + overhead, abs=0.17)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_ledger_covers_every_byte_of_the_file_and_other_tensors_keep_their_size(folder: Path, cell: str) -> None:
+    artifact = folder / "artifacts" / cell
+    ledger = METHODS[CELLS[cell][0]].ledger(artifact, scheme(cell))
+    file = artifact / "model.safetensors"
+    header = int.from_bytes(file.read_bytes()[:8], "little")
+    assert sum(t.bits for t in ledger) == 8 * (file.stat().st_size - 8 - header)
+    if cell in QUANTIZED:
+        assert sum(t.bits for t in ledger if t.role == "other") == OTHERS * 16
+
+
+@pytest.mark.parametrize("cell", QUANTIZED)
+def test_every_linear_layer_is_quantized_and_shows_its_kernel(folder: Path, cell: str) -> None:
+    kernels = outcome(folder, "reload", cell)["kernels"]
+    ledger = METHODS[CELLS[cell][0]].ledger(folder / "artifacts" / cell, scheme(cell))
+    assert {layer for layer, *_ in kernels} == {t.layer for t in ledger if t.role == "weight"}
+    assert len(kernels) == LAYERS * len(SHAPES)
+    assert not any(dequantized for *_, dequantized in kernels)
+    assert all(module != "Linear" for _, module, *_ in kernels)
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "awq"])
+def test_four_bits_run_on_a_kernel_that_takes_packed_weights(folder: Path, name: str) -> None:
+    kernels = outcome(folder, "reload", f"{name}-4")["kernels"]
+    assert {(op, stored_as) for _, _, op, stored_as, _ in kernels} == {("aten::_weight_int4pack_mm_for_cpu", "uint8")}
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "awq", "hqq"])
+def test_fewer_bits_disturb_the_answers_more(folder: Path, name: str) -> None:
+    ladder = [outcome(folder, "reload", f"{name}-{bits}")["divergence"] for bits in (8, 4, 3, 2)]
+    assert ladder == sorted(ladder)
+    assert ladder[0] < 1e-3 < ladder[2]
+
+
+@pytest.mark.parametrize("cell", ["rtn-4", "awq-3", "hqq-2", "bnb-4"])
+def test_an_artifact_that_loads_as_another_model_is_found(folder: Path, cell: str) -> None:
+    reason = outcome(folder, "reload", f"damaged {cell}")
+    assert reason is not None
+    assert "does not answer as its weights say" in reason
+
+
+@pytest.mark.parametrize("cell", QUANTIZED)
+def test_an_artifact_holds_no_pickle_and_no_path_of_this_machine(folder: Path, cell: str) -> None:
+    artifact = folder / "artifacts" / cell
+    assert {p.suffix for p in artifact.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    said = "".join(p.read_text() for p in artifact.glob("*config.json"))
+    assert str(folder) not in said
+    assert "/tmp/" not in said
+    assert stored(artifact)

@@ -1,0 +1,96 @@
+"""What methods offer and refuse, known before anything runs and without torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.methods import METHODS
+from harness.methods.base import Layer, Shape, resolve_options
+from harness.spec import Scheme
+
+REAL = [name for name in METHODS if name != "fake"]
+
+
+def shape(rows: int = 256, columns: int = 768, **changes: Any) -> Shape:
+    layers = (Layer(name="model.layers.0.mlp.down_proj", rows=rows, columns=columns),)
+    plain = Shape(
+        architecture="LlamaForCausalLM",
+        parameters=rows * columns,
+        linears=layers,
+        hidden=256,
+        layers=1,
+        vocab=4096,
+        tied=True,
+        dtype="bfloat16",
+    )
+    return replace(plain, **changes)
+
+
+def scheme(name: str, bits: float = 4, **options: Any) -> Scheme:
+    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_method_says_for_each_width_what_runs_on_each_device(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name
+    assert list(method.bits) == sorted(method.bits, reverse=True)
+    assert set(method.kernel_cpu) == set(method.kernel_cuda) == set(method.bits)
+    assert method.engine == "transformers"
+    assert method.summary
+    for option_name, option in method.options.items():
+        assert option.help, option_name
+        assert option.choices is None or option.default in option.choices
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_default_scheme_of_every_width_is_supported_on_a_usual_shape(name: str) -> None:
+    for bits in METHODS[name].bits:
+        assert METHODS[name].supports(scheme(name, bits), shape(), "cpu") is None
+        assert METHODS[name].supports(scheme(name, bits), None, "cpu") is None
+
+
+@pytest.mark.parametrize(("name", "group"), [("rtn", 128), ("gptq", 128), ("awq", 128), ("hqq", 128)])
+def test_inputs_that_do_not_divide_into_groups_are_refused_by_name(name: str, group: int) -> None:
+    reason = METHODS[name].supports(scheme(name, group_size=group), shape(columns=576), "cpu")
+    assert reason is not None
+    assert "down_proj has 576 input features" in reason
+    assert "groups of 128" in reason
+    assert "smaller group_size" in reason
+
+
+def test_bitsandbytes_blocks_of_64_must_fit() -> None:
+    assert "groups of 64" in (METHODS["bnb"].supports(scheme("bnb"), shape(columns=96), "cpu") or "")
+
+
+def test_bitsandbytes_has_no_four_bit_options_at_eight_bits() -> None:
+    assert "belong to 4 bits" in (METHODS["bnb"].supports(scheme("bnb", 8, double_quant=True), shape(), "cpu") or "")
+    assert METHODS["bnb"].supports(scheme("bnb", 8), shape(), "cpu") is None
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_checkpoint_that_is_quantized_already_is_refused(name: str) -> None:
+    quantized = shape(config={"quantization_config": {"quant_method": "gptq"}})
+    bits = METHODS[name].bits[-1]
+    assert "already quantized" in (METHODS[name].supports(scheme(name, bits), quantized, "cpu") or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "options", "expected"),
+    [
+        ("gptq", 4, {"group_size": 128}, 4 + 16 / 128 + 4 / 128),
+        ("rtn", 8, {"group_size": 64}, 8 + 16 / 64 + 8 / 64),
+        ("awq", 3, {"group_size": 128}, 3 + 16 / 128 + 3 / 128),
+        ("hqq", 4, {}, 4.5),
+        ("hqq", 3, {}, 3.7),
+        ("bnb", 4, {}, 4.5),
+        ("bnb", 4, {"double_quant": True}, 4.127),
+    ],
+)
+def test_estimated_bits_per_weight_are_those_of_the_definitions(
+    name: str, bits: float, options: dict[str, Any], expected: float
+) -> None:
+    assert METHODS[name].bits_per_weight(scheme(name, bits, **options)) == pytest.approx(expected, abs=5e-4)

@@ -1,0 +1,82 @@
+"""The reload check: what it lets pass, what it finds, and that a missing check is never a pass."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.methods import reload
+from tests.tiny_llama import llama, nudged, windows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+ROWS = windows(2, reload.LENGTH)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return llama()
+
+
+@pytest.fixture
+def artifact(model: Any, tmp_path: Path) -> Path:
+    reload.write(model, ROWS, tmp_path, by="this test", noisy=lambda: copy.deepcopy(model).to(torch.bfloat16))
+    return tmp_path
+
+
+def test_the_model_itself_passes_at_no_distance(model: Any, artifact: Path) -> None:
+    stored = json.loads((artifact / reload.FILE).read_text())
+    assert len(stored["ids"]) == 32
+    assert reload.distance(stored, reload.answers(model, ROWS)) < 1e-9
+    assert reload.check(model, artifact) is None
+
+
+def test_the_same_weights_in_bfloat16_pass(model: Any, artifact: Path) -> None:
+    stored = json.loads((artifact / reload.FILE).read_text())
+    assert 0 < stored["floor"] < reload.LIMIT_NATS
+    assert reload.check(copy.deepcopy(model).to(torch.bfloat16), artifact) is None
+
+
+def test_other_weights_are_found(model: Any, artifact: Path) -> None:
+    reason = reload.check(nudged(model, 0.3), artifact)
+    assert reason is not None
+    assert "this test" in reason
+
+
+def test_answers_that_are_not_finite_are_found(model: Any, artifact: Path) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    assert reload.check(broken, artifact) is not None
+
+
+def test_another_vocabulary_is_found(artifact: Path) -> None:
+    assert reload.distance(json.loads((artifact / reload.FILE).read_text()), torch.zeros(32, 8)) == float("inf")
+
+
+def test_a_missing_check_is_a_reason_and_no_pass(model: Any, tmp_path: Path) -> None:
+    assert "nothing shows" in (reload.check(model, tmp_path) or "")
+
+
+def test_an_unquantized_artifact_says_that_there_is_nothing_to_compare(model: Any, tmp_path: Path) -> None:
+    reload.skip(tmp_path, "unquantized")
+    assert reload.check(model, tmp_path) is None
+
+
+def test_the_coarse_divergence_is_a_lower_bound_of_the_full_one(model: Any, artifact: Path) -> None:
+    other = reload.answers(nudged(model, 0.3), ROWS)
+    exact = reload.answers(model, ROWS)
+    full = float((exact.exp() * (exact - other)).sum(-1).mean())
+    coarse = reload.distance(json.loads((artifact / reload.FILE).read_text()), other)
+    assert 0 < coarse <= full
+
+
+def test_rows_come_from_the_calibration_text_where_there_is_one() -> None:
+    rows = reload.rows_for(512, [list(range(40)), list(range(100, 140))])
+    assert rows == [list(range(17)), list(range(100, 117))]
+    assert reload.rows_for(512, None) == reload.rows_for(512, None)
+    assert {len(row) for row in reload.rows_for(512, [[1, 2]])} == {17}
