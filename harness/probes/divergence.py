@@ -185,6 +185,7 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    preload=("harness.engines.transformers", "harness.stats"),
     needs_reference=True,
     needs_weights=True,
 )

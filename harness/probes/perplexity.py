@@ -99,6 +99,7 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    preload=("harness.engines.transformers", "harness.stats"),
     needs_weights=True,
 )
 

@@ -108,6 +108,7 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    preload=("lm_eval.tasks", "lm_eval.evaluator", "harness.scoring.lm", "harness.stats"),
     needs_weights=True,
 )
 
