@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.errors import Unsupported
-from harness.phases import mapped, measure, release, require, reset_peak, resident, supported
+from harness.phases import mapped, measure, populate, release, require, reset_peak, resident, supported
 
 MIB = 2**20
 linux = pytest.mark.skipif(not supported(), reason="the kernel's counters are Linux's")
@@ -145,6 +145,18 @@ def test_released_pages_of_a_file_come_back_when_they_are_read(tmp_path: Path):
     back = mapped([tmp_path])
     assert back is not None
     assert back.weights == 8 * MIB
+
+
+@linux
+def test_populating_a_mapping_is_as_good_as_reading_it(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(8 * MIB))
+    array = np.memmap(path, dtype=np.uint8, mode="r")
+    if not populate([tmp_path]):
+        pytest.skip("this kernel cannot populate a mapping")
+    pages = mapped([tmp_path])
+    assert pages is not None
+    assert pages.weights == 8 * MIB == array.size
 
 
 @linux

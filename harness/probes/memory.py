@@ -111,7 +111,9 @@ def measure(session: Session, question: Question) -> Answer:
 
     with session.phase("load"):
         loaded = session.loaded
-        engine = loaded.facts()  # with mapped weights, only what was touched until the engine knows itself counts as load
+        engine = loaded.facts()
+        # Mapped weights come into memory only as they are read. A model that can answer has them there, mapped or not.
+        whole = phases.populate(_weight_roots(session))
     beyond["load"] = _beyond(session, start)
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
@@ -136,6 +138,7 @@ def measure(session: Session, question: Question) -> Answer:
         "decode": dict(decode),
         "decode_includes_prefill": not decode.get("continued", False),
         "device_process_bytes": _driver_bytes() if on_device else None,
+        "mapped_weights_populated": whole,
         "notes": [f"{name}: {one.missing}" for name, one in beyond.items() if one.missing],
     }
     return Answer(measurements=tuple(found), facts=facts)

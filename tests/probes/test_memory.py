@@ -134,7 +134,7 @@ def test_mapped_and_read_weights_need_the_same_within_three_percent(tmp_path: Pa
     (tmp_path / "model.safetensors").write_bytes(bytes(64 * MIB))
     by_map, answer = ask(tmp_path, lambda: Engine(np.memmap(tmp_path / "model.safetensors", dtype=np.uint8, mode="r")))
     by_read, _ = ask(tmp_path, lambda: Engine(np.fromfile(tmp_path / "model.safetensors", dtype=np.uint8)))
-    for metric in ("peak_prefill_bytes", "peak_decode_bytes", "peak_host_bytes"):
+    for metric in ("peak_load_bytes", "peak_prefill_bytes", "peak_decode_bytes", "peak_host_bytes"):
         assert by_map[metric] == pytest.approx(by_read[metric], rel=0.03)
     assert answer.facts["phases"]["decode"]["mapped_weights_bytes"] == 64 * MIB
 
