@@ -5,14 +5,14 @@ from __future__ import annotations
 from harness.report.charts import ladder_columns
 from harness.report.markup import el
 from harness.report.pareto import GROUPS
-from harness.report.section import Section, figure, select
+from harness.report.section import Section, figure, hue, select
 from harness.report.standing import cost_columns, quality_columns
 from harness.report.view import View
 
 
 def section(view: View) -> Section | None:
     columns = ladder_columns(view)
-    if not columns:
+    if not columns or all(hue(view, cell) is None for cell in view.cells):
         return None
     keys = list(dict.fromkeys(c.key for c in (*quality_columns(view), *cost_columns(view), *columns)))
     options = [

@@ -15,8 +15,14 @@ from harness.report.view import View
 from harness.spec import digest
 
 COST_PROBES = ("size", "memory", "latency", "quantize")
-NO_AXIS = ("nonfinite_tokens", "kl_floor", "flips_lost", "minimum_detectable_effect", "recovery", "roofline_share", "rest_bytes")
+NO_AXIS = frozenset({
+    "nonfinite_tokens", "kl_floor", "flips_lost", "minimum_detectable_effect", "roofline_share", "rest_bytes", "runtime_bytes",
+    # these order the cells of a model as another axis does
+    "accuracy_difference", "mean_accuracy_difference", "recovery", "compression", "nominal_bits", "kv_cache_bytes",
+    "kl_median", "kl_p90", "kl_p95", "kl_p99_9", "kl_max",
+})  # fmt: skip
 NO_AXIS_PREFIXES = ("delta_p_", "kl_confidence_")
+"""Lower-is-better or not, these are read in the table and are no axes."""
 QUALITY_FIRST = ("mean_accuracy", "perplexity", "bits_per_byte", "kl_mean", "ln_ppl_ratio", "accuracy", "task_score")
 COST_FIRST = ("bpw_model", "file_bytes", "peak_device_bytes", "peak_host_bytes", "peak_decode_bytes", "tpot", "ttft")
 """What the menus begin with, most telling first; everything else follows in column order."""

@@ -67,10 +67,12 @@ def _tiles(view: View) -> list[Markup]:
     tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", f"{answered} of {len(asked)} questions answered"))
     failed = [[o for o in c.outcomes if o.failure is not None and not c.simulated] for c in view.cells]
     missing = sum(o.status == NOT_RUN for o in asked)
-    if any(failed) or missing:
+    if any(failed):
         cells = sum(bool(f) for f in failed)
         detail = f"{sum(map(len, failed))} questions failed, {missing} not run; reasons below"
-        tiles.append(_tile(f"{cells} {'cell' if cells == 1 else 'cells'}", "with failures", detail, alarm=cells > 0))
+        tiles.append(_tile(f"{cells} {'cell' if cells == 1 else 'cells'}", "with failures", detail, alarm=True))
+    elif missing:
+        tiles.append(_tile(str(missing), "questions not run", "the run was stopped; the same command goes on"))
     return tiles
 
 
@@ -80,13 +82,17 @@ def _pick(view: View, model: str) -> Markup | None:
     base = view.baseline_of(model)
     if difference is None or cost is None or base is None or base.values[cost.key].status != OK:
         return None
-    safe = []
+    safe, smaller = [], 0
     for cell in view.cells:
         loss, bits = cell.values[difference.key], cell.values[cost.key]
-        if cell.model == model and not cell.simulated and loss.status == bits.status == OK:
-            shown = stats.Interval(value=loss.value, low=loss.low, high=loss.high, n=loss.n or 0)
-            if stats.noninferior(shown, MARGIN_POINTS) and bits.value < base.values[cost.key].value:
+        if cell.model != model or cell.simulated or not loss.status == bits.status == OK:
+            continue
+        if bits.value < base.values[cost.key].value:
+            smaller += 1
+            if stats.noninferior(stats.Interval(value=loss.value, low=loss.low, high=loss.high, n=loss.n or 0), MARGIN_POINTS):
                 safe.append((bits.value, cell))
+    if not smaller:
+        return None
     label = f"smallest of {model} with" if len(view.models) > 1 else "smallest with"
     if not safe:
         return _tile(

@@ -14,7 +14,7 @@ from harness.report.standing import headline
 from harness.report.view import View
 
 HEADLINE = (
-    "bpw_model", "file_bytes", "perplexity", "bits_per_byte", "kl_mean", "same_top", "mean_accuracy", "mean_accuracy_difference",
+    "bpw_model", "file_bytes", "perplexity", "kl_mean", "same_top", "mean_accuracy", "mean_accuracy_difference",
     "peak_device_bytes", "peak_host_bytes", "tpot", "ttft", "throughput", "quantize_seconds",
 )  # fmt: skip
 """What is shown first; of these, what was measured."""
