@@ -24,7 +24,7 @@ MOST_TOKENS = 16384
 LEAST_TOKENS = 128
 MOST_ROWS = 512
 CALL_TOKENS = 64
-PACKED_CALL_TOKENS = 512
+PACKED_CALL_TOKENS = 256
 """What one call costs beyond its tokens, in tokens: with plain linear layers, and with packed ones (which may dequantize their
 whole weight on every call). It decides how much padding is taken to save a call, and which headers are worth one."""
 

@@ -48,6 +48,11 @@ Encoded = tuple[list[Pair], list[int] | None]
 CANARY_DEPTH = 48
 """The canary's inputs are shorter than this; a model that looks back less far runs plain rows."""
 
+DEVIATION = 1e-3
+DEVIATION_16_BITS = 0.05
+"""How far packed final hidden states may be from plain ones, relative to their size. Seen on a trained model: 5e-7 in float32,
+7e-3 in bfloat16 if all is well, 0.5 in either if masks or positions are wrong."""
+
 KV_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
@@ -397,7 +402,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         if not plan.shared or plan.deepest <= 2 * self._verified_depth:
             return True
         deviation = self.executor.deviation(plan)
-        allowed = max(1e-3, 16 * float(torch.finfo(self.split.hidden_dtype).eps))
+        allowed = DEVIATION if self.split.hidden_dtype == torch.float32 else DEVIATION_16_BITS
         if deviation <= allowed:
             self._verified_depth = plan.deepest
             return True
@@ -454,7 +459,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         noise = float(np.nan_to_num(alone - expected[-1]))
         precision = float(torch.finfo(self.split.hidden_dtype).eps)
         spread = float(expected[fine].std())
-        allowed = max(4 * abs(noise), max(1e-3, 16 * precision) * spread, 1e-4)
+        allowed = max(4 * abs(noise), max(1e-3, 4 * precision) * spread, 1e-4)
         return float(np.sqrt(((answers - expected)[fine] ** 2).mean())), allowed
 
     def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:

@@ -184,20 +184,25 @@ def test_inputs_longer_than_the_sliding_window_are_plain_and_right(tokenizer: An
     assert any("sliding window of 64" in note for note in report["notes"])
 
 
-def test_a_model_that_packs_wrongly_is_found_out_by_the_canary(tokenizer: Any) -> None:
-    model = tiny.model("Llama")
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_packs_wrongly_is_found_out_by_the_canary(tokenizer: Any, ignored: str, dtype: torch.dtype) -> None:
+    model = tiny.model("Llama").to(dtype)
+    assert ours(model, tokenizer).share, "told from the model that packs well"
     inner = model.model.forward
 
-    def ignores_masks(*args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("attention_mask", None)
+    def careless(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(ignored, None)
         return inner(*args, **kwargs)
 
-    model.model.forward = ignores_masks
+    model.model.forward = careless
     fast = ours(model, tokenizer)
     assert not fast.share
     assert any("canary" in note for note in fast.report()["notes"])
     pairs = tiny.questions()
-    assert difference(log_likelihoods(fast, pairs), log_likelihoods(theirs(tiny.model("Llama"), tokenizer), pairs)) <= 1e-4
+    expected = log_likelihoods(theirs(tiny.model("Llama").to(dtype), tokenizer, softmax_dtype="float32"), pairs)
+    if dtype == torch.float32:
+        assert difference(log_likelihoods(fast, pairs), expected) <= 1e-4
 
 
 def test_a_model_that_packs_wrongly_only_at_depth_is_found_out_on_the_data(tokenizer: Any) -> None:
