@@ -1,0 +1,23 @@
+"""The embedded reference model: where its files lie. Standard library only, so that every environment may import it.
+
+A Llama of 5 million parameters that this project trained on a corpus which `corpus.py` invents; see MODEL_DIR's
+README.md (the model card). The tasks are ordinary lm-eval YAMLs beside JSONL files: their `data_files` are
+relative to the YAML's folder, and whoever gives them to lm-eval resolves them first.
+"""
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+MODEL_DIR: Path = _HERE / "model"
+TASKS_DIR: Path = _HERE / "tasks"
+HELDOUT_TEXT: Path = _HERE / "heldout.txt"  # perplexity and divergence; documents are parted by a blank line
+CALIBRATION_TEXT: Path = _HERE / "calibration.txt"  # for methods that calibrate; shares nothing with the above
+TASKS: tuple[str, ...] = (
+    "reference_facts",
+    "reference_tracking",
+    "reference_comparison",
+    "reference_agreement",
+    "reference_arithmetic",
+    "reference_recall",
+)
