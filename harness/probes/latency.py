@@ -522,4 +522,5 @@ PROBE = Probe(
     simulated=False,
     questions=questions,
     measure=measure,
+    preload=("harness.engines.transformers",),
 )

@@ -310,4 +310,5 @@ PROBE = Probe(
     simulated=False,
     questions=questions,
     measure=measure,
+    preload=("harness.engines.transformers",),
 )

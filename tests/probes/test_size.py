@@ -68,7 +68,7 @@ def method(ledger: list[StoredTensor], **changes: Any) -> Method:
 def measure(
     monkeypatch: pytest.MonkeyPatch, source: Path, ledger: list[StoredTensor], bits: float = 4, **changes: Any
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    monkeypatch.setattr(harness.methods, "METHODS", {"toy": method(ledger, **changes)}, raising=False)
+    monkeypatch.setattr(harness.methods, "METHODS", {"toy": method(ledger, **changes)})
     artifact = source.parent / "artifact"
     artifact.mkdir(exist_ok=True)
     session = SimpleNamespace(
@@ -154,6 +154,11 @@ def test_layers_of_different_widths_show_as_a_spread(monkeypatch: pytest.MonkeyP
 def test_a_ledger_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
     with pytest.raises(BadInput, match="elsewhere"):
         measure(monkeypatch, source, [stored("packed", "weight", 8, layer="elsewhere")])
+
+
+def test_an_artifact_of_a_larger_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
+    with pytest.raises(BadInput, match="not made of this model"):
+        measure(monkeypatch, source, [stored(f"{LINEAR}.weight", "other", 16 * 100 * WEIGHTS, layer=""), KEPT])
 
 
 def test_an_empty_artifact_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
