@@ -198,3 +198,15 @@ def test_partly_nonfinite_answers_are_excluded_counted_and_marked(base: Any, tmp
     assert measured(answer, "kl_mean").value == 0.0  # what is left equals the baseline
     assert measured(answer, "kl_mean").n == len(windows) * 63 - bad
     assert measured(answer, "same_top").value == 1.0
+
+
+def test_one_perturbed_layer_is_found_and_a_rerun_is_not(base: Any, tmp_path: Path) -> None:
+    own = divergence.PROBE.measure(session(tmp_path, base, is_baseline=True), QUESTION)
+    again = divergence.PROBE.measure(session(tmp_path, nudged(base, 0.0)), QUESTION)
+    perturbed = nudged(base, 0.0)
+    with torch.no_grad():
+        perturbed.model.layers[1].mlp.down_proj.weight *= 1.01
+    changed = divergence.PROBE.measure(session(tmp_path, perturbed), QUESTION)
+    floor = measured(own, "kl_floor")
+    assert measured(again, "kl_mean").value <= floor.value
+    assert measured(changed, "kl_mean").low > floor.high
