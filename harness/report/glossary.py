@@ -1,40 +1,25 @@
-"""What each number means: every metric that the report shows, with its definitions."""
+"""What each number means: every metric that the report shows, by what it is about, with its definitions."""
 
 from __future__ import annotations
 
+from harness.report.cells import Column
 from harness.report.markup import Markup, el, join
+from harness.report.pareto import GROUPS
 from harness.report.section import Section
+from harness.report.standing import NO_AXIS_PREFIXES
 from harness.report.view import View
 
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", "neither": ""}
+LISTED = 6
+"""Definitions of one metric that are written out: a metric of many tasks has one for each."""
 
 
 def section(view: View) -> Section | None:
-    entries: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, list[Column]]] = {}
     for column in view.columns:
-        definitions = entries.setdefault(column.metric.name, [])
-        if column.metric.definition not in definitions:
-            definitions.append(column.metric.definition)
-    if not entries:
+        groups.setdefault(column.probe, {}).setdefault(column.metric.name, []).append(column)
+    if not groups:
         return None
-    rows: list[Markup] = []
-    for name, definitions in entries.items():
-        metric = next(c.metric for c in view.columns if c.metric.name == name)
-        facts = [f for f in (metric.unit, DIRECTIONS[metric.better]) if f]
-        listed = definitions if len(definitions) <= 6 else [*definitions[:5], f"and {len(definitions) - 5} more of the same kind"]
-        rows.append(
-            el(
-                "div",
-                el("dt", metric.title, el("code", name)),
-                el(
-                    "dd",
-                    el("p", metric.description) if metric.description else None,
-                    el("p", *join_with(" · ", facts), cls="muted") if facts else None,
-                    el("ul", *(el("li", d) for d in listed)),
-                ),
-                cls="term",
-            )
-        )
     intervals = el(
         "p",
         "All intervals are 95 %. Windows of text and items of tasks are resampled whole; comparisons with the baseline are "
@@ -45,9 +30,33 @@ def section(view: View) -> Section | None:
         nav="Glossary",
         title="What the numbers mean",
         lead="Every metric in this report, with the definition it was measured under.",
-        body=join(intervals, el("dl", *rows, cls="glossary")),
+        body=join(intervals, *(_group(GROUPS.get(probe, probe.capitalize()), metrics) for probe, metrics in groups.items())),
     )
 
 
-def join_with(separator: str, parts: list[str]) -> list[str]:
-    return [separator.join(parts)]
+def _group(title: str, metrics: dict[str, list[Column]]) -> Markup:
+    """A probe's metrics; those without a description or of a long family are folded away."""
+    main = {n: c for n, c in metrics.items() if c[0].metric.description and not n.startswith(NO_AXIS_PREFIXES)} or metrics
+    rest = {n: c for n, c in metrics.items() if n not in main}
+    shown = el("dl", *(_term(name, columns) for name, columns in main.items()), cls="glossary")
+    if not rest:
+        return join(el("h3", title), shown)
+    more = el("dl", *(_term(name, columns) for name, columns in rest.items()), cls="glossary")
+    return join(el("h3", title), shown, el("details", el("summary", f"{len(rest)} more of this kind"), more))
+
+
+def _term(name: str, columns: list[Column]) -> Markup:
+    metric = columns[0].metric
+    facts = " · ".join(f for f in (metric.unit if metric.unit != "1" else "", DIRECTIONS[metric.better]) if f)
+    definitions = list(dict.fromkeys(c.metric.definition for c in columns))
+    listed = [
+        *definitions[:LISTED],
+        *([f"and {len(definitions) - LISTED} more, one for each subject"] if len(definitions) > LISTED else []),
+    ]
+    body = el(
+        "dd",
+        el("p", metric.description) if metric.description else None,
+        el("p", facts, cls="muted") if facts else None,
+        el("ul", *(el("li", d) for d in listed)),
+    )
+    return el("div", el("dt", metric.title, el("code", name)), body, cls="term")

@@ -78,13 +78,19 @@ class Noise:
         return self._drawn[key]
 
 
-def headline(view: View) -> dict[str, Standing]:
-    """Standing of every cell on the first cost and the first quality of the menus, each model by itself."""
+def headline_axes(view: View) -> tuple[Column, Column] | None:
+    """(cost, quality) that come first in the menus; None when either is missing."""
     qualities, costs = quality_columns(view), cost_columns(view)
+    return (costs[0], qualities[0]) if qualities and costs else None
+
+
+def headline(view: View) -> dict[str, Standing]:
+    """Standing of every cell on the headline axes, each model by itself."""
+    axes = headline_axes(view)
     found: dict[str, Standing] = {}
-    if qualities and costs:
-        for model in view.models:
-            found.update(standings(view, [c for c in view.cells if c.model == model], costs[0], qualities[0]))
+    for model in view.models if axes is not None else ():
+        assert axes is not None
+        found.update(standings(view, [c for c in view.cells if c.model == model], *axes))
     return found
 
 

@@ -5,52 +5,68 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.report.cells import OK, Column
-from harness.report.section import STATUS_WORDS, column_display, number
-from harness.report.standing import headline
+from harness.report.section import column_display, number
+from harness.report.standing import headline, headline_axes
 from harness.report.view import View
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = (
-    ("bits/weight", ("bpw_model",)),
-    ("perplexity", ("perplexity",)),
+    ("bits per\nweight", ("bpw_model",)),
+    ("PPL", ("perplexity",)),
     ("KL", ("kl_mean",)),
     ("accuracy", ("mean_accuracy", "accuracy")),
-    ("peak memory", ("peak_device_bytes", "peak_host_bytes", "peak_decode_bytes")),
-    ("latency", ("tpot",)),
+    ("peak\nmemory", ("peak_device_bytes", "peak_host_bytes", "peak_decode_bytes")),
+    ("per\ntoken", ("tpot",)),
 )
 MARKS = {"frontier": "●", "tied": "◐", "dominated": ""}
+SHORT = {
+    "simulated": "sim",
+    "unsupported": "unsupp",
+    "nonfinite": "NaN",
+    "not comparable": "–",
+    "absent": "–",
+    "environment": "no env",
+}
 
 
 def terminal_table(view: View) -> Table:
-    """Cells in plan order; frontier of the first quality against bits per weight: ● on it, ◐ tied with it within the noise."""
+    """Cells in plan order; frontier of the first quality against the first cost of the menus (mean accuracy against bits per
+    weight): ● on it, ◐ tied with it within the noise. Fits 80 columns with short names. A word in place of a number is its
+    status."""
     from rich.table import Table
     from rich.text import Text
 
     chosen = [(title, column) for title, names in COLUMNS if (column := _first(view, names)) is not None]
-    table = Table(title=_plain(view.title or view.suite), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("cell")
+    caption = "● on the frontier, ◐ tied with it within the noise" if headline_axes(view) else None
+    table = Table(
+        title=_plain(view.title or view.suite),
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("cell", no_wrap=True, vertical="bottom")
     displays = {column.key: column_display(view, column) for _, column in chosen}
     for title, column in chosen:
         unit = displays[column.key].label
-        table.add_column(f"{title}\n{unit if unit != 'bits/weight' else ''}".rstrip(), justify="right")
-    table.add_column("frontier", justify="center")
+        table.add_column(
+            "\n".join(filter(None, (title, unit if unit != "bits/weight" else ""))), justify="right", vertical="bottom"
+        )
+    table.add_column("", justify="center")
     standing = headline(view)
     for cell in view.cells:
-        name = cell.cell.name if len(view.models) > 1 else cell.label
-        style = "bold" if cell.baseline else ""
-        texts = [
-            Text(
-                _plain(name) + (" (baseline)" if cell.baseline else "") + (" (simulated)" if cell.simulated else ""), style=style
-            )
-        ]
+        name = _plain(cell.cell.name if len(view.models) > 1 else cell.label)
+        name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
+        texts = [Text(name, style="bold" if cell.baseline else "")]
         for _, column in chosen:
             value = cell.values[column.key]
             if value.status == OK:
                 texts.append(Text(number(column, value, displays[column.key])))
             else:
-                texts.append(Text(STATUS_WORDS.get(value.status, value.status), style="dim"))
+                texts.append(Text(SHORT.get(value.status, value.status), style="dim"))
         stand = standing.get(cell.id)
         texts.append(Text(MARKS[stand.status] if stand is not None else "", style="green"))
         table.add_row(*texts)

@@ -219,13 +219,14 @@ def test_rendering_imports_no_torch_and_no_runner(tmp_path: Path) -> None:
 
 
 def test_the_terminal_table_has_every_cell_and_marks_the_frontier(shown: View) -> None:
-    console = Console(width=140, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal_table(shown))
     drawn = console.export_text()
     assert all(c.label in drawn for c in shown.cells)
     assert "●" in drawn
-    assert "out of memory" in drawn
-    assert "simulated" in drawn
+    assert " oom" in drawn
+    assert "inc 4-bit g64, simulated" in drawn
+    assert "frontier" in drawn
 
 
 # ---------------------------------------------------------------------- markup and numbers
