@@ -86,8 +86,8 @@ def measure(session: Session, question: Question) -> Answer:
     bits = sum(tensor.bits for tensor in ledger)
     if bits > 65 * source.parameters:  # no format stores more than 64 bits for a number
         raise BadInput(
-            f"{session.cell.name}: the artifact stores {bits / source.parameters:.0f} bits for each parameter of the source, so it was "
-            "not made of this model; delete it from the cache and run again"
+            f"{session.cell.name}: the artifact stores {bits / source.parameters:.0f} bits for each parameter of the source, "
+            "so it was not made of this model; delete it from the cache and run again"
         )
     files = carriers(session.artifact_dir) or carriers(session.model_dir)
     file_bytes = sum(path.stat().st_size for path in files)
