@@ -130,7 +130,7 @@ def test_four_bits_run_on_a_kernel_that_takes_packed_weights(folder: Path, name:
 def test_fewer_bits_disturb_the_answers_more(folder: Path, name: str) -> None:
     ladder = [outcome(folder, "reload", f"{name}-{bits}")["divergence"] for bits in (8, 4, 3, 2)]
     assert ladder == sorted(ladder)
-    assert ladder[0] < 1e-3 < ladder[2]
+    assert 0 < 100 * ladder[0] < ladder[2]
 
 
 @pytest.mark.parametrize("cell", ["rtn-4", "awq-3", "hqq-2", "bnb-4"])
