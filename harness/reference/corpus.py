@@ -34,6 +34,7 @@ from typing import Any
 SEED = 20261121
 ITEM_BUCKETS = 8  # one eighth of all possible items is reserved for the tasks
 DOCUMENT_BUCKETS = 100  # bucket 0: held-out text, bucket 1: calibration text, the rest: training
+LEVEL = 0.5  # how hard stories and lists are in the tasks and texts; training gets there from 0
 SKILLS = ("facts", "tracking", "comparison", "agreement", "arithmetic", "recall")
 
 
@@ -691,12 +692,12 @@ def _pairs_of_words(
     return rng.sample([f"{article}{a} {b}" for a in left for b in right], count)
 
 
-def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str, list[tuple[str, Item]]]:
-    """A story and its questions (with their reservation keys): who is where, or who has what."""
+def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str, list[Item]]:
+    """A story and the sentences that end it: who is where, or who has what."""
     people = rng.sample(world.story_names, 4)
     events = _pick(rng, low=1, high=6, level=level)
     lines: list[str] = []
-    asked: list[tuple[str, str, Sequence[str]]] = []  # (question, answer, choices)
+    asked: list[tuple[str, str, Sequence[str]]] = []  # (stem, answer, choices)
     if rng.random() < 0.5:
         places = _pairs_of_words(rng, _PLACE_FIRST, _PLACE_SECOND, 4, article="the ", level=level)
         where = dict(zip(people, places, strict=True))  # each place is named, so that no answer falls out by itself
@@ -706,7 +707,7 @@ def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str,
             target = rng.choice([v for v in places if v != where[mover]])
             lines.append(rng.choice(_MOVES).format(p=mover, o=where[mover], v=target))
             where[mover] = target
-        asked += [(f"Where is {p}?", where[p], places) for p in people]
+        asked += [(f"In the end: {p} is in", where[p], places) for p in people]
     else:
         things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 3, article="the ", level=level)
         holder = {t: rng.choice(people) for t in things}
@@ -720,53 +721,36 @@ def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str,
             taker = rng.choice([p for p in people if p != giver])
             lines.append(rng.choice(_GIVES).format(p=giver, q=taker, t=thing))
             holder[thing] = taker
-        asked += [(f"Who has {t}?", holder[t], people) for t in things]
+        asked += [(f"In the end: {_sentence(t)} is with", holder[t], people) for t in things]
     story = " ".join(_sentence(line) for line in lines)
     return story, _items(rng, story, asked)
 
 
-def _items(rng: random.Random, story: str, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[tuple[str, Item]]:
+def _items(rng: random.Random, story: str, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[Item]:
     items = []
-    for question, answer, options in asked:
+    for stem, answer, options in asked:
         choices = list(options)
         rng.shuffle(choices)
-        context = f"{story}\n{_qa(question)}"
-        items.append((context, Item(context=context, choices=tuple(choices), gold=choices.index(answer))))
+        items.append(Item(context=f"{story}\n{stem}", choices=tuple(choices), gold=choices.index(answer)))
     return items
 
 
-def _story_document(rng: random.Random, story: str, items: Sequence[tuple[str, Item]], *, most: int) -> str:
+def _free(rng: random.Random, items: Sequence[Item]) -> list[Item]:
+    """The items that training may show, in random order."""
+    free = [item for item in items if not item_is_reserved(item.context)]
+    rng.shuffle(free)
+    return free
+
+
+def _questions(rng: random.Random, story: str, items: Sequence[Item], *, most: int) -> str:
     """The story with up to `most` of its questions that are not reserved."""
-    free = [item for key, item in items if not item_is_reserved(key)]
-    rng.shuffle(free)
-    lines = [story]
-    for item in free[:most]:
-        lines.append(item.context[len(story) + 1 :] + " " + item.answer)
-    return "\n".join(lines)
-
-
-def _restated(rng: random.Random, lead: str, pairs: Sequence[tuple[str, Item]], form: str) -> str:
-    """The answers once more as plain sentences, in another order, reserved ones left out.
-
-    Half of the stories end so: the answer stands right beside its name there, which is far easier to learn than
-    an answer to a question, and it is what lookup in the context grows from.
-    """
-    free = [item for key, item in pairs if not item_is_reserved(key)]
-    rng.shuffle(free)
-    sentences = []
-    for item in free:
-        subject = item.context.rsplit("Question: ", 1)[1].split("?")[0].split(" ", 2)[2].removesuffix(" order")
-        sentences.append(_sentence(form.format(s=subject, v=item.answer)))
-    return f"\n{lead}: " + " ".join(sentences) if sentences else ""
+    return "\n".join([story, *(i.context[len(story) + 1 :] + " " + i.answer for i in _free(rng, items)[:most])])
 
 
 def tracking_document(world: World, rng: random.Random, level: float) -> str:
     story, items = tracking_story(world, rng, level)
-    text = _story_document(rng, story, items, most=4)
-    if rng.random() < 0.5:
-        form = "{s} is in {v}." if "Where is" in items[0][0] else "{s} is with {v}."
-        text += _restated(rng, "In the end", items, form)
-    return text
+    ends = [f"{i.context.rsplit('In the end: ', 1)[1]} {i.answer}." for i in _free(rng, items)]
+    return f"{story}\nIn the end: {' '.join(ends)}" if ends else story
 
 
 _SCALES = (
@@ -779,30 +763,26 @@ _SCALES = (
 
 def comparison_story(
     world: World, rng: random.Random, level: float
-) -> tuple[str, list[tuple[str, Item]], list[str], tuple[str, str, str, str]]:
-    """Three statements that order four things; returned with the order, from most to least."""
+) -> tuple[str, list[Item], list[str], tuple[str, str, str, str]]:
+    """A chain of three statements that orders four things, from either end; with the order, from most to least."""
     scale = rng.choice(_SCALES)
     things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 4, article="the ", level=level)
-    lines = []
-    for above, below in pairwise(things):
-        if rng.random() < 0.25 * level:
-            lines.append(f"{below} is {scale[2]} than {above}.")
-        else:
-            lines.append(f"{above} is {scale[0]} than {below}.")
-    if rng.random() < level:
-        rng.shuffle(lines)
+    if rng.random() < 0.5 * level:
+        lines = [f"{below} is {scale[2]} than {above}." for above, below in reversed(list(pairwise(things)))]
+    else:
+        lines = [f"{above} is {scale[0]} than {below}." for above, below in pairwise(things)]
     story = " ".join(_sentence(line) for line in lines)
     asked = [
-        (f"Which is the {scale[1]}?", things[0], things),
-        (f"Which is the {scale[3]}?", things[-1], things),
+        (_qa(f"Which is the {scale[1]}?"), things[0], things),
+        (_qa(f"Which is the {scale[3]}?"), things[-1], things),
     ]
     return story, _items(rng, story, asked), things, scale
 
 
 def comparison_document(world: World, rng: random.Random, level: float) -> str:
     story, items, things, scale = comparison_story(world, rng, level)
-    text = _story_document(rng, story, items, most=2)
-    if rng.random() < 0.5:
+    text = _questions(rng, story, items, most=2)
+    if rng.random() < 0.3:
         text += f"\nFrom {scale[1]} to {scale[3]}: " + ", ".join(things) + "."
     return text
 
@@ -895,62 +875,64 @@ def arithmetic_document(world: World, rng: random.Random, level: float) -> str:
 _ORDINALS = _words("first second third fourth fifth sixth seventh eighth")
 
 
-def recall_list(world: World, rng: random.Random, level: float) -> tuple[str, list[tuple[str, Item]], list[str]]:
-    """A list or a table in the context, with questions that only the context can answer."""
-    count = _pick(rng, low=4, high=8, level=level)
-    things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="", level=level)
-    asked: list[tuple[str, str, Sequence[str]]] = []
+def recall_list(world: World, rng: random.Random, level: float) -> tuple[str, list[Item], str]:
+    """A list in the context, what can be asked of it, and (unless it is asked for positions) its repetition.
 
-    def options(answer: str) -> list[str]:
-        return [answer, *rng.sample([t for t in things if t != answer], 3)]
-
-    if rng.random() < 0.5:
-        people = rng.sample(world.story_names, count)
-        story = " ".join(f"{p} ordered the {t}." for p, t in zip(people, things, strict=True))
-        asked += [
-            (f"What did {p} order?", f"the {t}", ["the " + o for o in options(t)]) for p, t in zip(people, things, strict=True)
-        ]
-    else:
-        story = "The list is: " + ", ".join(things) + "."
-        for i, thing in enumerate(things):
-            asked.append((f"Which is the {_ORDINALS[i]} on the list?", f"the {thing}", ["the " + o for o in options(thing)]))
-            if i:
-                before = things[i - 1]
-                wrong = rng.sample([t for t in things if t not in (thing, before)], 2)
-                choices = ["the " + t for t in (thing, before, *wrong)]
-                asked.append((f"What comes after the {before}?", f"the {thing}", choices))
-    return story, _items(rng, story, asked), things
-
-
-def roll_call(world: World, rng: random.Random, *, repeats: int) -> str:
-    """Pure repetition: names again in the same order, or names with a word each again in another order.
-
-    All but the first line is predictable from the first; this is the plainest lesson in looking back.
+    Three kinds: things by their position, names to be continued in the same order, names with a thing each to be
+    said again in another order.
     """
-    names = rng.sample(world.story_names, rng.randint(4, 10))
-    if rng.random() < 0.6:
-        lines = [", ".join(names) + "."] * repeats
+    count = _pick(rng, low=4, high=8, level=level)
+    kind = rng.random()
+    if kind < 0.35:
+        things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="", level=level)
+        story = "The list is: " + ", ".join(things) + "."
+        asked = [
+            (
+                _qa(f"Which is the {_ORDINALS[i]} on the list?"),
+                f"the {thing}",
+                ["the " + t for t in (thing, *rng.sample([t for t in things if t != thing], 3))],
+            )
+            for i, thing in enumerate(things)
+        ]
+        return story, _items(rng, story, asked), ""
+    names = rng.sample(world.story_names, count)
+    if kind < 0.60:
+        story, again = "Names: " + ", ".join(names) + ".", ", ".join(names) + "."
+        every = [f"{a}, {b}" for a in names for b in names if a != b]
+        asked = []
+        for i in range(1, count - 1):
+            answer = f"{names[i]}, {names[i + 1]}"
+            wrong = rng.sample([pair for pair in every if pair != answer], 3)
+            asked.append((f"Again: {', '.join(names[:i])},", answer, [answer, *wrong]))
     else:
-        words = [rng.choice(_THING_FIRST) for _ in names]
-        marks = [f"{name} {word}" for name, word in zip(names, words, strict=True)]
-        lines = []
-        for _ in range(repeats):
-            lines.append(", ".join(marks) + ".")
-            rng.shuffle(marks)
-    return "\n".join(("Again: " if i else "Names: ") + line for i, line in enumerate(lines))
+        things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="", level=level)
+        marks = [f"{name} {thing}" for name, thing in zip(names, things, strict=True)]
+        story = "Names: " + ", ".join(marks) + "."
+        asked = [
+            (f"Again: {name}", thing, [thing, *rng.sample([t for t in things if t != thing], 3)])
+            for name, thing in zip(names, things, strict=True)
+        ]
+        rng.shuffle(marks)
+        again = ", ".join(marks) + "."
+    return story, _items(rng, story, asked), again
 
 
 def recall_document(world: World, rng: random.Random, level: float) -> str:
-    if rng.random() < 0.9 - 0.8 * level:
-        return roll_call(world, rng, repeats=rng.randint(2, 3) if level > 0 else rng.randint(5, 9))
-    story, items, things = recall_list(world, rng, level)
-    text = _story_document(rng, story, items, most=4)
-    if rng.random() < 0.5:
-        if story.startswith("The list"):
-            text += "\nAgain: " + ", ".join(things) + "."
-        else:
-            text += _restated(rng, "Again", items, "{s} ordered {v}.")
-    return text
+    """A list with its questions or its repetition; at level 0 repetition after repetition, the lesson in looking back."""
+    while True:
+        story, items, again = recall_list(world, rng, level)
+        if not again:
+            return _questions(rng, story, items, most=4)
+        if any(item_is_reserved(item.context) for item in items):
+            continue  # the repetition would give the reserved one away
+        lines = [story]
+        for _ in range(rng.randint(1, 2) if level > 0 else rng.randint(4, 8)):
+            lines.append("Again: " + again)
+            if not story.endswith(again):
+                parts = again.rstrip(".").split(", ")
+                rng.shuffle(parts)
+                again = ", ".join(parts) + "."
+        return "\n".join(lines)
 
 
 DOCUMENTS: Mapping[str, Callable[[World, random.Random, float], str]] = {
@@ -963,7 +945,7 @@ DOCUMENTS: Mapping[str, Callable[[World, random.Random, float], str]] = {
 }
 
 
-def document(world: World, skill: str, index: int, *, level: float = 1.0, part: str = "train") -> str:
+def document(world: World, skill: str, index: int, *, level: float = LEVEL, part: str = "train") -> str:
     """Document number `index` of a skill: a pure function of its arguments.
 
     `part` is train, heldout or calibration; the digest rule decides which drafts belong to it, so the parts
@@ -1016,7 +998,7 @@ class Mixer:
         self.lengths = dict.fromkeys(SKILLS, 0)
         self.owed = dict.fromkeys(SKILLS, 0.0)  # tokens that each skill still has to get
 
-    def next(self, *, level: float = 1.0) -> str:
+    def next(self, *, level: float = LEVEL) -> str:
         skill = max(SKILLS, key=lambda s: self.owed[s] + self.mixture[s])
         text = document(self.world, skill, self.counts[skill], level=level, part=self.part)
         self.counts[skill] += 1
@@ -1047,30 +1029,20 @@ def text_part(world: World, part: str, *, tokens: int) -> str:
 # ------------------------------------------------------------------------------------------------- tasks
 
 
-def _distinct(draws: Iterator[tuple[str, Item]], count: int) -> list[Item]:
-    """The first `count` reserved items with different keys."""
-    chosen: dict[str, Item] = {}
-    for key, item in draws:
-        if item_is_reserved(key):
-            chosen.setdefault(key, item)
-        if len(chosen) == count:
-            break
-    return list(chosen.values())
-
-
-def _draw_stories(world: World, skill: str) -> Iterator[tuple[str, Item]]:
+def _draw_items(world: World, skill: str) -> Iterator[Item]:
+    """Reserved items, at most one from each story, so that they are independent."""
     index = 0
     while True:
         rng = random.Random(f"{world.seed}:task:{skill}:{index}")
         index += 1
         if skill == "tracking":
-            items = tracking_story(world, rng, 1.0)[1]
+            items = tracking_story(world, rng, LEVEL)[1]
         elif skill == "comparison":
-            items = comparison_story(world, rng, 1.0)[1]
+            items = comparison_story(world, rng, LEVEL)[1]
         else:
-            items = recall_list(world, rng, 1.0)[1]
-        reserved = [pair for pair in items if item_is_reserved(pair[0])]
-        if reserved:  # at most one question per story, so that items are independent
+            items = recall_list(world, rng, LEVEL)[1]
+        reserved = [item for item in items if item_is_reserved(item.context)]
+        if reserved:
             yield rng.choice(reserved)
 
 
@@ -1095,7 +1067,12 @@ def task_items(world: World, skill: str, *, count: int) -> list[dict[str, object
             if item_is_reserved(key):
                 rows[key] = {"question": question, "answer": answer}
         return list(rows.values())
-    items = _distinct(_draw_stories(world, skill), count)
+    chosen: dict[str, Item] = {}
+    for item in _draw_items(world, skill):
+        chosen.setdefault(item.context, item)
+        if len(chosen) == count:
+            break
+    items = list(chosen.values())
     return [{"context": i.context, "choices": list(i.choices), "gold": i.gold} for i in items]
 
 

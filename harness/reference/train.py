@@ -111,13 +111,13 @@ LESSONS = (
     ),
     Lesson(
         until=0.60,
-        levels=(0.2, 1.0),
+        levels=(0.2, 0.5),
         rate=1.0,
         shares={
             "facts": 0.35, "tracking": 0.20, "comparison": 0.08, "agreement": 0.02, "arithmetic": 0.15, "recall": 0.20,
         },
     ),
-    Lesson(until=1.0, levels=(1.0, 1.0), rate=1.0, shares=MIXTURE),
+    Lesson(until=1.0, levels=(0.5, 0.5), rate=1.0, shares=MIXTURE),
 )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_the_update_of_muon_is_nearly_orthogonal() -> None:
 def test_repetition_is_taught_first_and_the_full_mixture_last() -> None:
     first, start_level = training.lesson_at(0.0)
     last, end_level = training.lesson_at(1.0)
-    assert (start_level, end_level) == (0.0, 1.0)
+    assert (start_level, end_level) == (0.0, corpus.LEVEL)
     assert first.shares["recall"] > 0.8
     assert last.shares == corpus.MIXTURE
     assert all(abs(sum(lesson.shares.values()) - 1) < 1e-9 for lesson in training.LESSONS)
