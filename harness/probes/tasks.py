@@ -214,7 +214,7 @@ def _check_metrics(config: Mapping[str, Any], path: Path) -> None:
 
 def _check_items(tasks: Mapping[str, Any], name: str) -> None:
     for task_name, task in tasks["tasks"].items():
-        if len(list(task.eval_docs)) == 0:
+        if len(task.eval_docs) == 0:
             raise BadInput(f"task {name!r}: {task_name} has no items; check its data file and split")
     if not tasks["tasks"]:
         raise BadInput(f"task {name!r} names no tasks")

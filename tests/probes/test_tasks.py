@@ -408,3 +408,59 @@ def test_a_data_set_that_cannot_be_had_is_unsupported(folder: Path, tmp_path: Pa
     (folder / "mine.yaml").write_text(text)
     with pytest.raises(Unsupported, match="cannot be had here"):
         PROBE.measure(session(tmp_path, folder), question())
+
+
+# ---------------------------------------------------------------------- lm-eval's own tasks, their data sets made up
+
+
+def made_up(path: str, name: str | None = None, **_: Any) -> Any:
+    """Rows in the shape of the hub's data sets, all splits alike."""
+    import datasets
+
+    source = random.Random(f"{path}{name}")
+
+    def words() -> str:
+        return " ".join(source.choice(WORDS) for _ in range(5))
+
+    rows: list[dict[str, Any]] = []
+    for i in range(6):
+        rows.append(
+            {
+                "hellaswag": {"ctx_a": words(), "ctx_b": words(), "endings": [words() for _ in range(4)], "label": str(i % 4)}
+                | {"activity_label": "Walking"},
+                "ai2_arc": {"question": words(), "choices": {"text": [words() for _ in range(4)], "label": list("ABCD")}}
+                | {"answerKey": "ABCD"[i % 4]},
+                "mmlu": {"question": words(), "choices": [words() for _ in range(4)], "answer": i % 4, "subject": name},
+                "winogrande": {
+                    "sentence": f"{words()} _ {words()}",
+                    "option1": "birds",
+                    "option2": "lamps",
+                    "answer": "12"[i % 2],
+                },
+            }[next(key for key in ("hellaswag", "ai2_arc", "mmlu", "winogrande") if key in path)]
+        )
+    split = datasets.Dataset.from_list(rows)
+    return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test", "dev"), split))
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "arc_easy", "winogrande"])
+def test_lm_evals_own_tasks_run_with_their_functions(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", made_up)
+    answer = PROBE.measure(session(tmp_path, None), question(name, shots=1))
+    found = measured(answer, "accuracy")
+    assert found.n == 6
+    assert found.definition.startswith(f"lm-eval {name} v1.0 acc, 1-shot")
+    assert (name == "winogrande") == ("accuracy_norm" not in {m.metric for m in answer.measurements})
+
+
+def test_mmlu_is_one_number_over_all_its_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", made_up)
+    answer = PROBE.measure(session(tmp_path, None), question("mmlu", limit=1))
+    found = measured(answer, "accuracy")
+    assert found.n == len(answer.facts["tasks"]) == 57
+    assert answer.facts["lm_eval_aggregate"] == pytest.approx(found.value)
+    assert found.definition == "lm-eval mmlu v2 (57 tasks, over all items) acc, 0-shot"
