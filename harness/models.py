@@ -17,13 +17,13 @@ from pathlib import Path
 
 from harness import fill, reference
 from harness.errors import BadInput, UnknownName
+from harness.methods import tensors as headers
 from harness.methods.base import Layer, Shape
 from harness.spec import Json, Model, digest
 
 FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
 """What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
 
-_HEADER_LIMIT = 100 * 1024 * 1024
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -155,28 +155,10 @@ def shape_of(folder: Path) -> Shape:
 def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Every stored tensor: name -> (safetensors dtype such as "BF16", shape), from the headers alone."""
     found: dict[str, tuple[str, list[int]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, (dtype, sizes, _) in header(path).items():
-            found[name] = (dtype, sizes)
+    for path in headers.weight_files(folder):
+        for tensor in headers.header(path):
+            found[tensor.name] = (tensor.dtype, list(tensor.shape))
     return found
-
-
-def header(path: Path) -> dict[str, tuple[str, list[int], int]]:
-    """Header of one safetensors file: name -> (dtype, shape, bytes). BadInput when the file is damaged."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > _HEADER_LIMIT:
-            raise BadInput(f"{path}: its header claims {size} bytes, so it is no safetensors file or it is damaged")
-        raw = file.read(size)
-    try:
-        data = json.loads(raw)
-        return {
-            name: (str(t["dtype"]), [int(n) for n in t["shape"]], int(t["data_offsets"][1]) - int(t["data_offsets"][0]))
-            for name, t in data.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise BadInput(f"{path}: not a readable safetensors file (header is damaged); download it again") from None
 
 
 def weights_digest(folder: Path, memo: Path) -> str:
@@ -203,7 +185,7 @@ def weights_digest(folder: Path, memo: Path) -> str:
 
 
 def _identity_files(folder: Path) -> Iterable[Path]:
-    yield from folder.glob("*.safetensors")
+    yield from headers.weight_files(folder)
     for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"):
         if (folder / name).is_file():
             yield folder / name

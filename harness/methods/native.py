@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput, Unsupported
+from harness.errors import Unsupported
 from harness.methods import reload, tensors
 from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, QuantizeRequest, Shape, StoredTensor
 from harness.spec import Scheme
@@ -38,29 +38,13 @@ def quantize(request: QuantizeRequest) -> None:
     index = request.model_dir / "model.safetensors.index.json"
     if index.is_file():
         (request.out_dir / index.name).write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
-    for path in _files(request.model_dir):
+    for path in tensors.weight_files(request.model_dir):
         target = request.out_dir / path.name
         if all(t.dtype == stored_name or t.dtype not in _FLOATS for t in tensors.header(path)):
             target.symlink_to(path.resolve())
         else:
             _cast(path, target, torch_name, stored_name)
     reload.skip(request.out_dir, "unquantized: the weights are the source's own")
-
-
-def _files(folder: Path) -> list[Path]:
-    """The shards that make the checkpoint: those of the index where there is one (a folder may hold a consolidated twin)."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [folder / Path(str(name)).name for name in names]
-    elif (folder / "model.safetensors").is_file():
-        paths = [folder / "model.safetensors"]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise BadInput(f"{folder}: weight files are missing: {tensors.common(missing) or 'model.safetensors'}")
-    return paths
 
 
 def _cast(source: Path, target: Path, torch_name: str, stored_name: str) -> None:
@@ -108,7 +92,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return [
         StoredTensor(name=t.name, layer="", role="other", bits=t.bits)
-        for path in _files(artifact_dir)
+        for path in tensors.weight_files(artifact_dir)
         for t in tensors.header(path)
     ]
 

@@ -49,12 +49,35 @@ def header(path: Path) -> list[Stored]:
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
-        begin, end = entry["data_offsets"]
-        bits = math.prod(entry["shape"]) * BITS[entry["dtype"]]
+        try:
+            begin, end = entry["data_offsets"]
+            bits = math.prod(entry["shape"]) * BITS[entry["dtype"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{path}: its header describes {name} as no tensor this version knows ({error!r})") from None
         if bits != 8 * (end - begin):
             raise BadInput(f"{path}: {name} is {entry['shape']} {entry['dtype']} but occupies {end - begin} bytes")
         found.append(Stored(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), bits=bits, file=path))
     return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that make the checkpoint: those of the index where there is one, because a folder may hold the same weights
+    twice (a consolidated twin beside the shards). BadInput when one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadInput(f"{index}: is damaged; fetch the model again") from None
+        paths = [folder / Path(str(name)).name for name in names]
+    elif (folder / "model.safetensors").is_file():
+        paths = [folder / "model.safetensors"]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise BadInput(f"{folder}: weight files are missing: {common(missing) or 'model.safetensors'}; fetch the model again")
+    return paths
 
 
 def stored(folder: Path) -> list[Stored]:
