@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 ROW_TOKENS = 512
 """Rows with several branches stay below this, unless one input alone is longer."""
@@ -40,7 +40,8 @@ KEYS_PER_TOKEN = 3.5
 """Attending to KEYS_PER_TOKEN * hidden_size keys costs as much as one token's linear layers (measured on a CPU: 3 to 4.2)."""
 
 COPY_COST = 25.0
-"""Copying one cached token into a row's keys and values costs COPY_COST / hidden_size tokens."""
+"""Under a header, appending a row's keys and values to the cached ones costs COPY_COST / hidden_size for each of its tokens, and
+a fifth of that for each cached one (measured on a CPU, like the above)."""
 
 Tokens = tuple[int, ...]
 
@@ -229,6 +230,7 @@ class _Builder:
         """Headers and rows for inputs in sorted order."""
         sequences = self.sequences
         common = np.array([0] + [common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(members)], np.int64)
+        fresh = np.concatenate([[0], np.cumsum([len(sequences[i]) for i in members] - common)])
         cuts = self.partition(members, base=0)
         row_of = np.zeros(len(members), np.int64)
         for number, (first, end) in enumerate(cuts):
@@ -244,7 +246,9 @@ class _Builder:
                 continue
             shared = int(common[first + 1 : end].min())
             rows = int(row_of[end - 1] - row_of[first])  # how often the prefix would be run again without a header
-            if (shared - base) * rows > self.header_overhead:
+            below = len(sequences[members[first]]) - shared + int(fresh[end] - fresh[first + 1])
+            price = self.header_overhead + (self.copy_cost * below if header < 0 else 0.0)
+            if (shared - base) * rows > price:
                 tokens = np.array(sequences[members[first]][base:shared], np.int32)
                 self.headers.append(Header(parent=header, start=base, tokens=tokens))
                 header = len(self.headers) - 1
@@ -282,7 +286,7 @@ class _Builder:
                     if tokens > max(self.row_tokens, 1.5 * lengths[first]):
                         tail += fresh[first]
                         continue
-                cost = best[first] + tokens + self.key_cost * tokens * (base + tokens) + self.copy_cost * base
+                cost = best[first] + tokens + self.key_cost * tokens * (base + tokens) + self.copy_cost * base / 5
                 if cost < cheapest:
                     cheapest, chosen = cost, first
                 tail += fresh[first]

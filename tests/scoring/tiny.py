@@ -76,12 +76,12 @@ def sentence(source: random.Random, words: int) -> str:
     return " ".join(source.choice(WORDS) for _ in range(words))
 
 
-def questions(seed: int = 0, *, subjects: int = 2, each: int = 5, choices: int = 3) -> list[tuple[str, str]]:
+def questions(seed: int = 0, *, subjects: int = 2, each: int = 5, choices: int = 3, shots: int = 3) -> list[tuple[str, str]]:
     """(context, continuation) pairs: a long header per subject, questions below it, choices of different length below those."""
     source = random.Random(seed)
     pairs = []
     for _ in range(subjects):
-        header = "\n\n".join(f"Question: {sentence(source, 7)}\nAnswer: {sentence(source, 2)}" for _ in range(3))
+        header = "\n\n".join(f"Question: {sentence(source, 7)}\nAnswer: {sentence(source, 2)}" for _ in range(shots))
         for _ in range(each):
             context = f"{header}\n\nQuestion: {sentence(source, source.randrange(3, 9))}\nAnswer:"
             pairs += [(context, " " + sentence(source, source.randrange(1, 5))) for _ in range(choices)]
