@@ -36,8 +36,8 @@ DERIVED: dict[str, Metric] = {
             title="Mean accuracy",
             unit="share",
             better="higher",
-            definition="unweighted mean over tasks, bootstrap over items within tasks",
-            description="Every task counts the same, however many items it has. Given where every planned task was answered.",
+            definition="unweighted mean over the tasks that any cell answered, bootstrap over items within tasks",
+            description="Every task counts the same, however many items it has. Given where a cell answered all of them.",
         ),
         Metric(
             name="mean_accuracy_difference",
@@ -289,7 +289,7 @@ def _windows(work: _Work, cell: CellView, question: Question, metric: str) -> An
     data = work.read(cell, outcome, sample.blob)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
-    except (ValueError, EOFError, OSError):
+    except (ValueError, TypeError, EOFError, OSError):
         raise _Absent("its raw samples cannot be read") from None
     if array.ndim == 1 and array.size:
         padded = np.full(-(-array.size // BLOCK) * BLOCK, np.nan)
@@ -330,8 +330,10 @@ def _tasks(work: _Work, cells: Sequence[CellView], questions: Sequence[Question]
         for cell in cells:
             own = answers[cell.id][question.subject] = base if cell.baseline else _items_or_reason(work, cell, question)
             _task(work, cell, question, base, own)
-    for cell in cells if questions else ():
-        _mean(work, cell, questions, bases, answers[cell.id])
+    # A task that nobody could answer (a data set that cannot be had, say) would otherwise cost every cell its mean.
+    answered = [q for q in questions if any(_sampled(_outcome(cell, q), "accuracy") for cell in cells)] or questions
+    for cell in cells if answered else ():
+        _mean(work, cell, answered, bases, {q.subject: answers[cell.id][q.subject] for q in answered})
 
 
 def _items_or_reason(work: _Work, cell: CellView | None, question: Question) -> _Items | str:
@@ -350,8 +352,10 @@ def _items(data: bytes) -> _Items:
         rows = json.loads(data)["items"]
         ids = tuple(str(row["id"]) for row in rows)
         correct = np.array([float(row["correct"]) for row in rows])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _Absent("its raw samples cannot be read") from None
+    if not np.isfinite(correct).all():
+        raise _Absent("its items hold scores that are not finite")
     if not len(correct) or len(set(ids)) != len(ids):
         raise _Absent("its items are none, or have the same id twice")
     clusters = None

@@ -29,12 +29,12 @@ COST_FIRST = ("bpw_model", "file_bytes", "peak_device_bytes", "peak_host_bytes",
 
 
 def quality_columns(view: View) -> list[Column]:
-    found = [c for c in view.columns if c.probe not in COST_PROBES and _axis(c)]
+    found = [c for c in view.columns if c.probe not in COST_PROBES and _axis(view, c)]
     return sorted(found, key=lambda c: _place(c.metric.name, QUALITY_FIRST))
 
 
 def cost_columns(view: View) -> list[Column]:
-    found = [c for c in view.columns if c.probe in COST_PROBES and _axis(c)]
+    found = [c for c in view.columns if c.probe in COST_PROBES and _axis(view, c)]
     return sorted(found, key=lambda c: _place(c.metric.name, COST_FIRST))
 
 
@@ -94,9 +94,10 @@ def headline(view: View) -> dict[str, Standing]:
     return found
 
 
-def _axis(column: Column) -> bool:
+def _axis(view: View, column: Column) -> bool:
     name = column.metric.name
-    return column.metric.better != "neither" and name not in NO_AXIS and not name.startswith(NO_AXIS_PREFIXES)
+    telling = column.metric.better != "neither" and name not in NO_AXIS and not name.startswith(NO_AXIS_PREFIXES)
+    return telling and any(cell.values[column.key].status == OK for cell in view.cells)
 
 
 def _place(name: str, first: tuple[str, ...]) -> int:

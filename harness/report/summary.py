@@ -225,6 +225,7 @@ def _warnings(view: View) -> list[str]:
         found.append(
             f"This run has not ended: {missing} planned questions have no answer yet. Run the same command again to go on."
         )
+    found += _unanswered(view)
     found += _resolution(view)
     found += _floor(view)
     found += _suspicious(view)
@@ -240,6 +241,19 @@ def _warnings(view: View) -> list[str]:
             f"{view.unplanned} stored outcomes belong to squares that the last plan no longer asks for; they are not shown."
         )
     return found + _notes(view)
+
+
+def _unanswered(view: View) -> list[str]:
+    """Tasks that no cell of a finished run answered: they are in no mean."""
+    tasks: dict[str, list[Outcome]] = {}
+    for cell in view.cells:
+        for outcome in cell.outcomes:
+            if outcome.question.probe == "tasks":
+                tasks.setdefault(outcome.question.subject, []).append(outcome)
+    none = [task for task, outcomes in tasks.items() if not any(o.status == OK for o in outcomes)]
+    if not none or len(none) == len(tasks):
+        return []
+    return [f"No cell has an answer to {', '.join(none)}: left out of the mean accuracy."]
 
 
 def _resolution(view: View) -> list[str]:

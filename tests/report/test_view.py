@@ -176,7 +176,17 @@ def test_missing_blobs_cost_the_comparison_and_nothing_else(folder: Path) -> Non
     assert shown.derived.missing
 
 
-@pytest.mark.parametrize("garbage", [b"", b"not json", b'{"items": 3}', b'{"items": [{"id": "a"}]}', b'{"items": []}'])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"not json",
+        b'{"items": 3}',
+        b'{"items": [{"id": "a"}]}',
+        b'{"items": []}',
+        b'{"items": [{"id": "a", "correct": NaN}]}',
+    ],
+)
 def test_a_blob_that_is_garbage_is_a_reason_and_no_crash(run: store.Run, garbage: bytes) -> None:
     from harness.report.compare import compare
     from harness.report.view import view as make
@@ -213,6 +223,73 @@ def test_without_a_baseline_answer_there_is_no_comparison_and_it_says_so(folder:
     found = value(shown, "rtn 4-bit g64", "ln_ppl_ratio")
     assert found.status == "not comparable"
     assert "baseline" in found.reason
+
+
+def test_a_task_that_nobody_answered_is_left_out_of_the_mean(folder: Path) -> None:
+    lost = synthetic.TASKS[0]
+    run = store.read(synthetic.write(folder, edit=lambda r: None if r.question.subject == lost else r, small=True))
+    shown = view(run)
+    found = value(shown, "rtn 4-bit g64", "mean_accuracy")
+    others = [value(shown, "rtn 4-bit g64", "accuracy", task).value for task in synthetic.TASKS[1:]]
+    assert found.value == pytest.approx(np.mean(others))
+    assert value(shown, "rtn 4-bit g64", "mean_accuracy_difference").status == "ok"
+
+
+def test_scored_tasks_without_right_and_wrong_are_no_part_of_the_mean(folder: Path) -> None:
+    scored = synthetic.TASKS[0]
+
+    def edit(r: Record) -> Record:
+        if r.question.subject != scored or r.answer is None:
+            return r
+        return dataclasses.replace(
+            r, answer=Answer(measurements=(Measurement(metric="task_score", value=7.0, definition="lm-eval x", unit=""),))
+        )
+
+    shown = view(store.read(synthetic.write(folder, edit=edit, small=True)))
+    assert value(shown, "rtn 4-bit g64", "task_score", scored).value == 7.0
+    assert value(shown, "rtn 4-bit g64", "mean_accuracy").value < 1
+    assert shown.column("accuracy_difference", scored) is None
+
+
+def test_items_with_partial_credit_have_a_difference_and_no_flips(folder: Path) -> None:
+    path = synthetic.write(folder, small=True)
+    rng = np.random.default_rng(0)
+
+    def partial(r: Record) -> Record:
+        if r.question.subject != synthetic.TASKS[0] or r.answer is None:
+            return r
+        items = [{"id": str(i), "correct": float(rng.integers(0, 5)) / 4} for i in range(40)]
+        name = store.add_blob(folder, json.dumps({"items": items}).encode(), "json")
+        return dataclasses.replace(r, answer=Answer(measurements=(dataclasses.replace(r.answer.measurements[0], blob=name),)))
+
+    run = store.read(path)
+    shown = view(dataclasses.replace(run, records=tuple(partial(r) for r in run.records)))
+    assert value(shown, "rtn 4-bit g64", "accuracy_difference", synthetic.TASKS[0]).status == "ok"
+    assert value(shown, "rtn 4-bit g64", "flips_lost", synthetic.TASKS[0]).status == "not comparable"
+    assert value(shown, "rtn 4-bit g64", "mean_accuracy_difference").status == "ok"
+
+
+def test_items_that_share_a_passage_are_resampled_and_tested_together(folder: Path) -> None:
+    """With clusters of ten items that flip together the interval is far wider than for as many single items."""
+    path = synthetic.write(folder, small=True)
+    widths = {}
+    for clustered in (False, True):
+
+        def edit(r: Record, clustered: bool = clustered) -> Record:
+            if r.question.subject != synthetic.TASKS[0] or r.answer is None:
+                return r
+            right = r.cell.scheme.method == "bf16"
+            items = [{"id": str(i), "correct": right or (i // 10) % 4 != 0} for i in range(200)]
+            if clustered:
+                items = [{**item, "cluster": str(i // 10)} for i, item in enumerate(items)]
+            name = store.add_blob(folder, json.dumps({"items": items}).encode(), "json")
+            return dataclasses.replace(r, answer=Answer(measurements=(dataclasses.replace(r.answer.measurements[0], blob=name),)))
+
+        run = store.read(path)
+        shown = view(dataclasses.replace(run, records=tuple(edit(r) for r in run.records)))
+        found = value(shown, "rtn 4-bit g64", "accuracy_difference", synthetic.TASKS[0])
+        widths[clustered] = found.high - found.low
+    assert widths[True] > 2 * widths[False]
 
 
 def test_each_model_is_compared_with_its_own_baseline(folder: Path) -> None:
