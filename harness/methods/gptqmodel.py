@@ -81,11 +81,14 @@ def _tidy(request: QuantizeRequest) -> None:
         draft = path.with_suffix(".draft")
         save_file(state, str(draft), metadata={"format": "pt"})
         draft.replace(path)
-    config_path = request.out_dir / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    config["dtype"] = "bfloat16"
-    config.get("quantization_config", {}).get("meta", {}).pop("offload_to_disk_path", None)  # a temporary folder's name
-    config_path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    for name in ("config.json", "quantize_config.json"):
+        path = request.out_dir / name
+        config = json.loads(path.read_text(encoding="utf-8"))
+        inner = config.get("quantization_config", config)
+        inner.get("meta", {}).pop("offload_to_disk_path", None)  # a temporary folder's name
+        if name == "config.json":
+            config["dtype"] = "bfloat16"
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     for name in _JUNK:
         (request.out_dir / name).unlink(missing_ok=True)
 
