@@ -256,6 +256,24 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tokenizer: Any, mo
     assert fast.report()["out_of_memory_retries"] > 0
 
 
+def test_no_call_of_the_model_is_larger_than_the_token_budget(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = ours(tiny.model("Llama"), tokenizer)
+    pairs = tiny.questions(each=12)
+    log_likelihoods(fast, pairs)
+    fast.executor.budget_tokens = 200
+    shapes: list[tuple[int, int]] = []
+    body = Executor.body
+
+    def spied(self: Executor, ids: Any, **kwargs: Any) -> Any:
+        shapes.append(tuple(ids.shape))
+        return body(self, ids, **kwargs)
+
+    monkeypatch.setattr(Executor, "body", spied)
+    log_likelihoods(fast, pairs)
+    assert len(shapes) > 2
+    assert all(rows * width <= 200 or rows == 1 for rows, width in shapes)
+
+
 def test_an_error_that_is_not_about_memory_is_not_swallowed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = ours(tiny.model("Llama"), tokenizer)
     monkeypatch.setattr(Executor, "_forward", lambda *_: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
