@@ -434,11 +434,11 @@ def _task(work: _Work, cell: CellView, question: Question, base: _Items | str, o
 def _item_draws(items: _Items, subject: str) -> Any:
     """Replicates [draws] of the accuracy, items (or clusters of items) resampled. Items are taken in the order of their ids,
     so that all cells that answered the same items share their resamples."""
-    groups: dict[str, list[int]] = {}
-    for i in sorted(range(len(items.ids)), key=lambda i: items.ids[i]):
-        groups.setdefault(items.ids[i] if items.clusters is None else items.clusters[i], []).append(i)
-    sums = np.array([items.correct[group].sum() for group in groups.values()])
-    sizes = np.array([len(group) for group in groups.values()])
+    places: dict[str, int] = {}
+    names = items.ids if items.clusters is None else items.clusters
+    order = sorted(range(len(items.ids)), key=lambda i: items.ids[i])
+    blocks = [places.setdefault(names[i], len(places)) for i in order]
+    sums, sizes = np.bincount(blocks, weights=items.correct[order]), np.bincount(blocks)
     counts = _counts(len(sums), subject)
     return (counts @ sums) / (counts @ sizes)
 
