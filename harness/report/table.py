@@ -41,7 +41,7 @@ def section(view: View) -> Section | None:
     fixed.append(_sorter("Kernel", "", "text", "g-latency g-memory"))
     head = el("tr", *fixed, *(_title(c, displays[c.key], c.key in head_keys) for c in columns))
     rows = [_row(view, cell, columns, displays, head_keys, standing) for cell in view.cells]
-    table = el("table", el("thead", head), el("tbody", *rows), id="cells", cls="cells", data_show="headline")
+    table = el("table", el("thead", head), el("tbody", *rows), id="cells", cls="cells")
     body = join(
         el("div", menu, hint, cls="controls"),
         el("div", table, cls="scroll tall", tabindex="0", role="region", aria_label="Table of all cells"),

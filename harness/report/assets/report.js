@@ -4,7 +4,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const cellOf = new Map(data.cells.map((c) => [c.id, c]));
-  document.documentElement.classList.add("js");
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (cell) => css(cell.hue === null ? "--native" : `--m${cell.hue}`);
@@ -213,7 +212,11 @@
   const table = byId("cells");
   if (table) {
     sortable(table);
-    byId("table-group").addEventListener("change", (event) => { table.dataset.show = event.target.value; });
+    /* one group of columns at a time; a rule of its own, because the groups are whatever probes there are */
+    const rule = document.head.appendChild(document.createElement("style")), group = byId("table-group");
+    const show = () => { rule.textContent = group.value === "all" ? "" : `#cells [class*="g-"]:not(.g-${CSS.escape(group.value)}) { display: none; }`; };
+    group.addEventListener("change", show);
+    show();
   }
 
   /* ---- explanations on hover and on keyboard focus */

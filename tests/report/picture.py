@@ -1,0 +1,23 @@
+"""Makes a picture of a report: python tests/report/picture.py report.html picture.png [width height]. Needs Chromium."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import browser
+
+
+def main(html: str, png: str, width: str = "1400", height: str = "1900") -> None:
+    program = browser.find()
+    if program is None:
+        raise SystemExit("no Chromium is installed; add one with: apt-get install chromium")
+    with browser.page(program) as page:
+        page.open(Path(html).resolve(), width=int(width), height=int(height))
+        time.sleep(1)  # fonts and the charts' transitions settle
+        page.screenshot(Path(png), full=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
