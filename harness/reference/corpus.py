@@ -673,8 +673,7 @@ _PLACE_FIRST = _words("stone grass north tall long empty dry broken round quiet"
 _PLACE_SECOND = _words("barn mill garden tower cellar chapel market stable harbour kitchen")
 _THING_FIRST = _words("tin red blue glass iron green brass bone clay silver white wax")
 _THING_SECOND = _words("horn lamp jug key drum coin bowl spoon ring box cup rope")
-_MOVES = ("{p} goes to {v}.", "{p} walks to {v}.", "{p} runs to {v}.", "{p} leaves {o} and goes to {v}.")
-_GIVES = ("{p} gives {t} to {q}.", "{q} takes {t} from {p}.", "{p} hands {t} to {q}.")
+_CHANGES = ("Later", "Then", "Soon after", "At noon", "At night")
 
 
 def _pairs_of_words(
@@ -693,37 +692,20 @@ def _pairs_of_words(
 
 
 def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str, list[Item]]:
-    """A story and the sentences that end it: who is where, or who has what."""
+    """A log book that says where four people are, or what they hold, then changes it; and its last page."""
     people = rng.sample(world.story_names, 4)
-    events = _pick(rng, low=1, high=6, level=level)
-    lines: list[str] = []
-    asked: list[tuple[str, str, Sequence[str]]] = []  # (stem, answer, choices)
     if rng.random() < 0.5:
-        places = _pairs_of_words(rng, _PLACE_FIRST, _PLACE_SECOND, 4, article="the ", level=level)
-        where = dict(zip(people, places, strict=True))  # each place is named, so that no answer falls out by itself
-        lines += [f"{p} is in {where[p]}." for p in people]
-        for _ in range(events):
-            mover = rng.choice(people)
-            target = rng.choice([v for v in places if v != where[mover]])
-            lines.append(rng.choice(_MOVES).format(p=mover, o=where[mover], v=target))
-            where[mover] = target
-        asked += [(f"In the end: {p} is in", where[p], places) for p in people]
+        lead, values = "Places", _pairs_of_words(rng, _PLACE_FIRST, _PLACE_SECOND, 4, article="", level=level)
     else:
-        things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 3, article="the ", level=level)
-        holder = {t: rng.choice(people) for t in things}
-        # Every person is named once, so that four answers are always on offer.
-        lines += [f"{p} is here." for p in people if p not in holder.values()]
-        lines += [f"{holder[t]} has {t}." for t in things]
-        rng.shuffle(lines)
-        for _ in range(events):
-            thing = rng.choice(things)
-            giver = holder[thing]
-            taker = rng.choice([p for p in people if p != giver])
-            lines.append(rng.choice(_GIVES).format(p=giver, q=taker, t=thing))
-            holder[thing] = taker
-        asked += [(f"In the end: {_sentence(t)} is with", holder[t], people) for t in things]
-    story = " ".join(_sentence(line) for line in lines)
-    return story, _items(rng, story, asked)
+        lead, values = "Hands", _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 4, article="", level=level)
+    state = dict(zip(people, values, strict=True))
+    lines = [f"{lead}: " + ", ".join(f"{p} {v}" for p, v in state.items()) + "."]
+    for _ in range(_pick(rng, low=1, high=6, level=level)):
+        person = rng.choice(people)
+        state[person] = rng.choice([v for v in values if v != state[person]])
+        lines.append(f"{rng.choice(_CHANGES)}: {person} {state[person]}.")
+    story = " ".join(lines)
+    return story, _items(rng, story, [(f"In the end: {p}", state[p], values) for p in people])
 
 
 def _items(rng: random.Random, story: str, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[Item]:
@@ -749,8 +731,8 @@ def _questions(rng: random.Random, story: str, items: Sequence[Item], *, most: i
 
 def tracking_document(world: World, rng: random.Random, level: float) -> str:
     story, items = tracking_story(world, rng, level)
-    ends = [f"{i.context.rsplit('In the end: ', 1)[1]} {i.answer}." for i in _free(rng, items)]
-    return f"{story}\nIn the end: {' '.join(ends)}" if ends else story
+    ends = [f"{i.context.rsplit('In the end: ', 1)[1]} {i.answer}" for i in _free(rng, items)]
+    return f"{story}\nIn the end: {', '.join(ends)}." if ends else story
 
 
 _SCALES = (

@@ -5,7 +5,7 @@
 This is the trainer's own yardstick, independent of lm-eval and of the pipeline: a multiple-choice item counts as
 right if the gold answer has the highest summed log-likelihood (lm-eval's `acc`), an arithmetic item if the greedy
 continuation up to the line's end equals the answer (`exact_match`). The ladder rounds every linear layer but the
-head plainly (min-max, asymmetric, groups of 64 inputs) and scores again.
+head plainly (min-max, groups of 64 inputs; symmetric unless told otherwise) and scores again.
 """
 
 from __future__ import annotations
@@ -28,45 +28,59 @@ from harness.reference.corpus import SKILLS
 BITS = (8, 4, 3, 2)
 GROUP = 64
 TOKENS_PER_BATCH = 8192
+ITEMS_PER_BATCH = 64
 
 
-def rounded_plainly(weight: Tensor, *, bits: int, group: int = GROUP) -> Tensor:
-    """Round-to-nearest on the asymmetric min-max grid of each group of `group` inputs; weight [outputs, inputs]."""
+def rounded_plainly(weight: Tensor, *, bits: int, symmetric: bool, group: int = GROUP) -> Tensor:
+    """Round-to-nearest on the min-max grid of each group of `group` inputs; weight [outputs, inputs].
+
+    Symmetric as GPTQ's code does it: steps of 2 max|w| / (2^bits - 1) with the zero at level 2^(bits-1).
+    """
     grouped = weight.float().reshape(weight.shape[0], -1, group)
     low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
     step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
-    zero = (-low / step).round()
+    zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else (-low / step).round()
     levels = ((grouped / step).round() + zero).clamp(0, 2**bits - 1)
     return ((levels - zero) * step).reshape(weight.shape).to(weight.dtype)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def quantize_in_place(model: nn.Module, *, bits: int) -> None:
+def quantize_in_place(model: nn.Module, *, bits: int, symmetric: bool) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:
-            module.weight.copy_(rounded_plainly(module.weight, bits=bits))
+            module.weight.copy_(rounded_plainly(module.weight, bits=bits, symmetric=symmetric))
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def continuation_scores(model: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """Summed log-likelihood (nats) of each continuation after its context."""
-    scores = [0.0] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-    start = 0
-    while start < len(order):
-        width = len(pairs[order[start]][0]) + len(pairs[order[start]][1])
-        batch = order[start : start + max(1, TOKENS_PER_BATCH // width)]
-        start += len(batch)
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        for row, i in enumerate(batch):
-            ids = pairs[i][0] + pairs[i][1]
-            tokens[row, : len(ids)] = torch.tensor(ids)  # padding on the right is never looked at
-        logits = model(tokens).logits
-        for row, i in enumerate(batch):
-            context, continuation = pairs[i]
-            end = len(context) + len(continuation)
-            logp = F.log_softmax(logits[row, len(context) - 1 : end - 1].float(), -1)
-            scores[i] = float(logp.gather(1, torch.tensor(continuation)[:, None]).sum())
+def continuation_scores(model: Any, items: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+    """Summed log-likelihood (nats) of each continuation after its context.
+
+    A context runs once and its keys and values are shared by its continuations; contexts of equal length run together,
+    so that nothing is padded before a scored token.
+    """
+    scores: list[list[float]] = [[] for _ in items]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (context, continuations) in enumerate(items):
+        groups.setdefault((len(context), len(continuations)), []).append(i)
+    for (_, ways), members in groups.items():
+        for start in range(0, len(members), ITEMS_PER_BATCH):
+            batch = members[start : start + ITEMS_PER_BATCH]
+            first = model(torch.tensor([items[i][0] for i in batch]), use_cache=True)
+            cache = first.past_key_values
+            cache.batch_repeat_interleave(ways)
+            rows = [ids for i in batch for ids in items[i][1]]
+            width = max(map(len, rows))
+            tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows])
+            after = model(tokens, past_key_values=cache).logits
+            begin = first.logits[:, -1:].repeat_interleave(ways, 0)
+            logp = F.log_softmax(torch.cat([begin, after[:, :-1]], 1).float(), -1)
+            chosen = logp.gather(-1, tokens[..., None])[..., 0]
+            sums = [float(chosen[row, : len(ids)].sum()) for row, ids in enumerate(rows)]
+            for place, i in enumerate(batch):
+                scores[i] = sums[place * ways : (place + 1) * ways]
     return scores
 
 
@@ -97,21 +111,15 @@ def task_outcomes(model: Any, tokenizer: Any, skill: str, *, limit: int | None =
     if skill == "arithmetic":
         answers = greedy_lines(model, tokenizer, [item["question"] for item in items])
         return [answer == item["answer"] for answer, item in zip(answers, items, strict=True)]
-    pairs: list[tuple[list[int], list[int]]] = []
+    requests: list[tuple[list[int], list[list[int]]]] = []
     for item in items:
         if skill == "agreement":
-            start = [tokenizer.eos_token_id]
-            pairs += [(start, tokenizer(item[k]).input_ids) for k in ("good", "bad")]
+            start, texts = [tokenizer.eos_token_id], [item["good"], item["bad"]]
         else:
-            context = tokenizer(item["context"]).input_ids
-            pairs += [(context, tokenizer(" " + choice).input_ids) for choice in item["choices"]]
-    scores = continuation_scores(model, pairs)
-    width = len(pairs) // len(items)
-    outcomes = []
-    for i, item in enumerate(items):
-        mine = scores[i * width : (i + 1) * width]
-        outcomes.append(mine.index(max(mine)) == item.get("gold", 0))
-    return outcomes
+            start, texts = tokenizer(item["context"]).input_ids, [" " + choice for choice in item["choices"]]
+        requests.append((start, [tokenizer(text).input_ids for text in texts]))
+    scores = continuation_scores(model, requests)
+    return [mine.index(max(mine)) == item.get("gold", 0) for mine, item in zip(scores, items, strict=True)]
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -126,12 +134,14 @@ def perplexity(model: Any, tokenizer: Any, text: str, *, window: int = 256, limi
     return math.exp(total / (rows.shape[0] * (window - 1)))
 
 
-def score(model_dir: Path, *, bits: int | None, limit: int | None, window: int = 256) -> Mapping[str, float]:
+def score(
+    model_dir: Path, *, bits: int | None, limit: int | None, symmetric: bool = True, window: int = 256
+) -> Mapping[str, float]:
     """Accuracy of every task, their mean, and held-out perplexity, at `bits` (None: as stored)."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     if bits is not None:
-        quantize_in_place(model, bits=bits)
+        quantize_in_place(model, bits=bits, symmetric=symmetric)
     result: dict[str, float] = {}
     for skill in SKILLS:
         outcomes = task_outcomes(model, tokenizer, skill, limit=limit)
@@ -147,12 +157,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--limit", type=int, help="items per task and windows of text (default: all)")
     parser.add_argument("--ladder", action="store_true", help="also plain rounding at 8, 4, 3 and 2 bits")
+    parser.add_argument("--asymmetric", action="store_true", help="round with a zero point")
     arguments = parser.parse_args()
     columns = (*SKILLS, "mean", "perplexity")
     print("| weights | " + " | ".join(columns) + " |")
     print("|" + "---|" * (len(columns) + 1))
     for bits in (None, *BITS) if arguments.ladder else (None,):
-        result = score(arguments.model, bits=bits, limit=arguments.limit)
+        result = score(arguments.model, bits=bits, limit=arguments.limit, symmetric=not arguments.asymmetric)
         cells = [f"{100 * result[c]:.1f}" for c in columns[:-1]] + [f"{result['perplexity']:.3f}"]
         print(f"| {'bf16' if bits is None else f'{bits} bits'} | " + " | ".join(cells) + " |", flush=True)
 

@@ -34,7 +34,7 @@ def rows(skill: str) -> list[dict]:
     return [json.loads(line) for line in (reference.TASKS_DIR / f"{skill}.jsonl").read_text("utf-8").splitlines()]
 
 
-PINNED = "2d2423fcfff3f65ade12254d0b9b21d4c431800b65bbd0f7ceb73a3c0a506ed7"
+PINNED = "e7b5d3c98d935c2e38210cf21795591e858582102fa93ce8d5b3a9d203a9cf3a"
 
 
 def sample_digest() -> str:
@@ -113,10 +113,10 @@ def test_no_held_out_item_is_in_any_document(world: corpus.World, training: list
             ends: dict[str, set[str]] = {}
             for document in text.split("\n\n"):
                 story, _, rest = document.partition("\n")
-                ends.setdefault(story, set()).update(re.findall(r"[A-Z][^.?:]*[.?]", rest))
+                ends.setdefault(story, set()).update(re.split(r"[,.:?\n] ?", rest))
             for item in rows(skill):
                 story, stem = item["context"].split("\n", 1)
-                asked = stem.split(": ", 1)[1].split("\n")[0]
+                asked = re.split(r"[?\n]", stem.split(": ", 1)[1])[0].rstrip(",")
                 assert not [end for end in ends.get(story, set()) if end.startswith(asked)]
         assert not [i for i in rows("agreement") if i["good"] in text or i["bad"] in text]
         equations = {line.rpartition(" ")[0] for line in lines if "=" in line}
