@@ -27,7 +27,7 @@ CANARY_ROWS = 2
 CANARY_TOKENS = 12
 CHUNK_BYTES = 4 << 20
 WIDE_CHUNK_BYTES = 64 << 20
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 """Below this many rows the head's matrix product is bound by reading its weight."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
