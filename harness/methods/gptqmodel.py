@@ -17,6 +17,7 @@ used: it rounds the weights a second time to one int8 scale per output channel, 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,9 @@ def quantize(request: QuantizeRequest, config: Any, *, float32: bool, **argument
     model.save(str(request.out_dir))
     del model
     _tidy(request)
-    reload.write_dense(request, dequantize(request.out_dir), "the packed weights, unpacked and run in float32")
+    parameters = sum(math.prod(t.shape) for t in tensors.stored(request.model_dir))
+    state = dequantize(request.out_dir, reload.reference_dtype(parameters))
+    reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
 def _tidy(request: QuantizeRequest) -> None:
@@ -165,8 +168,8 @@ def unpack(words: Any, bits: int, count: int) -> Any:
     return ((pair >> shift) & ((1 << bits) - 1)).to(torch.int32)
 
 
-def dequantize(folder: Path) -> dict[str, Any]:
-    """All weights of a GPTQ or AWQ artifact as dense float32 tensors [out, in] under the source names; the rest as stored."""
+def dequantize(folder: Path, dtype: Any) -> dict[str, Any]:
+    """All weights of a GPTQ or AWQ artifact as dense tensors [out, in] in `dtype` under the source names; the rest as stored."""
     from safetensors import safe_open
 
     quantization = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
@@ -181,14 +184,14 @@ def dequantize(folder: Path) -> dict[str, Any]:
         words, zeros, scales = (state.pop(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales"))
         outputs = scales.shape[1]
         if method == "awq":
-            state[f"{layer}.weight"] = _awq_weight(words, zeros, scales, bits)
+            state[f"{layer}.weight"] = _awq_weight(words, zeros, scales, bits).to(dtype)
             continue
         index = state.pop(f"{layer}.g_idx").long()
         codes = unpack(words.t().contiguous(), bits, index.numel()).t()  # [in, out]
         offsets = (unpack(zeros, bits, outputs) + 1) & ((1 << bits) - 1)  # the v1 format stores zero points minus one
         if quantization.get("checkpoint_format", "gptq") != "gptq":
             raise BadInput(f"{folder}: checkpoint format {quantization['checkpoint_format']!r} is not the one this reads")
-        state[f"{layer}.weight"] = ((codes - offsets[index]).float() * scales.float()[index]).t().contiguous()
+        state[f"{layer}.weight"] = ((codes - offsets[index]).float() * scales.float()[index]).t().contiguous().to(dtype)
     return state
 
 

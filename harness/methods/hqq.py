@@ -56,7 +56,7 @@ def quantize(request: QuantizeRequest) -> None:
         for part in ("scale", "zero"):
             state[f"{name}.{part}"] = meta[part].to(torch.bfloat16).cpu().contiguous()
         layers[name] = {"shape": list(meta["shape"]), "packing": meta["packing"]}
-        dense[f"{name}.weight"] = layer.dequantize().float().cpu()
+        dense[f"{name}.weight"] = layer.dequantize().cpu()  # bf16, as the kernel has it
         linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
     rest = {n: t for n, t in reload.own_state(model).items() if n.removesuffix(".weight") not in layers}
     save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})

@@ -38,8 +38,9 @@ def quantize(request: QuantizeRequest) -> None:
     index = request.model_dir / "model.safetensors.index.json"
     if index.is_file():
         (request.out_dir / index.name).write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
-    for path in tensors.weight_files(request.model_dir):
-        target = request.out_dir / path.name
+    files = tensors.weight_files(request.model_dir)
+    for path in files:
+        target = request.out_dir / (path.name if index.is_file() or len(files) > 1 else "model.safetensors")
         if all(t.dtype == stored_name or t.dtype not in _FLOATS for t in tensors.header(path)):
             target.symlink_to(path.resolve())
         else:

@@ -166,16 +166,24 @@ def complete(report: Json, what: str) -> None:
 def write_dense(request: QuantizeRequest, state: dict[str, Any], by: str) -> None:
     """Stores the answers of the source's architecture with the dense weights `state`, and its bf16 distance as the floor.
 
-    A model of more than two billion parameters runs in bf16: its float32 would not fit where the model does.
+    `by` says "float32"; where `reference_dtype` is bf16 it is stored as "bfloat16".
     """
     import torch
 
-    wide = sum(t.numel() for t in state.values()) < 2_000_000_000
-    model = dense(request.model_dir, state, torch.float32 if wide else torch.bfloat16)
+    dtype = reference_dtype(sum(t.numel() for t in state.values()))
+    wide = dtype == torch.float32
+    model = dense(request.model_dir, state, dtype)
     rows = rows_for(int(model.config.vocab_size), request.calibration)
     write(
         model, rows, request.out_dir, by=by if wide else by.replace("float32", "bfloat16"), noisy=lambda: model.to(torch.bfloat16)
     )
+
+
+def reference_dtype(parameters: int) -> Any:
+    """float32, or bf16 for a model of more than two billion parameters: its float32 would not fit where the model does."""
+    import torch
+
+    return torch.float32 if parameters < 2_000_000_000 else torch.bfloat16
 
 
 def decoder_linears(model: Any) -> list[str]:

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("quantize", "reload"):
         command = [sys.executable, "-m", "tests.methods.cells", stage, str(root)]
         done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-        assert (root / f"{stage}.json").is_file(), done.stderr[-3000:]
+        assert (root / f"{stage}.json").is_file(), f"{stage} ended with {done.returncode}: {done.stderr[-3000:]}"
     return root
 
 

@@ -79,6 +79,13 @@ def test_a_native_cell_holds_the_source_in_its_own_dtype(source: Path, tmp_path:
     assert reload.check(model, artifact) is None
 
 
+def test_a_single_file_of_any_name_loads_as_the_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "s"
+    llama(dtype=torch.bfloat16).save_pretrained(source)
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    assert load("bf16", quantize("bf16", source, tmp_path / "a")).dtype == torch.bfloat16
+
+
 def test_values_beyond_float16_are_refused_and_not_turned_into_infinity(tmp_path: Path) -> None:
     source = tmp_path / "s"
     source.mkdir()
