@@ -358,10 +358,11 @@ def divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
 
     Exactly 0 where both are bit-equal; NaN or infinite where either is, never clipped.
     """
-    p = theirs.exp()
-    terms = p * (theirs - ours)
-    # A token that the baseline rules out (ln p = -inf) adds nothing, where the product would be 0 * inf.
-    return torch.where(theirs == -torch.inf, torch.zeros_like(terms), terms).sum(dim=-1)
+    terms = theirs.exp().mul_(theirs - ours)
+    if theirs.amin() == -torch.inf:
+        # A token that the baseline rules out (ln p = -inf) adds nothing, where the product was 0 * inf.
+        terms = terms.masked_fill_(theirs == -torch.inf, 0.0)
+    return terms.sum(dim=-1)
 
 
 def tokens_digest(windows: Sequence[Sequence[int]]) -> str:
