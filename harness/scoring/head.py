@@ -27,6 +27,10 @@ CANARY_ROWS = 2
 CANARY_TOKENS = 12
 CHUNK_BYTES = 4 << 20
 WIDE_CHUNK_BYTES = 64 << 20
+BLOCK_ROWS = 512
+WIDE_VOCABULARY = 16384
+"""Above this width a chunk of few rows no longer fits the cache: the vocabulary is cut too."""
+
 LEAST_ROWS = 128
 """Below this many rows the head's matrix product is bound by reading its weight."""
 
@@ -52,6 +56,7 @@ class Split:
         hidden_dtype: torch.dtype,
         vocab_size: int,
         canary_error: float,
+        block: Callable[[Any, int, int], Any] | None = None,
     ) -> None:
         self.model = model
         self.kind: Kind = kind
@@ -62,6 +67,7 @@ class Split:
         self.canary_error = canary_error
         self._body = body
         self._head = head
+        self._block = block
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +122,8 @@ class Split:
         count, step = len(hidden), self.chunk_rows()
         if rows is None:
             rows = torch.arange(count, device=hidden.device)
+        if self._block is not None and self.device.type == "cpu" and self.vocab_size > WIDE_VOCABULARY:
+            return self._scores_in_blocks(hidden, targets, rows)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
         starts = list(range(0, count, step))
@@ -134,6 +142,47 @@ class Split:
             # In place: the logits are ours and are not needed again. Rows with NaN or infinity give NaN, as they should.
             total = logits.sub_(top[:, None]).exp_().sum(dim=-1).log_().add_(top)
             logprobs[first:end] = asked - total[row]
+        return logprobs, greedy
+
+    def _scores_in_blocks(
+        self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `scores`, the vocabulary in blocks: the head's weight is read once for many rows, and a block of logits stays in the
+        cache. The logsumexp runs along (Milakov and Gimelshein 2018, online normalizer calculation)."""
+        assert self._block is not None
+        logprobs = torch.empty(len(targets), dtype=torch.float32)
+        greedy = torch.empty(len(targets), dtype=torch.bool)
+        starts = list(range(0, len(hidden), BLOCK_ROWS))
+        bounds = torch.searchsorted(rows, torch.tensor([*starts, len(hidden)], dtype=rows.dtype)).tolist()
+        for start, first, end in zip(starts, bounds[:-1], bounds[1:], strict=True):
+            states = hidden[start : start + BLOCK_ROWS]
+            wanted, row = targets[first:end], rows[first:end] - start
+            width = max(1024, CHUNK_BYTES // (4 * len(states)))
+            top = torch.full((len(states),), float("-inf"))
+            total = torch.zeros(len(states))
+            asked = torch.full((end - first,), float("nan"))
+            best = torch.zeros(end - first, dtype=torch.bool)
+            for low in range(0, self.vocab_size, width):
+                high = min(low + width, self.vocab_size)
+                with torch.no_grad():
+                    logits = self._block(states, low, high).float()
+                highest = logits.amax(dim=-1)
+                here = ((wanted >= low) & (wanted < high)).nonzero().squeeze(1)
+                if len(here):
+                    at, place = row[here], wanted[here] - low
+                    value = logits[at, place]
+                    asked[here] = value
+                    # The first of equal logits is the argmax: nothing before it, in this block or earlier ones, may reach it.
+                    new = (value == highest[at]) & (value > top[at])
+                    some = new.nonzero().squeeze(1)
+                    if len(some):
+                        new[some] = logits[at[some]].argmax(dim=-1) == place[some]
+                    best[here] = new
+                above = torch.maximum(top, highest)
+                total = total * (top - above).exp_() + logits.sub_(above[:, None]).exp_().sum(dim=-1)
+                top = above
+            greedy[first:end] = best & (asked == top[row])
+            logprobs[first:end] = asked - (total.log() + top)[row]
         return logprobs, greedy
 
     def facts(self) -> dict[str, Any]:
@@ -157,12 +206,12 @@ def split(model: Any) -> Split:
     ids = canary_ids(inner, CANARY_ROWS, CANARY_TOKENS)
     with torch.no_grad():
         own = inner(input_ids=ids, use_cache=False).logits
-    common = {"vocab_size": int(own.shape[-1])}
+    common: dict[str, Any] = {"vocab_size": int(own.shape[-1])}
     reasons: list[str] = []
     for kind, attempts in (("direct", _direct_cuts(inner)), ("hooked", _hooked_cuts(inner))):
         best: tuple[float, Split] | None = None
         try:
-            for note, body, head in attempts:
+            for note, body, head, block in attempts:
                 with torch.no_grad():
                     hidden = body(input_ids=ids, use_cache=False)
                     error = _difference(own, head(hidden))
@@ -176,6 +225,7 @@ def split(model: Any) -> Split:
                         hidden_size=int(hidden.shape[-1]),
                         hidden_dtype=hidden.dtype,
                         canary_error=error,
+                        block=block,
                         **common,
                     )
                     best = (error, found)
@@ -242,7 +292,7 @@ def _difference(own: torch.Tensor, ours: torch.Tensor) -> float:
     return float(gap.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
-Cut = tuple[str, Callable[..., Any], Callable[[Any], Any]]
+Cut = tuple[str, Callable[..., Any], Callable[[Any], Any], Callable[[Any, int, int], Any] | None]
 
 
 def _direct_cuts(model: Any) -> Iterator[Cut]:
@@ -264,7 +314,12 @@ def _direct_cuts(model: Any) -> Iterator[Cut]:
         def head(hidden: Any, after: Callable[[Any], Any] = after) -> Any:
             return after(output(hidden))
 
-        yield note, body, head
+        def block(hidden: Any, low: int, high: int, after: Callable[[Any], Any] = after) -> Any:
+            bias = None if output.bias is None else output.bias[low:high]
+            return after(torch.nn.functional.linear(hidden, output.weight[low:high], bias))
+
+        # Only torch's own Linear: a subclass may hold its weight packed.
+        yield note, body, head, block if type(output) is torch.nn.Linear else None
 
 
 def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
@@ -338,4 +393,4 @@ def _hooked_cuts(model: Any) -> Iterator[Cut]:
             handle.remove()
         return logits if hidden.dim() == 3 else logits[0]
 
-    yield "the model's own forward with a hook at its head", body, head
+    yield "the model's own forward with a hook at its head", body, head, None

@@ -84,6 +84,34 @@ def test_scores_are_log_softmax_and_argmax_at_the_targets_only() -> None:
     assert 0 < int(top.sum()) < 700
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma2", "Granite", "Cohere", "Phi", "OPT"])
+def test_scores_in_blocks_of_the_vocabulary_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = split(tiny.model(name, vocab_size=3000))
+    source = torch.Generator().manual_seed(3)
+    hidden = cut.body(torch.randint(3, 3000, (13, 50), generator=source)).reshape(650, -1)
+    rows = torch.sort(torch.randint(0, 650, (900,), generator=source)).values
+    targets = torch.randint(0, 3000, (900,), generator=source)
+    targets[::3] = cut.head(hidden).argmax(-1)[rows[::3]]
+    monkeypatch.setattr("harness.scoring.head.WIDE_VOCABULARY", 100)
+    monkeypatch.setattr("harness.scoring.head.CHUNK_BYTES", 1)
+    found, top = cut.scores(hidden, targets, rows)
+    expected, greedy = _scores(cut, hidden, targets, rows)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+    assert torch.equal(top, greedy)
+    assert 300 <= int(top.sum()) < 900
+
+
+def test_of_equal_logits_in_different_blocks_the_first_is_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = split(tiny.model("Llama", vocab_size=3000, tie_word_embeddings=False))
+    weight = cut.model.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[700] = weight[2500] = weight[2600] = 50 * torch.ones(64)
+    monkeypatch.setattr("harness.scoring.head.WIDE_VOCABULARY", 100)
+    monkeypatch.setattr("harness.scoring.head.CHUNK_BYTES", 1)
+    _, top = cut.scores(torch.ones(3, 64), torch.tensor([700, 2500, 2600]))
+    assert top.tolist() == [True, False, False]
+
+
 def test_of_equal_logits_the_first_is_greedy() -> None:
     cut = split(tiny.model("Llama", tie_word_embeddings=False))
     weight = cut.model.get_output_embeddings().weight
