@@ -227,7 +227,7 @@ def _agreement(top: Any, delta: Any, blobs: dict[str, str], suffix: str) -> list
     from harness import stats
 
     found = [
-        _interval("same_top", stats.block_bootstrap_mean(top), suffix, blobs["same_top"]),
+        _interval("same_top", stats.share_interval(top), suffix, blobs["same_top"]),
         _interval("delta_p_mean", stats.block_bootstrap_mean(delta), suffix, blobs["delta_p"]),
         _interval(
             "delta_p_rms",

@@ -418,7 +418,7 @@ def _task(work: _Work, cell: CellView, question: Question, base: _Items | str, o
         return None
     flips = stats.flips(before, after)
     p = stats.paired_test(before, after, clusters)
-    effect = stats.minimum_detectable_effect(n, sum(flips) / n)
+    effect = stats.smallest_detectable(before, after, clusters)
     work.put(cell, "flips_lost", subject, Value(status=OK, value=float(flips.right_to_wrong), n=n))
     work.put(cell, "flips_gained", subject, Value(status=OK, value=float(flips.wrong_to_right), n=n))
     work.put(cell, "mcnemar_p", subject, Value(status=OK, value=p, n=n))
