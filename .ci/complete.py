@@ -1,4 +1,5 @@
-"""Fails unless the report exists and every planned number of a finished run is there (simulated cells show no cost)."""
+"""Fails unless the report exists, every planned number of a finished run is there (simulated cells show no cost), and the
+numbers make sense: the baseline equals itself, 8 bits lose next to nothing, calibration helps at 3 bits."""
 
 from __future__ import annotations
 
@@ -32,9 +33,33 @@ def main(results: Path, report: Path) -> int:
                 problems.append(f"{what}: no number")
             else:
                 numbers += len(record.answer.measurements)
+    problems += senseless(run)
     print(f"{len(run.plan['cells'])} cells, {numbers} numbers, {len(problems)} problems")
     print("\n".join(problems))
     return 1 if problems else 0
+
+
+def senseless(run: store.Run) -> list[str]:
+    """What contradicts how quantization works, whatever the machine."""
+    values = {
+        (r.cell.scheme.method, r.cell.scheme.bits, m.metric): m
+        for r in run.records
+        if r.answer is not None and r.question.probe in {"perplexity", "divergence"}
+        for m in r.answer.measurements
+    }
+    problems = []
+    itself = values["bf16", 16, "kl_mean"]
+    if itself.value != 0:
+        problems.append(f"the baseline diverges from itself: {itself.value}")
+    floor = values["bf16", 16, "kl_floor"].value
+    for method in ("rtn", "gptq", "awq", "hqq", "bnb"):
+        if not values[method, 8, "kl_mean"].value < 10 * floor:
+            problems.append(
+                f"{method} at 8 bits diverges by {values[method, 8, 'kl_mean'].value}, ten times the noise floor {floor}"
+            )
+    if not values["gptq", 3, "perplexity"].value < values["rtn", 3, "perplexity"].value:
+        problems.append("gptq is no better than rtn at 3 bits")
+    return problems
 
 
 if __name__ == "__main__":
