@@ -157,7 +157,7 @@ class Plan:
                 for p in self.cells
             ],
             "unsupported": [{"cell": to_json(u.cell), "reason": u.reason} for u in self.unsupported],
-            "commands": [f"quant-harness run {self.file.name}"],
+            "commands": [f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}"],
         }
 
 
