@@ -283,7 +283,7 @@ class _Matrix:
                 python=envs.python(environment),
                 modules=self._modules(environment),
                 home=self.jobs / f"server-{environment}",
-                env={"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"},
+                env={"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **_network(self.plan)},
             )
             self.servers[environment] = server
             server.start()
@@ -449,6 +449,13 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         pass  # somebody else's process
     return True
+
+
+def _network(plan: Plan) -> dict[str, str]:
+    """Models and texts are here before a child starts, so only tasks that lm-eval fetches need the hub. Otherwise children
+    are told that there is none: libraries ask it about local folders too, and wait minutes for an answer behind a firewall."""
+    tasks = {q.subject for p in plan.cells for q in p.questions if q.probe == "tasks"}
+    return {} if tasks - set(plan.task_folders) else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 def _outcome(path: Path) -> Json | None:

@@ -205,6 +205,15 @@ def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_
     assert not list((tmp_path / "cache" / "jobs").iterdir())  # what the killed one left is swept away
 
 
+def test_children_of_a_run_that_needs_no_hub_are_told_that_there_is_none(
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    failure = record(run(write_suite("{bits: 4, on_a: 'env:HF_HUB_OFFLINE'}"), tmp_path), "fake 4-bit", "a").failure
+    assert failure is not None
+    assert "HF_HUB_OFFLINE is 1" in failure.message
+
+
 def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: Path) -> None:
     suite = write_suite("{bits: 4}")
     path = run(suite, tmp_path).path

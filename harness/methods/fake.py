@@ -3,7 +3,8 @@
 It is in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets it. Its "artifact" is its
 options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
 ``sleep:SECONDS``, ``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does),
-``exit:CODE``, ``raise:TEXT``, ``memory`` (MemoryError), ``torn`` (half an artifact, then a crash), ``nan``.
+``exit:CODE``, ``raise:TEXT``, ``env:NAME`` (raises with the variable's value), ``memory`` (MemoryError), ``torn`` (half an
+artifact, then a crash), ``nan``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def act(script: str) -> None:
         os._exit(int(rest))
     elif verb == "raise":
         raise RuntimeError(rest)
+    elif verb == "env":
+        raise RuntimeError(f"{rest} is {os.environ.get(rest)}")
     elif verb == "memory":
         raise MemoryError("scripted")
     elif verb not in {"ok", "nan", "torn"}:
