@@ -208,7 +208,13 @@ class _Matrix:
             if isinstance(artifact, Failure):
                 return
             self.observer.doing(baseline.cell, f"reference {question.subject}")
-            self._serve(baseline, self._job("reference", baseline, [question], artifact), self.plan.suite.timeout)
+            job, timeout = self._job("reference", baseline, [question], artifact), self.plan.suite.timeout
+            ended = self._serve(baseline, job, timeout)
+            wrong = children.failure(
+                _outcome(job / "reference.json"), ended, log=job / "log.txt", phase="reference", timeout=timeout
+            )
+            if wrong is not None:
+                self.observer.note(f"{wrong.kind}: {baseline.cell.name}: reference {question.subject}: {wrong.message}")
 
     def _ask(self, planned: PlannedCell, artifact: Path, questions: Sequence[Question]) -> None:
         """Asks the questions of one isolation group, in as many children as crashes make necessary."""

@@ -22,7 +22,6 @@ Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, list, dict with str keys."""
 
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
-FAILURE_KINDS: tuple[FailureKind, ...] = ("oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error")
 
 Better = Literal["lower", "higher", "neither"]
 

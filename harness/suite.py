@@ -23,7 +23,7 @@ from harness.methods import METHODS
 from harness.methods.base import Method, Shape, resolve_options
 from harness.probes import PROBES
 from harness.probes.base import Wishes
-from harness.spec import Cell, Json, Model, Question, Scheme, to_json
+from harness.spec import Cell, Json, Question, Scheme, to_json
 
 _PACKAGED = Path(__file__).parent / "suites"
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "suites"
@@ -500,10 +500,6 @@ def _line(places: Mapping[tuple[str | int, ...], int], keys: Sequence[str | int]
         if tuple(keys[:length]) in places:
             return places[tuple(keys[:length])]
     return 1
-
-
-def model_of(plan: Plan, name: str) -> Model:
-    return next(p.cell.model for p in plan.cells if p.cell.model.name == name)
 
 
 def choose_device(wish: str) -> str:
