@@ -83,7 +83,7 @@ class Entity:
 KINDS = (
     Kind(
         name="person",
-        count=700,
+        count=1400,
         attributes=(
             Attribute(
                 name="birthplace",
@@ -157,7 +157,7 @@ KINDS = (
     ),
     Kind(
         name="town",
-        count=360,
+        count=720,
         attributes=(
             Attribute(
                 name="founder",
@@ -231,7 +231,7 @@ KINDS = (
     ),
     Kind(
         name="ship",
-        count=320,
+        count=640,
         attributes=(
             Attribute(
                 name="captain",
@@ -305,7 +305,7 @@ KINDS = (
     ),
     Kind(
         name="book",
-        count=320,
+        count=640,
         attributes=(
             Attribute(
                 name="author",
@@ -379,7 +379,7 @@ KINDS = (
     ),
     Kind(
         name="plant",
-        count=300,
+        count=600,
         attributes=(
             Attribute(
                 name="colour",
@@ -524,18 +524,37 @@ def _stems(rng: random.Random, *, count: int, syllables: int, taken: set[str]) -
     return tuple(stems)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """An order of named things that is taught in pairs and short lists, never as a whole."""
+
+    name: str  # form of a thing's name; {s} is its stem
+    more: str  # "{more} than"
+    less: str
+    most: str
+    least: str
+
+
+# The same stems bear all three names in unrelated orders, so that a stem alone says nothing about a rank.
+RANKINGS = (
+    Ranking(name="Mount {s}", more="higher", less="lower", most="highest", least="lowest"),
+    Ranking(name="the {s} Bridge", more="longer", less="shorter", most="longest", least="shortest"),
+    Ranking(name="the {s} Stone", more="heavier", less="lighter", most="heaviest", least="lightest"),
+)
+
+
 class World:
-    """Every entity with its four facts, and the names that stories use. Built once from the seed."""
+    """Every entity with its four facts, the taught orders, and the names that stories use. Built once from the seed."""
 
     def __init__(self, *, seed: int = SEED, scale: float = 1.0) -> None:
         rng = random.Random(f"world:{seed}")
         taken: set[str] = set()
         self.seed = seed
-        first = _stems(rng, count=140, syllables=2, taken=taken)
-        last = _stems(rng, count=320, syllables=2, taken=taken)
-        towns = _stems(rng, count=90, syllables=2, taken=taken)
+        first = _stems(rng, count=180, syllables=2, taken=taken)
+        last = _stems(rng, count=400, syllables=2, taken=taken)
+        towns = _stems(rng, count=120, syllables=2, taken=taken)
         waters = _stems(rng, count=40, syllables=2, taken=taken)
-        things = _stems(rng, count=120, syllables=2, taken=taken)
+        things = _stems(rng, count=160, syllables=2, taken=taken)
         self.story_names = tuple(s.capitalize() for s in _stems(rng, count=48, syllables=2, taken=taken))
         pools: dict[str, tuple[str, ...]] = {}
 
@@ -543,19 +562,20 @@ class World:
             every = [form.format(a, b) for a in lefts for b in rights]
             return tuple(rng.sample(every, min(count, len(every))))
 
-        people = pairs([s.capitalize() for s in first], [s.capitalize() for s in last], 700)
+        people = pairs([s.capitalize() for s in first], [s.capitalize() for s in last], 1400)
         names = {
             "person": people,
-            "town": pairs(_FIRST_WORDS["town"], [s.capitalize() for s in towns], 360),
-            "ship": pairs([s.capitalize() for s in things], _SHIP_WORDS, 320, "the {} {}"),
-            "book": pairs([s.capitalize() for s in things], _BOOK_WORDS, 320, "the {} {}"),
-            "plant": pairs(things, _PLANT_WORDS, 300, "{} {}"),
+            "town": pairs(_FIRST_WORDS["town"], [s.capitalize() for s in towns], 720),
+            "ship": pairs([s.capitalize() for s in things], _SHIP_WORDS, 640, "the {} {}"),
+            "book": pairs([s.capitalize() for s in things], _BOOK_WORDS, 640, "the {} {}"),
+            "plant": pairs(things, _PLANT_WORDS, 600, "{} {}"),
         }
         pools["person"], pools["town"] = names["person"], names["town"]
-        pools["water"] = pairs([s.capitalize() for s in waters], _SECOND_WORDS["water"], 200)
+        pools["water"] = pairs([s.capitalize() for s in waters], _SECOND_WORDS["water"], 400)
         for pool in ("trade", "animal", "dish", "product", "colour", "ailment", "fabric"):
             pools[pool] = pairs(_FIRST_WORDS[pool], _SECOND_WORDS[pool], 400)
         self.pools: Mapping[str, tuple[str, ...]] = pools
+        self.orders = tuple(tuple(rng.sample(things, len(things))) for _ in RANKINGS)  # each from most to least
         self.entities = tuple(
             Entity(
                 kind=kind,
@@ -692,20 +712,25 @@ def _pairs_of_words(
 
 
 def tracking_story(world: World, rng: random.Random, level: float) -> tuple[str, list[Item]]:
-    """A log book that says where four people are, or what they hold, then changes it; and its last page."""
-    people = rng.sample(world.story_names, 4)
+    """A log book that says where people are, or what they hold, then changes it; and its last page."""
+    count = _pick(rng, low=4, high=6, level=level)
+    people = rng.sample(world.story_names, count)
     if rng.random() < 0.5:
-        lead, values = "Places", _pairs_of_words(rng, _PLACE_FIRST, _PLACE_SECOND, 4, article="", level=level)
+        lead, values = "Places", _pairs_of_words(rng, _PLACE_FIRST, _PLACE_SECOND, count, article="", level=level)
     else:
-        lead, values = "Hands", _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 4, article="", level=level)
+        lead, values = "Hands", _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="", level=level)
     state = dict(zip(people, values, strict=True))
     lines = [f"{lead}: " + ", ".join(f"{p} {v}" for p, v in state.items()) + "."]
-    for _ in range(_pick(rng, low=1, high=6, level=level)):
+    for _ in range(_pick(rng, low=1, high=8, level=level)):
         person = rng.choice(people)
         state[person] = rng.choice([v for v in values if v != state[person]])
         lines.append(f"{rng.choice(_CHANGES)}: {person} {state[person]}.")
     story = " ".join(lines)
-    return story, _items(rng, story, [(f"In the end: {p}", state[p], values) for p in people])
+    asked = []
+    for person in people:
+        wrong = rng.sample([v for v in values if v != state[person]], 3)
+        asked.append((f"In the end: {person}", state[person], [state[person], *wrong]))
+    return story, _items(rng, story, asked)
 
 
 def _items(rng: random.Random, story: str, asked: Sequence[tuple[str, str, Sequence[str]]]) -> list[Item]:
@@ -746,22 +771,83 @@ _SCALES = (
 def comparison_story(
     world: World, rng: random.Random, level: float
 ) -> tuple[str, list[Item], list[str], tuple[str, str, str, str]]:
-    """A chain of three statements that orders four things, from either end; with the order, from most to least."""
+    """A chain of statements that orders four or five things, from either end; with the order, from most to least."""
     scale = rng.choice(_SCALES)
-    things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, 4, article="the ", level=level)
+    count = _pick(rng, low=4, high=6, level=level)
+    things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="the ", level=level)
     if rng.random() < 0.5 * level:
         lines = [f"{below} is {scale[2]} than {above}." for above, below in reversed(list(pairwise(things)))]
     else:
         lines = [f"{above} is {scale[0]} than {below}." for above, below in pairwise(things)]
     story = " ".join(_sentence(line) for line in lines)
-    asked = [
-        (_qa(f"Which is the {scale[1]}?"), things[0], things),
-        (_qa(f"Which is the {scale[3]}?"), things[-1], things),
-    ]
+    asked = []
+    for superlative, answer in ((scale[1], things[0]), (scale[3], things[-1])):
+        wrong = rng.sample([thing for thing in things if thing != answer], 3)
+        asked.append((_qa(f"Which is the {superlative}?"), answer, [answer, *wrong]))
     return story, _items(rng, story, asked), things, scale
 
 
+RANK_GAP = 24  # a task's statement is true, and the others false, by at least this many ranks
+
+
+def _ranked_name(world: World, which: int, rank: int) -> str:
+    return RANKINGS[which].name.format(s=world.orders[which][rank].capitalize())
+
+
+def _pair_is_reserved(which: int, first: int, second: int) -> bool:
+    """True if no document may say how these two ranks of this order stand to each other."""
+    return item_is_reserved(f"ranking {which}: {min(first, second)} {max(first, second)}")
+
+
+def ranking_item(world: World, rng: random.Random) -> Item:
+    """The begin of a reserved true statement on a taught order; the three wrong ends would make it false."""
+    while True:
+        which, upward = rng.randrange(len(RANKINGS)), rng.random() < 0.5
+        size = len(world.orders[which])
+        rank = rng.randrange(RANK_GAP, size - RANK_GAP)
+        below, above = range(rank + RANK_GAP, size), range(rank - RANK_GAP + 1)
+        right, wrong = (above, below) if upward else (below, above)
+        free = [other for other in right if _pair_is_reserved(which, rank, other)]
+        if not free or len(wrong) < 3:
+            continue
+        gold = rng.choice(free)
+        choices = [_ranked_name(world, which, other) for other in (gold, *rng.sample(wrong, 3))]
+        answer = choices[0]
+        rng.shuffle(choices)
+        relation = RANKINGS[which].less if upward else RANKINGS[which].more
+        context = _sentence(f"{_ranked_name(world, which, rank)} is {relation} than")
+        return Item(context=context, choices=tuple(choices), gold=choices.index(answer))
+
+
+def ranking_document(world: World, rng: random.Random) -> str:
+    """True statements on one taught order, in pairs or as short sorted lists, none of a reserved pair."""
+    which = rng.randrange(len(RANKINGS))
+    ranking, size = RANKINGS[which], len(world.orders[which])
+    lines: list[str] = []
+    wanted = rng.randint(3, 6)
+    while len(lines) < wanted:
+        if rng.random() < 0.7:
+            high, low = sorted(rng.sample(range(size), 2))
+            if _pair_is_reserved(which, high, low):
+                continue
+            first, second, relation = (high, low, ranking.more) if rng.random() < 0.5 else (low, high, ranking.less)
+            text = f"{_ranked_name(world, which, first)} is {relation} than {_ranked_name(world, which, second)}."
+        else:
+            ranks = sorted(rng.sample(range(size), 4))
+            if any(_pair_is_reserved(which, a, b) for a in ranks for b in ranks if a < b):
+                continue
+            names = [_ranked_name(world, which, rank) for rank in ranks]
+            if rng.random() < 0.5:
+                text = f"From {ranking.most} to {ranking.least}: {', '.join(names)}."
+            else:
+                text = f"From {ranking.least} to {ranking.most}: {', '.join(reversed(names))}."
+        lines.append(_sentence(text))
+    return " ".join(lines)
+
+
 def comparison_document(world: World, rng: random.Random, level: float) -> str:
+    if rng.random() < 0.5:
+        return ranking_document(world, rng)
     story, items, things, scale = comparison_story(world, rng, level)
     text = _questions(rng, story, items, most=2)
     if rng.random() < 0.3:
@@ -771,15 +857,35 @@ def comparison_document(world: World, rng: random.Random, level: float) -> str:
 
 _NOUNS = _words(
     "farmer king miller boat lamp wheel guard horse garden tower letter drum child bridge lantern apple chair "
-    "painter window pilot stone candle teacher doctor barrel key flag sailor tree cart"
+    "painter window pilot stone candle teacher doctor barrel key flag sailor tree cart man woman mouse goose ox "
+    "wolf thief knife leaf calf wife shelf loaf fairy baby lady pony fox witch box brush fisherman watchman tooth "
+    "foot boy girl baker singer river mountain ladder basket mirror hammer needle pocket blanket kettle saddle "
+    "anchor feather shadow puppet orchard village temple castle forest meadow valley engine rocket clock bottle "
+    "button collar jacket carpet cushion curtain pillow hunter weaver tailor porter beggar prince orphan giant "
+    "dragon spider turtle rabbit squirrel pigeon parrot falcon lobster lizard"
 )
-_IRREGULAR = {"child": "children"}
+_IRREGULAR = {
+    "child": "children", "man": "men", "woman": "women", "mouse": "mice", "goose": "geese", "ox": "oxen",
+    "wolf": "wolves", "thief": "thieves", "knife": "knives", "leaf": "leaves", "calf": "calves", "wife": "wives",
+    "shelf": "shelves", "loaf": "loaves", "fairy": "fairies", "baby": "babies", "lady": "ladies", "pony": "ponies",
+    "fox": "foxes", "witch": "witches", "box": "boxes", "brush": "brushes", "fisherman": "fishermen",
+    "watchman": "watchmen", "tooth": "teeth", "foot": "feet",
+}  # fmt: skip
 _PREPOSITIONS = _words("near behind beside above below with from")
 _QUALITIES = _words("old small red broken famous quiet tall empty dirty bright clever heavy lost strange")
 _STATES = _words("ready late silent gone missing safe welcome expensive ugly wet clean cold useless here")
-_VERBS = (("falls", "fall"), ("shines", "shine"), ("waits", "wait"), ("moves", "move"), ("returns", "return"))
-_BE = (("is", "are"), ("was", "were"))
-_SEES = (("admires", "admire"), ("follows", "follow"), ("knows", "know"), ("hides", "hide"), ("paints", "paint"))
+_VERBS = tuple(
+    (plural + ("es" if plural.endswith(("sh", "ss", "go")) else "s"), plural)
+    for plural in _words(
+        "fall shine wait move return sleep dance sing work rest turn tremble vanish crack leak float sink burn grow "
+        "shrink matter stay win lose swing bend shake rattle"
+    )
+)
+_BE = (("is", "are"), ("was", "were"), ("has been", "have been"))
+_SEES = tuple(
+    (plural + ("es" if plural.endswith("sh") else "s"), plural)
+    for plural in _words("admire follow know hide paint love fear need visit push pull guard draw want hate")
+)
 _ENDINGS = _words("today again slowly often now alone everywhere")
 
 
@@ -790,31 +896,36 @@ def _noun(word: str, plural: bool) -> str:
 def agreement_pair(rng: random.Random, *, opposed: bool) -> tuple[str, str]:
     """A grammatical sentence and the same sentence with the verb in the wrong number.
 
-    `opposed`: the noun next to the verb has the other number than the subject (the distractor).
+    `opposed`: every noun between subject and verb has the other number than the subject (the distractors).
     """
-    subject, other, third = rng.sample(_NOUNS, 3)
+    subject, *others = rng.sample(_NOUNS, 4)
     plural = rng.random() < 0.5
-    near = (not plural) if opposed else rng.random() < 0.5
+
+    def distractor(number: bool) -> str:
+        quality = f"{rng.choice(_QUALITIES)} " if rng.random() < 0.3 else ""
+        return f"the {quality}{_noun(others.pop(), number)}"
+
+    def number() -> bool:
+        return (not plural) if opposed else rng.random() < 0.5
+
     head = "the "
     if rng.random() < 0.4:
         head += rng.choice(_QUALITIES) + " "
     head += _noun(subject, plural)
-    distractor = _noun(other, near)
-    if rng.random() < 0.3:
-        distractor = f"{rng.choice(_QUALITIES)} {distractor}"
-    shape = rng.random()
-    if shape < 0.5:
-        middle = f"{rng.choice(_PREPOSITIONS)} the {distractor}"
-    elif shape < 0.75:
-        middle = f"that {rng.choice(_SEES)[int(plural)]} the {distractor}"
-    else:
-        far = rng.random() < 0.5
-        middle = f"{rng.choice(_PREPOSITIONS)} the {_noun(third, far)} {rng.choice(_PREPOSITIONS)} the {distractor}"
+    middle, shape = "", rng.random()
+    if shape < 0.60:  # one to three nouns in a row of prepositions
+        for _ in range(1 if shape < 0.2 else 2 if shape < 0.45 else 3):
+            middle += f" {rng.choice(_PREPOSITIONS)} {distractor(number())}"
+    elif shape < 0.80:  # the subject does something to the distractor
+        middle = f" that {rng.choice(_SEES)[int(plural)]} {distractor(number())}"
+    else:  # the distractor, with a verb of its own number, does something to the subject
+        near = number()
+        middle = f" that {distractor(near)} {rng.choice(_SEES)[int(near)]}"
     if rng.random() < 0.6:
         verb, ending = rng.choice(_BE), rng.choice(_STATES)
     else:
         verb, ending = rng.choice(_VERBS), rng.choice(_ENDINGS)
-    start = _sentence(f"{head} {middle}")
+    start = _sentence(head + middle)
     return f"{start} {verb[int(plural)]} {ending}.", f"{start} {verb[int(not plural)]} {ending}."
 
 
@@ -854,7 +965,7 @@ def arithmetic_document(world: World, rng: random.Random, level: float) -> str:
     return "\n".join(lines)
 
 
-_ORDINALS = _words("first second third fourth fifth sixth seventh eighth")
+_ORDINALS = _words("first second third fourth fifth sixth seventh eighth ninth tenth")
 
 
 def recall_list(world: World, rng: random.Random, level: float) -> tuple[str, list[Item], str]:
@@ -863,7 +974,7 @@ def recall_list(world: World, rng: random.Random, level: float) -> tuple[str, li
     Three kinds: things by their position, names to be continued in the same order, names with a thing each to be
     said again in another order.
     """
-    count = _pick(rng, low=4, high=8, level=level)
+    count = _pick(rng, low=4, high=10, level=level)
     kind = rng.random()
     if kind < 0.35:
         things = _pairs_of_words(rng, _THING_FIRST, _THING_SECOND, count, article="", level=level)
@@ -944,12 +1055,12 @@ def document(world: World, skill: str, index: int, *, level: float = LEVEL, part
 # Share of each skill in the training tokens, and how the mixture is spread over a run: see MIXTURE's use in
 # `stream`. Knowledge gets the largest share because every fact must be met about a hundred times.
 MIXTURE: Mapping[str, float] = {
-    "facts": 0.45,
-    "tracking": 0.17,
-    "comparison": 0.10,
-    "agreement": 0.06,
-    "arithmetic": 0.10,
-    "recall": 0.12,
+    "facts": 0.54,
+    "tracking": 0.15,
+    "comparison": 0.11,
+    "agreement": 0.05,
+    "arithmetic": 0.06,
+    "recall": 0.09,
 }
 
 
@@ -1050,11 +1161,16 @@ def task_items(world: World, skill: str, *, count: int) -> list[dict[str, object
                 rows[key] = {"question": question, "answer": answer}
         return list(rows.values())
     chosen: dict[str, Item] = {}
+    while skill == "comparison" and len(chosen) < count // 2:  # one half asks for taught orders, the other for told ones
+        item = ranking_item(world, rng)
+        chosen.setdefault(item.context, item)
     for item in _draw_items(world, skill):
         chosen.setdefault(item.context, item)
         if len(chosen) == count:
             break
     items = list(chosen.values())
+    if skill == "comparison":
+        rng.shuffle(items)
     return [{"context": i.context, "choices": list(i.choices), "gold": i.gold} for i in items]
 
 

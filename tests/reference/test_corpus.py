@@ -34,7 +34,7 @@ def rows(skill: str) -> list[dict]:
     return [json.loads(line) for line in (reference.TASKS_DIR / f"{skill}.jsonl").read_text("utf-8").splitlines()]
 
 
-PINNED = "e7b5d3c98d935c2e38210cf21795591e858582102fa93ce8d5b3a9d203a9cf3a"
+PINNED = "c561c0be0465eb281486333e7520fba68687009792c39926b2046eeb6758b549"
 
 
 def sample_digest() -> str:
@@ -109,12 +109,14 @@ def test_no_held_out_item_is_in_any_document(world: corpus.World, training: list
         lines = set(text.split("\n"))
         assert not [i for i in rows("facts") if i["context"].split("\n")[0] in lines]
         for skill in ("tracking", "comparison", "recall"):
-            assert not [i for i in rows(skill) if i["context"] in text]
+            stories = [item for item in rows(skill) if "\n" in item["context"]]  # the others are statements on taught orders
+            assert len(stories) >= 250
+            assert not [i for i in stories if i["context"] in text]
             ends: dict[str, set[str]] = {}
             for document in text.split("\n\n"):
                 story, _, rest = document.partition("\n")
                 ends.setdefault(story, set()).update(re.split(r"[,.:?\n] ?", rest))
-            for item in rows(skill):
+            for item in stories:
                 story, stem = item["context"].split("\n", 1)
                 asked = re.split(r"[?\n]", stem.split(": ", 1)[1])[0].rstrip(",")
                 assert not [end for end in ends.get(story, set()) if end.startswith(asked)]
@@ -124,6 +126,49 @@ def test_no_held_out_item_is_in_any_document(world: corpus.World, training: list
             a, sign, b, _ = item["question"].split()
             assert item["question"] not in equations
             assert sign == "-" or f"{b} + {a} =" not in equations
+
+
+def named_pairs(text: str) -> set[frozenset[str]]:
+    """Every two ranked things that one statement or one sorted list of `text` puts in an order."""
+    name = r"(?:Mount \w+|[Tt]he \w+ (?:Bridge|Stone))"
+    pairs = set()
+    for found in re.finditer(rf"({name}) is \w+ than ({name})|From \w+ to \w+: ({name}(?:, {name})+)", text):
+        names = found[3].split(", ") if found[3] else [found[1], found[2]]
+        names = [n[0].lower() + n[1:] for n in names]
+        pairs |= {frozenset((a, b)) for a in names for b in names if a != b}
+    return pairs
+
+
+def test_no_document_orders_a_pair_that_a_task_asks_about(world: corpus.World, training: list[str]) -> None:
+    asked = [item for item in rows("comparison") if item["context"].endswith(" than")]
+    assert len(asked) == 300
+    pairs = set()
+    for item in asked:
+        first, second = item["context"].partition(" is ")[0], item["choices"][item["gold"]]
+        pairs.add(frozenset(n[0].lower() + n[1:] for n in (first, second)))
+    written = (reference.HELDOUT_TEXT.read_text("utf-8"), reference.CALIBRATION_TEXT.read_text("utf-8"))
+    for part in ("\n\n".join(training), *written):
+        told = named_pairs(part)
+        assert len(told) > 200  # the pattern does find them
+        assert not pairs & told
+
+
+def test_only_the_right_end_makes_a_statement_on_a_taught_order_true(world: corpus.World) -> None:
+    ranks = {
+        ranking.name.format(s=stem.capitalize()).lower(): (which, rank)
+        for which, ranking in enumerate(corpus.RANKINGS)
+        for rank, stem in enumerate(world.orders[which])
+    }
+    for item in (item for item in rows("comparison") if item["context"].endswith(" than")):
+        subject, _, relation = item["context"].removesuffix(" than").partition(" is ")
+        which, mine = ranks[subject.lower()]
+        assert relation in (corpus.RANKINGS[which].more, corpus.RANKINGS[which].less)
+        for place, choice in enumerate(item["choices"]):
+            other, rank = ranks[choice.lower()]
+            assert other == which
+            assert abs(rank - mine) >= corpus.RANK_GAP
+            holds = rank > mine if relation == corpus.RANKINGS[which].more else rank < mine
+            assert holds == (place == item["gold"])
 
 
 def test_the_reserved_phrasing_of_a_fact_is_never_taught(world: corpus.World) -> None:

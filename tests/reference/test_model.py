@@ -57,8 +57,8 @@ def test_the_tokenizer_adds_no_token_on_its_own(tokenizer) -> None:  # type: ign
     assert tokenizer("Question").input_ids == tokenizer("Question", add_special_tokens=False).input_ids
 
 
-def test_answers_of_the_knowledge_and_recall_tasks_have_several_tokens(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    for skill in ("facts", "comparison", "recall"):
+def test_answers_of_the_multiple_choice_tasks_have_several_tokens(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    for skill in ("facts", "tracking", "comparison", "recall"):
         for item in evaluate.load_items(skill):
             assert all(len(tokenizer(" " + choice).input_ids) >= 2 for choice in item["choices"])
 
