@@ -11,9 +11,11 @@ import scipy.stats
 
 from harness.errors import BadInput
 from harness.stats import (
+    Interval,
     SequentialTest,
     Verdict,
     anytime_interval,
+    paired_difference,
     paired_items,
     replay,
     shared_order,
@@ -170,6 +172,58 @@ def test_the_anytime_interval_holds_at_every_moment_at_once() -> None:
         misses += any(not low <= truth <= high for low, high in limits)
         assert limits[-1][1] - limits[-1][0] < 0.1, "narrow enough to be of use"
     assert scipy.stats.binomtest(misses, replays, 0.05, "greater").pvalue > 1e-4
+
+
+def test_where_a_test_stopped_the_anytime_intervals_hold_and_one_of_fixed_size_does_not() -> None:
+    """1,000 replays that stop in growing chunks, as suites do: at a verdict, or with the last item."""
+    truth, rate, right, replays = -0.02, 0.1, 0.7, 1000
+    source = np.random.default_rng(9)
+    stopped_early, missed, missed_accuracy, missed_fixed = 0, 0, 0, 0
+    for changes in simulated(replays, 1500, rate, truth, seed=9).astype(float):
+        # The baseline answers every item that is lost, none that is gained, and of the others as many as make 70 % in all.
+        others = source.random(1500) < (right - (rate - truth) / 2) / (1 - rate)
+        cell = np.where(changes == 0, others, changes > 0)
+        test, scored, chunk = SequentialTest(margin=0.02), 0, 32
+        while scored < 1500 and test.decision.verdict is Verdict.UNDECIDED:
+            test.update(changes[scored : scored + chunk])
+            scored, chunk = min(1500, scored + chunk), round(1.5 * chunk)
+        stopped_early += scored < 1500
+        difference, accuracy = anytime_interval(changes[:scored]), anytime_interval(cell[:scored])
+        fixed = paired_difference(cell[:scored] - changes[:scored], cell[:scored])
+        missed += not holds(difference, truth)
+        missed_accuracy += not holds(accuracy, right + truth)
+        missed_fixed += not holds(fixed, truth)
+        assert difference.value == pytest.approx(fixed.value)
+    assert stopped_early > 50
+    for misses in (missed, missed_accuracy):
+        assert scipy.stats.binomtest(misses, replays, 0.05, "greater").pvalue > 1e-4
+    assert missed_fixed > max(2 * missed, 0.05 * replays), "else the anytime interval would be wide for nothing"
+
+
+def test_the_anytime_interval_of_passages_holds_where_one_of_single_items_would_not() -> None:
+    """Passages of 1 or 5 items that change together, 400 replays at their last moment."""
+    source, replays, missed, missed_single = np.random.default_rng(10), 400, 0, 0
+    for _ in range(replays):
+        sizes = np.where(source.random(200) < 0.5, 1, 5)
+        u = source.random(200)
+        changes = np.where(u < 0.15, -sizes, np.where(u > 0.9, sizes, 0))
+        truth = 0.1 - 0.15
+        missed += not holds(anytime_interval(changes, sizes=sizes, largest=5), truth)
+        items = np.repeat(np.sign(changes), sizes)
+        missed_single += not holds(anytime_interval(items), truth)
+    assert scipy.stats.binomtest(missed, replays, 0.05, "greater").pvalue > 1e-4
+    assert missed_single > missed
+    one = anytime_interval(np.repeat([0, -1, 0, 1], 50), sizes=np.ones(200))
+    assert one == anytime_interval(np.repeat([0, -1, 0, 1], 50))
+    for wrong in ({"sizes": [1]}, {"sizes": [1, 2], "largest": 1}):
+        with pytest.raises(BadInput):
+            anytime_interval([0, 1], **wrong)
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low <= truth <= interval.high
 
 
 def test_the_yardsticks_are_the_textbook_formulas() -> None:
