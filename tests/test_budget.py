@@ -145,6 +145,9 @@ def test_a_baseline_without_answers_fails_the_cells_question_in_words_and_scores
     for part in ("budget: auto", "fake 16-bit raise:boom has none to 'items'", "error: RuntimeError: boom", "--retry-failed"):
         assert part in failure.message
     assert set(asked(tmp_path)) == set(), "nothing was scored in its place"
+    assert "unsupported" in text(
+        re.findall(r'<section id="verdicts".*?</section>', render(stored).decode(), re.DOTALL)[0].encode()
+    )
     others = {r.question.subject: r.status for r in stored.records if r.cell.scheme.bits == 4}
     assert others == {"": "ok", "a": "ok", "b": "ok", "c": "ok", "items": "unsupported"}
 

@@ -100,7 +100,13 @@ def _asked(view: View) -> Iterator[tuple[str, Json]]:
 
 def _value(view: View, cell: CellView, metric: str, task: str) -> Value:
     column = view.column(metric, task)
-    return Value(status=NOT_RUN, reason="planned, no outcome stored yet") if column is None else cell.values[column.key]
+    if column is not None:
+        return cell.values[column.key]
+    # No cell has an answer: this one failed, or was not run.
+    failure = next((o.failure for o in cell.outcomes if o.question.subject == task and o.failure is not None), None)
+    if failure is not None:
+        return Value(status=failure.kind, reason=failure.message)
+    return Value(status=NOT_RUN, reason="planned, no outcome stored yet")
 
 
 def _notes(view: View) -> Markup:
