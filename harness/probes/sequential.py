@@ -84,7 +84,8 @@ class Scored:
 
 def settings(question: Question) -> Json | None:
     """{"margin", "alpha", "beta"} of a question that is asked until a verdict; None for one over all items."""
-    return question.options.get(KEY)
+    wish = question.options.get(KEY)
+    return wish if isinstance(wish, dict) else None
 
 
 def whole(question: Question) -> Question:
