@@ -24,7 +24,7 @@ from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from harness.spec import Cell, Record
+    from harness.spec import Cell, Measurement, Record
     from harness.suite import Plan
 
 INTERRUPTED = 130
@@ -128,6 +128,8 @@ def plan(
         mark = " (baseline)" if p.baseline else ""
         table.add_row(p.cell.model.name, p.cell.scheme.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions)))
     out.print(table)
+    for line in _budget(planned):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     _list_unsupported(planned)
 
 
@@ -240,6 +242,14 @@ def _plan(suite: str, device: str | None) -> Plan:
     return suites.plan(path, device=suites.choose_device(device or suites.load(path).device))
 
 
+def _budget(planned: Plan) -> list[str]:
+    """What is scored until a verdict, in words."""
+    from harness.probes import sequential
+
+    asked = {q.subject: wish for p in planned.cells for q in p.questions if (wish := sequential.settings(q)) is not None}
+    return [sequential.words(next(iter(asked.values())), list(asked))] if asked else []
+
+
 def _list_unsupported(planned: Plan) -> None:
     for square in planned.unsupported:
         out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
@@ -275,6 +285,15 @@ def _clock(seconds: float) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if category.__module__.startswith("harness"):
         err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _said(first: Measurement) -> str:
+    """An answer's first number in a line."""
+    if first.unit == "verdict":
+        from harness.report.numbers import show
+
+        return f"{show(first.value, first.unit)} after {first.n} items"
+    return f"{first.metric} {first.value:.5g} {first.unit}"
 
 
 class _Progress:
@@ -332,7 +351,7 @@ class _Progress:
             self.note(f"{record.status}: {record.cell.name}: {what}: {record.failure.message}")
         elif self._bar is None:
             first = record.answer.measurements[0] if record.answer and record.answer.measurements else None
-            value = f"{first.metric} {first.value:.5g} {first.unit}" if first else "done"
+            value = _said(first) if first else "done"
             what = f"{record.question.probe} {record.question.subject}".strip()
             line = f"[{self._done}/{self._total}] {record.cell.name}: {what}: {value} ({record.seconds:.1f} s)"
             out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import __version__, corpora, machine, models
 from harness.methods import METHODS
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.spec import Cell, Json, Question, digest, to_json
 from harness.suite import Plan, PlannedCell
 from harness.worker import reference_name
@@ -50,7 +50,11 @@ class Inputs:
         """Digest of the exact question; see `spec.Record`."""
         resolved = self.resolved(question)
         probe = PROBES[question.probe]
-        compared = probe.needs_reference or probe.isolation == "latency"
+        compared: Json = None
+        if sequential.settings(question) is not None:
+            compared = self.baseline_key(cell, question)
+        elif probe.needs_reference or probe.isolation == "latency":
+            compared = self._scheme(self.baseline(cell).cell)
         return digest(
             {
                 "model": cell.model.name,
@@ -63,9 +67,13 @@ class Inputs:
                 "options": to_json(resolved.options),
                 "seed": self.plan.suite.seed,
                 "device": self._device(),
-                "baseline": self._scheme(self.baseline(cell).cell) if compared else None,
+                "baseline": compared,
             }
         )
+
+    def baseline_key(self, cell: Cell, question: Question) -> str:
+        """Key of the baseline's answer to all items of a question that the cell is asked until a verdict."""
+        return self.key(self.baseline(cell).cell, sequential.whole(question))
 
     def artifact(self, cell: Cell) -> Path:
         """Where the cell's artifact is cached: named by all that decides its bytes, library versions included."""
@@ -136,11 +144,12 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> tuple[J
 
 
 def _source_digest() -> str:
-    """Digest of the package's own code that can change a number: everything but the report and the command line."""
+    """Digest of the package's own code that can change a number: everything but the report, the command line, and statistics
+    that are recomputed from raw samples. What the sequential test decides is not: it says how many items are scored."""
     root = Path(__file__).parent
     hasher = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
-        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")):
+        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")) or name == "stats/sequential.py":
             hasher.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return hasher.hexdigest()

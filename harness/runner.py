@@ -22,7 +22,7 @@ from harness.children import Exit, Server, ServerFailed
 from harness.engines import ENGINES
 from harness.errors import BadInput
 from harness.methods import METHODS
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.spec import (
     Answer,
     Cell,
@@ -109,6 +109,7 @@ class _Matrix:
         self.threads = settings.threads or len(machine.affinity())
         self.servers: dict[str, Server] = {}
         self.broken: dict[str, str] = {}
+        self.stored: dict[str, Record] = {}
         self.jobs = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         conditions, self.context = identity.context(self.plan, packages=inputs.packages, threads=self.threads)
         self.environment: str = conditions["packages_digest"]
@@ -131,6 +132,7 @@ class _Matrix:
         plan = {**self.plan.to_json(), "weights": dict(self.inputs.weights)}
         if {k: v for k, v in before.plan.items() if k != "kind"} != to_json(plan):
             self.writer.plan(plan)
+        self.stored = {r.key: r for r in before.records}
         done = {r.key for r in before.records if not (self.settings.retry_failed and r.failure is not None)}
         todo = [(p, [q for q in p.questions if self.inputs.key(p.cell, q) not in done]) for p in self.plan.cells]
         asked = sum(len(p.questions) for p in self.plan.cells)
@@ -156,7 +158,7 @@ class _Matrix:
             return
         if not planned.baseline:
             self._references(planned, [q for q in questions if PROBES[q.probe].needs_reference])
-        for group in _groups(questions):
+        for group in _groups(self._pairable(planned, questions)):
             alone = PROBES[group[0].probe].isolation != "shared"
             wrong = self._verify(planned, artifact) if alone and PROBES[group[0].probe].needs_model else None
             if wrong is None:
@@ -216,6 +218,36 @@ class _Matrix:
             if wrong is not None:
                 self.observer.note(f"{wrong.kind}: {baseline.cell.name}: reference {question.subject}: {wrong.message}")
 
+    def _pairable(self, planned: PlannedCell, questions: Sequence[Question]) -> list[Question]:
+        """The questions without those that are asked until a verdict against a baseline that has no answer: these fail at once,
+        because scoring all their items instead would answer another question."""
+        found = []
+        for question in questions:
+            if sequential.settings(question) is not None and isinstance(reason := self._baseline_items(planned, question), str):
+                baseline = self.inputs.baseline(planned.cell).cell.name
+                message = (
+                    f"budget: auto pairs each item with the baseline's answer, and {baseline} has none to {question.subject!r}: "
+                    f"{reason}; mend that and ask both again with --retry-failed, or have all items scored with budget: fixed"
+                )
+                self._fail(planned, [question], Failure(kind="unsupported", phase="baseline", message=message))
+            else:
+                found.append(question)
+        return found
+
+    def _baseline_items(self, planned: PlannedCell, question: Question) -> Json | str:
+        """Where the baseline's per-item answers lie and under which definition, or why there are none."""
+        record = self.stored.get(self.inputs.baseline_key(planned.cell, question))
+        if record is None:
+            return "it was not asked"
+        if record.answer is None:
+            assert record.failure is not None
+            return f"it failed ({record.failure.kind}: {record.failure.message})"
+        sample = next((m for m in record.answer.measurements if m.metric == "accuracy" and m.blob is not None), None)
+        if sample is None or sample.blob is None:
+            return "its items are not right or wrong"
+        path = store.blob_path(self.writer.folder, sample.blob).resolve()
+        return {"path": str(path), "definition": sample.definition} if path.is_file() else f"{path} is not on disk any more"
+
     def _ask(self, planned: PlannedCell, artifact: Path, questions: Sequence[Question]) -> None:
         """Asks the questions of one isolation group, in as many children as crashes make necessary."""
         waiting = list(questions)
@@ -265,6 +297,9 @@ class _Matrix:
             "task_folders": dict(self.plan.task_folders),
             "references": {
                 reference_name(q): str(self.inputs.reference(planned.cell, q)) for q in resolved if "corpus_digest" in q.options
+            },
+            "baseline_items": {
+                q.subject: self._baseline_items(planned, q) for q in resolved if sequential.settings(q) is not None
             },
             "calibration": calibration and {**calibration, "path": str(self.inputs.calibrations[calibration["corpus"]])},
         }
@@ -373,6 +408,7 @@ class _Matrix:
             seconds=seconds,
         )
         self.writer.record(record)
+        self.stored[record.key] = record
         self.observer.answered(record)
 
 

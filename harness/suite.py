@@ -11,17 +11,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness import corpora, models, reference
 from harness.corpora import Corpus
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import Method, Shape, resolve_options
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.probes.base import Wishes
 from harness.spec import Cell, Json, Question, Scheme, to_json
 
@@ -59,13 +59,30 @@ class CorpusEntry(_Strict):
     definition: str | None = None
 
 
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value:g} is no share of the items: write 0.01 for a margin of 1 point of accuracy")
+    return value
+
+
+def _error_rate(value: float) -> float:
+    if not 0 < value < 0.5:
+        raise ValueError(f"{value:g} is no error rate: write 0.05 for at most one false verdict in twenty")
+    return value
+
+
+Budget = Literal["fixed", "auto"]
+"""How many items of a task a cell is scored on: all (that `limit` leaves), or until the verdict of `probes/sequential.py`."""
+
+
 class TaskEntry(_Strict):
-    """A task of lm-eval, or of a folder of task YAMLs named by `include`."""
+    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget` takes the place of the suite's."""
 
     task: str
     shots: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
+    budget: Budget | None = None
 
 
 class Latency(_Strict):
@@ -100,6 +117,10 @@ class Suite(_Strict):
     corpora: list[str | CorpusEntry] = []
     tasks: list[str | TaskEntry] = []
     limit: int | None = Field(default=None, ge=1)
+    budget: Budget = "fixed"
+    margin: Annotated[float, AfterValidator(_margin)] = 0.01
+    alpha: Annotated[float, AfterValidator(_error_rate)] = 0.05
+    beta: Annotated[float, AfterValidator(_error_rate)] = 0.05
     latency: Latency = Latency()
     memory: Memory = Memory()
     probes: list[str] = list(DEFAULT_PROBES)
@@ -201,7 +222,7 @@ def load(path: Path) -> Suite:
                 known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
                 message = f"unknown key {where[-1]!r}; known: {known}"
             else:
-                message = f"{'.'.join(map(str, where))}: {item['msg']}"
+                message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
             problems.append(f"{path}, line {_line(places, where)}: {message}")
         raise BadInput("\n".join(dict.fromkeys(problems))) from None
 
@@ -239,12 +260,14 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
             if reason is not None:
                 unsupported.append(Unsupported(cell=cell, reason=reason))
                 continue
+            baseline = scheme.label == suite.baseline
+            asked = [q for q in questions if not (source.random and PROBES[q.probe].needs_weights)]
             bpw = METHODS[scheme.method].bits_per_weight(scheme)
             cells.append(
                 PlannedCell(
                     cell=cell,
-                    questions=tuple(q for q in questions if not (source.random and PROBES[q.probe].needs_weights)),
-                    baseline=scheme.label == suite.baseline,
+                    questions=tuple(sequential.whole(q) if baseline else q for q in asked),
+                    baseline=baseline,
                     estimated_bpw=bpw,
                     estimated_bytes=None if known is None else estimated_bytes(known, bpw, METHODS[scheme.method]),
                 )
@@ -399,7 +422,19 @@ def _wishes(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> W
         ],
         memory=suite.memory.model_dump(),
         latency_budget_seconds=suite.latency.budget,
+        sequential=_sequential(suite, suite.budget, where),
     )
+
+
+def _sequential(suite: Suite, budget: Budget, where: Any) -> dict[str, Json] | None:
+    """The settings of questions that are asked until a verdict; None where all items are scored. BadInput for settings that
+    nothing uses: whoever wrote them expects a verdict."""
+    given = suite.model_fields_set & {"margin", "alpha", "beta"}
+    budgets = {suite.budget, *(t.budget for t in suite.tasks if isinstance(t, TaskEntry))}
+    if given and "auto" not in budgets:
+        name = sorted(given)[0]
+        raise BadInput(f"{where(name)}: `{name}` is for scoring until a verdict, and all items are scored here; add budget: auto")
+    return None if budget == "fixed" else {"margin": suite.margin, "alpha": suite.alpha, "beta": suite.beta}
 
 
 def _corpora(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> Iterator[dict[str, Json]]:
@@ -445,6 +480,7 @@ def _tasks(suite: Suite, base: Path, where: Any) -> Iterator[dict[str, Json]]:
             "limit": entry.limit if entry.limit is not None else suite.limit,
             "folder": None if folder is None else str(folder),
             "digest": task_digest(entry.task, folder),
+            sequential.KEY: _sequential(suite, entry.budget or suite.budget, where),
         }
     _unique(seen, f"{where('tasks')}: task")
 
