@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 
 from harness.methods import fake
@@ -25,7 +26,11 @@ def measure(session: Session, question: Question) -> Answer:
         file.write(f"{session.cell.scheme.label} {question.subject}\n")
     value = float("nan") if script == "nan" else float(options["value"])
     blob = session.blob("fake", json.dumps({"value": options["value"]}).encode(), "json")
-    return Answer(measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),))
+    package = str(options["package"])
+    return Answer(
+        measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),),
+        facts={package: importlib.metadata.version(package)} if package else {},
+    )
 
 
 PROBE = Probe(
