@@ -141,15 +141,12 @@ def plan(
         table.add_row(*row, *([place] if states else []))
     out.print(table)
     for status in states:
-        if status.state != "ready":
-            cells = places.count(status.environment.name)
-            out.print(
-                f"environment  {status.environment.name} ({status.state}) must be built first for {cells} "
-                f"cell{'s' if cells != 1 else ''}: `run` builds it, or quant-harness env build {status.environment.name}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+        name, cells = status.environment.name, places.count(status.environment.name)
+        if status.unwell:
+            cli_env.say(f"environment  {name} is built and broken for {', '.join(status.unwell)}: {status.detail}")
+        elif status.state != "ready":
+            what = f"must be built first for {cells} cell{'s' if cells != 1 else ''}"
+            cli_env.say(f"environment  {name} ({status.state}) {what}: `run` builds it, or quant-harness env build {name}")
     _list_unsupported(planned)
 
 

@@ -61,7 +61,10 @@ def here() -> dict[str, Here]:
         absent, status = envs.missing(method), states[method.environment]
         if absent is not None:
             found[method.name] = Here(state=f"missing: {', '.join(absent.packages)}", install=absent.install)
-        elif method.environment != envs.MAIN and status.state != "ready":
+        elif method.name in status.unwell:
+            install = f"quant-harness env check {method.environment}"
+            found[method.name] = Here(state=f"broken: {status.unwell[method.name]}", install=install)
+        elif method.environment != envs.MAIN and status.state != "ready" and not status.unwell:
             install = f"quant-harness env build {method.environment}"
             found[method.name] = Here(state=f"environment {method.environment} is {status.state}", install=install)
         else:
@@ -92,7 +95,7 @@ def list_(
             {
                 "environment": s.environment.name,
                 "state": s.state,
-                "bytes": s.bytes,
+                "bytes": envs.size_bytes(s.environment, place),
                 "methods": list(s.environment.methods),
                 "requirements": list(s.environment.requirements),
                 "detail": s.detail,
@@ -111,14 +114,14 @@ def list_(
     for s in states:
         requires = ", ".join(s.environment.requirements) if s.environment.name != envs.MAIN else "(extras of quant-harness)"
         methods = ", ".join(s.environment.methods)
-        table.add_row(s.environment.name, s.state, _megabytes(s.bytes), methods, requires)
+        table.add_row(s.environment.name, s.state, _megabytes(envs.size_bytes(s.environment, place)), methods, requires)
     out.print(table)
     for s in states:
         if s.detail:
-            _say(f"{s.environment.name}: {s.state}: {s.detail}")
+            say(f"{s.environment.name}: {s.state}: {s.detail}")
     if old:
         size = _megabytes(sum(old.values()))
-        _say(f"old, needed by no method any more: {len(old)}, {size}; remove with: quant-harness env remove --unused")
+        say(f"old, needed by no method any more: {len(old)}, {size}; remove with: quant-harness env remove --unused")
 
 
 @app.command(epilog="Example: quant-harness env build --suite my.yaml")
@@ -143,8 +146,8 @@ def build(
     unwell = False
     for environment in dict.fromkeys(wanted):
         try:
-            with envs.obtain(environment, place, _say) as ready:
-                found = {name: ready.health(name, _say) for name in environment.methods}
+            with envs.obtain(environment, place, say) as ready:
+                found = {name: ready.health(name, say) for name in environment.methods}
         except envs.BuildFailed as error:
             unwell = True
             _failed(error)
@@ -176,7 +179,7 @@ def check(names: NamesArgument = None, cache: CacheOption = None) -> None:
         wanted = [e for e in envs.environments().values() if e.name != envs.MAIN and envs.packages(e.name, place) is not None]
     unwell = False
     for environment in wanted:
-        problems = envs.check(environment, place, _say)
+        problems = envs.check(environment, place, say)
         unwell |= bool(problems)
         for problem in problems:
             _wrong(f"{environment.name}: {problem}")
@@ -221,7 +224,8 @@ def _known() -> str:
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line as it is."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

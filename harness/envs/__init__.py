@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
@@ -51,6 +51,7 @@ __all__ = [
     "packages",
     "remove",
     "remove_unused",
+    "size_bytes",
     "status",
     "unused",
 ]
@@ -86,12 +87,13 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """How an environment stands here. `detail` is what to do or what is wrong; `bytes` on disk is None where nothing is built."""
+    """How an environment stands here. `detail` is what to do or what is wrong. `unwell`: the methods of a built one that failed
+    their health check, with the reason; its others work all the same."""
 
     environment: Environment
     state: State
     detail: str = ""
-    bytes: int | None = None
+    unwell: Mapping[str, str] = field(default_factory=dict)
 
 
 def environments() -> dict[str, Environment]:
@@ -150,15 +152,21 @@ def status(environment: Environment, cache: Path) -> Status:
     folder = _folder(environment, cache)
     lock = disk.ready(folder)
     if lock is not None:
-        unwell = [f"{name}: {entry['message']}" for name, entry in lock["health"].items() if not entry["ok"]]
-        state: State = "broken" if unwell else "ready"
-        return Status(environment=environment, state=state, detail="; ".join(unwell), bytes=disk.size_bytes(folder))
+        unwell = {name: entry["message"] for name, entry in lock["health"].items() if not entry["ok"]}
+        detail = "; ".join(f"{name}: {message}" for name, message in unwell.items())
+        return Status(environment=environment, state="broken" if unwell else "ready", detail=detail, unwell=unwell)
     builder = disk.builder(environment.digest, cache)
     if builder is not None or not folder.is_dir():
         return Status(environment=environment, state="not built", detail=builder or f"quant-harness env build {environment.name}")
     failed = disk.read(folder / disk.FAILED) or {}
     detail = failed.get("message", "its build was interrupted, or its Python is gone; the next run or build makes it anew")
-    return Status(environment=environment, state="broken", detail=detail, bytes=disk.size_bytes(folder))
+    return Status(environment=environment, state="broken", detail=detail)
+
+
+def size_bytes(environment: Environment, cache: Path) -> int | None:
+    """What an environment of its own takes on disk; None for main, and for one of which nothing is there."""
+    folder = _folder(environment, cache)
+    return disk.size_bytes(folder) if environment.name != MAIN and folder.is_dir() else None
 
 
 def packages(name: str, cache: Path) -> Mapping[str, str] | None:

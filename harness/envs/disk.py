@@ -40,7 +40,8 @@ Tell = Callable[[str], None]
 
 
 def root(cache: Path) -> Path:
-    return cache / "environments"
+    """Absolute, because interpreters found here are started from other folders."""
+    return cache.expanduser().resolve() / "environments"
 
 
 def python(folder: Path) -> Path:
@@ -164,7 +165,7 @@ def scratch(cache: Path) -> Iterator[Path]:
 
 
 def size_bytes(folder: Path) -> int:
-    """What a folder takes on disk; files that vanish meanwhile count nothing."""
+    """What a folder takes on disk, links not followed; files that vanish meanwhile count nothing."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:
