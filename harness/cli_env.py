@@ -158,7 +158,8 @@ def build(
             _wrong(f"{environment.name}: {name}: {health.message}")
             err.print(health.log_tail, markup=False, highlight=False, soft_wrap=True)
         if not wrong:
-            out.print(f"{environment.name}: ready, {len(ready.packages)} packages", highlight=False, soft_wrap=True)
+            count = len(ready.packages)
+            say(f"{environment.name}: ready, {count} package{'s' if count != 1 else ''}")
     if not wanted:
         out.print(f"{suite}: needs no environment but the main one", markup=False, highlight=False, soft_wrap=True)
     if unwell:
@@ -240,4 +241,4 @@ def _failed(error: BuildFailed) -> None:
 
 
 def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:,.0f} MB"
+    return "" if size is None else f"{size / 1e6:,.{0 if size >= 1e7 else 1}f} MB"
