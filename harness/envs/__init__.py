@@ -136,11 +136,18 @@ def missing(method: Method) -> Missing | None:
     its own. Looks for packages without importing them."""
     if method.environment != MAIN:
         return None
-    absent = tuple(name for name in method.modules if importlib.util.find_spec(name) is None)
+    absent = tuple(name for name in method.modules if not _found(name))
     if not absent:
         return None
     install = f'pip install "quant-harness[{method.extra}]"' if method.extra else f"pip install {' '.join(method.requirements)}"
     return Missing(packages=absent, install=install)
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a submodule of a package that is not there
+        return False
 
 
 def status(environment: Environment, cache: Path) -> Status:

@@ -50,14 +50,14 @@ def from_json(data: Json) -> Health:
 def check(method: Method, *, python: Path, home: Path) -> Health:
     """Quantizes and reloads a tiny model with `method` in the interpreter `python`. `home` is an empty private folder.
 
-    A method that can run on no device of this machine (it needs CUDA) is only imported, and the message says so."""
+    A method that takes no such model on any device of this machine (it needs CUDA, say) is only imported, and the message says
+    so."""
     started = time.monotonic()
     folder = tiny_model(home / "model")
-    scheme, device = _first(method, models.shape_of(folder))
-    only_imported = scheme is None
+    found = _first(method, models.shape_of(folder))
     server = children.Server(
         python=python,
-        modules=method.modules if only_imported else ENGINES[method.engine].modules,
+        modules=method.modules if isinstance(found, str) else ENGINES[method.engine].modules,
         home=home / "server",
         env={
             "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -70,13 +70,13 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     message = ""
     try:
         server.start()
-        if scheme is None:
-            message = "not tried: it can run on no device of this machine, so its packages were only imported"
+        if isinstance(found, str):
+            message = f"not tried, its packages were only imported: {found}"
             if server.ready["missing"]:
                 said = "; ".join(f"{name} cannot be imported: {why}" for name, why in server.ready["missing"].items())
                 wrong = Failure(kind="environment", phase="environment", message=said, log_tail=server.log_tail())
         else:
-            wrong = _try(method, scheme, device, folder, home, server)
+            wrong = _try(method, found, folder, home, server)
     except children.ServerFailed as error:
         wrong = Failure(kind="environment", phase="environment", message=str(error))
     finally:
@@ -88,21 +88,26 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
 
 
-def _first(method: Method, shape: Shape) -> tuple[Scheme | None, str]:
-    """A scheme of default options that runs here, and its device; 4 bits where there are some. None when nothing runs here."""
+def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
+    """A scheme of default options that runs here, and its device; 4 bits where there are some. Else the reason why none does."""
+    reason = "it can run on no device of this machine"
     kernels: list[tuple[str, Mapping[float, str]]] = [("cpu", method.kernel_cpu)]
     if machine.gpus():
         kernels.append(("cuda", method.kernel_cuda))
     for device, by_bits in kernels:
         for bits in sorted(method.bits, key=lambda b: abs(b - 4)):
             scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, {}))
-            if by_bits.get(bits, "none") != "none" and method.supports(scheme, shape, device) is None:
-                return scheme, device
-    return None, "cpu"
+            if by_bits.get(bits, "none") != "none":
+                refused = method.supports(scheme, shape, device)
+                if refused is None:
+                    return scheme, device
+                reason = refused
+    return reason
 
 
-def _try(method: Method, scheme: Scheme, device: str, folder: Path, home: Path, server: children.Server) -> Failure | None:
+def _try(method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, server: children.Server) -> Failure | None:
     """Quantizes in one child, reloads in another; None when both went well."""
+    scheme, device = tried
     artifact = home / "artifacts" / method.name
     artifact.mkdir(parents=True)
     text = home / "calibration.txt"
@@ -124,6 +129,7 @@ def _try(method: Method, scheme: Scheme, device: str, folder: Path, home: Path, 
         "texts": {},
         "task_folders": {},
         "references": {},
+        "baseline_items": {},
         "calibration": calibration,
     }
     for stage, left in (("quantize", "quantized.json"), ("verify", "verified.json")):
