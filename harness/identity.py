@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import __version__, corpora, machine, models
+from harness import __version__, corpora, envs, machine, models
 from harness.methods import METHODS
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Json, Question, digest, to_json
@@ -23,7 +23,10 @@ from harness.worker import reference_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The plan's models and texts as local paths with digests, and the packages of the main environment."""
+    """The plan's models and texts as local paths with digests, and the packages of the main environment.
+
+    `environments`: the locked packages of the other environments by name. Those that are not built yet are missing; who builds
+    one adds it."""
 
     plan: Plan
     cache: Path
@@ -34,6 +37,12 @@ class Inputs:
     calibrations: Mapping[str, Path]
     calibration_digests: Mapping[str, str]
     packages: Mapping[str, str]
+    environments: dict[str, Mapping[str, str]]
+
+    def installed(self, method: str) -> Mapping[str, str] | None:
+        """The packages of the environment that a method runs in; None when it is not built yet."""
+        name = METHODS[method].environment
+        return self.packages if name == envs.MAIN else self.environments.get(name)
 
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""
@@ -76,7 +85,8 @@ class Inputs:
         return self.key(self.baseline(cell).cell, sequential.whole(question))
 
     def artifact(self, cell: Cell) -> Path:
-        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included."""
+        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included. Before its
+        environment is built the versions are not known, and the place that is named holds nothing."""
         method = METHODS[cell.scheme.method]
         libraries = {
             "torch",
@@ -88,7 +98,7 @@ class Inputs:
             "weights": self.weights[cell.model.name],
             "scheme": self._scheme(cell),
             "method_version": method.version,
-            "packages": {n: v for n, v in self.packages.items() if n.lower() in libraries},
+            "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
             "device": self._device(),
             "seed": self.plan.suite.seed,
         }
@@ -115,6 +125,7 @@ def gather(plan: Plan, cache: Path) -> Inputs:
     folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys(p.cell.model for p in plan.cells)}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
+    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.scheme.method for p in plan.cells)}
     return Inputs(
         plan=plan,
         cache=cache,
@@ -125,6 +136,7 @@ def gather(plan: Plan, cache: Path) -> Inputs:
         calibrations=calibrations,
         calibration_digests={name: corpora.digest(path) for name, path in calibrations.items()},
         packages=machine.packages(),
+        environments={name: packages for name, packages in built.items() if packages is not None},
     )
 
 

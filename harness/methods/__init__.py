@@ -18,5 +18,5 @@ METHODS: dict[str, Method] = {
     "bnb": bnb.METHOD,
 }
 
-if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted method of the tests; see fake.py
-    METHODS[fake.METHOD.name] = fake.METHOD
+if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted methods of the tests; see fake.py
+    METHODS.update(fake.METHODS)

@@ -128,8 +128,8 @@ class Method:
     ledger: Callable[[Path, Scheme], list[StoredTensor]]  # every tensor stored in the artifact
     kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned
     calibrated: bool = False  # takes calibration rows
-    environment: str = "main"
-    requirements: tuple[str, ...] = ()  # pip requirements beyond the base install
+    environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
+    requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's
     extra: str | None = None  # our extra that brings them into the main environment
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Sequence
 
@@ -35,7 +36,11 @@ def measure(session: Session, question: Question) -> Answer:
         return _items(session, question, options)
     value = float("nan") if script == "nan" else float(options["value"])
     blob = session.blob("fake", json.dumps({"value": options["value"]}).encode(), "json")
-    return Answer(measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),))
+    package = str(options["package"])
+    return Answer(
+        measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),),
+        facts={package: importlib.metadata.version(package)} if package else {},
+    )
 
 
 def _items(session: Session, question: Question, options: Json) -> Answer:

@@ -47,6 +47,7 @@ class View:
     unplanned: int
     ended: bool
     derived: Derived
+    environments: tuple[Json, ...] = ()  # package lists of environments other than the main one
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -102,6 +103,7 @@ def view(run: Run, metrics: Mapping[str, Metric] | None = None) -> View:
         unplanned=len(found),
         ended=run.ended,
         derived=derived,
+        environments=tuple(run.environments[name] for name in sorted(run.environments)),
     )
 
 
