@@ -343,7 +343,7 @@ def _scheme(
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options)
+    resolved = resolve_options(method, options, float(given["bits"]))
     if method.calibrated:
         try:
             wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
@@ -378,7 +378,9 @@ def _label(scheme: Scheme) -> str:
         value = scheme.options.get(name)
         if name == "group_size":
             parts.append("per-channel" if value in (-1, None) else f"g{value}")
-        elif value != option.default or (option.bits is not None and scheme.bits in option.bits and isinstance(value, str)):
+        elif value != option.at(scheme.bits) or (
+            option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
+        ):
             parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
     return " ".join(parts)
 

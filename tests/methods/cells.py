@@ -36,7 +36,7 @@ ROWS = [[3 + (7 * i * i + 11 * row) % 500 for i in range(64)] for row in range(8
 
 def scheme(cell: str) -> Scheme:
     name, bits, options = CELLS[cell]
-    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options))
+    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options, float(bits)))
 
 
 def quantize(folder: Path) -> dict[str, Any]:

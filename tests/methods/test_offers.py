@@ -30,7 +30,7 @@ def shape(rows: int = 256, columns: int = 768, **changes: Any) -> Shape:
 
 
 def scheme(name: str, bits: float = 4, **options: Any) -> Scheme:
-    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options))
+    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options, float(bits)))
 
 
 @pytest.mark.parametrize("name", REAL)
