@@ -33,8 +33,15 @@ def python(environment: str) -> Path:
 
 def missing(method: Method) -> Missing | None:
     """None when all that the method imports is there. Looks for packages without importing them."""
-    absent = tuple(name for name in method.modules if importlib.util.find_spec(name) is None)
+    absent = tuple(name for name in method.modules if not _found(name))
     if not absent:
         return None
     install = f'pip install "quant-harness[{method.extra}]"' if method.extra else f"pip install {' '.join(method.requirements)}"
     return Missing(packages=absent, install=install)
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a submodule of a package that is not there
+        return False

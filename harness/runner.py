@@ -168,7 +168,7 @@ class _Matrix:
         """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
         rename once its manifest is written, so that a half-written one is never used."""
         target = self.inputs.artifact(planned.cell)
-        if _whole(target, self.inputs.model_dirs[planned.cell.model.name]):
+        if _whole(target, self.inputs.model_dirs[self.inputs.source(planned.cell)]):
             return target
         self.observer.doing(planned.cell, "quantize")
         draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
@@ -249,12 +249,13 @@ class _Matrix:
         baseline = self.inputs.baseline(planned.cell).cell
         kept = self.inputs.artifact(baseline)
         calibration = planned.cell.scheme.options.get("calibration")
+        source = self.inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         data = {
             "stage": stage,
             "cell": to_json(planned.cell),
             "is_baseline": planned.baseline,
             "questions": to_json(resolved),
-            "model_dir": str(self.inputs.model_dirs[planned.cell.model.name]),
+            "model_dir": str(self.inputs.model_dirs[source]),
             "artifact_dir": str(artifact),
             "baseline": {"cell": to_json(baseline), "artifact_dir": str(kept)} if (kept / MANIFEST).is_file() else None,
             "device": self.plan.device,
@@ -430,7 +431,8 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    need = sum(p.estimated_bytes or 0 for p in plan.cells if not METHODS[p.cell.scheme.method].native)
+    made = [p for p in plan.cells if not (METHODS[(m := p.cell.scheme.method)].native or METHODS[m].prequantized)]
+    need = sum(p.estimated_bytes or 0 for p in made)
     have = machine.free_disk_bytes(cache)
     if need > have:
         raise BadInput(
