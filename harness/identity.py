@@ -44,6 +44,10 @@ class Inputs:
         name = METHODS[method].environment
         return self.packages if name == envs.MAIN else self.environments.get(name)
 
+    def source(self, cell: Cell) -> str:
+        """Name of the model whose weights make the artifact: the cell's own, or a given checkpoint that is quantized already."""
+        return str(cell.scheme.options.get("checkpoint", cell.model.name))
+
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""
         return next(p for p in self.plan.cells if p.baseline and p.cell.model == cell.model)
@@ -114,6 +118,8 @@ class Inputs:
         calibration = cell.scheme.options.get("calibration")
         if calibration is not None:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
+        if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
+            identity["checkpoint_digest"] = self.weights[self.source(cell)]
         return identity
 
     def _device(self) -> str:
@@ -122,7 +128,7 @@ class Inputs:
 
 def gather(plan: Plan, cache: Path) -> Inputs:
     """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests."""
-    folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys(p.cell.model for p in plan.cells)}
+    folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys([*(p.cell.model for p in plan.cells), *plan.checkpoints])}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
     built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.scheme.method for p in plan.cells)}

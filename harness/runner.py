@@ -187,7 +187,7 @@ class _Matrix:
         if lacking is not None:
             return lacking
         target = self.inputs.artifact(planned.cell)
-        if _whole(target, self.inputs.model_dirs[planned.cell.model.name]):
+        if _whole(target, self.inputs.model_dirs[self.inputs.source(planned.cell)]):
             return target
         self.observer.doing(planned.cell, "quantize")
         draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
@@ -323,12 +323,13 @@ class _Matrix:
         kept = self.inputs.artifact(baseline)
         together = METHODS[baseline.scheme.method].environment == METHODS[planned.cell.scheme.method].environment
         calibration = planned.cell.scheme.options.get("calibration")
+        source = self.inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         data = {
             "stage": stage,
             "cell": to_json(planned.cell),
             "is_baseline": planned.baseline,
             "questions": to_json(resolved),
-            "model_dir": str(self.inputs.model_dirs[planned.cell.model.name]),
+            "model_dir": str(self.inputs.model_dirs[source]),
             "artifact_dir": str(artifact),
             # loaded beside the cell only where the same packages run both: other kernels would make it another baseline
             "baseline": {"cell": to_json(baseline), "artifact_dir": str(kept)}
@@ -525,7 +526,8 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    need = sum(p.estimated_bytes or 0 for p in plan.cells if not METHODS[p.cell.scheme.method].native)
+    made = [p for p in plan.cells if not (METHODS[(m := p.cell.scheme.method)].native or METHODS[m].prequantized)]
+    need = sum(p.estimated_bytes or 0 for p in made)
     have = machine.free_disk_bytes(cache)
     if need > have:
         raise BadInput(

@@ -19,11 +19,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from harness import corpora, models, reference
 from harness.corpora import Corpus
 from harness.errors import BadInput, UnknownName
-from harness.methods import METHODS
+from harness.errors import Unsupported as Refused
+from harness.methods import METHODS, prequantized
 from harness.methods.base import Method, Shape, resolve_options
 from harness.probes import PROBES, sequential
 from harness.probes.base import Wishes
-from harness.spec import Cell, Json, Question, Scheme, to_json
+from harness.spec import Cell, Json, Model, Question, Scheme, to_json
 
 _PACKAGED = Path(__file__).parent / "suites"
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "suites"
@@ -161,6 +162,8 @@ class Plan:
     texts: Mapping[str, Corpus]
     calibrations: Mapping[str, Corpus]
     task_folders: Mapping[str, str]
+    checkpoints: tuple[Model, ...] = ()
+    """Models that are quantized already and stand for another model of the suite: cells of that one."""
 
     def to_json(self) -> Json:
         """The plan line of a run file: everything that decides what the report must draw."""
@@ -235,8 +238,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     def where(*keys: str | int) -> str:
         return f"{path}, line {_line(places, keys)}"
 
-    sources = [models.model(entry, base) for entry in suite.models]
-    _unique([m.name for m in sources], f"{where('models')}: model name")
+    sources, origin = _sources(suite, base, where)
     for probe in suite.probes:
         if probe not in PROBES:
             raise UnknownName("probe", probe, PROBES, where("probes"))
@@ -245,13 +247,28 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     folders = {str(t["name"]): str(t["folder"]) for t in wishes.tasks if t["folder"]}
     questions = tuple(q for name in suite.probes for q in PROBES[name].questions(wishes))
     schemes, calibrations = _schemes(suite, base, where)
-    if suite.baseline not in {s.label for s in schemes}:
+    known_shapes = {m.name: shapes[m.name] if shapes is not None else models.shape(m) for m in sources}
+    given = [m for m in sources if (s := known_shapes[m.name]) is not None and prequantized.entry(s.config) is not None]
+    if suite.baseline not in {s.label for s in schemes} and len(given) < len(sources):
         raise UnknownName("baseline", suite.baseline, {s.label for s in schemes}, where("baseline"))
 
     cells: list[PlannedCell] = []
     unsupported: list[Unsupported] = []
     for source in sources:
-        known = shapes[source.name] if shapes is not None else models.shape(source)
+        known = known_shapes[source.name]
+        if source.name in origin and source not in given:
+            raise BadInput(
+                f"{where('models')}: {source.name!r} is given as a quantization of {origin[source.name].name!r}, but "
+                + ("it is not here yet: fetch it first" if known is None else "its config.json names no quantization")
+            )
+        if source in given:
+            square = _prequantized(suite, source, known, origin.get(source.name), questions)
+            if isinstance(square, PlannedCell) and not _matches(square.cell, suite.exclude):
+                cells.append(square)
+            elif isinstance(square, Unsupported):
+                unsupported.append(square)
+            if source.name in origin:
+                continue
         for scheme in sorted(schemes, key=lambda s: s.label != suite.baseline):  # the baseline first: others need its answers
             cell = Cell(model=source, scheme=scheme)
             if _matches(cell, suite.exclude):
@@ -273,7 +290,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
                 )
             )
     for source in sources:
-        if not any(p.baseline and p.cell.model == source for p in cells):
+        if source not in given and not any(p.baseline and p.cell.model == source for p in cells):
             why = next(
                 (u.reason for u in unsupported if u.cell.model == source and u.cell.scheme.label == suite.baseline),
                 "it is excluded",
@@ -290,6 +307,42 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
         texts=texts,
         calibrations=calibrations,
         task_folders=folders,
+        checkpoints=tuple(m for m in sources if m.name in origin),
+    )
+
+
+def _sources(suite: Suite, base: Path, where: Any) -> tuple[list[Model], dict[str, Model]]:
+    """All models, and by name the model that a quantized checkpoint was made `of`. Those come last: others' baselines first."""
+    wishes = [(dict(e) if isinstance(e, dict) else e) for e in suite.models]
+    made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in wishes]
+    sources = [models.model(entry, base) for entry in wishes]
+    _unique([m.name for m in sources], f"{where('models')}: model name")
+    plain = {m.name: m for m, of in zip(sources, made_of, strict=True) if of is None}
+    origin: dict[str, Model] = {}
+    for source, of in zip(sources, made_of, strict=True):
+        if of is not None:
+            if str(of) not in plain:
+                raise UnknownName("model (of)", str(of), plain, where("models"))
+            origin[source.name] = plain[str(of)]
+    return sorted(sources, key=lambda m: m.name in origin), origin
+
+
+def _prequantized(
+    suite: Suite, source: Model, shape: Shape | None, of: Model | None, questions: Sequence[Question]
+) -> PlannedCell | Unsupported:
+    """The one square of a model that is quantized already: a cell of the model it was made of, or, alone, its own baseline."""
+    config = {} if shape is None else shape.config
+    try:
+        scheme = prequantized.scheme(config, None if of is None else source.name)
+    except Refused as error:
+        name = prequantized.NAME if of is None else source.name
+        return Unsupported(cell=Cell(model=of or source, scheme=Scheme(method=name, bits=0, label=name)), reason=str(error))
+    return PlannedCell(
+        cell=Cell(model=of or source, scheme=scheme),
+        questions=tuple(q for q in questions if q.probe != "quantize"),  # nobody quantizes it here
+        baseline=of is None,
+        estimated_bpw=METHODS[scheme.method].bits_per_weight(scheme),
+        estimated_bytes=models.stored_bytes(source),
     )
 
 
@@ -327,6 +380,10 @@ def _schemes(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict[s
     for name, grid, keys in grids:
         if name not in METHODS:
             raise UnknownName("method", name, METHODS, where(*keys))
+        if METHODS[name].prequantized:
+            if grid:
+                raise BadInput(f"{where(*keys)}: {name} takes no options: its scheme is read from the checkpoint's config.json")
+            continue  # its cells follow from the models
         for given in _product(name, grid, suite, where(*keys)):
             scheme = _scheme(METHODS[name], given, suite, base, where(*keys), calibrations)
             if scheme.identity() not in [s.identity() for s, _ in found]:
@@ -366,7 +423,7 @@ def _scheme(
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options)
+    resolved = resolve_options(method, options, float(given["bits"]))
     if method.calibrated:
         try:
             wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
@@ -401,7 +458,9 @@ def _label(scheme: Scheme) -> str:
         value = scheme.options.get(name)
         if name == "group_size":
             parts.append("per-channel" if value in (-1, None) else f"g{value}")
-        elif value != option.default or (option.bits is not None and scheme.bits in option.bits and isinstance(value, str)):
+        elif value != option.at(scheme.bits) or (
+            option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
+        ):
             parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
     return " ".join(parts)
 

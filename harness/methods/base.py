@@ -22,13 +22,19 @@ Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help."""
+    """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
+    `defaults` holds the widths whose default is another one."""
 
     default: Json
     choices: tuple[Json, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
+    defaults: Mapping[float, Json] = field(default_factory=dict)
+
+    def at(self, bits: float) -> Json:
+        """The default at a bit width."""
+        return self.defaults.get(bits, self.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +140,13 @@ class Method:
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     native: bool = False  # unquantized dtype rows
+    prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
     summary: str = ""
     source: str = ""  # paper or project the method comes from
 
 
-def resolve_options(method: Method, given: Mapping[str, Json]) -> dict[str, Json]:
-    """Defaults of the method completed by what was given. Assumes `given` was checked by the suite."""
-    options = {name: option.default for name, option in method.options.items()}
+def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
+    """Defaults of the method at `bits` completed by what was given. Assumes `given` was checked by the suite."""
+    options = {name: option.at(bits) for name, option in method.options.items()}
     options.update(given)
     return options
