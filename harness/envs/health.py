@@ -96,7 +96,7 @@ def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
         kernels.append(("cuda", method.kernel_cuda))
     for device, by_bits in kernels:
         for bits in sorted(method.bits, key=lambda b: abs(b - 4)):
-            scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, {}))
+            scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, {}, bits))
             if by_bits.get(bits, "none") != "none":
                 refused = method.supports(scheme, shape, device)
                 if refused is None:
