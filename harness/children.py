@@ -74,12 +74,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk)."""
-        path = self._home / "path"
-        path.mkdir(parents=True, exist_ok=True)
-        link = path / "harness"
-        if not link.is_symlink():
-            with contextlib.suppress(FileExistsError):
-                link.symlink_to(Path(__file__).parent)
+        path = harness_alone(self._home)
         env = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -87,6 +82,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                cwd=path,  # `python -m` puts the folder it stands in on the path
                 env=env,
                 start_new_session=True,  # Ctrl-C is for the parent alone
             )
@@ -176,6 +172,15 @@ class Server:
         line, self._buffer = self._buffer.split(b"\n", 1)
         event: Json = json.loads(line)
         return event
+
+
+def harness_alone(home: Path) -> Path:
+    """A folder in `home` to put on an interpreter's path: `harness` can be imported from it, and nothing that lies beside it."""
+    path = home / "path"
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (path / "harness").symlink_to(Path(__file__).parent)
+    return path
 
 
 def tail(path: Path, characters: int = 2000) -> str:

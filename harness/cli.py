@@ -18,13 +18,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harness import __version__
+from harness import __version__, cli_env
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from harness.spec import Cell, Record
+    from harness.spec import Cell, Measurement, Record
     from harness.suite import Plan
 
 INTERRUPTED = 130
@@ -40,8 +40,10 @@ app = typer.Typer(
     "  quant-harness run quick                     the embedded model, no download, a few minutes\n\n"
     "  quant-harness plan suites/qwen3-0.6b.yaml   what would be run, and why not the rest\n\n"
     "  quant-harness methods                       methods x bits, and what is missing here\n\n"
+    "  quant-harness env list                      environments of methods that conflict with the others\n\n"
     "  quant-harness results results/quick --format csv > quick.csv",
 )
+app.add_typer(cli_env.app, name="env")
 out = Console()
 err = Console(stderr=True)
 
@@ -113,21 +115,40 @@ def run(
 def plan(
     suite: SuiteArgument,
     device: DeviceOption = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder where environments are; default ~/.cache/quant-harness.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show every cell of a suite with its estimated size, and every square that cannot exist with the reason."""
+    from harness import envs, runner
+
     planned = _plan(suite, device)
+    places = [cli_env.place_of(p.cell.scheme.method) for p in planned.cells]
+    states = [envs.status(e, cache or runner.default_cache()) for e in envs.needed(p.cell.scheme.method for p in planned.cells)]
     if as_json:
-        sys.stdout.write(json.dumps({"device": planned.device, **planned.to_json()}, indent=2, ensure_ascii=False) + "\n")
+        wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
+        data = {"device": planned.device, **planned.to_json(), "environments": wanted}
+        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
-    for column in ("model", "scheme", "bits per weight", "artifact", "questions"):
-        table.add_column(column, justify="left" if column in {"model", "scheme"} else "right")
-    for p in planned.cells:
+    for column in ("model", "scheme", "bits per weight", "artifact", "questions", *(["environment"] if states else [])):
+        table.add_column(column, justify="left" if column in {"model", "scheme", "environment"} else "right")
+    for p, place in zip(planned.cells, places, strict=True):
         size = "unknown until fetched" if p.estimated_bytes is None else f"{p.estimated_bytes / 1e6:,.1f} MB"
         mark = " (baseline)" if p.baseline else ""
-        table.add_row(p.cell.model.name, p.cell.scheme.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions)))
+        row = [p.cell.model.name, p.cell.scheme.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions))]
+        table.add_row(*row, *([place] if states else []))
     out.print(table)
+    for line in _budget(planned):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for status in states:
+        name, cells = status.environment.name, places.count(status.environment.name)
+        if status.unwell:
+            cli_env.say(f"environment  {name} is built and broken for {', '.join(status.unwell)}: {status.detail}")
+        elif status.state != "ready":
+            what = f"must be built first for {cells} cell{'s' if cells != 1 else ''}"
+            cli_env.say(f"environment  {name} ({status.state}) {what}: `run` builds it, or quant-harness env build {name}")
     _list_unsupported(planned)
 
 
@@ -168,10 +189,9 @@ def methods(
     format: Annotated[Listing, typer.Option("--format", help="How to print.")] = Listing.table,
 ) -> None:
     """List method x bits x engine x environment: what runs here, and the command that adds what is missing."""
-    from harness import envs
     from harness.methods import METHODS
 
-    lacking = {name: envs.missing(method) for name, method in METHODS.items()}
+    here = cli_env.here()
     if format is Listing.json:
         rows = [
             {
@@ -183,8 +203,8 @@ def methods(
                 "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
                 "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
                 "options": {name: option.default for name, option in method.options.items()},
-                "state": "ready" if (absent := lacking[method.name]) is None else f"missing: {', '.join(absent.packages)}",
-                "install": None if absent is None else absent.install,
+                "state": here[method.name].state,
+                "install": here[method.name].install,
                 "source": method.source,
             }
             for method in METHODS.values()
@@ -192,13 +212,12 @@ def methods(
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "here"):
+    for column in ("method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "environment", "here"):
         table.add_column(column, no_wrap=column == "method")
     for method in METHODS.values():
-        absent = lacking[method.name]
-        place = method.engine if method.environment == envs.MAIN else f"{method.engine} ({method.environment})"
-        here = "ready" if absent is None else absent.install
-        table.add_row(method.name, method.title, _kernels(method.kernel_cpu), _kernels(method.kernel_cuda), place, here)
+        kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
+        state = here[method.name].install or "ready"
+        table.add_row(method.name, method.title, *kernels, method.engine, method.environment, state)
     out.print(table)
     out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")
 
@@ -240,6 +259,14 @@ def _plan(suite: str, device: str | None) -> Plan:
     return suites.plan(path, device=suites.choose_device(device or suites.load(path).device))
 
 
+def _budget(planned: Plan) -> list[str]:
+    """What is scored until a verdict, in words."""
+    from harness.probes import sequential
+
+    asked = {q.subject: wish for p in planned.cells for q in p.questions if (wish := sequential.settings(q)) is not None}
+    return [sequential.words(next(iter(asked.values())), list(asked))] if asked else []
+
+
 def _list_unsupported(planned: Plan) -> None:
     for square in planned.unsupported:
         out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
@@ -275,6 +302,15 @@ def _clock(seconds: float) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if category.__module__.startswith("harness"):
         err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _said(first: Measurement) -> str:
+    """An answer's first number in a line."""
+    if first.unit == "verdict":
+        from harness.report.numbers import show
+
+        return f"{show(first.value, first.unit)} after {first.n} items"
+    return f"{first.metric} {first.value:.5g} {first.unit}"
 
 
 class _Progress:
@@ -332,7 +368,7 @@ class _Progress:
             self.note(f"{record.status}: {record.cell.name}: {what}: {record.failure.message}")
         elif self._bar is None:
             first = record.answer.measurements[0] if record.answer and record.answer.measurements else None
-            value = f"{first.metric} {first.value:.5g} {first.unit}" if first else "done"
+            value = _said(first) if first else "done"
             what = f"{record.question.probe} {record.question.subject}".strip()
             line = f"[{self._done}/{self._total}] {record.cell.name}: {what}: {value} ({record.seconds:.1f} s)"
             out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import __version__, corpora, machine, models
+from harness import __version__, corpora, envs, machine, models
 from harness.methods import METHODS
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.spec import Cell, Json, Question, digest, to_json
 from harness.suite import Plan, PlannedCell
 from harness.worker import reference_name
@@ -23,7 +23,10 @@ from harness.worker import reference_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The plan's models and texts as local paths with digests, and the packages of the main environment."""
+    """The plan's models and texts as local paths with digests, and the packages of the main environment.
+
+    `environments`: the locked packages of the other environments by name. Those that are not built yet are missing; who builds
+    one adds it."""
 
     plan: Plan
     cache: Path
@@ -34,6 +37,16 @@ class Inputs:
     calibrations: Mapping[str, Path]
     calibration_digests: Mapping[str, str]
     packages: Mapping[str, str]
+    environments: dict[str, Mapping[str, str]]
+
+    def installed(self, method: str) -> Mapping[str, str] | None:
+        """The packages of the environment that a method runs in; None when it is not built yet."""
+        name = METHODS[method].environment
+        return self.packages if name == envs.MAIN else self.environments.get(name)
+
+    def source(self, cell: Cell) -> str:
+        """Name of the model whose weights make the artifact: the cell's own, or a given checkpoint that is quantized already."""
+        return str(cell.scheme.options.get("checkpoint", cell.model.name))
 
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""
@@ -50,7 +63,11 @@ class Inputs:
         """Digest of the exact question; see `spec.Record`."""
         resolved = self.resolved(question)
         probe = PROBES[question.probe]
-        compared = probe.needs_reference or probe.isolation == "latency"
+        compared: Json = None
+        if sequential.settings(question) is not None:
+            compared = self.baseline_key(cell, question)
+        elif probe.needs_reference or probe.isolation == "latency":
+            compared = self._scheme(self.baseline(cell).cell)
         return digest(
             {
                 "model": cell.model.name,
@@ -63,12 +80,17 @@ class Inputs:
                 "options": to_json(resolved.options),
                 "seed": self.plan.suite.seed,
                 "device": self._device(),
-                "baseline": self._scheme(self.baseline(cell).cell) if compared else None,
+                "baseline": compared,
             }
         )
 
+    def baseline_key(self, cell: Cell, question: Question) -> str:
+        """Key of the baseline's answer to all items of a question that the cell is asked until a verdict."""
+        return self.key(self.baseline(cell).cell, sequential.whole(question))
+
     def artifact(self, cell: Cell) -> Path:
-        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included."""
+        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included. Before its
+        environment is built the versions are not known, and the place that is named holds nothing."""
         method = METHODS[cell.scheme.method]
         libraries = {
             "torch",
@@ -80,7 +102,7 @@ class Inputs:
             "weights": self.weights[cell.model.name],
             "scheme": self._scheme(cell),
             "method_version": method.version,
-            "packages": {n: v for n, v in self.packages.items() if n.lower() in libraries},
+            "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
             "device": self._device(),
             "seed": self.plan.suite.seed,
         }
@@ -96,6 +118,8 @@ class Inputs:
         calibration = cell.scheme.options.get("calibration")
         if calibration is not None:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
+        if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
+            identity["checkpoint_digest"] = self.weights[self.source(cell)]
         return identity
 
     def _device(self) -> str:
@@ -104,9 +128,10 @@ class Inputs:
 
 def gather(plan: Plan, cache: Path) -> Inputs:
     """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests."""
-    folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys(p.cell.model for p in plan.cells)}
+    folders = {m.name: models.fetch(m, cache) for m in dict.fromkeys([*(p.cell.model for p in plan.cells), *plan.checkpoints])}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
+    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.scheme.method for p in plan.cells)}
     return Inputs(
         plan=plan,
         cache=cache,
@@ -117,6 +142,7 @@ def gather(plan: Plan, cache: Path) -> Inputs:
         calibrations=calibrations,
         calibration_digests={name: corpora.digest(path) for name, path in calibrations.items()},
         packages=machine.packages(),
+        environments={name: packages for name, packages in built.items() if packages is not None},
     )
 
 
@@ -136,11 +162,12 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> tuple[J
 
 
 def _source_digest() -> str:
-    """Digest of the package's own code that can change a number: everything but the report and the command line."""
+    """Digest of the package's own code that can change a number: everything but the report, the command line, and statistics
+    that are recomputed from raw samples. What the sequential test decides is not: it says how many items are scored."""
     root = Path(__file__).parent
     hasher = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
-        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")):
+        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")) or name == "stats/sequential.py":
             hasher.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return hasher.hexdigest()

@@ -68,6 +68,11 @@ def _shaped(wish: str, name: Json, base: Path) -> Model:
 
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded."""
+    if folder.suffix == ".gguf" or (folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf"))):
+        raise BadInput(
+            f"model {name!r}: {folder} is GGUF, which holds a model that is quantized already; give the checkpoint in "
+            "safetensors that it was made of, and quantize it to this format here"
+        )
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
     if not (folder / "config.json").is_file():
@@ -166,13 +171,21 @@ def shape(source: Model) -> Shape | None:
     return _shape(config, tensors)
 
 
-def shape_of(folder: Path) -> Shape:
-    """Shape of the checkpoint in a local folder."""
+def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> Shape:
+    """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder / 'config.json'}: cannot be read ({error})") from None
-    return _shape(config, tensors(folder))
+    return _shape(config, tensors(folder) if stored is None else stored)
+
+
+def stored_bytes(source: Model) -> int | None:
+    """Bytes of the checkpoint's tensors; None when it is not in the local cache yet."""
+    folder = locate(source)
+    if folder is None:
+        return None
+    return sum(tensor.bits for path in headers.weight_files(folder) for tensor in headers.header(path)) // 8
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from harness.children import Exit, Server, ServerFailed
 from harness.engines import ENGINES
 from harness.errors import BadInput
 from harness.methods import METHODS
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.spec import (
     Answer,
     Cell,
@@ -109,9 +110,12 @@ class _Matrix:
         self.threads = settings.threads or len(machine.affinity())
         self.servers: dict[str, Server] = {}
         self.broken: dict[str, str] = {}
+        self.stored: dict[str, Record] = {}
+        self.ready: dict[str, envs.Ready] = {}  # environments of their own, held until the run ends
+        self.unbuilt: dict[str, Failure] = {}
+        self.listed: set[str] = set()  # digests whose package lists are in the run file
         self.jobs = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         conditions, self.context = identity.context(self.plan, packages=inputs.packages, threads=self.threads)
-        self.environment: str = conditions["packages_digest"]
         folder = settings.results / self.plan.suite.name
         path = (None if settings.fresh else _same_context(folder, self.context)) or _new_run(folder, self.context)
         header = {"run": path.stem, "started_at": _now(), "context": conditions, "context_digest": self.context}
@@ -123,6 +127,8 @@ class _Matrix:
     def __exit__(self, *_: object) -> None:
         for server in self.servers.values():
             server.close()
+        for ready in self.ready.values():
+            ready.close()
         self.writer.close()
         shutil.rmtree(self.jobs, ignore_errors=True)
 
@@ -131,7 +137,9 @@ class _Matrix:
         plan = {**self.plan.to_json(), "weights": dict(self.inputs.weights)}
         if {k: v for k, v in before.plan.items() if k != "kind"} != to_json(plan):
             self.writer.plan(plan)
-        done = {r.key for r in before.records if not (self.settings.retry_failed and r.failure is not None)}
+        self.stored = {r.key: r for r in before.records}
+        done = {r.key for r in before.records if self._stands(r)}
+        self.listed.update(before.environments)
         todo = [(p, [q for q in p.questions if self.inputs.key(p.cell, q) not in done]) for p in self.plan.cells]
         asked = sum(len(p.questions) for p in self.plan.cells)
         left = sum(len(questions) for _, questions in todo)
@@ -143,20 +151,28 @@ class _Matrix:
             self.writer.end({"ended_at": _now(), "questions": asked})
         return self.writer.path
 
+    def _stands(self, record: Record) -> bool:
+        """Whether a stored record need not be made again: it is no failure to retry, and its environment, if there is one now,
+        holds what it held then (an environment that was removed and built anew may have got other versions)."""
+        if self.settings.retry_failed and record.failure is not None:
+            return False
+        if record.cell.scheme.method not in METHODS:
+            return True
+        return self._installed(record.cell) in {"", record.environment}
+
+    def _installed(self, cell: Cell) -> str:
+        """Digest of what is installed in the cell's environment; '' while that is not built."""
+        installed = self.inputs.installed(cell.scheme.method)
+        return "" if installed is None else machine.packages_digest(installed)
+
     def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
-        method = METHODS[planned.cell.scheme.method]
-        lacking = envs.missing(method)
-        if lacking is not None:
-            message = f"{method.name} needs {', '.join(lacking.packages)}, not installed here; add it with: {lacking.install}"
-            artifact: Path | Failure = Failure(kind="environment", phase="environment", message=message)
-        else:
-            artifact = self._artifact(planned)
+        artifact = self._artifact(planned)
         if isinstance(artifact, Failure):
             self._fail(planned, questions, artifact)
             return
         if not planned.baseline:
             self._references(planned, [q for q in questions if PROBES[q.probe].needs_reference])
-        for group in _groups(questions):
+        for group in _groups(self._pairable(planned, questions)):
             alone = PROBES[group[0].probe].isolation != "shared"
             wrong = self._verify(planned, artifact) if alone and PROBES[group[0].probe].needs_model else None
             if wrong is None:
@@ -167,8 +183,11 @@ class _Matrix:
     def _artifact(self, planned: PlannedCell) -> Path | Failure:
         """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
         rename once its manifest is written, so that a half-written one is never used."""
+        lacking = self._environment(planned.cell)
+        if lacking is not None:
+            return lacking
         target = self.inputs.artifact(planned.cell)
-        if _whole(target, self.inputs.model_dirs[planned.cell.model.name]):
+        if _whole(target, self.inputs.model_dirs[self.inputs.source(planned.cell)]):
             return target
         self.observer.doing(planned.cell, "quantize")
         draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
@@ -187,6 +206,30 @@ class _Matrix:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return target
+
+    def _environment(self, cell: Cell) -> Failure | None:
+        """None when the cell's method can run: all is there in the main environment, or its own is built (now, if need be)
+        and the method passed its health check there. A build is tried once per invocation."""
+        method = METHODS[cell.scheme.method]
+        name = method.environment
+        if name == envs.MAIN:
+            lacking = envs.missing(method)
+            if lacking is None:
+                return None
+            message = f"{method.name} needs {', '.join(lacking.packages)}, not installed here; add it with: {lacking.install}"
+            return Failure(kind="environment", phase="environment", message=message)
+        if name not in self.ready and name not in self.unbuilt:
+            self.observer.doing(cell, f"environment {name}")
+            try:
+                ready = envs.obtain(envs.find(name), self.inputs.cache, self.observer.note)
+            except envs.BuildFailed as error:
+                self.unbuilt[name] = Failure(kind="environment", phase="environment", message=str(error), log_tail=error.log_tail)
+            else:
+                self.ready[name], self.inputs.environments[name] = ready, ready.packages
+        if name in self.unbuilt:
+            return self.unbuilt[name]
+        self.observer.doing(cell, f"environment {name}")
+        return self.ready[name].unwell(method.name, self.observer.note)
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
         """Has a fresh child reload the artifact and compare its answers before anything is timed, once per artifact."""
@@ -215,6 +258,36 @@ class _Matrix:
             )
             if wrong is not None:
                 self.observer.note(f"{wrong.kind}: {baseline.cell.name}: reference {question.subject}: {wrong.message}")
+
+    def _pairable(self, planned: PlannedCell, questions: Sequence[Question]) -> list[Question]:
+        """The questions without those that are asked until a verdict against a baseline that has no answer: these fail at once,
+        because scoring all their items instead would answer another question."""
+        found = []
+        for question in questions:
+            if sequential.settings(question) is not None and isinstance(reason := self._baseline_items(planned, question), str):
+                baseline = self.inputs.baseline(planned.cell).cell.name
+                message = (
+                    f"budget: auto pairs each item with the baseline's answer, and {baseline} has none to {question.subject!r}: "
+                    f"{reason}; mend that and ask both again with --retry-failed, or have all items scored with budget: fixed"
+                )
+                self._fail(planned, [question], Failure(kind="unsupported", phase="baseline", message=message))
+            else:
+                found.append(question)
+        return found
+
+    def _baseline_items(self, planned: PlannedCell, question: Question) -> Json | str:
+        """Where the baseline's per-item answers lie and under which definition, or why there are none."""
+        record = self.stored.get(self.inputs.baseline_key(planned.cell, question))
+        if record is None:
+            return "it was not asked"
+        if record.answer is None:
+            assert record.failure is not None
+            return f"it failed ({record.failure.kind}: {record.failure.message})"
+        sample = next((m for m in record.answer.measurements if m.metric == "accuracy" and m.blob is not None), None)
+        if sample is None or sample.blob is None:
+            return "its items are not right or wrong"
+        path = store.blob_path(self.writer.folder, sample.blob).resolve()
+        return {"path": str(path), "definition": sample.definition} if path.is_file() else f"{path} is not on disk any more"
 
     def _ask(self, planned: PlannedCell, artifact: Path, questions: Sequence[Question]) -> None:
         """Asks the questions of one isolation group, in as many children as crashes make necessary."""
@@ -248,15 +321,20 @@ class _Matrix:
         resolved = [self.inputs.resolved(q) for q in questions]
         baseline = self.inputs.baseline(planned.cell).cell
         kept = self.inputs.artifact(baseline)
+        together = METHODS[baseline.scheme.method].environment == METHODS[planned.cell.scheme.method].environment
         calibration = planned.cell.scheme.options.get("calibration")
+        source = self.inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         data = {
             "stage": stage,
             "cell": to_json(planned.cell),
             "is_baseline": planned.baseline,
             "questions": to_json(resolved),
-            "model_dir": str(self.inputs.model_dirs[planned.cell.model.name]),
+            "model_dir": str(self.inputs.model_dirs[source]),
             "artifact_dir": str(artifact),
-            "baseline": {"cell": to_json(baseline), "artifact_dir": str(kept)} if (kept / MANIFEST).is_file() else None,
+            # loaded beside the cell only where the same packages run both: other kernels would make it another baseline
+            "baseline": {"cell": to_json(baseline), "artifact_dir": str(kept)}
+            if together and (kept / MANIFEST).is_file()
+            else None,
             "device": self.plan.device,
             "seed": self.plan.suite.seed,
             "threads": self.threads,
@@ -265,6 +343,9 @@ class _Matrix:
             "task_folders": dict(self.plan.task_folders),
             "references": {
                 reference_name(q): str(self.inputs.reference(planned.cell, q)) for q in resolved if "corpus_digest" in q.options
+            },
+            "baseline_items": {
+                q.subject: self._baseline_items(planned, q) for q in resolved if sequential.settings(q) is not None
             },
             "calibration": calibration and {**calibration, "path": str(self.inputs.calibrations[calibration["corpus"]])},
         }
@@ -285,17 +366,19 @@ class _Matrix:
         if environment in self.broken:
             raise ServerFailed(self.broken[environment])
         if environment not in self.servers:
-            server = Server(
-                python=envs.python(environment),
-                modules=self._modules(environment),
-                home=self.jobs / f"server-{environment}",
-                env={"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **_network(self.plan)},
-            )
+            python = Path(sys.executable) if environment == envs.MAIN else self.ready[environment].python
+            env = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **_network(self.plan)}
+            if environment != envs.MAIN:  # tools that its packages call (a compiler's ninja) are those that came with them
+                env["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+            home = self.jobs / f"server-{environment}"
+            server = Server(python=python, modules=self._modules(environment), home=home, env=env)
             self.servers[environment] = server
             server.start()
             for name, why in server.ready["missing"].items():
                 self.observer.note(f"{name} cannot be imported in the {environment} environment: {why}")
             if self.plan.device.startswith("cuda") and "torch" in self._modules(environment) and not server.ready["cuda"]:
+                if environment != envs.MAIN:
+                    raise ServerFailed(f"the torch of the environment {environment!r} sees no CUDA device; use --device cpu")
                 raise BadInput(
                     f"device {self.plan.device}: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
                 )
@@ -368,12 +451,23 @@ class _Matrix:
             failure=failure,
             simulated=simulated,
             phases=tuple(phase_from_json(p) for p in phases),
-            environment=self.environment,
+            environment=self._listed(planned.cell),
             started_at=started_at,
             seconds=seconds,
         )
         self.writer.record(record)
+        self.stored[record.key] = record
         self.observer.answered(record)
+
+    def _listed(self, cell: Cell) -> str:
+        """Digest of the installed packages of the cell's environment, whose list is in the run file before a record names it."""
+        found, name = self._installed(cell), METHODS[cell.scheme.method].environment
+        ready = self.ready.get(name)
+        if ready is not None and found not in self.listed:
+            listing = {"name": name, "digest": found, "python": ready.python_version, "packages": dict(ready.packages)}
+            self.writer.environment(listing)
+            self.listed.add(found)
+        return found
 
 
 class _Watch:
@@ -432,7 +526,8 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    need = sum(p.estimated_bytes or 0 for p in plan.cells if not METHODS[p.cell.scheme.method].native)
+    made = [p for p in plan.cells if not (METHODS[(m := p.cell.scheme.method)].native or METHODS[m].prequantized)]
+    need = sum(p.estimated_bytes or 0 for p in made)
     have = machine.free_disk_bytes(cache)
     if need > have:
         raise BadInput(

@@ -4,6 +4,7 @@
 
     {"kind": "header", "schema": 1, "run": ..., "context": {...}, "context_digest": ...}    first line, once
     {"kind": "plan", ...}                       what was asked; the last one counts (a suite may grow)
+    {"kind": "environment", "name": ..., "digest": ..., "python": ..., "packages": {...}}   one that is not the main one
     {"kind": "record", ...}                     one outcome (`spec.Record`)
     {"kind": "end", ...}                        everything planned has an outcome; written last
 
@@ -21,8 +22,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -38,13 +39,15 @@ class TornLine(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run as stored: header, the last plan, and the newest record of each key, in file order."""
+    """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
+    was installed in environments other than the main one, by the digest that records carry."""
 
     path: Path
     header: Json
     plan: Json
     records: tuple[Record, ...]
     ended: bool
+    environments: Mapping[str, Json] = field(default_factory=dict)
 
     def blob(self, name: str) -> bytes:
         """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
@@ -82,6 +85,7 @@ def read(path: Path) -> Run:
     header: Json = None
     plan: Json = {"suite": {}, "cells": [], "unsupported": [], "commands": []}
     records: dict[str, Record] = {}
+    environments: dict[str, Json] = {}
     ended = False
     for number, line in _lines(path):
         kind = line.get("kind")
@@ -96,11 +100,13 @@ def read(path: Path) -> Run:
             record = _record(path, number, line)
             records.pop(record.key, None)
             records[record.key] = record
+        elif kind == "environment":
+            environments[str(line.get("digest"))] = {k: v for k, v in line.items() if k != "kind"}
         elif kind == "end":
             ended = True
     if header is None:
         raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
-    return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended)
+    return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended, environments=environments)
 
 
 def read_header(path: Path) -> Json:
@@ -145,6 +151,9 @@ class Writer:
 
     def plan(self, plan: Json) -> None:
         self._append({"kind": "plan", **plan})
+
+    def environment(self, environment: Json) -> None:
+        self._append({"kind": "environment", **environment})
 
     def record(self, record: Record) -> None:
         self._append({"kind": "record", **to_json(record)})

@@ -11,19 +11,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness import corpora, models, reference
 from harness.corpora import Corpus
 from harness.errors import BadInput, UnknownName
-from harness.methods import METHODS
+from harness.errors import Unsupported as Refused
+from harness.methods import METHODS, prequantized
 from harness.methods.base import Method, Shape, resolve_options
-from harness.probes import PROBES
+from harness.probes import PROBES, sequential
 from harness.probes.base import Wishes
-from harness.spec import Cell, Json, Question, Scheme, to_json
+from harness.spec import Cell, Json, Model, Question, Scheme, to_json
 
 _PACKAGED = Path(__file__).parent / "suites"
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "suites"
@@ -59,13 +60,30 @@ class CorpusEntry(_Strict):
     definition: str | None = None
 
 
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value:g} is no share of the items: write 0.01 for a margin of 1 point of accuracy")
+    return value
+
+
+def _error_rate(value: float) -> float:
+    if not 0 < value < 0.5:
+        raise ValueError(f"{value:g} is no error rate: write 0.05 for at most one false verdict in twenty")
+    return value
+
+
+Budget = Literal["fixed", "auto"]
+"""How many items of a task a cell is scored on: all (that `limit` leaves), or until the verdict of `probes/sequential.py`."""
+
+
 class TaskEntry(_Strict):
-    """A task of lm-eval, or of a folder of task YAMLs named by `include`."""
+    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget` takes the place of the suite's."""
 
     task: str
     shots: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
+    budget: Budget | None = None
 
 
 class Latency(_Strict):
@@ -100,6 +118,10 @@ class Suite(_Strict):
     corpora: list[str | CorpusEntry] = []
     tasks: list[str | TaskEntry] = []
     limit: int | None = Field(default=None, ge=1)
+    budget: Budget = "fixed"
+    margin: Annotated[float, AfterValidator(_margin)] = 0.01
+    alpha: Annotated[float, AfterValidator(_error_rate)] = 0.05
+    beta: Annotated[float, AfterValidator(_error_rate)] = 0.05
     latency: Latency = Latency()
     memory: Memory = Memory()
     probes: list[str] = list(DEFAULT_PROBES)
@@ -140,6 +162,8 @@ class Plan:
     texts: Mapping[str, Corpus]
     calibrations: Mapping[str, Corpus]
     task_folders: Mapping[str, str]
+    checkpoints: tuple[Model, ...] = ()
+    """Models that are quantized already and stand for another model of the suite: cells of that one."""
 
     def to_json(self) -> Json:
         """The plan line of a run file: everything that decides what the report must draw."""
@@ -201,7 +225,7 @@ def load(path: Path) -> Suite:
                 known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
                 message = f"unknown key {where[-1]!r}; known: {known}"
             else:
-                message = f"{'.'.join(map(str, where))}: {item['msg']}"
+                message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
             problems.append(f"{path}, line {_line(places, where)}: {message}")
         raise BadInput("\n".join(dict.fromkeys(problems))) from None
 
@@ -214,8 +238,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     def where(*keys: str | int) -> str:
         return f"{path}, line {_line(places, keys)}"
 
-    sources = [models.model(entry, base) for entry in suite.models]
-    _unique([m.name for m in sources], f"{where('models')}: model name")
+    sources, origin = _sources(suite, base, where)
     for probe in suite.probes:
         if probe not in PROBES:
             raise UnknownName("probe", probe, PROBES, where("probes"))
@@ -224,13 +247,28 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     folders = {str(t["name"]): str(t["folder"]) for t in wishes.tasks if t["folder"]}
     questions = tuple(q for name in suite.probes for q in PROBES[name].questions(wishes))
     schemes, calibrations = _schemes(suite, base, where)
-    if suite.baseline not in {s.label for s in schemes}:
+    known_shapes = {m.name: shapes[m.name] if shapes is not None else models.shape(m) for m in sources}
+    given = [m for m in sources if (s := known_shapes[m.name]) is not None and prequantized.entry(s.config) is not None]
+    if suite.baseline not in {s.label for s in schemes} and len(given) < len(sources):
         raise UnknownName("baseline", suite.baseline, {s.label for s in schemes}, where("baseline"))
 
     cells: list[PlannedCell] = []
     unsupported: list[Unsupported] = []
     for source in sources:
-        known = shapes[source.name] if shapes is not None else models.shape(source)
+        known = known_shapes[source.name]
+        if source.name in origin and source not in given:
+            raise BadInput(
+                f"{where('models')}: {source.name!r} is given as a quantization of {origin[source.name].name!r}, but "
+                + ("it is not here yet: fetch it first" if known is None else "its config.json names no quantization")
+            )
+        if source in given:
+            square = _prequantized(suite, source, known, origin.get(source.name), questions)
+            if isinstance(square, PlannedCell) and not _matches(square.cell, suite.exclude):
+                cells.append(square)
+            elif isinstance(square, Unsupported):
+                unsupported.append(square)
+            if source.name in origin:
+                continue
         for scheme in sorted(schemes, key=lambda s: s.label != suite.baseline):  # the baseline first: others need its answers
             cell = Cell(model=source, scheme=scheme)
             if _matches(cell, suite.exclude):
@@ -239,18 +277,20 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
             if reason is not None:
                 unsupported.append(Unsupported(cell=cell, reason=reason))
                 continue
+            baseline = scheme.label == suite.baseline
+            asked = [q for q in questions if not (source.random and PROBES[q.probe].needs_weights)]
             bpw = METHODS[scheme.method].bits_per_weight(scheme)
             cells.append(
                 PlannedCell(
                     cell=cell,
-                    questions=tuple(q for q in questions if not (source.random and PROBES[q.probe].needs_weights)),
-                    baseline=scheme.label == suite.baseline,
+                    questions=tuple(sequential.whole(q) if baseline else q for q in asked),
+                    baseline=baseline,
                     estimated_bpw=bpw,
                     estimated_bytes=None if known is None else estimated_bytes(known, bpw, METHODS[scheme.method]),
                 )
             )
     for source in sources:
-        if not any(p.baseline and p.cell.model == source for p in cells):
+        if source not in given and not any(p.baseline and p.cell.model == source for p in cells):
             why = next(
                 (u.reason for u in unsupported if u.cell.model == source and u.cell.scheme.label == suite.baseline),
                 "it is excluded",
@@ -267,6 +307,42 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
         texts=texts,
         calibrations=calibrations,
         task_folders=folders,
+        checkpoints=tuple(m for m in sources if m.name in origin),
+    )
+
+
+def _sources(suite: Suite, base: Path, where: Any) -> tuple[list[Model], dict[str, Model]]:
+    """All models, and by name the model that a quantized checkpoint was made `of`. Those come last: others' baselines first."""
+    wishes = [(dict(e) if isinstance(e, dict) else e) for e in suite.models]
+    made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in wishes]
+    sources = [models.model(entry, base) for entry in wishes]
+    _unique([m.name for m in sources], f"{where('models')}: model name")
+    plain = {m.name: m for m, of in zip(sources, made_of, strict=True) if of is None}
+    origin: dict[str, Model] = {}
+    for source, of in zip(sources, made_of, strict=True):
+        if of is not None:
+            if str(of) not in plain:
+                raise UnknownName("model (of)", str(of), plain, where("models"))
+            origin[source.name] = plain[str(of)]
+    return sorted(sources, key=lambda m: m.name in origin), origin
+
+
+def _prequantized(
+    suite: Suite, source: Model, shape: Shape | None, of: Model | None, questions: Sequence[Question]
+) -> PlannedCell | Unsupported:
+    """The one square of a model that is quantized already: a cell of the model it was made of, or, alone, its own baseline."""
+    config = {} if shape is None else shape.config
+    try:
+        scheme = prequantized.scheme(config, None if of is None else source.name)
+    except Refused as error:
+        name = prequantized.NAME if of is None else source.name
+        return Unsupported(cell=Cell(model=of or source, scheme=Scheme(method=name, bits=0, label=name)), reason=str(error))
+    return PlannedCell(
+        cell=Cell(model=of or source, scheme=scheme),
+        questions=tuple(q for q in questions if q.probe != "quantize"),  # nobody quantizes it here
+        baseline=of is None,
+        estimated_bpw=METHODS[scheme.method].bits_per_weight(scheme),
+        estimated_bytes=models.stored_bytes(source),
     )
 
 
@@ -304,6 +380,10 @@ def _schemes(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict[s
     for name, grid, keys in grids:
         if name not in METHODS:
             raise UnknownName("method", name, METHODS, where(*keys))
+        if METHODS[name].prequantized:
+            if grid:
+                raise BadInput(f"{where(*keys)}: {name} takes no options: its scheme is read from the checkpoint's config.json")
+            continue  # its cells follow from the models
         for given in _product(name, grid, suite, where(*keys)):
             scheme = _scheme(METHODS[name], given, suite, base, where(*keys), calibrations)
             if scheme.identity() not in [s.identity() for s, _ in found]:
@@ -343,7 +423,7 @@ def _scheme(
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options)
+    resolved = resolve_options(method, options, float(given["bits"]))
     if method.calibrated:
         try:
             wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
@@ -378,7 +458,9 @@ def _label(scheme: Scheme) -> str:
         value = scheme.options.get(name)
         if name == "group_size":
             parts.append("per-channel" if value in (-1, None) else f"g{value}")
-        elif value != option.default or (option.bits is not None and scheme.bits in option.bits and isinstance(value, str)):
+        elif value != option.at(scheme.bits) or (
+            option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
+        ):
             parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
     return " ".join(parts)
 
@@ -399,7 +481,19 @@ def _wishes(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> W
         ],
         memory=suite.memory.model_dump(),
         latency_budget_seconds=suite.latency.budget,
+        sequential=_sequential(suite, suite.budget, where),
     )
+
+
+def _sequential(suite: Suite, budget: Budget, where: Any) -> dict[str, Json] | None:
+    """The settings of questions that are asked until a verdict; None where all items are scored. BadInput for settings that
+    nothing uses: whoever wrote them expects a verdict."""
+    given = suite.model_fields_set & {"margin", "alpha", "beta"}
+    budgets = {suite.budget, *(t.budget for t in suite.tasks if isinstance(t, TaskEntry))}
+    if given and "auto" not in budgets:
+        name = sorted(given)[0]
+        raise BadInput(f"{where(name)}: `{name}` is for scoring until a verdict, and all items are scored here; add budget: auto")
+    return None if budget == "fixed" else {"margin": suite.margin, "alpha": suite.alpha, "beta": suite.beta}
 
 
 def _corpora(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> Iterator[dict[str, Json]]:
@@ -445,6 +539,7 @@ def _tasks(suite: Suite, base: Path, where: Any) -> Iterator[dict[str, Json]]:
             "limit": entry.limit if entry.limit is not None else suite.limit,
             "folder": None if folder is None else str(folder),
             "digest": task_digest(entry.task, folder),
+            sequential.KEY: _sequential(suite, entry.budget or suite.budget, where),
         }
     _unique(seen, f"{where('tasks')}: task")
 

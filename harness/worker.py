@@ -79,6 +79,7 @@ class Job:
         self.texts: dict[str, str] = data["texts"]
         self.task_folders: dict[str, str] = data["task_folders"]
         self.references: dict[str, str] = data["references"]
+        self.baseline_items: dict[str, Json] = data["baseline_items"]
         self.calibration: Json = data["calibration"]
 
 
@@ -157,6 +158,10 @@ class WorkerSession:
 
     def corpus_text(self, question: Question) -> str:
         return corpora.text(Path(self._job.texts[question.subject]))
+
+    def baseline_items(self, question: Question) -> Json:
+        given = self._job.baseline_items[question.subject]
+        return {**json.loads(Path(given["path"]).read_bytes()), "definition": given["definition"]}
 
     def task_folder(self, question: Question) -> Path | None:
         folder = self._job.task_folders.get(question.subject)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "harness"
-HEAVY = {"torch", "transformers", "lm_eval", "plotly", "gptqmodel", "hqq", "bitsandbytes", "datasets"}
+HEAVY = {"torch", "transformers", "lm_eval", "plotly", "gptqmodel", "hqq", "bitsandbytes", "torchao", "optimum", "datasets"}
+HEAVY |= {"auto_round"}
 MODULES_FOR_HEAVY = (
     "engines/transformers.py",
     "scoring/",

@@ -65,6 +65,13 @@ def test_estimated_bytes_are_linears_at_their_bits_and_the_rest_at_sixteen(write
         ("methods:\n  fake: {bits: 16, calibration: {samples: 3}}", 6, "takes no calibration data"),
         ("methods:\n  fake: {bits: 16}\nprobe: [fake]", 7, "unknown key 'probe'"),
         ("methods:\n  fake: {bits: 16}\nlimit: none", 7, "limit"),
+        ("methods:\n  fake: {bits: 16}\nbudget: all", 7, "budget: Input should be 'fixed' or 'auto'"),
+        ("methods:\n  fake: {bits: 16}\nbudget: auto\nmargin: 1", 8, "margin: 1 is no share of the items: write 0.01"),
+        ("methods:\n  fake: {bits: 16}\nbudget: auto\nmargin: 1 point", 8, "margin: Input should be a valid number"),
+        ("methods:\n  fake: {bits: 16}\nbudget: auto\nalpha: 0.7", 8, "alpha: 0.7 is no error rate: write 0.05"),
+        ("methods:\n  fake: {bits: 16}\nbudget: auto\nbeta: 0", 8, "beta: 0 is no error rate"),
+        ("methods:\n  fake: {bits: 16}\nmargin: 0.02", 7, "all items are scored here; add budget: auto"),
+        ("methods:\n  fake: {bits: 16}\ntasks: [{task: reference_facts, budget: 500}]", 7, "should be 'fixed' or 'auto'"),
         ("methods:\n  fake: {bits: 16}\nlatency: {prompt: [1], speed: 3}", 7, "unknown key 'speed'"),
         ("methods:\n  fake: {bits: 16}\ncorpora: [wikitext3]", 7, "did you mean 'wikitext2'"),
         ("methods:\n  fake: {bits: 16}\ncorpora:\n  - {path: nowhere.txt}", 8, "no such corpus"),
@@ -126,6 +133,42 @@ def test_a_model_that_cannot_be_used_is_refused_before_anything_runs(
     path.write_text(path.read_text().replace(str(model_folder), str(other)))
     with pytest.raises(BadInput, match=says):
         suite.plan(path, device="cpu")
+
+
+def test_a_budget_makes_other_questions_of_the_cells_and_none_of_the_baseline(write_suite: WriteSuite) -> None:
+    path = write_suite("{bits: 4}")
+    tasks = "[reference_facts, {task: reference_recall, budget: fixed}]"
+    text = path.read_text().replace("[quantize, fake]", "[tasks]") + f"tasks: {tasks}\n"
+
+    def asked(extra: str) -> list[dict[str, dict[str, float] | None]]:
+        path.write_text(text + extra)
+        planned = suite.plan(path, device="cpu").cells
+        return [{q.subject: q.options.get("sequential") for q in p.questions} for p in planned]
+
+    nothing = {"reference_facts": None, "reference_recall": None}
+    assert asked("") == asked("budget: fixed\n") == [nothing, nothing]
+    settings = {"margin": 0.02, "alpha": 0.05, "beta": 0.1}
+    baseline, cell = asked("budget: auto\nmargin: 0.02\nbeta: 0.1\n")
+    assert baseline == nothing
+    assert cell == {"reference_facts": settings, "reference_recall": None}
+    text = text.replace("budget: fixed", "budget: auto")
+    baseline, cell = asked("")
+    assert baseline == nothing
+    assert cell == {"reference_facts": None, "reference_recall": {"margin": 0.01, "alpha": 0.05, "beta": 0.05}}
+
+
+def test_a_plan_says_in_words_what_is_scored_until_a_verdict(write_suite: WriteSuite) -> None:
+    command = [sys.executable, "-m", "harness.cli", "plan"]
+
+    def said(extra: str) -> str:
+        path = write_suite("{bits: 4}", extra=extra)
+        return subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=60, check=True).stdout
+
+    words = " ".join(said("budget: auto\nmargin: 0.025\nalpha: 0.02").split())
+    assert "budget auto (items): a cell's items are scored in one random order" in words
+    assert "within 2.5 points of the baseline" in words
+    assert "at most 2 % (within) and 5 % (worse)" in words
+    assert "budget" not in said("")
 
 
 def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_environment() -> None:

@@ -98,6 +98,7 @@ class TinySession:
         baseline: Path | None = None,
         is_baseline: bool = False,
         tasks: Path | None = None,
+        items: Any = None,
     ) -> None:
         self.cell = Cell(model=Model(name="tiny"), scheme=Scheme(method="rtn", bits=4))
         self.is_baseline = is_baseline
@@ -109,7 +110,7 @@ class TinySession:
         self.memo: dict[str, Any] = {}
         self.loaded = engine
         self.blobs: dict[str, bytes] = {}
-        self._corpus, self._baseline, self._tasks = corpus, baseline, tasks
+        self._corpus, self._baseline, self._tasks, self._items = corpus, baseline, tasks, items
 
     def load_baseline(self) -> None:
         return None
@@ -123,6 +124,9 @@ class TinySession:
 
     def task_folder(self, question: Question) -> Path | None:
         return self._tasks
+
+    def baseline_items(self, question: Question) -> Any:
+        return self._items
 
     def reference(self, question: Question) -> Path:
         if self._baseline is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from harness.engines.base import Engine, Loaded
 from harness.spec import Cell
@@ -24,5 +25,11 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 
-if os.environ.get("QUANT_HARNESS_FAKES"):  # the tests' scripted method is never loaded: its probe reads its artifact itself
-    ENGINES["fake"] = Engine(name="fake", title="Scripted", modules=(), load=_transformers)
+if os.environ.get("QUANT_HARNESS_FAKES"):  # the tests' scripted methods; see methods/fake.py
+
+    def _scripted(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Any:
+        from harness.methods import fake
+
+        return fake.Scripted(artifact_dir)
+
+    ENGINES["fake"] = Engine(name="fake", title="Scripted", modules=(), load=_scripted)

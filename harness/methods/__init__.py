@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import awq, bnb, fake, gptq, hqq, native, rtn
+from harness.methods import autoround, awq, bnb, fake, gptq, hqq, native, prequantized, quanto, rtn, torchao
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -14,9 +14,13 @@ METHODS: dict[str, Method] = {
     "rtn": rtn.METHOD,
     "gptq": gptq.METHOD,
     "awq": awq.METHOD,
+    "autoround": autoround.METHOD,
     "hqq": hqq.METHOD,
     "bnb": bnb.METHOD,
+    "torchao": torchao.METHOD,
+    "quanto": quanto.METHOD,
+    "prequantized": prequantized.METHOD,
 }
 
-if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted method of the tests; see fake.py
-    METHODS[fake.METHOD.name] = fake.METHOD
+if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted methods of the tests; see fake.py
+    METHODS.update(fake.METHODS)

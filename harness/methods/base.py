@@ -22,13 +22,19 @@ Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help."""
+    """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
+    `defaults` holds the widths whose default is another one."""
 
     default: Json
     choices: tuple[Json, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
+    defaults: Mapping[float, Json] = field(default_factory=dict)
+
+    def at(self, bits: float) -> Json:
+        """The default at a bit width."""
+        return self.defaults.get(bits, self.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,18 +134,19 @@ class Method:
     ledger: Callable[[Path, Scheme], list[StoredTensor]]  # every tensor stored in the artifact
     kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned
     calibrated: bool = False  # takes calibration rows
-    environment: str = "main"
-    requirements: tuple[str, ...] = ()  # pip requirements beyond the base install
+    environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
+    requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's
     extra: str | None = None  # our extra that brings them into the main environment
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     native: bool = False  # unquantized dtype rows
+    prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
     summary: str = ""
     source: str = ""  # paper or project the method comes from
 
 
-def resolve_options(method: Method, given: Mapping[str, Json]) -> dict[str, Json]:
-    """Defaults of the method completed by what was given. Assumes `given` was checked by the suite."""
-    options = {name: option.default for name, option in method.options.items()}
+def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
+    """Defaults of the method at `bits` completed by what was given. Assumes `given` was checked by the suite."""
+    options = {name: option.at(bits) for name, option in method.options.items()}
     options.update(given)
     return options

@@ -1,7 +1,10 @@
 """A method whose options script what happens, so that crashes, hangs, kills and garbage are tested exactly and in seconds.
 
-It is in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets it. Its "artifact" is its
-options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
+`fake` runs in the main environment; `fake-elsewhere` needs another version of a small package than that one has, so it gets an
+environment of its own, and `fake-unbuildable` asks for a version that no index has.
+
+They are in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets them. Their "artifact" is
+their options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
 ``sleep:SECONDS``, ``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does),
 ``exit:CODE``, ``raise:TEXT``, ``env:NAME`` (raises with the variable's value), ``memory`` (MemoryError), ``torn`` (half an
 artifact, then a crash), ``nan``.
@@ -9,17 +12,21 @@ artifact, then a crash), ``nan``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.methods import reload
 from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
 from harness.spec import Scheme
 
 ARTIFACT = "fake.json"
+ELSEWHERE_VERSION = "1.16.0"
 
 
 def act(script: str) -> None:
@@ -55,6 +62,27 @@ def quantize(request: QuantizeRequest) -> None:
     with count.open("a") as file:  # tests count how often something was quantized
         file.write(json.dumps(request.scheme.identity(), sort_keys=True) + "\n")
     (request.out_dir / ARTIFACT).write_text(json.dumps(dict(request.scheme.options)))
+    reload.skip(request.out_dir, "scripted: there is no model to compare")
+
+
+def _quantize_elsewhere(request: QuantizeRequest) -> None:
+    """Works only with the version that it requires, as a library does that pins another one."""
+    version = importlib.import_module("six").__version__
+    if version != ELSEWHERE_VERSION:
+        raise RuntimeError(f"six is {version}, not {ELSEWHERE_VERSION}")
+    quantize(request)
+
+
+class Scripted:
+    """What the scripted engine loads: enough for a reload check that has nothing to compare."""
+
+    def __init__(self, artifact_dir: Path) -> None:
+        self.model = json.loads((artifact_dir / ARTIFACT).read_text())
+
+    def facts(self) -> Any:
+        from harness.engines.base import EngineFacts
+
+        return EngineFacts(engine="fake", device="cpu", kernels=(), simulated=False, resident_weight_bytes=0)
 
 
 def load(request: LoadRequest) -> Any:
@@ -83,7 +111,11 @@ METHOD = Method(
         "on_a": Option(default="ok", help="script of the fake probe's question a"),
         "on_b": Option(default="ok", help="script of the fake probe's question b"),
         "on_c": Option(default="ok", help="script of the fake probe's question c"),
+        "on_items": Option(default="ok", help="script of the fake probe's items, asked where a suite says budget: auto"),
+        "lost": Option(default=0.0, types=(int, float), help="share of the items that only the baseline answers"),
+        "gained": Option(default=0.0, types=(int, float), help="share of the items that only this cell answers"),
         "value": Option(default=1.0, types=(int, float), help="what the fake probe measures"),
+        "package": Option(default="", help="the measuring child tells this package's version among its facts"),
         "unsupported": Option(default="", help="a reason makes the square unsupported"),
     },
     engine="fake",
@@ -96,3 +128,22 @@ METHOD = Method(
     ledger=ledger,
     kernels=kernels,
 )
+
+ELSEWHERE = replace(
+    METHOD,
+    name="fake-elsewhere",
+    title="Scripted, in an environment of its own",
+    quantize=_quantize_elsewhere,
+    environment="elsewhere",
+    requirements=(f"six=={ELSEWHERE_VERSION}",),
+    modules=("six",),
+)
+UNBUILDABLE = replace(
+    METHOD,
+    name="fake-unbuildable",
+    title="Scripted, in an environment that cannot be built",
+    environment="unbuildable",
+    requirements=("six==0.0.0",),
+)
+
+METHODS = {method.name: method for method in (METHOD, ELSEWHERE, UNBUILDABLE)}

@@ -169,11 +169,19 @@ def unpack(words: Any, bits: int, count: int) -> Any:
 
 
 def dequantize(folder: Path, dtype: Any) -> dict[str, Any]:
-    """All weights of a GPTQ or AWQ artifact as dense tensors [out, in] in `dtype` under the source names; the rest as stored."""
+    """All weights of a GPTQ or AWQ checkpoint as dense tensors [out, in] in `dtype` under the source names; the rest as stored.
+
+    BadInput names a layout that this does not read (mixed bits, AWQ kernels' own orders)."""
+    import torch
     from safetensors import safe_open
 
     quantization = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     bits, method = int(quantization["bits"]), str(quantization["quant_method"])
+    named = (quantization.get(key) for key in ("checkpoint_format", "format", "version"))
+    layout = str(next(filter(None, named), "gemm" if method == "awq" else "gptq")).lower()
+    if layout not in (("gemm",) if method == "awq" else ("gptq", "gptq_v2")) or quantization.get("dynamic"):
+        kind = "mixed bits" if quantization.get("dynamic") else f"checkpoint format {layout!r}"
+        raise BadInput(f"{folder}: {kind}, which this does not read")
     state: dict[str, Any] = {}
     packed = packed_layers(folder)
     for path in sorted(folder.glob("*.safetensors")):
@@ -186,11 +194,11 @@ def dequantize(folder: Path, dtype: Any) -> dict[str, Any]:
         if method == "awq":
             state[f"{layer}.weight"] = _awq_weight(words, zeros, scales, bits).to(dtype)
             continue
-        index = state.pop(f"{layer}.g_idx").long()
+        inputs = words.shape[0] * 32 // bits
+        index = state.pop(f"{layer}.g_idx", torch.arange(inputs) // (inputs // zeros.shape[0])).long()
         codes = unpack(words.t().contiguous(), bits, index.numel()).t()  # [in, out]
-        offsets = (unpack(zeros, bits, outputs) + 1) & ((1 << bits) - 1)  # the v1 format stores zero points minus one
-        if quantization.get("checkpoint_format", "gptq") != "gptq":
-            raise BadInput(f"{folder}: checkpoint format {quantization['checkpoint_format']!r} is not the one this reads")
+        one = 1 if layout == "gptq" else 0  # the first format stores zero points minus one
+        offsets = (unpack(zeros, bits, outputs) + one) & ((1 << bits) - 1)
         state[f"{layer}.weight"] = ((codes - offsets[index]).float() * scales.float()[index]).t().contiguous().to(dtype)
     return state
 

@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.errors import BadInput
 from harness.methods import reload, tensors
 from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
 from harness.spec import Scheme
@@ -72,22 +71,11 @@ def load(request: LoadRequest) -> Any:
     import torch
     from hqq.core.quantize import HQQLinear, Quantizer
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
-    config = AutoConfig.from_pretrained(str(request.artifact_dir), trust_remote_code=False)
-    with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(config))
     packed = {f"{name}.{part}" for name in meta["layers"] for part in ("W_q", "scale", "zero")}
-    rest = {name: tensor for name, tensor in state.items() if name not in packed}
-    with reload.layers_left_empty(meta["layers"]):
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": request.device}, output_loading_info=True
-        )
-    left = [n for n in report["missing_keys"] if n.removesuffix(".weight") not in meta["layers"]]
-    if left:
-        raise BadInput(f"{request.artifact_dir}: the checkpoint does not fit its config: {tensors.common(left)} missing")
+    model = reload.without(request, meta["layers"], {name: tensor for name, tensor in state.items() if name not in packed})
     for name, entry in meta["layers"].items():
         plain = model.get_submodule(name)
         layer = HQQLinear(

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
-from harness.methods.base import QuantizeRequest
+from harness.methods.base import LoadRequest, QuantizeRequest
 from harness.spec import Json
 
 FILE = "reload_check.json"
@@ -148,10 +148,29 @@ def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    config.__dict__.pop("quantization_config", None)  # of a checkpoint that is quantized already: these weights are not
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
     model, report = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     complete(report, "the unpacked weights")
+    return model.eval()
+
+
+def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any]) -> Any:
+    """The artifact's architecture in bf16 on the device with the weights `rest`. The weights of the linear `layers` are not
+    among them: the caller puts packed ones in their place."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(request.artifact_dir), trust_remote_code=False)
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config))
+    with layers_left_empty(layers):
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": request.device}, output_loading_info=True
+        )
+    report["missing_keys"] = [n for n in report["missing_keys"] if n.removesuffix(".weight") not in layers]
+    complete(report, str(request.artifact_dir))
     return model.eval()
 
 

@@ -47,6 +47,10 @@ class Session(Protocol):
     def corpus_text(self, question: Question) -> str:
         """The text of the question's corpus, limited as `windows` is not: all of it."""
 
+    def baseline_items(self, question: Question) -> Json:
+        """The baseline's answers to all items of a question that is asked until a verdict: its side-car (`items`, `metric`)
+        with the `definition` that it was measured under."""
+
     def task_folder(self, question: Question) -> Path | None:
         """The folder with the question's task YAML; None for a task that comes with lm-eval."""
 
@@ -64,8 +68,8 @@ class Wishes:
     """What a suite asks of the probes: plain data, already validated. See suite.py for the fields of each entry.
 
     corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder",
-    "digest"}];
-    latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}.
+    "digest", "sequential"}]; latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}. A `sequential` is
+    {"margin", "alpha", "beta"}, or None where all items are scored; the suite's own stands here, a task may have the other.
     """
 
     corpora: Sequence[Mapping[str, Json]]
@@ -73,6 +77,7 @@ class Wishes:
     latency: Sequence[Mapping[str, Json]]
     memory: Mapping[str, Json]
     latency_budget_seconds: float
+    sequential: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

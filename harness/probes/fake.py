@@ -1,18 +1,27 @@
-"""The probe that goes with methods/fake.py: three questions whose answers the cell's options script."""
+"""The probe that goes with methods/fake.py: three questions whose answers the cell's options script, and where a suite says
+`budget: auto` one of ITEMS items, of which the cell loses and gains the scripted shares."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+from collections.abc import Sequence
 
 from harness.methods import fake
+from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Measurement, Metric, Question
+from harness.spec import Answer, Json, Measurement, Metric, Question, digest
 
 METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted")
 
+ITEMS, RIGHT = 3000, 0.7
+"""Items of the scripted task, and the share that the baseline answers."""
+
 
 def questions(wishes: Wishes) -> list[Question]:
-    return [Question(probe="fake", subject=subject) for subject in ("a", "b", "c")]
+    items = Question(probe="fake", subject="items", options={sequential.KEY: wishes.sequential})
+    scripted = [Question(probe="fake", subject=subject) for subject in ("a", "b", "c")]
+    return scripted if wishes.sequential is None else [*scripted, items]
 
 
 def measure(session: Session, question: Question) -> Answer:
@@ -23,9 +32,43 @@ def measure(session: Session, question: Question) -> Answer:
         "a"
     ) as file:  # tests count how often something was measured
         file.write(f"{session.cell.scheme.label} {question.subject}\n")
+    if question.subject == "items":
+        return _items(session, question, options)
     value = float("nan") if script == "nan" else float(options["value"])
     blob = session.blob("fake", json.dumps({"value": options["value"]}).encode(), "json")
-    return Answer(measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),))
+    package = str(options["package"])
+    return Answer(
+        measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),),
+        facts={package: importlib.metadata.version(package)} if package else {},
+    )
+
+
+def _items(session: Session, question: Question, options: Json) -> Answer:
+    """All items for the baseline; for others until the verdict."""
+
+    def row(number: int) -> Json:
+        luck, flip = (int(digest([kind, number])[:12], 16) / 16**12 for kind in ("luck", "flip"))
+        right = luck < RIGHT
+        if right and flip < options["lost"] / RIGHT:
+            right = False
+        elif not right and flip < options["gained"] / (1 - RIGHT):
+            right = True
+        return {"id": f"i{number}", "doc": number, "correct": float(right)}
+
+    def keep(rows: Sequence[Json]) -> str:
+        return session.blob("items", json.dumps({"metric": "scripted", "items": list(rows)}).encode(), "json")
+
+    wish = sequential.settings(question)
+    if wish is None:
+        rows = [row(number) for number in range(ITEMS)]
+        share = sum(r["correct"] for r in rows) / ITEMS
+        whole = Measurement(metric="accuracy", value=share, definition="scripted", unit="share", n=ITEMS, blob=keep(rows))
+        return Answer(measurements=(whole,))
+    base = session.baseline_items(question)
+    scored = sequential.until_verdict(
+        wish, base["items"], lambda asked: [row(r["doc"]) for r in asked], definition=base["definition"], keep=keep
+    )
+    return Answer(measurements=scored.measurements, facts={sequential.KEY: scored.facts})
 
 
 PROBE = Probe(

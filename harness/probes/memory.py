@@ -257,6 +257,7 @@ def _run_tiny(model_dir: Path, device: str) -> str:
 
     AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
     config: Any = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    config.__dict__.pop("quantization_config", None)  # of a checkpoint that is quantized already
     text = config.get_text_config()
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):

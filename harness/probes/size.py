@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import BadInput
+from harness.methods import prequantized
 from harness.methods.base import Method, Shape, StoredTensor
 from harness.models import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
@@ -76,10 +77,14 @@ def measure(session: Session, question: Question) -> Answer:
     scheme = session.cell.scheme
     method = METHODS[scheme.method]
     source = shape_of(session.model_dir)
+    known = tensors(session.model_dir)
+    if prequantized.entry(source.config) is not None:  # packed tensors do not say how many parameters they stand for
+        known = prequantized.unpacked(session.model_dir)
+        source = shape_of(session.model_dir, known)
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:
         raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
-    counts = {name: math.prod(sizes) for name, (_, sizes) in tensors(session.model_dir).items()}
+    counts = {name: math.prod(sizes) for name, (_, sizes) in known.items()}
     quantized = _quantized(ledger, source)
     quantized_bits = sum(tensor.bits for tensor in quantized)
     quantized_parameters = _parameters(quantized, source, counts)

@@ -7,6 +7,9 @@ passage); `accuracy_norm` is `acc_norm` where the task has it. A task of another
 A group (mmlu)
 gives one number over the items of all its tasks. The side-car holds, per item, id, correctness, log-likelihoods and margin.
 
+A cell that is asked until a verdict (`budget: auto`) answers a part of the items and gives what `sequential.py` measures, but no
+`accuracy`.
+
 Items whose log-likelihoods are NaN count as wrong and mark the cell; a model that answers NaN to everything raises Nonfinite.
 
 Version 1 (2026-11-21): first definition.
@@ -24,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput, Nonfinite, Unsupported
-from harness.probes import taskfiles
+from harness.probes import sequential, taskfiles
 from harness.probes.base import Probe, Session, Wishes
+from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
 from harness.spec import Answer, Json, Measurement, Metric, Question, digest, to_json
 
@@ -57,6 +61,7 @@ METRICS = (
         definition="lm-eval",
         description="The first metric of a task that has no accuracy, as lm-eval aggregates it.",
     ),
+    *sequential.METRICS,
 )
 
 CLUSTERS = ("cluster", "passage_id", "story_id", "document_id", "passage", "article", "story")
@@ -77,6 +82,7 @@ def questions(wishes: Wishes) -> list[Question]:
                 "shots": task.get("shots"),
                 "limit": task.get("limit"),
                 "task_digest": task["digest"],
+                **({sequential.KEY: task[sequential.KEY]} if task.get(sequential.KEY) else {}),
             },
         )
         for task in wishes.tasks
@@ -93,9 +99,13 @@ def measure(session: Session, question: Question) -> Answer:
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
-        results = _evaluate(lm, tasks, question.options["limit"])
-    outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
-    answer = _answer(session, name, outcomes, results)
+        _seed()
+        if sequential.settings(question) is not None:
+            answer = _until_verdict(session, question, lm, tasks)
+        else:
+            results = _evaluate(lm, tasks, question.options["limit"])
+            outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
+            answer = _answer(session, name, outcomes, results)
     report = getattr(lm, "report", None)
     return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
 
@@ -169,16 +179,21 @@ def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
-def _evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    """`lm_eval.evaluate` with the seeds of `simple_evaluate`; per-item samples kept, no bootstrap of its own."""
+def _seed() -> None:
+    """As `lm_eval.simple_evaluate` does before it builds its requests."""
     import numpy as np
     import torch
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-    from lm_eval.evaluator import evaluate
 
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
+
+
+def _evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own."""
+    from lm_eval.evaluator import evaluate
+
     results: dict[str, Any] = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     return results
 
@@ -196,7 +211,7 @@ def _templates(*, sandboxed: bool) -> Iterator[None]:
     once = kind(loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
     once.filters.update(plain.filters)
     compiled = functools.lru_cache(maxsize=256)(once.from_string)
-    once.from_string = compiled  # type: ignore[method-assign]
+    once.from_string = compiled  # type: ignore[assignment, method-assign]
     lm_eval.utils.env = once
     try:
         yield
@@ -309,19 +324,52 @@ def _cluster(doc: Any, field: str | None) -> str | None:
     return text if len(text) <= 32 else digest(text)[:16]
 
 
+def _until_verdict(session: Session, question: Question, lm: Any, tasks: Mapping[str, Any]) -> Answer:
+    """The cell's items against the baseline's, in chunks, until the verdict; see `sequential.until_verdict`."""
+    name, base = str(question.options["task"]), session.baseline_items(question)
+    chunks = Chunks(tasks, question.options["limit"])
+    only = next(iter(tasks["tasks"]))  # rows name their task only where there are several
+
+    def score(asked: Sequence[Json]) -> list[Json]:
+        places: dict[str, list[int]] = {}
+        for row in asked:
+            places.setdefault(row.get("task", only), []).append(row["doc"])
+        results = chunks(places, lambda chosen: _evaluate(lm, chosen, None))
+        outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in places}
+        found = {(task, item["doc"]): item for task, outcome in outcomes.items() for item in outcome["items"]}
+        return [_as_the_baseline(found[row.get("task", only), row["doc"]], row) for row in asked]
+
+    def keep(rows: Sequence[Json]) -> str:
+        return session.blob("items", _json({"task": name, "metric": base["metric"], "order": "shared", "items": rows}), "json")
+
+    wish = sequential.settings(question)
+    scored = sequential.until_verdict(wish, base["items"], score, definition=base["definition"], keep=keep)
+    marks = _marks(session, name, scored.rows)
+    return Answer(measurements=scored.measurements, facts={**marks, sequential.KEY: scored.facts})
+
+
+def _as_the_baseline(item: Mapping[str, Json], row: Mapping[str, Json]) -> dict[str, Json]:
+    """The item under the name that the baseline's row gives it. Equal items are told apart by their order among all (`#2`), which
+    a part of them does not know; an item of other content keeps its own name."""
+    same = str(row["id"]).rpartition("|")[2].partition("#")[0] == str(item["id"]).partition("#")[0]
+    return {**item, **({"task": row["task"]} if "task" in row else {}), "id": row["id"] if same else item["id"]}
+
+
+def _marks(session: Session, name: str, items: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """How many items there are, and how many of them have no finite answer; Nonfinite if none has."""
+    broken = sum(1 for item in items if item.get("nonfinite"))
+    if broken == len(items):
+        raise Nonfinite(f"{session.cell.name}: every item of {name!r} has NaN log-likelihoods; the artifact is broken")
+    return {"items": len(items), **({"marked": "nonfinite", "nonfinite_items": broken} if broken else {})}
+
+
 def _answer(session: Session, name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> Answer:
     items = [
         {**item, "task": task, "id": f"{task}|{item['id']}"} if len(outcomes) > 1 else item
         for task, outcome in outcomes.items()
         for item in outcome["items"]
     ]
-    facts: dict[str, Json] = {"items": len(items)}
-    broken = sum(1 for item in items if item.get("nonfinite"))
-    if broken:
-        facts["marked"] = "nonfinite"
-        facts["nonfinite_items"] = broken
-    if broken == len(items):
-        raise Nonfinite(f"{session.cell.name}: every item of {name!r} has NaN log-likelihoods; the artifact is broken")
+    facts = _marks(session, name, items)
     metrics = {outcome["metric"] for outcome in outcomes.values()}
     if metrics == {None}:
         return Answer(measurements=_scores(name, outcomes, results), facts=facts)

@@ -18,6 +18,7 @@ from harness.report.section import Section
 from harness.report.summary import section as summary_section
 from harness.report.table import section as table_section
 from harness.report.terminal import terminal_table
+from harness.report.verdicts import section as verdicts_section
 from harness.report.view import View, view
 from harness.store import Run
 
@@ -28,6 +29,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     pareto_section,
     table_section,
     heatmap_section,
+    verdicts_section,
     ladder_section,
     failures_section,
     glossary_section,

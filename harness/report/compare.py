@@ -21,6 +21,7 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.frontier import DRAWS
+from harness.probes import sequential
 from harness.report.cells import ABSENT, BASELINE, NOT_COMPARABLE, NOT_RUN, OK, CellView, Outcome, Value, column_key
 from harness.spec import Measurement, Metric, Question, digest
 
@@ -37,7 +38,8 @@ DERIVED: dict[str, Metric] = {
             unit="share",
             better="higher",
             definition="unweighted mean over the tasks that any cell answered, bootstrap over items within tasks",
-            description="Every task counts the same, however many items it has. Given where a cell answered all of them.",
+            description="Every task counts the same, however many items it has. Given where a cell answered all of them. Tasks "
+            "that are scored until a verdict have no part in it.",
         ),
         Metric(
             name="mean_accuracy_difference",
@@ -174,7 +176,9 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     work = _Work(blob)
     questions = list({digest(o.question): o.question for c in cells for o in c.outcomes}.values())
     given = {(m.metric, o.question.subject) for c in cells for o in c.outcomes for m in _measurements(o)}
-    scored = {subject for metric, subject in given if metric == "task_score"}  # tasks that know no right and wrong
+    left_out = {subject for metric, subject in given if metric == "task_score"}  # tasks that know no right and wrong
+    # What follows assumes that the number of items was fixed beforehand; verdicts have a section of their own.
+    left_out |= {q.subject for q in questions if sequential.settings(q) is not None}
     for model in dict.fromkeys(c.model for c in cells):
         mine = [c for c in cells if c.model == model]
         for question in questions:
@@ -182,7 +186,7 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
                 _perplexity(work, mine, question, derive=("ln_ppl_ratio", question.subject) not in given)
             elif question.probe == "divergence":
                 _divergence(work, mine, question)
-        _tasks(work, mine, [q for q in questions if q.probe == "tasks" and q.subject not in scored])
+        _tasks(work, mine, [q for q in questions if q.probe == "tasks" and q.subject not in left_out])
     _holm(work)
     _complete(work, cells)
     order = {name: place for place, name in enumerate(DERIVED)}

@@ -14,7 +14,9 @@ DASH = "\u2013"
 THIN = "\u202f"
 
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
-_LABELS = {"1": "", "nat": "nats", "bit": "bits", "bit/weight": "bits/weight", "x": "×", "bit/byte": "bits/byte"}
+_LABELS = {"1": "", "nat": "nats", "bit": "bits", "bit/weight": "bits/weight", "x": "×", "bit/byte": "bits/byte", "verdict": ""}
+VERDICTS = {1.0: "within", -1.0: "worse", 0.0: "undecided"}
+"""Values of the unit "verdict" (`probes/sequential.py`) as words."""
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
@@ -54,6 +56,8 @@ def show(value: float | None, unit: str, how: Display | None = None, *, signed: 
         return ""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: f"{MINUS}∞"}.get(value, "not a number")
+    if unit == "verdict":
+        return VERDICTS.get(value, "not a verdict")
     how = how or display(unit, [value])
     if how.label == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"

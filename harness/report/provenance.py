@@ -58,6 +58,7 @@ def section(view: View) -> Section | None:
     if environments:
         listed = ", ".join(e[:12] for e in environments)
         body.append(el("p", f"Environments (digest of the installed package list): {listed}", cls="muted"))
+    body += [_environment(e) for e in view.environments if e["digest"] in environments]
     return Section(
         id="provenance",
         nav="Provenance",
@@ -65,6 +66,13 @@ def section(view: View) -> Section | None:
         lead="Where these numbers come from and how to make them again.",
         body=join(*body),
     )
+
+
+def _environment(listing: Json) -> Markup:
+    """What was installed in an environment other than the main one, folded away."""
+    installed = sorted(listing["packages"].items())
+    title = f"Environment {listing['name']} ({listing['digest'][:12]}), Python {listing['python']}: {len(installed)} packages"
+    return el("details", el("summary", title), el("p", ", ".join(f"{name} {version}" for name, version in installed)))
 
 
 def _facts(title: str, rows: list[tuple[str, Json]]) -> Markup:

@@ -20,6 +20,8 @@ NO_AXIS = frozenset({
     # these order the cells of a model as another axis does
     "accuracy_difference", "mean_accuracy_difference", "recovery", "compression", "nominal_bits", "kv_cache_bytes",
     "kl_median", "kl_p90", "kl_p95", "kl_p99_9", "kl_max",
+    # of a part of the items, another one in each cell
+    "sequential_accuracy", "sequential_difference",
 })  # fmt: skip
 NO_AXIS_PREFIXES = ("delta_p_", "kl_confidence_")
 """Lower-is-better or not, these are read in the table and are no axes."""
@@ -97,7 +99,7 @@ def headline(view: View) -> dict[str, Standing]:
 def _axis(view: View, column: Column) -> bool:
     name = column.metric.name
     telling = column.metric.better != "neither" and name not in NO_AXIS and not name.startswith(NO_AXIS_PREFIXES)
-    return telling and any(cell.values[column.key].status == OK for cell in view.cells)
+    return telling and view.comparable(column) and any(cell.values[column.key].status == OK for cell in view.cells)
 
 
 def _place(name: str, first: tuple[str, ...]) -> int:

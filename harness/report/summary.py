@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from harness import stats
 from harness.frontier import Standing
-from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome
+from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome, Value
 from harness.report.charts import series
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import MINUS, show, with_unit
 from harness.report.section import Section, column_display, interval, number, scheme
 from harness.report.standing import cost_columns, quality_columns, standings
+from harness.report.verdicts import all_within, margin_points, tasks, words
 from harness.report.view import View
 from harness.spec import Json
 
@@ -77,31 +78,36 @@ def _tiles(view: View) -> list[Markup]:
 
 
 def _pick(view: View, model: str) -> Markup | None:
-    """The smallest cell whose loss of mean accuracy is shown to be under the margin."""
+    """The smallest cell whose loss of mean accuracy is shown to be under the margin, and whose verdicts all say so where tasks
+    are scored until one."""
     difference, cost = view.column("mean_accuracy_difference"), view.column("bpw_model")
     base = view.baseline_of(model)
-    if difference is None or cost is None or base is None or base.values[cost.key].status != OK:
+    if (difference is None and not tasks(view)) or cost is None or base is None or base.values[cost.key].status != OK:
         return None
     safe, smaller = [], 0
     for cell in view.cells:
-        loss, bits = cell.values[difference.key], cell.values[cost.key]
-        if cell.model != model or cell.simulated or not loss.status == bits.status == OK:
+        loss, bits = None if difference is None else cell.values[difference.key], cell.values[cost.key]
+        if cell.model != model or cell.simulated or bits.status != OK or (loss is not None and loss.status != OK):
             continue
         if bits.value < base.values[cost.key].value:
             smaller += 1
-            if stats.noninferior(stats.Interval(value=loss.value, low=loss.low, high=loss.high, n=loss.n or 0), MARGIN_POINTS):
+            if all_within(view, cell) and (loss is None or stats.noninferior(_interval(loss), MARGIN_POINTS)):
                 safe.append((bits.value, cell))
     if not smaller:
         return None
-    label = f"smallest of {model} with" if len(view.models) > 1 else "smallest with"
+    shown = [f"a loss shown to be under {MARGIN_POINTS:g} point"] if difference is not None else []
+    shown += [f"every verdict within {margin_points(view)}"] if tasks(view) else []
+    label = f"{f'smallest of {model}' if len(view.models) > 1 else 'smallest'} with {' and '.join(shown)}"
     if not safe:
-        return _tile(
-            "none", f"{label} a loss shown to be under {MARGIN_POINTS:g} point", "more items, or more bits, would be needed"
-        )
+        return _tile("none", label, "more items, or more bits, would be needed")
     bits_value, cell = min(safe, key=lambda pair: pair[0])
     share = bits_value / base.values[cost.key].value
     detail = f"{show(bits_value, 'bit/weight')} bits per weight over the whole model, {share:.0%} of the baseline's"
-    return _tile(cell.label, f"{label} a loss shown to be under {MARGIN_POINTS:g} point", detail, main=True)
+    return _tile(cell.label, label, detail, main=True)
+
+
+def _interval(value: Value) -> stats.Interval:
+    return stats.Interval(value=value.value, low=value.low, high=value.high, n=value.n or 0)
 
 
 def _tile(value: str, label: str, detail: str, *, alarm: bool = False, main: bool = False) -> Markup:
@@ -129,12 +135,12 @@ def _chosen(view: View, model: str) -> Markup | None:
     head = el("tr", el("th", "Scheme", scope="col"), *(_head(view, c) for c in columns), el("th", "In words", scope="col"))
     rows = []
     for cell in reversed(kept):
-        words = [_words(view, cell)]
+        said = [words(view, cell), _words(view, cell)]
         if merged[cell.id]:
-            words.append(f"Dearer and not better beyond the noise: {', '.join(c.label for c in merged[cell.id])}.")
+            said.append(f"Dearer and not better beyond the noise: {', '.join(c.label for c in merged[cell.id])}.")
         numbers = [_number(view, cell, c) for c in columns]
-        said = el("td", " ".join(w for w in words if w), cls="words")
-        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *numbers, said))
+        text = el("td", " ".join(w for w in said if w), cls="words")
+        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *numbers, text))
     title = f"Worth choosing between: {model}" if len(view.models) > 1 else "Worth choosing between"
     table = el("table", el("thead", head), el("tbody", *rows), cls="plain choices")
     tied = [c.label for c in cells if c.id in stands and stands[c.id].status == "tied"]
@@ -187,8 +193,7 @@ def _words(view: View, cell: CellView) -> str:
         return "The baseline."
     column = view.column("mean_accuracy_difference")
     if column is not None and (value := cell.values[column.key]).status == OK:
-        difference = stats.Interval(value=value.value, low=value.low, high=value.high, n=value.n or 0)
-        said = stats.state(difference, MARGIN_POINTS)
+        said = stats.state(_interval(value), MARGIN_POINTS)
         low, high = (None if x is None else show(x, "points", signed=True) for x in (value.low, value.high))
         change = f"{show(value.value, 'points', signed=True)} points ({low} to {high})"
         if said.finding is stats.Finding.LOSS:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.report.cells import OK, Column
+from harness.report.numbers import VERDICTS
 from harness.report.section import column_display, number
 from harness.report.standing import headline, headline_axes
+from harness.report.verdicts import counts, effort, margin_points, tasks
 from harness.report.view import View
 
 if TYPE_CHECKING:
@@ -39,11 +41,15 @@ def terminal_table(view: View) -> Table:
     from rich.text import Text
 
     chosen = [(title, column) for title, names in COLUMNS if (column := _first(view, names)) is not None]
-    caption = "● on the frontier, ◐ tied with it within the noise" if headline_axes(view) else None
+    notes = ["● on the frontier, ◐ tied with it within the noise"] if headline_axes(view) else []
+    sequential = tasks(view)
+    if sequential:
+        order, scored = " / ".join(VERDICTS.values()), effort(view)
+        notes.append(f"verdicts: tasks {order}, margin {margin_points(view)}{f'; {scored}' if scored else ''}")
     table = Table(
         title=_plain(view.title or view.suite),
         title_justify="left",
-        caption=caption,
+        caption="\n".join(notes) or None,
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -55,6 +61,8 @@ def terminal_table(view: View) -> Table:
         table.add_column(
             "\n".join(filter(None, (title, unit if unit != "bits/weight" else ""))), justify="right", vertical="bottom"
         )
+    if sequential:
+        table.add_column("verdicts", justify="right", vertical="bottom")
     table.add_column("", justify="center")
     standing = headline(view)
     for cell in view.cells:
@@ -67,6 +75,9 @@ def terminal_table(view: View) -> Table:
                 texts.append(Text(number(column, value, displays[column.key])))
             else:
                 texts.append(Text(SHORT.get(value.status, value.status), style="dim"))
+        if sequential:
+            found = counts(view, cell)
+            texts.append(Text("" if cell.baseline else " / ".join(str(len(found[verdict])) for verdict in VERDICTS)))
         stand = standing.get(cell.id)
         texts.append(Text(MARKS[stand.status] if stand is not None else "", style="green"))
         table.add_row(*texts)
@@ -74,7 +85,7 @@ def terminal_table(view: View) -> Table:
 
 
 def _first(view: View, names: tuple[str, ...]) -> Column | None:
-    return next((column for name in names if (column := view.column(name)) is not None), None)
+    return next((c for name in names if (c := view.column(name)) is not None and view.comparable(c)), None)
 
 
 def _plain(text: str) -> str:

@@ -47,6 +47,7 @@ class View:
     unplanned: int
     ended: bool
     derived: Derived
+    environments: tuple[Json, ...] = ()  # package lists of environments other than the main one
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -55,6 +56,12 @@ class View:
     def of(self, *metrics: str) -> list[Column]:
         """All columns of these metrics, in column order."""
         return [c for c in self.columns if c.metric.name in metrics]
+
+    def comparable(self, column: Column) -> bool:
+        """Whether others than baselines may have a number there: of a task that is scored until a verdict only the baseline has
+        an accuracy."""
+        others = [c for c in self.cells if not c.baseline]
+        return not others or any(c.values[column.key].status != ABSENT for c in others)
 
     def baseline_of(self, model: str) -> CellView | None:
         return next((c for c in self.cells if c.baseline and c.model == model), None)
@@ -96,6 +103,7 @@ def view(run: Run, metrics: Mapping[str, Metric] | None = None) -> View:
         unplanned=len(found),
         ended=run.ended,
         derived=derived,
+        environments=tuple(run.environments[name] for name in sorted(run.environments)),
     )
 
 
@@ -143,11 +151,19 @@ def _measured(cells: Sequence[CellView], rows: Mapping[str, Metric]) -> tuple[li
             by_question[key] = [name for name, _ in shown]
     squares: dict[str, dict[str, Value]] = {}
     for cell in cells:
-        mine = squares[cell.id] = {name: Value(status=NOT_RUN, reason="not asked of this cell") for name in columns}
+        mine = squares[cell.id] = {name: _unasked(cell, column) for name, column in columns.items()}
         for outcome in cell.outcomes:
             for name in by_question[digest(outcome.question)]:
                 mine[name] = _value(cell, outcome, columns[name])
     return list(columns.values()), squares
+
+
+def _unasked(cell: CellView, column: Column) -> Value:
+    """The value where a cell has no question of the column's. Asked of the same subject in another way (all items, or until a
+    verdict), it lacks nothing."""
+    if any((o.question.probe, o.question.subject) == (column.probe, column.subject) for o in cell.outcomes):
+        return Value(status=ABSENT, reason="this cell is asked another question on this subject")
+    return Value(status=NOT_RUN, reason="not asked of this cell")
 
 
 def _value(cell: CellView, outcome: Outcome, column: Column) -> Value:

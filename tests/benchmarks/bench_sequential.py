@@ -117,7 +117,10 @@ def replay_recorded(results: Path, replays: int) -> None:
     """All cells and tasks of a run in random orders: what the sequential mode would have said of these items, and when."""
     changes = recorded_changes(results)
     if not changes:
-        raise SystemExit(f"{results}: no cell has answered the same items of a task as its baseline")
+        raise SystemExit(
+            f"{results}: no cell has answered the same items of a task as its baseline; after a run with budget: auto, which "
+            "scores parts of them, repeat it with budget: fixed"
+        )
     rng = np.random.default_rng(12)
     print(f"\n{len(changes)} rows (cell and task) of {results}, {replays} random orders each; verdicts about these very items:")
     print("margin   within  worse   none   false within  false worse   items used   of them, decided rows")

@@ -11,7 +11,7 @@ from harness.methods import METHODS
 from harness.methods.base import Layer, Shape, resolve_options
 from harness.spec import Scheme
 
-REAL = [name for name in METHODS if name != "fake"]
+REAL = [name for name in METHODS if not name.startswith("fake")]
 
 
 def shape(rows: int = 256, columns: int = 768, **changes: Any) -> Shape:
@@ -30,7 +30,7 @@ def shape(rows: int = 256, columns: int = 768, **changes: Any) -> Shape:
 
 
 def scheme(name: str, bits: float = 4, **options: Any) -> Scheme:
-    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options))
+    return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options, float(bits)))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -53,7 +53,9 @@ def test_the_default_scheme_of_every_width_is_supported_on_a_usual_shape(name: s
         assert METHODS[name].supports(scheme(name, bits), None, "cpu") is None
 
 
-@pytest.mark.parametrize(("name", "group"), [("rtn", 128), ("gptq", 128), ("awq", 128), ("hqq", 128)])
+@pytest.mark.parametrize(
+    ("name", "group"), [(name, 128) for name in ("rtn", "gptq", "awq", "autoround", "hqq", "torchao", "quanto")]
+)
 def test_inputs_that_do_not_divide_into_groups_are_refused_by_name(name: str, group: int) -> None:
     reason = METHODS[name].supports(scheme(name, group_size=group), shape(columns=576), "cpu")
     assert reason is not None
@@ -73,6 +75,9 @@ def test_bitsandbytes_has_no_four_bit_options_at_eight_bits() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_checkpoint_that_is_quantized_already_is_refused(name: str) -> None:
+    if METHODS[name].prequantized:
+        assert "is not quantized" in (METHODS[name].supports(scheme(name), shape(), "cpu") or "")
+        return
     quantized = shape(config={"quantization_config": {"quant_method": "gptq"}})
     bits = METHODS[name].bits[-1]
     assert "already quantized" in (METHODS[name].supports(scheme(name, bits), quantized, "cpu") or "")
@@ -87,6 +92,14 @@ def test_a_checkpoint_that_is_quantized_already_is_refused(name: str) -> None:
         ("hqq", 4, {}, 4.5),
         ("hqq", 3, {}, 3.7),
         ("bnb", 4, {}, 4.5),
+        ("autoround", 2, {"group_size": 32}, 2 + 16 / 32 + 2 / 32),
+        ("torchao", 8, {}, 8),
+        ("torchao", 4, {"group_size": 128}, 4.25),
+        ("torchao", 4, {"type": "intx", "group_size": 32}, 8.75),
+        ("torchao", 2, {}, 8.375),
+        ("quanto", 8, {}, 8),
+        ("quanto", 4, {}, 4.25),
+        ("quanto", 2, {"group_size": 64}, 2.5),
         ("bnb", 4, {"double_quant": True}, 4.127),
     ],
 )
@@ -94,3 +107,32 @@ def test_estimated_bits_per_weight_are_those_of_the_definitions(
     name: str, bits: float, options: dict[str, Any], expected: float
 ) -> None:
     assert METHODS[name].bits_per_weight(scheme(name, bits, **options)) == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "options", "device", "said"),
+    [
+        ("torchao", 4, {"type": "float"}, "cpu", "8-bit format"),
+        ("torchao", 3, {"type": "intx"}, "cpu", "leave type out"),
+        ("torchao", 8, {"type": "dynamic", "group_size": 64}, "cpu", "one scale per output channel"),
+        ("torchao", 8, {"scale_search": True}, "cpu", "belongs to"),
+        ("torchao", 4, {"group_size": -1}, "cpu", "come in groups"),
+        ("torchao", 4, {}, "cuda", "type: intx"),
+        ("quanto", 8, {"group_size": 64}, "cpu", "belong to 4 and 2 bits"),
+        ("quanto", 8, {"optimizer": "hqq"}, "cpu", "belong to 4 and 2 bits"),
+        ("quanto", 4, {"type": "float"}, "cpu", "8-bit format"),
+        ("quanto", 2, {"group_size": -1}, "cpu", "come in groups"),
+        ("autoround", 4, {"iters": -1}, "cpu", "no number of steps"),
+        ("autoround", 4, {"opt_rtn": False}, "cpu", "belongs to iters: 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_with_a_way_out(
+    name: str, bits: float, options: dict[str, Any], device: str, said: str
+) -> None:
+    assert said in (METHODS[name].supports(scheme(name, bits, **options), shape(), device) or "")
+
+
+def test_an_option_has_the_default_of_its_width() -> None:
+    assert scheme("quanto", 8).options["group_size"] == -1
+    assert scheme("quanto", 4).options["group_size"] == 128
+    assert scheme("torchao", 8, group_size=32).options["group_size"] == 32

@@ -11,9 +11,11 @@ import scipy.stats
 
 from harness.errors import BadInput
 from harness.stats import (
+    Interval,
     SequentialTest,
     Verdict,
     anytime_interval,
+    paired_difference,
     paired_items,
     replay,
     shared_order,
@@ -170,6 +172,70 @@ def test_the_anytime_interval_holds_at_every_moment_at_once() -> None:
         misses += any(not low <= truth <= high for low, high in limits)
         assert limits[-1][1] - limits[-1][0] < 0.1, "narrow enough to be of use"
     assert scipy.stats.binomtest(misses, replays, 0.05, "greater").pvalue > 1e-4
+
+
+def stopped(replays: int) -> dict[str, int]:
+    """How often intervals miss the truth where scoring stopped, of replays without a loss and with 4 % flips, in chunks that grow
+    as in suites: at the verdict on a margin of 2 points, and by somebody who looks for a difference that is beyond 1.96 standard
+    errors. Each stops with the last of 1,500 items at the latest."""
+    source = np.random.default_rng(9)
+    missed = dict.fromkeys(("verdicts", "difference", "accuracy", "looks", "anytime after looking", "fixed after looking"), 0)
+    for changes in simulated(replays, 1500, 0.04, 0.0, seed=9).astype(float):
+        cell = np.where(changes == 0, source.random(1500) < 0.7, changes > 0)
+        test, verdict, seen, chunk = SequentialTest(margin=0.02), 0, 0, 32
+        looked = 0
+        while seen < 1500 and not (verdict and looked):
+            test.update(changes[seen : seen + chunk])
+            seen, chunk = min(1500, seen + chunk), round(1.5 * chunk)
+            if test.decision.verdict is not Verdict.UNDECIDED:
+                verdict = verdict or seen
+            part = changes[:seen]
+            if abs(part.mean()) > 1.96 * part.std() / math.sqrt(seen):
+                looked = looked or seen
+        missed["verdicts"] += verdict > 0
+        missed["looks"] += looked > 0
+        verdict, looked = verdict or 1500, looked or 1500
+        missed["difference"] += not holds(anytime_interval(changes[:verdict]), 0.0)
+        missed["accuracy"] += not holds(anytime_interval(cell[:verdict]), 0.96 * 0.7 + 0.02)
+        missed["anytime after looking"] += not holds(anytime_interval(changes[:looked]), 0.0)
+        fixed = paired_difference(cell[:looked] - changes[:looked], cell[:looked])
+        missed["fixed after looking"] += not holds(fixed, 0.0)
+    return missed
+
+
+def test_anytime_intervals_hold_wherever_one_stops_and_one_of_fixed_size_does_not() -> None:
+    replays = 1000
+    missed = stopped(replays)
+    assert missed["verdicts"] > replays / 2, "most stop before the last item"
+    for name in ("difference", "accuracy", "anytime after looking"):
+        assert scipy.stats.binomtest(missed[name], replays, 0.05, "greater").pvalue > 1e-4, name
+    assert missed["fixed after looking"] > 0.1 * replays, "what the anytime interval is for"
+
+
+def test_the_anytime_interval_of_passages_holds_where_one_of_single_items_would_not() -> None:
+    """Passages of 1 or 5 items that change together, 400 replays at their last moment."""
+    source, replays, missed, missed_single = np.random.default_rng(10), 400, 0, 0
+    for _ in range(replays):
+        sizes = np.where(source.random(200) < 0.5, 1, 5)
+        u = source.random(200)
+        changes = np.where(u < 0.15, -sizes, np.where(u > 0.9, sizes, 0))
+        truth = 0.1 - 0.15
+        missed += not holds(anytime_interval(changes, sizes=sizes, largest=5), truth)
+        items = np.repeat(np.sign(changes), sizes)
+        missed_single += not holds(anytime_interval(items), truth)
+    assert scipy.stats.binomtest(missed, replays, 0.05, "greater").pvalue > 1e-4
+    assert missed_single > missed
+    one = anytime_interval(np.repeat([0, -1, 0, 1], 50), sizes=np.ones(200))
+    assert one == anytime_interval(np.repeat([0, -1, 0, 1], 50))
+    for wrong in ({"sizes": [1]}, {"sizes": [1, 2], "largest": 1}):
+        with pytest.raises(BadInput):
+            anytime_interval([0, 1], **wrong)
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low <= truth <= interval.high
 
 
 def test_the_yardsticks_are_the_textbook_formulas() -> None:

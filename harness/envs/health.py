@@ -1,0 +1,219 @@
+"""Does a method work in an environment? It quantizes a tiny model there, and a fresh child reloads the artifact.
+
+The model is generated here without torch: a Llama of two layers in the smallest widths that every method's groups and blocks
+divide, random weights, the embedded model's tokenizer. Quantizing and reloading run as jobs of the same worker that measures,
+so that what passes here is what a run does: libraries imported, artifact packed, reloaded and compared with its own weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import children, machine, models, reference
+from harness.engines import ENGINES
+from harness.methods.base import Method, Shape, resolve_options
+from harness.spec import Cell, Failure, Json, Model, Scheme, to_json
+
+WIDTH = 256
+"""Of every layer: the least that blocks of 256 weights divide."""
+
+LAYERS = 2
+SECONDS = 1800.0
+"""After that long a job of the check is stopped; learned rounding takes minutes on any model."""
+
+CALIBRATION = {"corpus": "tiny", "samples": 8, "length": 64, "seed": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a method's check went; `version` is the method's. `message` says what is wrong, or what could not be tried."""
+
+    ok: bool
+    version: str
+    message: str
+    log_tail: str
+    seconds: float
+
+
+def from_json(data: Json) -> Health:
+    return Health(**data)
+
+
+def check(method: Method, *, python: Path, home: Path) -> Health:
+    """Quantizes and reloads a tiny model with `method` in the interpreter `python`. `home` is an empty private folder.
+
+    A method that takes no such model on any device of this machine (it needs CUDA, say) is only imported, and the message says
+    so."""
+    started = time.monotonic()
+    folder = tiny_model(home / "model")
+    found = _first(method, models.shape_of(folder))
+    server = children.Server(
+        python=python,
+        modules=method.modules if isinstance(found, str) else ENGINES[method.engine].modules,
+        home=home / "server",
+        env={
+            "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+        },
+    )
+    wrong: Failure | None = None
+    message = ""
+    try:
+        server.start()
+        if isinstance(found, str):
+            message = f"not tried, its packages were only imported: {found}"
+            if server.ready["missing"]:
+                said = "; ".join(f"{name} cannot be imported: {why}" for name, why in server.ready["missing"].items())
+                wrong = Failure(kind="environment", phase="environment", message=said, log_tail=server.log_tail())
+        else:
+            wrong = _try(method, found, folder, home, server)
+    except children.ServerFailed as error:
+        wrong = Failure(kind="environment", phase="environment", message=str(error))
+    finally:
+        server.close()
+    seconds = time.monotonic() - started
+    if wrong is not None:
+        said = f"{wrong.kind} in {wrong.phase}: {wrong.message}"
+        return Health(ok=False, version=method.version, message=said, log_tail=wrong.log_tail, seconds=seconds)
+    return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
+
+
+def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
+    """A scheme of default options that runs here, and its device; 4 bits where there are some. Else the reason why none does."""
+    reason = "it can run on no device of this machine"
+    kernels: list[tuple[str, Mapping[float, str]]] = [("cpu", method.kernel_cpu)]
+    if machine.gpus():
+        kernels.append(("cuda", method.kernel_cuda))
+    for device, by_bits in kernels:
+        for bits in sorted(method.bits, key=lambda b: abs(b - 4)):
+            scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, {}, bits))
+            if by_bits.get(bits, "none") != "none":
+                refused = method.supports(scheme, shape, device)
+                if refused is None:
+                    return scheme, device
+                reason = refused
+    return reason
+
+
+def _try(method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, server: children.Server) -> Failure | None:
+    """Quantizes in one child, reloads in another; None when both went well."""
+    scheme, device = tried
+    artifact = home / "artifacts" / method.name
+    artifact.mkdir(parents=True)
+    text = home / "calibration.txt"
+    text.write_text(_words(4000), encoding="utf-8")
+    calibration = {**CALIBRATION, "path": str(text)} if method.calibrated else None
+    if method.calibrated:
+        scheme = Scheme(method=scheme.method, bits=scheme.bits, options={**scheme.options, "calibration": CALIBRATION})
+    job = {
+        "cell": to_json(Cell(model=Model(name="tiny", path=str(folder)), scheme=scheme)),
+        "is_baseline": False,
+        "questions": [],
+        "model_dir": str(folder),
+        "artifact_dir": str(artifact),
+        "baseline": None,
+        "device": device,
+        "seed": 0,
+        "threads": len(machine.affinity()),
+        "cache": str(home),
+        "texts": {},
+        "task_folders": {},
+        "references": {},
+        "baseline_items": {},
+        "calibration": calibration,
+    }
+    for stage, left in (("quantize", "quantized.json"), ("verify", "verified.json")):
+        place = home / stage
+        place.mkdir()
+        (place / "job.json").write_text(json.dumps({"stage": stage, **job}), encoding="utf-8")
+        ended = server.run(place, lambda event: None, SECONDS)
+        try:
+            outcome: Json = json.loads((place / left).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            outcome = None
+        wrong = children.failure(outcome, ended, log=place / "log.txt", phase=stage, timeout=SECONDS)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def tiny_model(folder: Path) -> Path:
+    """Writes the tiny checkpoint into `folder`: bf16 weights of random sign and of magnitudes 2^-9 to 2^-5, norms of one."""
+    folder.mkdir(parents=True)
+    tokenizer = json.loads((reference.MODEL_DIR / "tokenizer.json").read_text(encoding="utf-8"))
+    known = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(reference.MODEL_DIR / name, folder / name)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 256,
+        "vocab_size": max(known) + 1,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (max(known) + 1, WIDTH), "model.norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            tensors[f"model.layers.{layer}.self_attn.{name}.weight"] = (WIDTH, WIDTH)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            tensors[f"model.layers.{layer}.mlp.{name}.weight"] = (WIDTH, WIDTH)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = (WIDTH,)
+    _save(tensors, folder / "model.safetensors")
+    return folder
+
+
+def _save(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """A safetensors file: eight bytes of length, a JSON header, the tensors in its order."""
+    draw = random.Random(0)
+    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    parts: list[bytes] = []
+    offset = 0
+    for name, shape in shapes.items():
+        data = b"\x80\x3f" * shape[0] if len(shape) == 1 else _weights(draw, shape[0] * shape[1])
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+
+
+_HIGH = bytes((byte & 0x80) | (60 - (byte & 1)) for byte in range(256))
+"""Random byte -> sign and the upper seven bits of a bf16 exponent: with a random low byte, magnitudes from 2^-9 to 2^-5."""
+
+
+def _weights(draw: random.Random, count: int) -> bytes:
+    data = bytearray(2 * count)
+    data[0::2] = draw.randbytes(count)
+    data[1::2] = draw.randbytes(count).translate(_HIGH)
+    return bytes(data)
+
+
+def _words(count: int) -> str:
+    draw = random.Random(0)
+    syllables = ("ka", "lo", "mi", "ren", "sta", "tu", "ver", "zo")
+    return " ".join("".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(count))

@@ -1,0 +1,118 @@
+"""autoround: learns for each weight whether to round up or down, and each group's range, by signed gradient descent on the
+block's output (Cheng et al., SignRound, 2023; Intel's AutoRound).
+
+`iters` steps per block: 50 here, because a step on a CPU costs a block's forward and backward; the library's own default is 200.
+`iters: 0` learns nothing and rounds to nearest: with scales searched under the inputs' second moments, or, with `opt_rtn:
+false`, plainly.
+
+The artifact is in the GPTQ format, which the 4-bit kernels of every runtime take; GPTQModel loads it (see gptqmodel.py). That
+export stores the zero point 0 as 1, which would shift whole groups by a step, so only symmetric steps are offered.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from harness.errors import Unsupported
+from harness.methods import gptqmodel, reload, rtn, tensors
+from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.spec import Scheme
+
+BITS = (8, 4, 3, 2)
+_KEPT = ("bits", "group_size", "sym", "desc_act", "true_sequential", "lm_head", "quant_method", "iters", "provider")
+
+
+def quantize(request: QuantizeRequest) -> None:
+    import torch
+    from auto_round import AutoRound
+    from transformers import AutoTokenizer
+
+    options, rows = request.scheme.options, request.calibration or ()
+    learned: dict[str, Any] = {} if int(options["iters"]) else {"disable_opt_rtn": not options["opt_rtn"]}
+    AutoRound(
+        reload.plain(request.model_dir, torch.bfloat16, request.device),
+        tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
+        scheme="W4A16",
+        bits=int(request.scheme.bits),
+        group_size=int(options["group_size"]),
+        sym=True,
+        iters=int(options["iters"]),
+        dataset=[torch.tensor([list(row)]) for row in rows],
+        nsamples=len(rows),
+        seqlen=min(map(len, rows)),
+        batch_size=min(8, len(rows)),
+        device_map=request.device,
+        enable_torch_compile=False,
+        low_cpu_mem_usage=False,
+        disable_model_free=True,
+        seed=request.seed,
+        **learned,
+    ).quantize_and_save(str(request.out_dir), format="auto_gptq")
+    _tidy(request)
+    parameters = sum(math.prod(t.shape) for t in tensors.stored(request.model_dir))
+    state = gptqmodel.dequantize(request.out_dir, reload.reference_dtype(parameters))
+    reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
+
+
+def _tidy(request: QuantizeRequest) -> None:
+    """What is not quantized as the source stores it (the export casts all to float16), and a config that says what is there."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    packed = gptqmodel.packed_layers(request.out_dir)
+    if not packed:
+        raise Unsupported("the library packed no layer of this model; choose another method")
+    where = {t.name: t.file for t in tensors.stored(request.model_dir)}
+    for path in sorted(request.out_dir.glob("*.safetensors")):
+        state = load_file(str(path))
+        for name in [n for n in state if n in where and n.rpartition(".")[0] not in packed]:
+            with safe_open(str(where[name]), framework="pt", device="cpu") as file:
+                state[name] = file.get_tensor(name)
+        draft = path.with_suffix(".draft")
+        save_file(state, str(draft), metadata={"format": "pt"})
+        draft.replace(path)
+    config = json.loads((request.out_dir / "config.json").read_text(encoding="utf-8"))
+    found = config["quantization_config"]
+    config["quantization_config"] = {**{k: found[k] for k in _KEPT if k in found}, "checkpoint_format": "gptq"}
+    config["dtype"] = "bfloat16"
+    (request.out_dir / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    (request.out_dir / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2), encoding="utf-8")
+
+
+def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    if int(scheme.options["iters"]) < 0:
+        return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
+    if scheme.options["iters"] and not scheme.options["opt_rtn"]:
+        return "opt_rtn belongs to iters: 0; leave it out"
+    return gptqmodel.supports(scheme, shape, device)
+
+
+METHOD = Method(
+    name="autoround",
+    title="AutoRound",
+    version="1",
+    bits=BITS,
+    options={
+        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale"),
+        "iters": Option(default=50, help="steps per block (the library's default is 200); 0 = round to nearest"),
+        "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
+    },
+    engine="transformers",
+    kernel_cpu=gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    quantize=quantize,
+    load=gptqmodel.load,
+    supports=supports,
+    bits_per_weight=rtn.bits_per_weight,
+    ledger=gptqmodel.ledger,
+    kernels=gptqmodel.kernels,
+    calibrated=True,
+    requirements=("auto-round>=0.16,<0.17", *gptqmodel.REQUIREMENTS),
+    extra="autoround",
+    modules=("auto_round", *gptqmodel.MODULES),
+    preload=gptqmodel.PRELOAD,
+    summary="rounding learned block by block with calibration text",
+    source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
+)

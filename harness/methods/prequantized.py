@@ -1,0 +1,288 @@
+"""prequantized: a checkpoint that is quantized already, measured as it is.
+
+It is recognised from its config.json, and its scheme (format, bits, group size) is read from there; nothing is quantized and no
+weight is copied: the artifact links to the checkpoint's files. GPTQ and AWQ load through GPTQModel, bitsandbytes as bnb.py says,
+every other format through transformers, which may unpack it to plain layers: the kernel proof says so, and such a cell is
+simulated.
+
+What the weights mean is read a second time by this project's own code for GPTQ and AWQ, and compared after every load (see
+reload.py). Of other formats there is no second reading; give the unquantized model as well (`of` in the suite), and the
+divergence from it tells a sound checkpoint from garbage.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput, MissingPackage, Unsupported
+from harness.methods import bnb, gptqmodel, reload, tensors
+from harness.methods.base import LayerKernel, LoadRequest, Method, QuantizeRequest, Role, Shape, StoredTensor
+from harness.spec import Json, Scheme
+
+NAME = "prequantized"
+_OURS = {"artifact.json", "verified.json", reload.FILE}
+_LINKED = {".json", ".jinja", ".txt", ".model"}
+
+# ------------------------------------------------------------------------------------------------ what a config says
+
+
+def entry(config: Mapping[str, Json]) -> Mapping[str, Json] | None:
+    """The quantization entry of a config.json, or None when the checkpoint is not quantized."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    return found if isinstance(found, dict) else None
+
+
+def format_of(quantization: Mapping[str, Json]) -> str:
+    """The format's name, e.g. "gptq"; "?" when the entry names none."""
+    named = quantization.get("quant_method")
+    if named is None and ("load_in_4bit" in quantization or "load_in_8bit" in quantization):
+        named = "bitsandbytes"
+    return str(named or "?")
+
+
+def _grouped(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    bits, group = q.get("bits", q.get("w_bit")), q.get("group_size", q.get("q_group_size", -1))
+    return float(bits or 0), {"group_size": int(group)}
+
+
+def _bitsandbytes(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    if not q.get("load_in_4bit"):
+        return 8.0, {}
+    return 4.0, {"type": str(q.get("bnb_4bit_quant_type")), "double_quant": bool(q.get("bnb_4bit_use_double_quant"))}
+
+
+def _hqq(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    weights = q["quant_config"].get("weight_quant_params", {})
+    return float(weights["nbits"]), {"group_size": int(weights.get("group_size") or -1)}
+
+
+def _compressed(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    """Bits and group of the first group of layers; `mixed` where another group has other bits."""
+    weights = [group["weights"] for group in q["config_groups"].values() if group.get("weights")]
+    acts = [group.get("input_activations") for group in q["config_groups"].values()]
+    options: dict[str, Json] = {"type": str(weights[0].get("type", "int")), "group_size": int(weights[0].get("group_size") or -1)}
+    if any(acts):
+        options["activations"] = next(int(a["num_bits"]) for a in acts if a)
+    if len({w["num_bits"] for w in weights}) > 1:
+        options["mixed"] = True
+    return float(weights[0]["num_bits"]), options
+
+
+def _aqlm(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    return q["num_codebooks"] * q["nbits_per_codebook"] / q["in_group_size"], {"group_size": int(q["in_group_size"])}
+
+
+def _torchao(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    kind = str(q["quant_type"]["default"]["_type"])
+    width = re.search(r"(\d)weight", kind.lower())
+    return float(width.group(1)) if width else 0.0, {"type": kind.removesuffix("Config")}
+
+
+def _quanto(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
+    kind = str(q["weights"])
+    return float(kind[-1]), {"type": kind}
+
+
+_READERS: dict[str, Callable[[Mapping[str, Json]], tuple[float, dict[str, Json]]]] = {
+    "gptq": _grouped,
+    "awq": _grouped,
+    "auto-round": _grouped,
+    "bitsandbytes": _bitsandbytes,
+    "hqq": _hqq,
+    "compressed-tensors": _compressed,
+    "aqlm": _aqlm,
+    "torchao": _torchao,
+    "quanto": _quanto,
+    "bitnet": lambda q: (1.58, {}),
+    "fp8": lambda q: (8.0, {}),
+    "fbgemm_fp8": lambda q: (8.0, {}),
+    "mxfp4": lambda q: (4.0, {"group_size": 32}),
+}
+
+_PACKAGES = {
+    "gptq": ("gptqmodel", 'pip install "quant-harness[gptqmodel]"'),
+    "awq": ("gptqmodel", 'pip install "quant-harness[gptqmodel]"'),
+    "auto-round": ("auto_round", 'pip install "quant-harness[autoround]"'),
+    "bitsandbytes": ("bitsandbytes", 'pip install "quant-harness[bnb]"'),
+    "hqq": ("hqq", 'pip install "quant-harness[hqq]"'),
+    "torchao": ("torchao", 'pip install "quant-harness[torchao]"'),
+    "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
+    "aqlm": ("aqlm", "pip install aqlm"),
+    "quanto": ("optimum", 'pip install "quant-harness[quanto]"'),
+}
+"""What loads a format beside transformers, and the command that adds it."""
+
+
+def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
+    """The scheme that a quantized checkpoint's config describes. `checkpoint` is the name of the checkpoint where it stands
+    for another model of the suite. Unsupported names a format that cannot be read."""
+    quantization = entry(config)
+    if quantization is None:
+        raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
+    name = format_of(quantization)
+    if name not in _READERS:
+        raise Unsupported(f"it is quantized in a format that is not known here ({name}); known: {', '.join(sorted(_READERS))}")
+    try:
+        bits, read = _READERS[name](quantization)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise Unsupported(f"its quantization ({name}) is described in a way that cannot be read: {error!r}") from None
+    if not 0 < bits <= 16:
+        raise Unsupported(f"its quantization ({name}) names no bit width")
+    options = {"format": name, **read, **({} if checkpoint is None else {"checkpoint": checkpoint})}
+    parts = [checkpoint or NAME, name, f"{bits:g}-bit"]
+    if int(read.get("group_size", -1)) > 0:
+        parts.append(f"g{read['group_size']}")
+    parts += [str(read["type"])] if read.get("type") not in (None, "int") else []
+    parts += [f"a{read['activations']}"] if "activations" in read else []
+    return Scheme(method=NAME, bits=bits, options=options, label=" ".join(parts))
+
+
+# ------------------------------------------------------------------------------------------------ artifact
+
+
+def quantize(request: QuantizeRequest) -> None:
+    """Links to the checkpoint in `request.model_dir`, and leaves the reload check."""
+    name = str(request.scheme.options["format"])
+    package, install = _PACKAGES.get(name, ("transformers", ""))
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackage(package, f"a {name} checkpoint", install)
+    for path in sorted(request.model_dir.iterdir()):
+        if path.suffix in _LINKED and path.name not in _OURS:
+            (request.out_dir / path.name).symlink_to(path.resolve())
+    for path in tensors.weight_files(request.model_dir):
+        (request.out_dir / path.name).symlink_to(path.resolve())
+    if name not in ("gptq", "awq"):
+        reload.skip(request.out_dir, f"{name}: given as it is, and read by nothing but its own library")
+        return
+    import torch
+
+    try:
+        small = sum(t.bits for t in tensors.stored(request.out_dir)) < 8 * 2 * 10**9
+        state = gptqmodel.dequantize(request.out_dir, torch.float32 if small else torch.bfloat16)
+    except BadInput as error:
+        reload.skip(request.out_dir, f"{name}: given as it is, in a layout that only its own library reads: {error}")
+        return
+    reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
+
+
+def load(request: LoadRequest) -> Any:
+    import torch
+
+    name = str(request.scheme.options["format"])
+    if name in ("gptq", "awq"):
+        model = gptqmodel.load(request)
+    elif name == "bitsandbytes":
+        model = bnb.METHOD.load(request)
+    else:
+        model = reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+    model.prequantized_format = name
+    return model
+
+
+def _kernels(model: Any) -> list[LayerKernel]:
+    known = {"gptq": gptqmodel.kernels, "awq": gptqmodel.kernels, "bitsandbytes": bnb.METHOD.kernels}
+    return known.get(model.prequantized_format, _any_kernels)(model)
+
+
+def _any_kernels(model: Any) -> list[LayerKernel]:
+    """Of every module of the decoder that holds a matrix: its class, and the dtype of its largest tensor."""
+    import torch
+
+    apart = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    found = []
+    for name, module in model.named_modules():
+        own = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.dim() >= 2]
+        if id(module) in apart or not own:
+            continue
+        kind, largest = type(module).__name__, max(own, key=lambda t: t.numel())
+        held = largest.dtype.is_floating_point and largest.dtype.itemsize >= 2 and type(largest.data) is torch.Tensor
+        dtype = str(largest.dtype).removeprefix("torch.")
+        op = "aten::linear" if held else f"{kind}.forward"
+        found.append(LayerKernel(layer=name, module=kind, op=op, stored_dtype=dtype, dequantized=held))
+    return found
+
+
+_SUFFIXES: dict[str, Role] = {
+    "weight_packed": "weight", "qweight": "weight", "W_q": "weight", "codes": "weight", "_data": "weight",
+    "weight_scale": "scale", "weight_scale_inv": "scale", "scales": "scale", "scale": "scale", "_scale": "scale",
+    "weight_global_scale": "scale", "weight_scale_2": "scale", "absmax": "scale", "SCB": "scale",
+    "weight_zero_point": "zero", "qzeros": "zero", "zero": "zero", "_shift": "zero",
+    "codebooks": "codebook", "quant_map": "codebook", "g_idx": "index", "weight_g_idx": "index", "weight_shape": "index",
+}  # fmt: skip
+_NARROW = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
+
+
+def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    name = str(scheme.options["format"])
+    if name in ("gptq", "awq", "auto-round"):
+        return gptqmodel.ledger(artifact_dir, scheme)
+    if name == "bitsandbytes":
+        return bnb.METHOD.ledger(artifact_dir, scheme)
+    packed = {
+        t.name.rpartition(".")[0]
+        for t in tensors.stored(artifact_dir)
+        if _SUFFIXES.get(t.name.rpartition(".")[2]) == "weight" or (t.name.endswith(".weight") and t.dtype in _NARROW)
+    }
+
+    def roles(tensor: str) -> tuple[str, Role]:
+        layer, _, suffix = tensor.rpartition(".")
+        if layer not in packed or suffix == "bias":
+            return "", "other"
+        return layer.removesuffix(".weight"), "weight" if suffix == "weight" else _SUFFIXES.get(suffix, "other")
+
+    return tensors.ledger(artifact_dir, roles)
+
+
+def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
+    """(dtype, shape) by name of every parameter that a quantized checkpoint stands for, from its architecture, without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: ("BF16", list(parameter.shape)) for name, parameter in model.named_parameters()}
+
+
+# ------------------------------------------------------------------------------------------------ what is offered
+
+
+def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    if shape is not None and entry(shape.config) is None:
+        return "the checkpoint is not quantized; measure it as bf16, or quantize it with another method"
+    return None
+
+
+def _bits_per_weight(scheme: Scheme) -> float:
+    """bits + (16-bit scale + zero point of `bits`) / group where the config names a group."""
+    group = int(scheme.options.get("group_size", -1))
+    return scheme.bits + ((16 + scheme.bits) / group if group > 0 else 0)
+
+
+METHOD = Method(
+    name=NAME,
+    title="Quantized already",
+    version="1",
+    bits=(),
+    options={},
+    engine="transformers",
+    kernel_cpu={},
+    kernel_cuda={},
+    quantize=quantize,
+    load=load,
+    supports=_supports,
+    bits_per_weight=_bits_per_weight,
+    ledger=_ledger,
+    kernels=_kernels,
+    requirements=(*gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
+    modules=("torch", "transformers"),
+    preload=gptqmodel.PRELOAD,
+    prequantized=True,
+    summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
+)

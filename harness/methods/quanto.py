@@ -1,0 +1,214 @@
+"""quanto: optimum-quanto's weight formats (the library is in maintenance mode). No calibration.
+
+8 bits: int8 or float8 (e4m3), one bf16 scale per output channel. 4 and 2 bits: unsigned codes in groups with a bf16 scale and
+shift, two or four to a byte. `optimizer: hqq` shifts each group half-quadratically instead of to its smallest weight.
+
+The library's own reload of 4 bits fails (it looks for the scale in a tensor that has merged it into its kernel's layout), and
+its own save goes through that layout too, which rounds the shift once more. So weights are quantized into the library's
+kernel-agnostic tensor, whose parts the artifact holds as safetensors beside `quanto.json`; on load that tensor is rebuilt, and
+4 bits in groups of 128 are then turned into the kernel's layout by the library itself.
+
+On a CPU the library unpacks 2 bits (and 4 bits in other groups) with C++ that it compiles on first use, into its own
+installation. `_unpack` takes the place of that: no compiler is needed, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from harness.methods import reload, tensors
+from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.spec import Scheme
+
+BITS = (8.0, 4.0, 2.0)
+GROUPS = (-1, 32, 64, 128)
+META = "quanto.json"
+_PARTS = ("data", "scale", "shift")
+
+
+def _settle() -> None:
+    from optimum.quanto.library.extensions import get_extension, is_extension_available
+
+    for name in ("quanto_cpp", "quanto_cuda"):
+        if is_extension_available(name):
+            get_extension(name)._lib = SimpleNamespace(unpack=_unpack)
+
+
+def _unpack(packed: Any, bits: int) -> Any:
+    """The codes of a packed uint8 tensor, along its first axis: the lowest bits of every byte first, then the next, ..."""
+    import torch
+
+    return torch.cat([packed >> start & (1 << bits) - 1 for start in range(0, 8, bits)])
+
+
+def _qtype(bits: float, kind: str) -> Any:
+    from optimum.quanto import qfloat8, qint2, qint4, qint8
+
+    return qfloat8 if kind == "float" else {8: qint8, 4: qint4, 2: qint2}[int(bits)]
+
+
+def quantize(request: QuantizeRequest) -> None:
+    _settle()
+    import torch
+    from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, quantize_weight
+    from safetensors.torch import save_file
+
+    bits, options = request.scheme.bits, request.scheme.options
+    qtype, group = _qtype(bits, str(options["type"])), int(options["group_size"])
+    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    state: dict[str, Any] = {}
+    dense: dict[str, Any] = {}
+    names = reload.decoder_linears(model)
+    for name in names:
+        linear = model.get_submodule(name)
+        weight = linear.weight.detach()
+        if bits == 8:
+            scale, shift = AbsmaxOptimizer()(weight, qtype=qtype, axis=0), None
+        else:
+            fit = HqqOptimizer() if options["optimizer"] == "hqq" else MaxOptimizer()
+            scale, shift = fit(weight, qtype=qtype, axis=0, group_size=group)
+        found = quantize_weight(
+            weight, qtype, 0, scale, shift, group_size=group if bits < 8 else None, activation_qtype=None, optimized=False
+        )
+        codes = found._data if bits == 8 else found._data._data
+        parts = {"data": codes, "scale": scale, "shift": shift}
+        state.update({f"{name}.{part}": t.detach().cpu().contiguous() for part, t in parts.items() if t is not None})
+        dense[f"{name}.weight"] = found.dequantize().detach().cpu()
+        linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    rest = {n: t for n, t in reload.own_state(model).items() if n not in dense}
+    save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
+    shapes = {name: list(dense[f"{name}.weight"].shape) for name in names}
+    (request.out_dir / META).write_text(json.dumps({"bits": bits, **options, "layers": shapes}), encoding="utf-8")
+    (request.out_dir / "config.json").write_text(
+        (request.model_dir / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    reload.write_dense(request, {**dense, **rest}, "the quantizing library's weights, dequantized by it and run in float32")
+
+
+def load(request: LoadRequest) -> Any:
+    _settle()
+    import torch
+    from optimum.quanto.tensor.weights import WeightQBitsTensor
+    from safetensors.torch import load_file
+
+    meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
+    state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
+    packed = {f"{name}.{part}" for name in meta["layers"] for part in _PARTS}
+    model = reload.without(request, meta["layers"], {n: t for n, t in state.items() if n not in packed})
+    for name, size in meta["layers"].items():
+        parts = {part: state.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in state}
+        weight = _tensor(parts, torch.Size(size), float(meta["bits"]), str(meta["type"]), int(meta["group_size"]))
+        linear = model.get_submodule(name)
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if type(weight) is WeightQBitsTensor:
+            linear.forward = partial(_forward, linear)
+    return model.eval()
+
+
+def _forward(linear: Any, inputs: Any) -> Any:
+    """What the library does for weights without a kernel, but not through a transposed view of its tensor: inference mode
+    refuses that."""
+    import torch
+
+    return torch.nn.functional.linear(inputs, linear.weight.dequantize(), linear.bias)
+
+
+def _tensor(parts: dict[str, Any], size: Any, bits: float, kind: str, group: int) -> Any:
+    """The library's weight tensor from its stored parts; 4 bits in groups of 128 in the layout of their kernel."""
+    from optimum.quanto.tensor.packed import PackedTensor
+    from optimum.quanto.tensor.weights import WeightQBitsTensor, WeightQBytesTensor
+
+    rows, columns = size
+    qtype, stride = _qtype(bits, kind), (columns, 1)
+    if bits == 8:
+        return WeightQBytesTensor(qtype, 0, size, stride, parts["data"], parts["scale"], None)
+    codes = PackedTensor(parts["data"], int(bits), (rows * columns // group, group), (group, 1))
+    plain = WeightQBitsTensor(qtype, 0, group, size, stride, codes, parts["scale"], parts["shift"])
+    return plain.optimize() if bits == 4 else plain
+
+
+def _kernels(model: Any) -> list[LayerKernel]:
+    import torch
+    from optimum.quanto import QTensor
+
+    head, found = model.get_output_embeddings(), []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        weight = module.weight
+        if not isinstance(weight, QTensor):
+            dtype = str(weight.dtype).removeprefix("torch.")
+            found.append(LayerKernel(layer=name, module="Linear", op="aten::linear", stored_dtype=dtype, dequantized=True))
+            continue
+        data = weight._data
+        data = getattr(data, "_data", data)  # packed codes lie one level deeper
+        kind, on_cpu, op = type(weight).__name__, weight.device.type == "cpu", "dequantize + aten::matmul"
+        if kind == "TinyGemmWeightQBitsTensor":
+            op = "aten::_weight_int4pack_mm_for_cpu" if on_cpu else "aten::_weight_int4pack_mm"
+        elif data.dtype == torch.int8 and on_cpu and module.in_features % 4 == 0:
+            op = "aten::_weight_int8pack_mm"
+        dtype = str(data.dtype).removeprefix("torch.")
+        found.append(LayerKernel(layer=name, module=f"Linear({kind})", op=op, stored_dtype=dtype, dequantized=False))
+    return found
+
+
+_roles = tensors.by_suffix({"data": "weight", "scale": "scale", "shift": "zero"})
+
+
+def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    return tensors.ledger(artifact_dir, _roles)
+
+
+def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    group = int(scheme.options["group_size"])
+    if shape is not None and "quantization_config" in shape.config:
+        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if scheme.bits == 8:
+        if group > 0 or scheme.options["optimizer"] != "max":
+            return "group_size and optimizer belong to 4 and 2 bits; at 8 bits each output channel has one scale"
+        return None
+    if scheme.options["type"] == "float":
+        return "type float is an 8-bit format; write bits: 8, or leave type out"
+    if group < 0:
+        return f"{scheme.bits:g} bits come in groups; write group_size: 32, 64 or 128"
+    reason = tensors.undivided(shape, columns=group, rows=16)
+    return f"{reason}; choose a smaller group_size" if reason else None
+
+
+def _bits_per_weight(scheme: Scheme) -> float:
+    """8 bits: a bf16 scale per row is left out (16 / columns). 4 and 2 bits: a bf16 scale and a bf16 shift per group."""
+    return 8.0 if scheme.bits == 8 else float(scheme.bits) + 32 / int(scheme.options["group_size"])
+
+
+METHOD = Method(
+    name="quanto",
+    title="optimum-quanto",
+    version="1",
+    bits=BITS,
+    options={
+        "type": Option(default="int", choices=("int", "float"), help="int, or at 8 bits float8 (e4m3)"),
+        "group_size": Option(
+            default=128, defaults={8.0: -1}, choices=GROUPS, help="weights that share one scale and shift; -1 = an output channel"
+        ),
+        "optimizer": Option(default="max", choices=("max", "hqq"), help="how 4 and 2 bits fit scale and shift to a group"),
+    },
+    engine="transformers",
+    kernel_cpu={8.0: "real", 4.0: "real", 2.0: "slow"},
+    kernel_cuda={8.0: "slow", 4.0: "real", 2.0: "slow"},
+    quantize=quantize,
+    load=load,
+    supports=_supports,
+    bits_per_weight=_bits_per_weight,
+    ledger=_ledger,
+    kernels=_kernels,
+    requirements=("optimum-quanto>=0.2.7",),
+    extra="quanto",
+    modules=("torch", "transformers", "optimum.quanto"),
+    preload=("optimum.quanto",),
+    summary="int8, float8, int4, int2 of a library in maintenance mode; needs no data",
+    source="github.com/huggingface/optimum-quanto",
+)

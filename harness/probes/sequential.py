@@ -1,0 +1,211 @@
+"""`budget: auto`: a task's items are scored only until it is known whether the cell's loss is within the margin.
+
+The baseline answers all items. A cell answers them in the random order that all cells share, in chunks that grow, and after each
+chunk `stats.SequentialTest` is fed the changes against the baseline's answers; scoring stops with its verdict, or with the last
+item. Items that share a passage are asked together and are one bet.
+
+A question of this kind carries its margin and error rates in `options["sequential"]`, so that its record is never taken for one
+over all items. The baseline is asked `whole(question)`, the same question without them: its answer serves both kinds.
+
+What is measured here holds whenever one stops: the verdict with its stated error rates, and two intervals of
+`stats.anytime_interval`. Nothing that assumes a fixed number of items (Wilson's interval, McNemar's test) may be taken of a part
+whose size the answers themselves decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import Unsupported
+from harness.spec import Json, Measurement, Metric, Question
+
+if TYPE_CHECKING:
+    from harness.stats import Interval
+
+KEY = "sequential"
+FIRST_CHUNK, GROWTH = 32, 1.5
+"""Items of the first chunk, and how many times longer each is than the one before: few calls, and at the verdict at most about a
+third of what was scored was in vain."""
+
+WITHIN, WORSE, UNDECIDED = 1.0, -1.0, 0.0
+"""Values of `sequential_verdict`; report/numbers.py writes them as words."""
+
+METRICS = (
+    Metric(
+        name="sequential_verdict",
+        title="Verdict",
+        unit="verdict",
+        better="neither",
+        definition="anytime-valid paired test against the baseline",
+        description="Whether the loss of accuracy is within the margin (1), worse than it (-1), or undecided after all items "
+        "(0); n is the number of items that it took. It is false with at most its stated error rate, whenever scoring stopped.",
+    ),
+    Metric(
+        name="sequential_items",
+        title="Items to the verdict",
+        unit="items",
+        better="neither",
+        definition="items fed to the anytime-valid test",
+        description="How many items the verdict took, in the order that all cells share; all of them where it is undecided.",
+    ),
+    Metric(
+        name="sequential_difference",
+        title="Accuracy against the baseline, up to the verdict",
+        unit="points",
+        better="higher",
+        definition="paired difference over the items scored, anytime-valid interval",
+        description="Percentage points. The value leans towards the verdict, because scoring stopped when it looked clear; the "
+        "interval holds all the same. It answers every question at once, so it is wider than the test of the one margin.",
+    ),
+    Metric(
+        name="sequential_accuracy",
+        title="Accuracy, up to the verdict",
+        unit="share",
+        better="higher",
+        definition="lm-eval acc or exact_match over the items scored, anytime-valid interval",
+        description="Of the items that were scored only, which differ in number from cell to cell: not to be ranked by.",
+    ),
+)
+
+Score = Callable[[Sequence[Json]], Sequence[Json]]
+"""The cell's rows of the items that these rows of the baseline's are about, in the same order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What was scored, in that order, as rows of a side-car; what follows from it as measurements; the rest as plain data."""
+
+    rows: tuple[Json, ...]
+    measurements: tuple[Measurement, ...]
+    facts: Json
+
+
+def settings(question: Question) -> Json | None:
+    """{"margin", "alpha", "beta"} of a question that is asked until a verdict; None for one over all items."""
+    wish = question.options.get(KEY)
+    return wish if isinstance(wish, dict) else None
+
+
+def whole(question: Question) -> Question:
+    """The same question over all items: what the baseline is asked."""
+    options = {name: value for name, value in question.options.items() if name != KEY}
+    return Question(probe=question.probe, subject=question.subject, options=options)
+
+
+def words(wish: Json, tasks: Sequence[str]) -> str:
+    """The settings in a sentence, for people who plan a run."""
+    return (
+        f"budget auto ({', '.join(tasks)}): a cell's items are scored in one random order until its loss of accuracy is known to "
+        f"be within {points(wish['margin'])} of the baseline, or worse; a false verdict has a chance of at most "
+        f"{100 * wish['alpha']:g} % (within) and {100 * wish['beta']:g} % (worse). The baseline is scored on all items."
+    )
+
+
+def points(margin: float) -> str:
+    """`1 point`, `2.5 points`."""
+    number = f"{100 * margin:g}"
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
+def until_verdict(
+    wish: Json, base: Sequence[Json], score: Score, *, definition: str, keep: Callable[[Sequence[Json]], str]
+) -> Scored:
+    """Scores a cell's items until the verdict. `base`: the baseline's rows, all of them, each with `id`, `correct` and, where it
+    shares a passage, `cluster`. `definition`: the baseline's. `keep` stores the scored rows and returns their name.
+
+    Unsupported when items are not right or wrong (nothing could flip then), or are others than the baseline's."""
+    from harness import stats
+
+    _check(base, "the baseline's answers")
+    passages = _passages(base)
+    names = list(passages)
+    order = [names[place] for place in stats.shared_order(names)]
+    largest = max(map(len, passages.values()))
+    test = stats.SequentialTest(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
+    rows: list[Json] = []
+    bets: list[tuple[float, float, int]] = []  # per passage: its net change, items that are right, items
+    chunks: list[int] = []
+    while order and test.decision.verdict is stats.Verdict.UNDECIDED:
+        chunk, order = _chunk(order, passages, round(FIRST_CHUNK * GROWTH ** len(chunks)))
+        answered = _answers(score, [row for name in chunk for row in passages[name]])
+        fresh = [_bet(passages[name], answered) for name in chunk]
+        test.update([change for change, _, _ in fresh], [size for _, _, size in fresh], largest=largest)
+        rows += answered.values()
+        bets += fresh
+        chunks.append(len(answered))
+    changes, right, sizes = zip(*bets, strict=True)
+    made = test.decision
+    said = {stats.Verdict.WITHIN: WITHIN, stats.Verdict.WORSE: WORSE, stats.Verdict.UNDECIDED: UNDECIDED}[made.verdict]
+    under, name = f"{definition}, until a verdict on a margin of {points(made.margin)}", keep(rows)
+    measurements = (
+        Measurement(metric="sequential_verdict", value=said, unit="verdict", n=made.items, definition=under),
+        Measurement(metric="sequential_items", value=float(made.items), unit="items", n=len(base), definition=under),
+        _estimate("sequential_difference", stats.anytime_interval(changes, sizes=sizes, largest=largest), -1.0, 100, under, name),
+        _estimate("sequential_accuracy", stats.anytime_interval(right, sizes=sizes, largest=largest), 0.0, 1, under, name),
+    )
+    facts = {
+        "verdict": made.verdict.value,
+        "items": made.items,
+        "scored": len(rows),
+        "available": len(base),
+        "bets": len(passages),  # fewer than items where some share a passage
+        "chunks": chunks,
+        "margin": made.margin,
+        "alpha": made.alpha,
+        "beta": made.beta,
+        "e_within": made.e_within,
+        "e_worse": made.e_worse,
+        "needed_within": 1 / made.alpha,
+        "needed_worse": 1 / made.beta,
+    }
+    return Scored(rows=tuple(rows), measurements=measurements, facts=facts)
+
+
+def _answers(score: Score, asked: Sequence[Json]) -> dict[str, Json]:
+    """The cell's rows by id, in the order asked."""
+    answered = score(asked)
+    if [row["id"] for row in answered] != [row["id"] for row in asked]:
+        raise Unsupported("the cell answered other items than the baseline, so that nothing can be paired")
+    _check(answered, "this cell's answers")
+    return {row["id"]: row for row in answered}
+
+
+def _bet(passage: Sequence[Json], answered: Mapping[str, Json]) -> tuple[float, float, int]:
+    right = sum(float(answered[row["id"]]["correct"]) for row in passage)
+    return right - sum(float(row["correct"]) for row in passage), right, len(passage)
+
+
+def _estimate(metric: str, interval: Interval, least: float, scale: float, definition: str, blob: str) -> Measurement:
+    """`least`: what the quantity cannot be below (the interval only knows that a change is at least -1)."""
+    low, high = (None if limit is None else scale * max(least, limit) for limit in (interval.low, interval.high))
+    unit = next(m.unit for m in METRICS if m.name == metric)
+    value, n = scale * interval.value, interval.n
+    return Measurement(metric=metric, value=value, low=low, high=high, n=n, unit=unit, definition=definition, blob=blob)
+
+
+def _check(rows: Sequence[Json], whose: str) -> None:
+    if not rows or any(row.get("correct") not in (0.0, 1.0) for row in rows):
+        raise Unsupported(
+            f"budget: auto needs items that are right or wrong, and {whose} to this task are scores; write the task as "
+            "{task: NAME, budget: fixed} to have all its items scored"
+        )
+
+
+def _passages(base: Sequence[Json]) -> dict[str, list[Json]]:
+    """Items that are scored together and are one bet: those of a passage, or one alone."""
+    found: dict[str, list[Json]] = {}
+    for row in base:
+        name = f"passage {row.get('task', '')}|{row['cluster']}" if "cluster" in row else str(row["id"])
+        found.setdefault(name, []).append(row)
+    return found
+
+
+def _chunk(order: Sequence[str], passages: dict[str, list[Json]], least: int) -> tuple[list[str], list[str]]:
+    """The next passages, together `least` items or a few more, and those that are left."""
+    items, count = 0, 0
+    while count < len(order) and items < least:
+        items += len(passages[order[count]])
+        count += 1
+    return list(order[:count]), list(order[count:])

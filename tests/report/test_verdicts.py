@@ -1,0 +1,83 @@
+"""Verdicts on a synthetic run whose tasks are rewritten as if they had been asked until one: what is said, and of which cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+import synthetic
+from rich.console import Console
+from test_report import Parsed
+
+from harness import store
+from harness.probes import sequential
+from harness.report import View, render_view, terminal_table, view
+from harness.report.standing import quality_columns
+from harness.spec import Json, Measurement, Question, Record, to_json
+
+WISH = {"margin": 0.01, "alpha": 0.05, "beta": 0.05}
+VERDICT = {8: sequential.WITHIN, 4: sequential.WITHIN, 3: sequential.UNDECIDED, 2: sequential.WORSE}
+
+
+def asked(question: Json) -> Json:
+    options = {**question["options"], sequential.KEY: WISH} if question["probe"] == "tasks" else question["options"]
+    return {**question, "options": options}
+
+
+def rewritten(record: Record) -> Record:
+    """As if until a verdict: 8 and 4 bits within the margin, 3 undecided, 2 worse; rtn at 4 bits worse on one task."""
+    if record.question.probe != "tasks" or record.cell.scheme.method == "bf16":
+        return record
+    question = Question(**asked(to_json(record.question)))
+    if record.answer is None:
+        return dataclasses.replace(record, question=question)
+    worse = record.cell.scheme.label == "rtn 4-bit g64" and question.subject == "reference_recall"
+    verdict = sequential.WORSE if worse else VERDICT.get(int(record.cell.scheme.bits), sequential.WITHIN)
+    said = {"definition": "lm-eval acc, until a verdict", "n": 20}
+    found = (
+        Measurement(metric="sequential_verdict", value=verdict, unit="verdict", **said),
+        Measurement(metric="sequential_items", value=20.0, unit="items", **{**said, "n": 40}),
+        Measurement(metric="sequential_difference", value=-0.5, low=-2.0, high=1.0, unit="points", **said),
+        Measurement(metric="sequential_accuracy", value=0.7, low=0.5, high=0.9, unit="share", **said),
+    )
+    return dataclasses.replace(record, question=question, answer=dataclasses.replace(record.answer, measurements=found))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> View:
+    run = store.read(synthetic.write(tmp_path_factory.mktemp("verdicts"), small=True))
+    cells = [c if c["baseline"] else {**c, "questions": [asked(q) for q in c["questions"]]} for c in run.plan["cells"]]
+    return view(dataclasses.replace(run, plan={**run.plan, "cells": cells}, records=tuple(rewritten(r) for r in run.records)))
+
+
+def test_the_smallest_cell_is_one_whose_every_verdict_is_within_the_margin(shown: View) -> None:
+    page = Parsed(render_view(shown)).text
+    assert "smallest with every verdict within 1 point" in page
+    bits = shown.column("bpw_model")
+    assert bits is not None
+    weights = {c.label: c.values[bits.key].value for c in shown.cells if c.cell.scheme.bits == 4 and not c.simulated}
+    del weights["rtn 4-bit g64"]  # worse on one task, though smaller than all others
+    assert page[: page.index("smallest with every verdict")].rstrip().endswith(min(weights, key=weights.__getitem__))
+    assert "Within 1 point on 6 tasks." in page
+
+
+def test_neither_p_values_nor_means_nor_ranks_are_made_of_parts_of_items(shown: View) -> None:
+    names = {c.metric.name for c in shown.columns}
+    assert not names & {"mcnemar_p", "mcnemar_p_holm", "accuracy_difference", "recovery", "mean_accuracy", "flips_lost"}
+    assert not {c.metric.name for c in quality_columns(shown)} & {"accuracy", "sequential_accuracy", "sequential_difference"}
+    (accuracy,) = {c.key for c in shown.of("accuracy") if c.subject == "reference_facts"}
+    assert {c.label for c in shown.cells if c.values[accuracy].status == "ok"} == {"bf16"}
+    assert {c.values[accuracy].status for c in shown.cells if not c.baseline} == {"absent"}
+
+
+def test_the_terminal_shows_counts_and_no_accuracy_of_the_baseline_alone(shown: View) -> None:
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(terminal_table(shown))
+    drawn = console.export_text()
+    assert "accuracy" not in drawn
+    assert "verdicts: tasks within / worse / undecided, margin 1 point" in " ".join(drawn.split())
+    lines = {line[:14].strip(): line for line in drawn.splitlines()}
+    assert "5 / 1 / 0" in lines["rtn 4-bit g64"]
+    assert "0 / 6 / 0" in lines["rtn 2-bit g64"]
+    assert "0 / 0 / 5" in lines["hqq 3-bit g64"], "one of its tasks timed out"
