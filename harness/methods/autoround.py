@@ -57,25 +57,37 @@ def quantize(request: QuantizeRequest) -> None:
 
 
 def _tidy(request: QuantizeRequest) -> None:
-    """What is not quantized as the source stores it (the export casts all to float16), and a config that says what is there."""
+    """The export out of the folder of its own that the library makes; what is not quantized as the source stores it (the
+    export casts all to float16, and stores a tied head once more); a config that says what is there."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
+    for folder in [p for p in request.out_dir.iterdir() if p.is_dir()]:
+        for path in folder.iterdir():
+            path.replace(request.out_dir / path.name)
+        folder.rmdir()
+    (request.out_dir / "quantization_config.json").unlink(missing_ok=True)  # the same again, under a name that nobody reads
     packed = gptqmodel.packed_layers(request.out_dir)
     if not packed:
         raise Unsupported("the library packed no layer of this model; choose another method")
     where = {t.name: t.file for t in tensors.stored(request.model_dir)}
+    kept: dict[str, str] = {}
     for path in sorted(request.out_dir.glob("*.safetensors")):
-        state = load_file(str(path))
-        for name in [n for n in state if n in where and n.rpartition(".")[0] not in packed]:
+        state = {n: t for n, t in load_file(str(path)).items() if n in where or n.rpartition(".")[0] in packed}
+        for name in [n for n in state if n in where]:
             with safe_open(str(where[name]), framework="pt", device="cpu") as file:
                 state[name] = file.get_tensor(name)
         draft = path.with_suffix(".draft")
         save_file(state, str(draft), metadata={"format": "pt"})
         draft.replace(path)
+        kept.update(dict.fromkeys(state, path.name))
+    index = request.out_dir / "model.safetensors.index.json"
+    if index.is_file():
+        index.write_text(json.dumps({"metadata": {}, "weight_map": kept}), encoding="utf-8")
     config = json.loads((request.out_dir / "config.json").read_text(encoding="utf-8"))
     found = config["quantization_config"]
     config["quantization_config"] = {**{k: found[k] for k in _KEPT if k in found}, "checkpoint_format": "gptq"}
+    config.pop("torch_dtype", None)
     config["dtype"] = "bfloat16"
     (request.out_dir / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     (request.out_dir / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2), encoding="utf-8")
