@@ -116,7 +116,7 @@ def _notes(view: View) -> Markup:
     expected = made * max(wish["alpha"], wish["beta"])
     lines = [
         f"Each verdict is false with a chance of at most {rates}, whenever its scoring stopped: of {made} here, at most "
-        f"{expected:.1f} are to be expected false. Undecided: not even by all of the task's items.",
+        f"{expected:.1f} are to be expected false. Undecided: all of the task's items could not tell.",
         WHY_NO_P,
         f"{effort(view)} in place of all items of every cell; the baseline answered all." if effort(view) else None,
     ]
