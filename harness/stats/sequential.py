@@ -40,6 +40,8 @@ PRIOR_ITEMS = 25.0
 """Before any item the flip rate is taken for 5 %, with the weight of 25 items."""
 LARGEST_BET = 0.9
 """As a share of the bet that could lose everything."""
+BET_LIMITS = (LARGEST_BET, 0.25)
+"""The same of the two halves of an interval's bettor."""
 _CHUNK_VALUES = 2_000_000
 
 
@@ -189,14 +191,16 @@ def anytime_interval(
     spread = PRIOR_ITEMS * PRIOR_FLIP_RATE + np.cumsum((change - past_mean * size) ** 2)
     variance = np.concatenate([[PRIOR_FLIP_RATE], (spread / (PRIOR_ITEMS + t))[:-1]])
     bar = math.log(2 / (1 - level))
-    # Bets of about one standard error of the mean so far, and at most LARGEST_BET of what could lose everything if the mean is
-    # the one asked about. Both bettors' wealth falls as that mean nears the data, so that what is not refuted is an interval.
+    # Bets of about one standard error of the mean so far, and at most a share of what could lose everything if the mean is that
+    # asked about: half of the wealth dares much, as pays where few items flip, half little. Both bettors' wealth falls as that
+    # mean nears the data, so that what is not refuted is an interval.
     bets = np.sqrt(2 * bar / (variance * t * np.log1p(t)))
 
     def refuted(mean: float, side: float) -> float:
         worst_loss = mean - least if side > 0 else 1.0 - mean
-        limited = np.minimum(bets, LARGEST_BET / max(worst_loss, 1e-9))
-        return float(np.cumsum(np.log1p(side * limited * (change - mean * size))).max()) - bar
+        gain = side * (change - mean * size)
+        daring, careful = (np.cumsum(np.log1p(np.minimum(bets, share / max(worst_loss, 1e-9)) * gain)) for share in BET_LIMITS)
+        return float((np.logaddexp(daring, careful) - math.log(2)).max()) - bar
 
     mean, lowest = float(given.sum() / counts.sum()), float(least)
     low = lowest if refuted(lowest, 1.0) <= 0 else float(optimize.brentq(refuted, lowest, 1.0, args=(1.0,), xtol=1e-6))
