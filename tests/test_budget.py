@@ -136,8 +136,8 @@ def test_a_baseline_without_answers_fails_the_cells_question_in_words_and_scores
     write_suite: WriteSuite, tmp_path: Path
 ) -> None:
     suite = write_suite("{bits: 4}", extra=AUTO)
-    text = suite.read_text().replace("{bits: 16}", "{bits: 16, on_items: 'raise:boom'}")
-    suite.write_text(text.replace("baseline: fake 16-bit", "baseline: fake 16-bit raise:boom"))
+    failing = suite.read_text().replace("{bits: 16}", "{bits: 16, on_items: 'raise:boom'}")
+    suite.write_text(failing.replace("baseline: fake 16-bit", "baseline: fake 16-bit raise:boom"))
     stored = run(suite, tmp_path)
     failure = items(stored, 4).failure
     assert failure is not None
@@ -145,9 +145,7 @@ def test_a_baseline_without_answers_fails_the_cells_question_in_words_and_scores
     for part in ("budget: auto", "fake 16-bit raise:boom has none to 'items'", "error: RuntimeError: boom", "--retry-failed"):
         assert part in failure.message
     assert set(asked(tmp_path)) == set(), "nothing was scored in its place"
-    assert "unsupported" in text(
-        re.findall(r'<section id="verdicts".*?</section>', render(stored).decode(), re.DOTALL)[0].encode()
-    )
+    assert text(section_of(render(stored))).count("unsupported") == 1
     others = {r.question.subject: r.status for r in stored.records if r.cell.scheme.bits == 4}
     assert others == {"": "ok", "a": "ok", "b": "ok", "c": "ok", "items": "unsupported"}
 
@@ -163,17 +161,21 @@ def test_baseline_answers_that_are_gone_from_disk_are_said(write_suite: WriteSui
 # ---------------------------------------------------------------------- the report
 
 
-def text(page: bytes) -> str:
-    without = re.sub(r"<(script|style)\b.*?</\1>", " ", page.decode(), flags=re.DOTALL)
+def section_of(page: bytes) -> str:
+    found = re.search(r'<section id="verdicts".*?</section>', page.decode(), flags=re.DOTALL)
+    assert found is not None
+    return found.group()
+
+
+def text(page: str) -> str:
+    without = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", without).split())
 
 
 def test_the_page_shows_every_verdict_with_its_items_and_no_statistic_of_a_fixed_sample(finished: store.Run) -> None:
     page = render(finished)
-    shown = text(page)
-    section = re.search(r'<section id="verdicts".*?</section>', page.decode(), flags=re.DOTALL)
-    assert section is not None
-    squares = re.findall(r"<td[^>]*><(?:b|span)>(\w+)</(?:b|span)><small class=\"block\">(.*?)</small>", section.group())
+    shown, section = text(page.decode()), section_of(page)
+    squares = re.findall(r"<td[^>]*><(?:b|span)>(\w+)</(?:b|span)><small class=\"block\">(.*?)</small>", section)
     took = {bits: measured(items(finished, bits))["sequential_verdict"].n for bits in (8, 4)}
     assert squares == [
         ("within", f"{took[8]} of 3\u202f000 items"),
@@ -183,7 +185,7 @@ def test_the_page_shows_every_verdict_with_its_items_and_no_statistic_of_a_fixed
     assert "at most 5 % (within) or 5 % (worse)" in shown
     assert WHY_NO_P in shown
     assert "McNemar" not in shown
-    assert "95 %, whenever one stops" in section.group()
+    assert "95 %, whenever one stops" in section
     assert "items scored (" in shown
 
 
@@ -213,6 +215,4 @@ def test_the_terminal_counts_the_verdicts_of_each_cell(finished: store.Run) -> N
 
 def test_unanswered_and_failed_squares_are_drawn(finished: store.Run) -> None:
     waiting = dataclasses.replace(finished, records=tuple(r for r in finished.records if r.cell.scheme.bits == 16), ended=False)
-    section = re.search(r'<section id="verdicts".*?</section>', render(waiting).decode(), flags=re.DOTALL)
-    assert section is not None
-    assert text(section.group().encode()).count("not run") == 3
+    assert text(section_of(render(waiting))).count("not run") == 3

@@ -142,8 +142,8 @@ def until_verdict(
     measurements = (
         Measurement(metric="sequential_verdict", value=said, unit="verdict", n=made.items, definition=under),
         Measurement(metric="sequential_items", value=float(made.items), unit="items", n=len(base), definition=under),
-        _estimate("sequential_difference", stats.anytime_interval(changes, sizes=sizes, largest=largest), -1.0, 100, under, name),
-        _estimate("sequential_accuracy", stats.anytime_interval(right, sizes=sizes, largest=largest), 0.0, 1, under, name),
+        _estimate("sequential_difference", stats.anytime_interval(changes, sizes=sizes, largest=largest), 100, under, name),
+        _estimate("sequential_accuracy", stats.anytime_interval(right, sizes=sizes, largest=largest, least=0), 1, under, name),
     )
     facts = {
         "verdict": made.verdict.value,
@@ -177,9 +177,8 @@ def _bet(passage: Sequence[Json], answered: Mapping[str, Json]) -> tuple[float, 
     return right - sum(float(row["correct"]) for row in passage), right, len(passage)
 
 
-def _estimate(metric: str, interval: Interval, least: float, scale: float, definition: str, blob: str) -> Measurement:
-    """`least`: what the quantity cannot be below (the interval only knows that a change is at least -1)."""
-    low, high = (None if limit is None else scale * max(least, limit) for limit in (interval.low, interval.high))
+def _estimate(metric: str, interval: Interval, scale: float, definition: str, blob: str) -> Measurement:
+    low, high = (None if limit is None else scale * limit for limit in (interval.low, interval.high))
     unit = next(m.unit for m in METRICS if m.name == metric)
     value, n = scale * interval.value, interval.n
     return Measurement(metric=metric, value=value, low=low, high=high, n=n, unit=unit, definition=definition, blob=blob)

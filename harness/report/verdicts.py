@@ -67,12 +67,10 @@ def all_within(view: View, cell: CellView) -> bool:
 
 def words(view: View, cell: CellView) -> str:
     """`Within 1 point on 3 tasks, worse on 1 task (recall).`; empty where no verdict was made."""
-    found = counts(view, cell)
     parts = []
-    for verdict, word in VERDICTS.items():
-        said = f"{word} {margin_points(view)}" if verdict == sequential.WITHIN else word
-        names = found[verdict]
+    for verdict, names in counts(view, cell).items():
         if names:
+            said = f"within {margin_points(view)}" if verdict == sequential.WITHIN else VERDICTS[verdict]
             which = f" ({', '.join(names)})" if verdict != sequential.WITHIN else ""
             parts.append(f"{said} on {len(names)} {'task' if len(names) == 1 else 'tasks'}{which}")
     text = ", ".join(parts)
@@ -116,7 +114,7 @@ def _notes(view: View) -> Markup:
     expected = made * max(wish["alpha"], wish["beta"])
     lines = [
         f"Each verdict is false with a chance of at most {rates}, whenever its scoring stopped: of {made} here, at most "
-        f"{expected:.1f} are to be expected false. Undecided: not even by all of the task's items.",
+        f"{expected:.1f} are to be expected false. Undecided: all of the task's items could not tell.",
         WHY_NO_P,
         f"{effort(view)} in place of all items of every cell; the baseline answered all." if effort(view) else None,
     ]

@@ -40,6 +40,8 @@ PRIOR_ITEMS = 25.0
 """Before any item the flip rate is taken for 5 %, with the weight of 25 items."""
 LARGEST_BET = 0.9
 """As a share of the bet that could lose everything."""
+BET_LIMITS = (LARGEST_BET, 0.25)
+"""The same of the two halves of an interval's bettor."""
 _CHUNK_VALUES = 2_000_000
 
 
@@ -167,35 +169,42 @@ def shared_order(item_ids: Sequence[str]) -> NDArray[np.intp]:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.intp)
 
 
-def anytime_interval(changes: ArrayLike, level: float = LEVEL, *, sizes: ArrayLike | None = None, largest: int = 1) -> Interval:
+def anytime_interval(
+    changes: ArrayLike, level: float = LEVEL, *, sizes: ArrayLike | None = None, largest: int = 1, least: int = -1
+) -> Interval:
     """Interval for the mean change per item (cell - baseline) that holds at whatever moment one stopped: all means that neither
     of two bettors has ever refuted (Waudby-Smith & Ramdas 2024, hedged capital with predictable bets, section 4.2).
 
-    `changes` [items]: -1, 0 or 1, in the order they were scored (0 or 1 where it is about an accuracy, not a change of one).
-    With clusters as in `SequentialTest.update`: one net change per cluster, `sizes` its items, `largest` the task's largest; n
-    is the number of items. Wider than a fixed-size interval: that is the price of looking.
+    `changes` [items]: -1, 0 or 1, in the order they were scored; `least` is the smallest that can occur (0 for an accuracy in
+    place of a change: items are 0 or 1). With clusters as in `SequentialTest.update`: one net change per cluster, `sizes` its
+    items, `largest` the task's largest; n is the number of items. Wider than a fixed-size interval: that is the price of looking.
     """
     given = np.asarray(changes, dtype=np.float64)
     counts = np.ones_like(given) if sizes is None else np.asarray(sizes, dtype=np.float64)
     if given.ndim != 1 or given.size == 0 or given.shape != counts.shape:
         raise BadInput("an interval needs a row of at least one change, with a size each where they are of clusters")
-    if not np.all((np.abs(given) <= counts) & (counts <= largest) & (counts > 0)):
-        raise BadInput("an item changes by -1, 0 or 1 (a cluster by at most its size, and no cluster exceeds `largest`)")
+    if not np.all((given <= counts) & (given >= least * counts) & (counts <= largest) & (counts > 0)):
+        raise BadInput(f"an item changes by {least} to 1 (a cluster by at most its size, and no cluster exceeds `largest`)")
     change, size = given / largest, counts / largest
     t = np.arange(1, change.size + 1)
     past_mean = np.concatenate([[0.0], (np.cumsum(change) / (np.cumsum(size) + 1))[:-1]])
     spread = PRIOR_ITEMS * PRIOR_FLIP_RATE + np.cumsum((change - past_mean * size) ** 2)
     variance = np.concatenate([[PRIOR_FLIP_RATE], (spread / (PRIOR_ITEMS + t))[:-1]])
     bar = math.log(2 / (1 - level))
-    # Bets of about one standard error of the mean so far; equal for every mean, so that wealth falls as a mean nears the data.
-    bets = np.minimum(np.sqrt(2 * bar / (variance * t * np.log1p(t))), LARGEST_BET / 2)
+    # Bets of about one standard error of the mean so far, and at most a share of what could lose everything if the mean is that
+    # asked about: half of the wealth dares much, as pays where few items flip, half little. Both bettors' wealth falls as that
+    # mean nears the data, so that what is not refuted is an interval.
+    bets = np.sqrt(2 * bar / (variance * t * np.log1p(t)))
 
     def refuted(mean: float, side: float) -> float:
-        return float(np.cumsum(np.log1p(side * bets * (change - mean * size))).max()) - bar
+        worst_loss = mean - least if side > 0 else 1.0 - mean
+        gain = side * (change - mean * size)
+        daring, careful = (np.cumsum(np.log1p(np.minimum(bets, share / max(worst_loss, 1e-9)) * gain)) for share in BET_LIMITS)
+        return float((np.logaddexp(daring, careful) - math.log(2)).max()) - bar
 
-    mean = float(given.sum() / counts.sum())
-    low = -1.0 if refuted(-1.0, 1.0) <= 0 else float(optimize.brentq(refuted, -1.0, 1.0, args=(1.0,), xtol=1e-6))
-    high = 1.0 if refuted(1.0, -1.0) <= 0 else float(optimize.brentq(refuted, -1.0, 1.0, args=(-1.0,), xtol=1e-6))
+    mean, lowest = float(given.sum() / counts.sum()), float(least)
+    low = lowest if refuted(lowest, 1.0) <= 0 else float(optimize.brentq(refuted, lowest, 1.0, args=(1.0,), xtol=1e-6))
+    high = 1.0 if refuted(1.0, -1.0) <= 0 else float(optimize.brentq(refuted, lowest, 1.0, args=(-1.0,), xtol=1e-6))
     return Interval(value=mean, low=min(low, mean), high=max(high, mean), n=round(counts.sum()), level=level)
 
 

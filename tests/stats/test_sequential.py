@@ -196,7 +196,7 @@ def stopped(replays: int) -> dict[str, int]:
         missed["looks"] += looked > 0
         verdict, looked = verdict or 1500, looked or 1500
         missed["difference"] += not holds(anytime_interval(changes[:verdict]), 0.0)
-        missed["accuracy"] += not holds(anytime_interval(cell[:verdict]), 0.96 * 0.7 + 0.02)
+        missed["accuracy"] += not holds(anytime_interval(cell[:verdict], least=0), 0.96 * 0.7 + 0.02)
         missed["anytime after looking"] += not holds(anytime_interval(changes[:looked]), 0.0)
         fixed = paired_difference(cell[:looked] - changes[:looked], cell[:looked])
         missed["fixed after looking"] += not holds(fixed, 0.0)
@@ -227,9 +227,20 @@ def test_the_anytime_interval_of_passages_holds_where_one_of_single_items_would_
     assert missed_single > missed
     one = anytime_interval(np.repeat([0, -1, 0, 1], 50), sizes=np.ones(200))
     assert one == anytime_interval(np.repeat([0, -1, 0, 1], 50))
-    for wrong in ({"sizes": [1]}, {"sizes": [1, 2], "largest": 1}):
+    for wrong in ({"sizes": [1]}, {"sizes": [1, 2], "largest": 1}, {"least": 0}):
         with pytest.raises(BadInput):
-            anytime_interval([0, 1], **wrong)
+            anytime_interval([-1, 1], **wrong)
+
+
+def test_a_hundred_items_without_a_flip_bound_the_loss_to_five_points_and_all_right_bound_the_accuracy() -> None:
+    """No interval at 97.5 % a side can do better than log(40) / n, which is what a bettor gains who stakes all on a loss."""
+    change, accuracy = anytime_interval(np.zeros(100)), anytime_interval(np.ones(100), least=0)
+    assert change.low is not None
+    assert accuracy.low is not None
+    assert -1.3 * math.log(40) / 100 < change.low < -math.log(40) / 105
+    assert change.low == pytest.approx(-(change.high or 0.0), abs=1e-5)
+    assert (accuracy.value, accuracy.high) == (1.0, 1.0)
+    assert 0.9 < accuracy.low < 1 - math.log(40) / 105
 
 
 def holds(interval: Interval, truth: float) -> bool:
