@@ -8,6 +8,7 @@ never from loading weights; for a hub model that is not in the local cache, `pla
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -120,6 +121,28 @@ def fetch(source: Model, cache: Path) -> Path:
         ) from None
     check_folder(folder, source.name)
     return folder
+
+
+def modeling_modules(sources: Iterable[Model]) -> list[str]:
+    """transformers' modules that hold the architectures of models which lie here: importing one takes as long as loading a small
+    model, so it is done once, before forking. The package is looked at as files, never imported; a name that it does not know
+    (the config is the checkpoint's word) is left out, and loading says what is wrong with it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return []
+    known = Path(spec.origin).parent / "models"
+    found: dict[str, None] = {}
+    for source in sources:
+        folder = locate(source) if source.path is None or not source.random else Path(source.path)
+        if folder is None:
+            continue
+        try:
+            kind = str(fill.config_of(folder)["model_type"])
+        except BadInput:
+            continue
+        if re.fullmatch(r"[a-z0-9_]+", kind) and (known / kind / f"modeling_{kind}.py").is_file():
+            found[f"transformers.models.{kind}.modeling_{kind}"] = None
+    return list(found)
 
 
 def shape(source: Model) -> Shape | None:

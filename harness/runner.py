@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from harness import children, envs, identity, machine, store
+from harness import children, envs, identity, machine, models, store
 from harness.children import Exit, Server, ServerFailed
 from harness.engines import ENGINES
 from harness.errors import BadInput
@@ -355,6 +355,8 @@ class _Matrix:
         names = [name for m in used for name in (*ENGINES[m.engine].modules, *m.preload)]
         if names:
             names += [name for probe in self.plan.suite.probes for name in PROBES[probe].preload]
+        if "transformers" in names and environment == envs.MAIN:
+            names += models.modeling_modules(p.cell.model for p in self.plan.cells)
         return list(dict.fromkeys(names))
 
     def _store(self, planned: PlannedCell, question: Question, job: Path, index: int, started_at: str) -> None:

@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,11 @@ class WorkerSession:
     def facts(self) -> EngineFacts | None:
         """What the engine holds, once loaded."""
         return self._facts
+
+    @property
+    def model_seconds(self) -> float:
+        """Seconds that the loaded model has spent in scoring and generating (0 for engines that do not count them)."""
+        return float(getattr(self._loaded, "model_seconds", 0.0))
 
     def load_baseline(self) -> Loaded | None:
         from harness.machine import available_memory_bytes
@@ -232,7 +238,11 @@ def _ask(session: WorkerSession, question: Question) -> Json:
             loaded = None if probe.isolation == "memory" else session.loaded
         if loaded is not None and session.facts is not None and session.facts.simulated:
             raise Unsupported(SIMULATED)
+    before = session.model_seconds
     answer = probe.measure(session, question)
+    in_model = session.model_seconds - before
+    if in_model:
+        answer = replace(answer, facts={**answer.facts, "model_seconds": in_model})
     if session.facts is not None and session.facts.simulated and not probe.simulated:
         raise Unsupported(SIMULATED)
     return {"answer": to_json(_with_kernels(answer, session.facts))}

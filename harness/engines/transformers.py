@@ -33,6 +33,7 @@ import torch
 from harness.engines.base import REFERENCE_FACTS, EngineFacts, Timing, WindowScores
 from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel, LoadRequest, Method
+from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.spec import Cell, Json
 
@@ -79,6 +80,7 @@ class Transformers:
         self._kernels = kernels
         self._split: Split | None = None
         self._lm: Any = None
+        self._seconds = 0.0
         self._prefilled: tuple[tuple[int, int, int], Any, Any] | None = None
         # Asked once: reading a signature takes as long as a small model's layer, and decode steps are timed.
         self._forward_takes = frozenset(inspect.signature(self._inner.forward).parameters)
@@ -99,6 +101,11 @@ class Transformers:
     def device(self) -> torch.device:
         found: torch.device = device_of(self._inner)
         return found
+
+    @property
+    def model_seconds(self) -> float:
+        """Seconds spent so far in scoring and generating by the model itself: what is left of a probe's time is the harness's."""
+        return self._seconds + (self._lm.model_seconds if self._lm is not None else 0.0)
 
     # ------------------------------------------------------------------ windows
 
@@ -210,6 +217,7 @@ class Transformers:
             while stop < len(windows) and stop - start < most and len(windows[stop]) == length:
                 stop += 1
             rows = torch.tensor([list(window) for window in windows[start:stop]], dtype=torch.long, device=self.device)
+            began = time.perf_counter()
             try:
                 with torch.inference_mode():
                     hidden = cut.body(rows[:, :-1])
@@ -219,42 +227,58 @@ class Transformers:
                 limit = (stop - start) // 2
                 _free_device_memory()
                 continue
+            self._seconds += time.perf_counter() - began
             yield start, rows, hidden
             start = stop
 
     def _score(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
+        began = time.perf_counter()
         with torch.inference_mode():
-            return self._scored(rows, hidden, baseline)
+            scored = self._scored(rows, hidden, baseline)
+        self._seconds += time.perf_counter() - began
+        return scored
 
     def _scored(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
         cut = self.split
         count, positions = rows.shape[0], rows.shape[1] - 1
         flat = hidden.reshape(count * positions, -1)
         targets = rows[:, 1:].reshape(-1)
-        names = ("nll",) if baseline is None else ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll")
-        out = {name: torch.empty(len(targets), dtype=torch.float32, device=flat.device) for name in names}
-        states = None if baseline is None else baseline[0].states(baseline[1], count).reshape(count * positions, -1)
+        if baseline is None:
+            out = {"nll": -cut.scores(flat, targets)[0]}
+        else:
+            reference, first = baseline
+            states = reference.states(first, count).reshape(count * positions, -1)
+            if cut.block is not None and isinstance(reference.head, PlainHead) and self.device.type == "cpu":
+                out = compare_in_blocks(flat, cut.block, states, reference.head.block, targets, vocab_size=cut.vocab_size)
+            else:
+                out = self._compared(flat, states, reference.head, targets)
+        arrays = {name: values.view(count, positions).cpu().numpy() for name, values in out.items()}
+        if "same_top" in arrays:
+            arrays["same_top"] = arrays["same_top"].astype(bool)
+        return [WindowScores(**{name: array[i] for name, array in arrays.items()}) for i in range(count)]
+
+    def _compared(
+        self, flat: torch.Tensor, states: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """As `compare_in_blocks`, the whole vocabulary at once for a chunk of rows."""
+        cut = self.split
+        out = {name: torch.empty(len(targets), dtype=torch.float32, device=flat.device) for name in NAMES}
         step = cut.chunk_rows()
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
             wanted = targets[part, None]
             ours = torch.log_softmax(cut.head(flat[part]), dim=-1)
             ours_true = ours.gather(1, wanted).squeeze(1)
-            out["nll"][part] = -ours_true
-            if baseline is None or states is None:
-                continue
-            theirs = torch.log_softmax(baseline[0].head(states[part]), dim=-1)
+            theirs = torch.log_softmax(head(states[part]), dim=-1)
             theirs_true = theirs.gather(1, wanted).squeeze(1)
             top, place = theirs.max(dim=-1)
+            out["nll"][part] = -ours_true
             out["kl"][part] = divergence(theirs, ours)
             out["same_top"][part] = (ours.argmax(dim=-1) == place).float()
             out["base_top"][part] = top.exp()
             out["delta_p"][part] = ours_true.exp() - theirs_true.exp()
             out["base_nll"][part] = -theirs_true
-        arrays = {name: values.view(count, positions).cpu().numpy() for name, values in out.items()}
-        if "same_top" in arrays:
-            arrays["same_top"] = arrays["same_top"].astype(bool)
-        return [WindowScores(**{name: array[i] for name, array in arrays.items()}) for i in range(count)]
+        return out
 
     # ------------------------------------------------------------------ lm-eval
 
@@ -263,7 +287,7 @@ class Transformers:
         if self._lm is None:
             from harness.scoring import FastLM
 
-            self._lm = FastLM(pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans)
+            self._lm = FastLM(pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split)
         return self._lm
 
     # ------------------------------------------------------------------ cost
@@ -435,7 +459,12 @@ class PlainHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [N, V] of hidden states [N, H]."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        return self.block(hidden, 0, len(self.weight))
+
+    def block(self, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        """Float32 logits [N, high - low] for a part of the vocabulary."""
+        bias = None if self.bias is None else self.bias[low:high]
+        logits = torch.nn.functional.linear(hidden, self.weight[low:high], bias)
         if self.multiply is not None:
             logits = logits * self.multiply
         if self.divide is not None:

@@ -67,7 +67,8 @@ class Split:
         self.canary_error = canary_error
         self._body = body
         self._head = head
-        self._block = block
+        self.block = block if vocab_size > WIDE_VOCABULARY else None
+        """Logits of a part of a vocabulary that is too wide for the cache; None where the head cannot be cut or need not be."""
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +123,7 @@ class Split:
         count, step = len(hidden), self.chunk_rows()
         if rows is None:
             rows = torch.arange(count, device=hidden.device)
-        if self._block is not None and self.device.type == "cpu" and self.vocab_size > WIDE_VOCABULARY:
+        if self.block is not None and self.device.type == "cpu":
             return self._scores_in_blocks(hidden, targets, rows)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -149,7 +150,7 @@ class Split:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `scores`, the vocabulary in blocks: the head's weight is read once for many rows, and a block of logits stays in the
         cache. The logsumexp runs along (Milakov and Gimelshein 2018, online normalizer calculation)."""
-        assert self._block is not None
+        assert self.block is not None
         logprobs = torch.empty(len(targets), dtype=torch.float32)
         greedy = torch.empty(len(targets), dtype=torch.bool)
         starts = list(range(0, len(hidden), BLOCK_ROWS))
@@ -165,7 +166,7 @@ class Split:
             for low in range(0, self.vocab_size, width):
                 high = min(low + width, self.vocab_size)
                 with torch.no_grad():
-                    logits = self._block(states, low, high).float()
+                    logits = self.block(states, low, high).float()
                 highest = logits.amax(dim=-1)
                 here = ((wanted >= low) & (wanted < high)).nonzero().squeeze(1)
                 if len(here):

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         self._tokens: dict[str, int] = {"plain": 0, "run": 0, "scored": 0}
         self._verified_depth = 0
         self.notes: list[str] = []
+        self.model_seconds = 0.0
         self.split = split(self.model) if cut is None else cut
         if self.split.kind != "direct":
             self.notes.append(f"output head: {self.split.note}")
@@ -251,7 +253,10 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             if most >= self.max_length:
                 raise ValueError(f"max_gen_toks {most} leaves no room for a prompt: the model takes {self.max_length} tokens")
             prompts = [self._prompt(requests[number].args[0], self.max_length - most) for number in numbers]
-            for number, new in zip(numbers, self._generate(prompts, kwargs, until, most), strict=True):
+            began = time.perf_counter()
+            generated = self._generate(prompts, kwargs, until, most)
+            self.model_seconds += time.perf_counter() - began
+            for number, new in zip(numbers, generated, strict=True):
                 text = self._finish_text(new, until)
                 answers[number] = text
                 self.cache_hook.add_partial("generate_until", requests[number].args, text)
@@ -394,7 +399,10 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         self._tokens["plain"] += plan.plain_tokens
         self._tokens["run"] += plan.tokens
         self._tokens["scored"] += len(plan.target)
-        return plan.collect(*self.executor.run(plan))
+        began = time.perf_counter()
+        answers = plan.collect(*self.executor.run(plan))
+        self.model_seconds += time.perf_counter() - began
+        return answers
 
     def _holds(self, plan: Plan) -> bool:
         """Whether packed execution gives the model's own hidden states at the depth of this data. Asked again only when data is

@@ -107,10 +107,15 @@ def test_windows_of_different_lengths_come_back_in_order() -> None:
         np.testing.assert_allclose(score.nll, -plain_logprobs(model, row)[range(len(row) - 1), row[1:]], rtol=1e-5, atol=1e-5)
 
 
-def test_comparison_with_a_stored_baseline_equals_float64_sums_over_full_logits(tmp_path: Path) -> None:
-    base = llama()
+WIDE = 20_000  # a vocabulary that is scored in blocks
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, WIDE])
+def test_comparison_with_a_stored_baseline_equals_float64_sums_over_full_logits(vocab: int, tmp_path: Path) -> None:
+    base = llama(vocab_size=vocab)
     cell = nudged(base, 0.4)
-    rows = windows(9, 40)
+    rows = windows(9, 40, vocab=vocab)
+    assert (engine(base).split.block is not None) == (vocab == WIDE)
     engine(base).write_reference(rows, tmp_path / "reference")
     found = list(engine(cell).score_windows(rows, tmp_path / "reference"))
     theirs = np.stack([plain_logprobs(base, row) for row in rows])
@@ -128,14 +133,15 @@ def test_comparison_with_a_stored_baseline_equals_float64_sums_over_full_logits(
     assert joined(found, "same_top").dtype == bool
 
 
+@pytest.mark.parametrize("vocab", [VOCAB, WIDE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_model_against_itself_has_zero_divergence(dtype: torch.dtype, tmp_path: Path) -> None:
-    llama(dtype=dtype).save_pretrained(tmp_path / "model")
+def test_a_model_against_itself_has_zero_divergence(dtype: torch.dtype, vocab: int, tmp_path: Path) -> None:
+    llama(dtype=dtype, vocab_size=vocab).save_pretrained(tmp_path / "model")
 
     def loaded() -> Transformers:
         return engine(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype).eval())
 
-    rows = windows(67, 64)
+    rows = windows(67 if vocab == VOCAB else 9, 64, vocab=vocab)
     loaded().write_reference(rows, tmp_path / "reference")
     found = list(loaded().score_windows(rows, tmp_path / "reference"))
     assert (joined(found, "kl") == 0).all()
