@@ -343,7 +343,7 @@ def _scheme(
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options)
+    resolved = resolve_options(method, options, float(given["bits"]))
     if method.calibrated:
         try:
             wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})

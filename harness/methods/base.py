@@ -29,6 +29,7 @@ class Option:
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
+    defaults: Mapping[float, Json] = field(default_factory=dict)  # by bit width, where the default depends on it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +139,11 @@ class Method:
     source: str = ""  # paper or project the method comes from
 
 
-def resolve_options(method: Method, given: Mapping[str, Json]) -> dict[str, Json]:
-    """Defaults of the method completed by what was given. Assumes `given` was checked by the suite."""
-    options = {name: option.default for name, option in method.options.items()}
+def resolve_options(method: Method, given: Mapping[str, Json], bits: float | None = None) -> dict[str, Json]:
+    """Defaults of the method (at that bit width) completed by what was given. Assumes `given` was checked by the suite."""
+    options = {
+        name: option.default if bits is None else option.defaults.get(bits, option.default)
+        for name, option in method.options.items()
+    }
     options.update(given)
     return options
