@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import awq, bnb, fake, gptq, hqq, native, rtn
+from harness.methods import awq, bnb, fake, gguf, gptq, hqq, native, rtn
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -16,6 +16,7 @@ METHODS: dict[str, Method] = {
     "awq": awq.METHOD,
     "hqq": hqq.METHOD,
     "bnb": bnb.METHOD,
+    "gguf": gguf.METHOD,
 }
 
 if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted method of the tests; see fake.py
