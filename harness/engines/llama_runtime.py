@@ -29,6 +29,9 @@ BATCH = 512
 LOGIT_BYTES = 128 << 20
 """Logits of one call at most: a wide vocabulary is decoded in shorter calls."""
 
+CELLS = 256
+"""A KV cache has a multiple of so many cells for each row."""
+
 MOST_SEQUENCES = 256
 """llama.cpp's own limit (LLAMA_MAX_SEQ)."""
 
@@ -133,9 +136,11 @@ class Weights:
         # llama.cpp wants room for the logits of every row at once.
         most = max(rows, outputs or max(16, min(batch, LOGIT_BYTES // (4 * self.vocab_size))))
         batch = max(rows, batch)
-        cells = tokens if shared else tokens * rows
+        # As llama.cpp rounds them itself, but it takes its limit of a call from what it was asked for.
+        padded = -(-tokens // CELLS) * CELLS
+        cells = padded if shared else padded * rows
         kind = kv_type or self.kv_type
-        settings = (-(-cells // 256), rows, shared, most, batch, fused, kind)
+        settings = (cells, rows, shared, most, batch, fused, kind)
         if self._kept is not None and self._kept[0] == settings:
             self._kept[1].clear()
             return self._kept[1]

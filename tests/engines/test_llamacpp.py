@@ -139,6 +139,18 @@ def test_windows_of_different_lengths_come_back_in_order(base: tuple[Any, Path])
         assert score.nll.dtype == np.float32
 
 
+def test_a_context_that_was_made_for_less_takes_all_that_it_has_room_for(base: tuple[Any, Path]) -> None:
+    """What the worker does: the reload check's short rows first, then windows in the same context."""
+    found = engine(base[1])
+    (row,) = windows(1, 200)
+    short = found.model.log_probabilities([row[:9]])
+    long = found.model.log_probabilities([row])
+    assert long.shape == (199, 512)
+    torch.testing.assert_close(long[:8], short, rtol=0, atol=1e-5)
+    (scores,) = found.score_windows([row], None)
+    np.testing.assert_allclose(scores.nll, -long[range(199), row[1:]].numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_a_wide_vocabulary_is_scored_in_parts_with_the_same_answers(
     base: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
