@@ -44,7 +44,7 @@ _said: collections.deque[str] = collections.deque(maxlen=20)
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _listen(level: int, text: bytes, user_data: Any) -> None:
     if level in (3, 4):  # warning, error
-        said = text.decode("utf-8", errors="replace").strip()
+        said = " ".join(text.decode("utf-8", errors="replace").split()).strip("= ")
         if said:
             _said.append(said)
             logging.getLogger("llama.cpp").debug(said)

@@ -250,22 +250,24 @@ def _write_tensors(
         flat = len(shape) == 1
         kind = gguf.GGMLQuantizationType["F32" if flat else dtype]
         writer.add_tensor_info(ours, list(shape), None, math.prod(shape) * (4 if flat else size), kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(torch.tensor(factors, dtype=torch.float32).numpy())
-    for name in names.values():
-        with safe_open(str(stored[name].file), framework="pt", device="cpu") as file:
-            tensor = file.get_tensor(name)
-        heads = rotated(config, name)
-        if heads:
-            tensor = interleaved(tensor, heads)
-        cast = tensor.to(torch.float32 if tensor.dim() == 1 else wide).contiguous()
-        if bool((torch.isfinite(tensor) & ~torch.isfinite(cast)).any()):
-            raise Unsupported(f"{name} holds values beyond the range of {dtype}; choose type BF16")
-        writer.write_tensor_data(cast.reshape(-1).view(torch.uint8).numpy())
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(torch.tensor(factors, dtype=torch.float32).numpy())
+        for name in names.values():
+            with safe_open(str(stored[name].file), framework="pt", device="cpu") as file:
+                tensor = file.get_tensor(name)
+            heads = rotated(config, name)
+            if heads:
+                tensor = interleaved(tensor, heads)
+            cast = tensor.to(torch.float32 if tensor.dim() == 1 else wide).contiguous()
+            if bool((torch.isfinite(tensor) & ~torch.isfinite(cast)).any()):
+                raise Unsupported(f"{name} holds values beyond the range of {dtype}; choose type BF16")
+            writer.write_tensor_data(cast.reshape(-1).view(torch.uint8).numpy())
+    finally:
+        writer.close()
 
 
 def _frequency_divisors(config: Mapping[str, Json]) -> list[float] | None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.errors import Unsupported
-from harness.methods import gguf, gguf_convert, gguf_file
+from harness.methods import gguf, gguf_convert, gguf_file, reload
 from tests.methods.gguf_cells import CELLS, METHOD, ROWS, request, scheme
 from tests.tiny_llama import llama, tokenizer
 
@@ -139,7 +139,7 @@ def test_the_matrix_is_the_mean_square_of_what_enters_a_layer(folder: Path) -> N
     """Against the inputs of one layer written out from the model's own modules."""
     found = gguf.importance(request(folder, "Q2_K matrix", folder))
     assert len(found) == 7 * LAYERS
-    model = llama(dtype=torch.bfloat16, intermediate_size=INTERMEDIATE).float()
+    model = reload.plain(folder / "source", torch.float32, "cpu")
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor(ROWS), output_hidden_states=True).hidden_states[1]
         entering = model.model.layers[1].input_layernorm(hidden).double()
