@@ -16,12 +16,24 @@ def _transformers(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) 
     return transformers.load(cell, artifact_dir, model_dir, device)
 
 
+def _llamacpp(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+    from harness.engines import llamacpp
+
+    return llamacpp.load(cell, artifact_dir, model_dir, device)
+
+
 ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         name="transformers",
         title="Transformers (PyTorch)",
         modules=("torch", "transformers"),
         load=_transformers,
+    ),
+    "llamacpp": Engine(
+        name="llamacpp",
+        title="llama.cpp",
+        modules=("torch", "transformers", "llama_cpp"),
+        load=_llamacpp,
     ),
 }
 

@@ -43,7 +43,7 @@ all."""
 
 REFERENCE_SCHEMA = 1
 
-_STATES = "states.safetensors"
+STATES = "states.safetensors"
 _HEAD = "head.safetensors"
 
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -144,20 +144,8 @@ class Transformers:
         the
         float16 logits that it stands for. All windows have one length T; raises BadInput otherwise.
         """
-        length = _equal_length(windows)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            meta = self._write_reference(windows, length, partial)
-            try:
-                os.replace(partial, folder)
-            except OSError:
-                # Another process was first. Its store answers the same question, or it is no store at all.
-                if not (folder / REFERENCE_FACTS).is_file():
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return meta
+        length = equal_length(windows)
+        return keep_reference(folder, lambda partial: self._write_reference(windows, length, partial))
 
     def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
         cut = self.split
@@ -165,7 +153,7 @@ class Transformers:
         head = _plain_head(cut, self._inner, windows[0])
         width = cut.hidden_size if head is not None else cut.vocab_size
         dtype = cut.hidden_dtype if head is not None else torch.float32
-        with _states_file(folder / _STATES, shape=(len(windows), length - 1, width), dtype=dtype) as append:
+        with states_file(folder / STATES, shape=(len(windows), length - 1, width), dtype=dtype) as append:
             for _, _, hidden in self._bodies(windows, TOKENS_PER_BATCH):
                 if head is not None:
                     append(hidden)
@@ -187,12 +175,11 @@ class Transformers:
             "dtype": str(dtype).removeprefix("torch."),
             "head": None if head is None else head.settings(),
             "tokens_per_batch": TOKENS_PER_BATCH,
-            "states_bytes": (folder / _STATES).stat().st_size,
+            "states_bytes": (folder / STATES).stat().st_size,
             "head_bytes": (folder / _HEAD).stat().st_size if head is not None else 0,
             "float16_logit_bytes": positions * cut.vocab_size * 2,
         }
         meta["times_smaller_than_logits"] = round(meta["float16_logit_bytes"] / meta["states_bytes"], 2)
-        (folder / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return meta
 
     def _bodies(self, windows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -266,18 +253,8 @@ class Transformers:
         step = cut.chunk_rows()
         for start in range(0, len(targets), step):
             part = slice(start, start + step)
-            wanted = targets[part, None]
-            ours = torch.log_softmax(cut.head(flat[part]), dim=-1)
-            ours_true = ours.gather(1, wanted).squeeze(1)
-            theirs = torch.log_softmax(head(states[part]), dim=-1)
-            theirs_true = theirs.gather(1, wanted).squeeze(1)
-            top, place = theirs.max(dim=-1)
-            out["nll"][part] = -ours_true
-            out["kl"][part] = divergence(theirs, ours)
-            out["same_top"][part] = (ours.argmax(dim=-1) == place).float()
-            out["base_top"][part] = top.exp()
-            out["delta_p"][part] = ours_true.exp() - theirs_true.exp()
-            out["base_nll"][part] = -theirs_true
+            for name, values in token_scores(cut.head(flat[part]), targets[part], head(states[part])).items():
+                out[name][part] = values
         return out
 
     # ------------------------------------------------------------------ lm-eval
@@ -374,6 +351,26 @@ class Transformers:
                 "threads": torch.get_num_threads(),
             },
         )
+
+
+def token_scores(logits: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The columns of `WindowScores` [N] (float32) of logits [N, V] at targets [N], against the reference's logits where given."""
+    wanted = targets[:, None]
+    ours = torch.log_softmax(logits, dim=-1)
+    ours_true = ours.gather(1, wanted).squeeze(1)
+    if reference is None:
+        return {"nll": -ours_true}
+    theirs = torch.log_softmax(reference, dim=-1)
+    theirs_true = theirs.gather(1, wanted).squeeze(1)
+    top, place = theirs.max(dim=-1)
+    return {
+        "nll": -ours_true,
+        "kl": divergence(theirs, ours),
+        "same_top": (ours.argmax(dim=-1) == place).float(),
+        "base_top": top.exp(),
+        "delta_p": ours_true.exp() - theirs_true.exp(),
+        "base_nll": -theirs_true,
+    }
 
 
 def divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
@@ -550,7 +547,7 @@ class Reference:
             )
         self.tokens_per_batch = int(self.meta["tokens_per_batch"])
         self._device = device
-        file: Any = safe_open(str(folder / _STATES), framework="pt")
+        file: Any = safe_open(str(folder / STATES), framework="pt")
         self._slice = file.get_slice("states")
         self.head: Callable[[torch.Tensor], torch.Tensor]
         settings = self.meta["head"]
@@ -580,12 +577,30 @@ class Reference:
         return states
 
 
+def keep_reference(folder: Path, write: Callable[[Path], dict[str, Json]]) -> dict[str, Json]:
+    """Has `write` fill a folder beside `folder`, which then appears at once and complete; returns what `write` returned."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        meta = write(partial)
+        (partial / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            # Another process was first. Its store answers the same question, or it is no store at all.
+            if not (folder / REFERENCE_FACTS).is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
+
+
 def _same(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
 @contextmanager
-def _states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Iterator[Callable[[torch.Tensor], None]]:
+def states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Iterator[Callable[[torch.Tensor], None]]:
     """A safetensors file of one tensor `states`, written front to back (the library itself wants the whole tensor in memory).
 
     Format: 8 bytes little-endian length of the header, the header as JSON, the raw bytes. Raises if the parts do not add up to
@@ -613,7 +628,7 @@ def _states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype)
         raise RuntimeError(f"{path.name}: {written} bytes of states written, {wanted} expected")
 
 
-def _equal_length(windows: Sequence[Sequence[int]]) -> int:
+def equal_length(windows: Sequence[Sequence[int]]) -> int:
     lengths = {len(window) for window in windows}
     if len(lengths) != 1:
         raise BadInput(f"a reference needs windows of one length, these have {sorted(lengths) or 'none at all'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import autoround, awq, bnb, fake, gptq, hqq, native, prequantized, quanto, rtn, torchao
+from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, prequantized, quanto, rtn, torchao
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -19,6 +19,7 @@ METHODS: dict[str, Method] = {
     "bnb": bnb.METHOD,
     "torchao": torchao.METHOD,
     "quanto": quanto.METHOD,
+    "gguf": gguf.METHOD,
     "prequantized": prequantized.METHOD,
 }
 

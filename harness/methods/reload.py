@@ -87,6 +87,9 @@ def answers(model: Any, rows: Sequence[Sequence[int]]) -> Any:
     """Log-probabilities [positions, vocabulary] (float32, CPU) after each token but the last of each row."""
     import torch
 
+    own = getattr(model, "log_probabilities", None)
+    if own is not None:  # another engine's model answers for itself
+        return own(rows)
     device = next(p.device for p in (*model.parameters(), *model.buffers()))
     ids = torch.tensor([list(row[:-1]) for row in rows], dtype=torch.long, device=device)
     with torch.inference_mode():

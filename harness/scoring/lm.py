@@ -341,7 +341,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         path = None
         if self.plan_folder is not None:
             key = [PLAN_VERSION, self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
-            key += [self._hidden_size(), self.share, self.share_limit, self.executor.call_tokens, texts]
+            key += [self._hidden_size(), self.share, self.share_limit, *self._plan_settings(), texts]
             name = hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()
             path = self.plan_folder / f"{name}.plan.npz"
             try:
@@ -377,9 +377,14 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             share_limit=self.share_limit,
             header_overhead=max(HEADER_OVERHEAD, self.executor.call_tokens),
         )
-        if bounds is not None:
-            plan = dataclasses.replace(plan, request_start=plan.request_start[np.array(bounds)])
-        return plan
+        return plan if bounds is None else self._summed(plan, bounds)
+
+    def _summed(self, plan: Plan, bounds: Sequence[int]) -> Plan:
+        return dataclasses.replace(plan, request_start=plan.request_start[np.array(bounds)])
+
+    def _plan_settings(self) -> list[Any]:
+        """What of this executor decides a plan."""
+        return [self.executor.call_tokens]
 
     def _hidden_size(self) -> int:
         return int(getattr(self.model.config.get_text_config(), "hidden_size", self.split.hidden_size))
@@ -396,13 +401,16 @@ class FastLM(TemplateLM):  # type: ignore[misc]
     # ---- running ----
 
     def _run(self, plan: Plan) -> list[tuple[float, bool]]:
-        self._tokens["plain"] += plan.plain_tokens
-        self._tokens["run"] += plan.tokens
-        self._tokens["scored"] += len(plan.target)
+        self._count(plan)
         began = time.perf_counter()
         answers = plan.collect(*self.executor.run(plan))
         self.model_seconds += time.perf_counter() - began
         return answers
+
+    def _count(self, plan: Plan) -> None:
+        self._tokens["plain"] += plan.plain_tokens
+        self._tokens["run"] += plan.tokens
+        self._tokens["scored"] += len(plan.target)
 
     def _holds(self, plan: Plan) -> bool:
         """Whether packed execution gives the model's own hidden states at the depth of this data. Asked again only when data is

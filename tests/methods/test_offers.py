@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.engines import ENGINES
 from harness.methods import METHODS
 from harness.methods.base import Layer, Shape, resolve_options
 from harness.spec import Scheme
@@ -39,11 +40,11 @@ def test_a_method_says_for_each_width_what_runs_on_each_device(name: str) -> Non
     assert method.name == name
     assert list(method.bits) == sorted(method.bits, reverse=True)
     assert set(method.kernel_cpu) == set(method.kernel_cuda) == set(method.bits)
-    assert method.engine == "transformers"
+    assert method.engine in ENGINES
     assert method.summary
     for option_name, option in method.options.items():
         assert option.help, option_name
-        assert option.choices is None or option.default in option.choices
+        assert option.choices is None or {option.default, *option.defaults.values()} <= set(option.choices)
 
 
 @pytest.mark.parametrize("name", REAL)

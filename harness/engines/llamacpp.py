@@ -1,0 +1,269 @@
+"""The engine for GGUF files: llama.cpp, on the same token ids as every other engine.
+
+Promises: ids come from the source model's own tokenizer, never from llama.cpp's; logits are float32 over the whole vocabulary;
+windows are decoded one at a time in calls of a fixed number of tokens, so that the same windows give the same bits on the same
+machine and threads. As many threads compute as the harness gives torch.
+
+A reference (`write_reference`) keeps float32 logits, and is labelled so: llama.cpp's head runs on packed weights inside its own
+graph, so hidden states would not give its logits back. It is vocabulary/hidden times larger than another engine's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.engines import llama_runtime
+from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.llama_runtime import BATCH, Context, Weights
+from harness.errors import BadInput, Unsupported
+from harness.machine import free_disk_bytes
+from harness.methods.base import LayerKernel, LoadRequest
+from harness.methods.gguf_convert import linear
+from harness.methods.gguf_file import Header
+from harness.spec import Cell, Json
+
+RERUN_BATCH = 64
+"""Tokens of one call when windows are run again for the noise floor."""
+
+
+def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> LlamaCpp:
+    """Reloads the GGUF artifact from disk through its method's own loader."""
+    from transformers import AutoTokenizer
+
+    from harness.methods import METHODS
+
+    method = METHODS[cell.scheme.method]
+    weights = method.load(LoadRequest(artifact_dir=artifact_dir, model_dir=model_dir, scheme=cell.scheme, device=device))
+    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+    return LlamaCpp(weights, tokenizer, model_dir=model_dir, kernels=lambda: method.kernels(weights))
+
+
+class LlamaCpp:
+    """A loaded GGUF file that answers (the engines' `Loaded`, and `Rerun`)."""
+
+    def __init__(
+        self, weights: Weights, tokenizer: Any, *, model_dir: Path, kernels: Callable[[], list[LayerKernel]] = list
+    ) -> None:
+        self.model = weights
+        self._tokenizer = tokenizer
+        self._model_dir = model_dir
+        self._kernels = kernels
+        self._lm: Any = None
+        self._prefilled: tuple[tuple[int, int, int, int], Context, NDArray[Any]] | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    # ------------------------------------------------------------------ windows
+
+    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
+        """Scores of each window of T ids at its T-1 targets, in order; with `reference`, compared with what is stored there.
+
+        Raises Unsupported if the reference was made of other tokens or has another vocabulary.
+        """
+        return self._scores(windows, self._reference(windows, reference), BATCH, fused=True)
+
+    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+        """The same weights under another legitimate execution: shorter calls, and attention written out where the cache's type
+        lets it be."""
+        other = ", attention written out instead of fused" if self.model.attention == "either" else ""
+        scores = self._scores(windows, self._reference(windows, reference), RERUN_BATCH, fused=False)
+        return f"calls of {RERUN_BATCH} tokens{other}", scores
+
+    def _reference(self, windows: Sequence[Sequence[int]], folder: Path | None) -> Any:
+        if folder is None:
+            return None
+        import torch
+
+        from harness.engines.transformers import Reference
+
+        found = Reference(folder, device=torch.device("cpu"))
+        found.check(windows, vocab_size=self.model.vocab_size)
+        return found
+
+    def _scores(self, windows: Sequence[Sequence[int]], baseline: Any, batch: int, *, fused: bool) -> Iterator[WindowScores]:
+        import torch
+
+        from harness.engines.transformers import token_scores
+
+        for number, window in enumerate(windows):
+            targets = torch.tensor(list(window[1:]), dtype=torch.long)
+            states = None if baseline is None else baseline.states(number, 1)[0]
+            columns: dict[str, list[Any]] = {}
+            for start, logits in self._logits(windows, number, batch, fused=fused):
+                part = slice(start, start + len(logits))
+                theirs = None if states is None else baseline.head(states[part])
+                for name, values in token_scores(torch.from_numpy(logits), targets[part], theirs).items():
+                    columns.setdefault(name, []).append(values.numpy())
+            arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+            if "same_top" in arrays:
+                arrays["same_top"] = arrays["same_top"].astype(bool)
+            yield WindowScores(**arrays)
+
+    def _logits(
+        self, windows: Sequence[Sequence[int]], number: int, batch: int, *, fused: bool
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Logits after all but the last id of one window, part by part; the last id is never an input."""
+        window = windows[number]
+        if len(window) < 2:
+            raise BadInput(f"window {number} has {len(window)} token(s); at least 2 are needed to score one")
+        self._fits(len(window) - 1, "windows of {} tokens do not fit the model's context of {}; choose a smaller `window`", 1)
+        longest = max(map(len, windows)) - 1
+        context = self.model.context(min(longest, self.model.context_length), batch=batch, fused=fused)
+        yield from context.each_logits(window[:-1])
+
+    def _fits(self, tokens: int, said: str, more: int = 0) -> None:
+        if tokens > self.model.context_length:
+            raise Unsupported(said.format(tokens + more, self.model.context_length))
+
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+        """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
+        from harness.engines import transformers
+
+        length = transformers.equal_length(windows)
+        return transformers.keep_reference(folder, lambda partial: self._write_reference(windows, length, partial))
+
+    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
+        import torch
+
+        from harness.engines import transformers
+
+        shape = (len(windows), length - 1, self.model.vocab_size)
+        size = 4 * shape[0] * shape[1] * shape[2]
+        if size > free_disk_bytes(folder) // 2:
+            raise Unsupported(
+                f"this engine's answers can be kept as logits only, which need {size / 1e9:.1f} GB here; choose a baseline that "
+                "runs on transformers (bf16), or limit the corpus with `tokens`"
+            )
+        with transformers.states_file(folder / transformers.STATES, shape=shape, dtype=torch.float32) as append:
+            for number in range(len(windows)):
+                for _, logits in self._logits(windows, number, BATCH, fused=True):
+                    append(torch.from_numpy(logits))
+        stored = (folder / transformers.STATES).stat().st_size
+        return {
+            "schema": transformers.REFERENCE_SCHEMA,
+            "kind": "logits",
+            "cut": "llama.cpp gives logits",
+            "tokens_digest": transformers.tokens_digest(windows),
+            "windows": len(windows),
+            "window": length,
+            "hidden_size": shape[2],
+            "vocab_size": shape[2],
+            "dtype": "float32",
+            "head": None,
+            "tokens_per_batch": transformers.TOKENS_PER_BATCH,
+            "states_bytes": stored,
+            "head_bytes": 0,
+            "float16_logit_bytes": size // 2,
+            "times_smaller_than_logits": round(size / 2 / stored, 2),
+        }
+
+    # ------------------------------------------------------------------ lm-eval
+
+    def lm(self, *, plans: Path | None = None) -> Any:
+        """The `lm_eval.api.model.LM` over this file, made once; `plans` is where it keeps what it planned."""
+        if self._lm is None:
+            from harness.scoring.llamacpp import LlamaCppLM
+
+            self._lm = LlamaCppLM(self.model, tokenizer=self._tokenizer, model_dir=self._model_dir, plan_folder=plans)
+        return self._lm
+
+    # ------------------------------------------------------------------ cost
+
+    def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
+        """One greedy generation, timed token by token. The context is made before the clock starts, as a server makes it once."""
+        context, prompt = self._generation(prompt_tokens, new_tokens, batch, seed)
+        steps: list[float] = []
+        began = time.perf_counter()
+        chosen = context.prefill(prompt).argmax(axis=1)
+        ttft = time.perf_counter() - began
+        for place in range(prompt_tokens, prompt_tokens + new_tokens - 1):
+            began = time.perf_counter()
+            chosen = _step(context, chosen, place)
+            steps.append(time.perf_counter() - began)
+        return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
+
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+        """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there, or,
+        if that prompt was not prefilled just before, prefill and those steps; `continued` says which. llama.cpp allocates the
+        cache for the whole declared context at once, so its bytes are the same in both."""
+        if phase not in ("prefill", "decode"):
+            raise ValueError(f"unknown phase {phase!r}")
+        asked = (prompt_tokens, new_tokens, batch, seed)
+        held, self._prefilled = self._prefilled, None
+        continued = phase == "decode" and held is not None and held[0] == asked and held[1].alive
+        if held is None or not continued:
+            context, prompt = self._generation(*asked)
+            chosen = context.prefill(prompt).argmax(axis=1)
+        else:
+            _, context, chosen = held
+        for place in range(prompt_tokens, prompt_tokens + new_tokens - 1) if phase == "decode" else ():
+            chosen = _step(context, chosen, place)
+        if phase == "prefill":
+            self._prefilled = (asked, context, chosen)
+        return {
+            "kv_cache_bytes": self.model.kv_bytes(context.cells),
+            "kv_cache_tokens": context.cells // batch,
+            "batch": batch,
+            "continued": continued,
+        }
+
+    def _generation(self, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> tuple[Context, NDArray[Any]]:
+        """An empty context for the shape, and random prompts [batch, prompt_tokens]: those of every engine for that seed."""
+        import torch
+
+        said = "{} tokens do not fit the model's context of {}; choose a shorter prompt or fewer new tokens"
+        self._fits(prompt_tokens + new_tokens - 1, said, 1)
+        generator = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(0, self.model.vocab_size, (batch, prompt_tokens), generator=generator).numpy()
+        return self.model.context(prompt_tokens + new_tokens, rows=batch, outputs=batch), prompt
+
+    # ------------------------------------------------------------------ facts
+
+    def facts(self) -> EngineFacts:
+        kernels = tuple(self._kernels())
+        header = self.model.header
+        tied = not any(t.name == "output.weight" for t in header.tensors)
+        looked_up = 0 if tied else sum(t.bytes for t in header.tensors if t.name == "token_embd.weight")
+        return EngineFacts(
+            engine="llamacpp",
+            device=self.model.device,
+            kernels=kernels,
+            simulated=any(layer.dequantized for layer in kernels),
+            resident_weight_bytes=self.model.weight_bytes,
+            notes=() if header.metadata.get("tokenizer.ggml.model") != "no_vocab" else ("the file carries no tokenizer",),
+            details={
+                "architecture": header.metadata["general.architecture"],
+                "file_type": header.metadata.get("general.file_type"),
+                "threads": self.model.threads,
+                "kv_cache": self.model.kv_type,
+                "attention": self.model.attention,
+                "system": llama_runtime.system_info(),
+                # A step reads every weight but the table that tokens are looked up in, unless it is the head too.
+                "active_weight_bytes": self.model.weight_bytes - looked_up,
+                "types": _types(header),
+            },
+        )
+
+
+def _step(context: Context, chosen: NDArray[Any], place: int) -> NDArray[Any]:
+    """One decode step of all rows at position `place`: the next greedy ids [rows]."""
+    rows = len(chosen)
+    logits = context.decode(chosen, np.full(rows, place), np.arange(rows), np.ones(rows, bool))
+    return np.asarray(logits.argmax(axis=1))
+
+
+def _types(header: Header) -> dict[str, Json]:
+    """Bytes by ggml type, decoder linears apart from the rest."""
+    found: dict[str, dict[str, int]] = {"linears": {}, "others": {}}
+    for tensor in header.tensors:
+        kind = found["others" if linear(tensor.name) is None else "linears"]
+        kind[tensor.type] = kind.get(tensor.type, 0) + tensor.bytes
+    return dict(found)

@@ -1,0 +1,299 @@
+"""gguf: llama.cpp's formats. Legacy types (blocks of 32), K-quants and I-quants (super-blocks of 256), ternary types.
+
+A file type such as Q4_K_M is a mixture that llama.cpp chooses tensor by tensor; embeddings and head are quantized too. The
+source is converted (`gguf_convert`), quantized by `llama_model_quantize`, and runs in the engine `llamacpp`.
+
+The importance matrix is llama.cpp's: the mean of the squared inputs of each column of a linear layer, over the calibration
+tokens. It is computed here, by one pass of the source model, and handed over in memory. Types that llama.cpp refuses
+without one take it by default, others do on `imatrix: true`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.methods import gguf_convert, gguf_file, reload, tensors
+from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Role, Shape, StoredTensor
+from harness.spec import Scheme
+
+FILE = "model.gguf"
+FACTS = "gguf.json"
+
+Mixture = tuple[str, dict[str, tuple[str, float]]]
+"""The type of most linear layers, and where others are: part of a block -> (type, share of the layers)."""
+
+_MORE = 0.5  # llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between
+_EARLY = 1 / 8
+FILE_TYPES: dict[str, tuple[float, Mixture]] = {
+    "F32": (32, ("F32", {})),
+    "BF16": (16, ("BF16", {})),
+    "F16": (16, ("F16", {})),
+    "Q8_0": (8, ("Q8_0", {})),
+    "Q6_K": (6, ("Q6_K", {})),
+    "Q5_K_M": (5, ("Q5_K", {"v": ("Q6_K", _MORE), "down": ("Q6_K", _MORE)})),
+    "Q5_K_S": (5, ("Q5_K", {})),
+    "Q5_1": (5, ("Q5_1", {})),
+    "Q5_0": (5, ("Q5_0", {})),
+    "Q4_K_M": (4, ("Q4_K", {"v": ("Q6_K", _MORE), "down": ("Q6_K", _MORE)})),
+    "Q4_K_S": (4, ("Q4_K", {"v": ("Q5_K", _EARLY), "down": ("Q5_K", _EARLY)})),
+    "Q4_1": (4, ("Q4_1", {})),
+    "Q4_0": (4, ("Q4_0", {})),
+    "IQ4_NL": (4, ("IQ4_NL", {})),
+    "IQ4_XS": (4, ("IQ4_XS", {})),
+    "Q3_K_L": (3, ("Q3_K", {"v": ("Q5_K", 1), "down": ("Q5_K", 1), "o": ("Q5_K", 1)})),
+    "Q3_K_M": (3, ("Q3_K", {"v": ("Q4_K", 1), "down": ("Q4_K", 1), "o": ("Q4_K", 1)})),
+    "Q3_K_S": (3, ("Q3_K", {})),
+    "IQ3_M": (3, ("IQ3_S", {"v": ("Q4_K", 1), "o": ("Q4_K", 1), "down": ("Q4_K", _EARLY)})),
+    "IQ3_S": (3, ("IQ3_S", {})),
+    "IQ3_XS": (3, ("IQ3_S", dict.fromkeys(("q", "k"), ("IQ3_XXS", 1)) | dict.fromkeys(("gate", "up"), ("IQ3_XXS", 0.75)))),
+    "IQ3_XXS": (3, ("IQ3_XXS", {"q": ("IQ2_S", 1), "k": ("IQ2_S", 1), "o": ("IQ3_S", 1)})),
+    "Q2_K": (2, ("Q2_K", {"v": ("Q3_K", 1), "down": ("Q3_K", 1), "o": ("Q3_K", 1)})),
+    "Q2_K_S": (2, ("Q2_K", {"down": ("Q4_K", _EARLY)})),
+    "IQ2_M": (2, ("IQ2_S", {"v": ("IQ3_S", 1), "o": ("IQ3_S", 1), "down": ("IQ3_S", _EARLY)})),
+    "IQ2_S": (2, ("IQ2_XS", {"v": ("IQ3_S", 1), "o": ("IQ3_S", 1), "down": ("IQ3_S", _EARLY)})),
+    "IQ2_XS": (2, ("IQ2_XS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
+    "IQ2_XXS": (2, ("IQ2_XXS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
+    "TQ2_0": (2, ("TQ2_0", {})),
+    "TQ1_0": (1.58, ("TQ1_0", {})),
+    "IQ1_M": (1, ("IQ1_M", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
+    "IQ1_S": (1, ("IQ1_S", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
+}
+"""File type -> (nominal bits, mixture as llama.cpp chooses it for a dense model, llama-quant.cpp)."""
+
+DEFAULTS = {
+    32.0: "F32", 16.0: "BF16", 8.0: "Q8_0", 6.0: "Q6_K", 5.0: "Q5_K_M", 4.0: "Q4_K_M", 3.0: "Q3_K_M", 2.0: "Q2_K",
+    1.58: "TQ1_0", 1.0: "IQ1_M",
+}  # fmt: skip
+UNQUANTIZED = ("F32", "BF16", "F16")
+TERNARY = ("TQ1_0", "TQ2_0")
+IMATRIX_TYPES = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+"""File types with tensors that llama.cpp refuses to quantize without an importance matrix."""
+
+_PARTS = {"q": 1.0, "k": 0.25, "v": 0.25, "o": 1.0, "gate": 3.5, "up": 3.5, "down": 3.5}
+"""Relative sizes of a block's linear layers in a usual shape (Llama 3 8B): what a mixture's estimate weighs with."""
+
+
+def with_matrix(scheme: Scheme) -> bool:
+    """Whether this scheme uses an importance matrix: as asked, or where its type requires one."""
+    wish = scheme.options["imatrix"]
+    return bool(scheme.options["type"] in IMATRIX_TYPES if wish == "auto" else wish)
+
+
+def quantize(request: QuantizeRequest) -> None:
+    from harness.engines import llama_runtime
+
+    kind = str(request.scheme.options["type"])
+    target, source = request.out_dir / FILE, request.out_dir / "source.gguf"
+    plain = kind in UNQUANTIZED
+    facts = gguf_convert.convert(
+        request.model_dir,
+        target if plain else source,
+        dtype=kind if plain else None,
+        same_ids=lambda path, ids: llama_runtime.same_ids(path, gguf_convert.SAMPLE, ids),
+    )
+    matrix = importance(request) if with_matrix(request.scheme) and not plain else {}
+    if not plain:
+        llama_runtime.quantize(source, target, file_type=kind, importance=matrix)
+        source.unlink()
+    described = {**facts, "type": kind, "importance_entries": len(matrix)}
+    (request.out_dir / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    _write_answers(request, target, plain=plain)
+
+
+def importance(request: QuantizeRequest) -> dict[str, Any]:
+    """GGUF tensor name -> mean squared input by column (numpy float32) of every decoder linear over the calibration tokens."""
+    import torch
+
+    if not request.calibration:
+        raise ValueError("an importance matrix needs calibration rows")
+    model = reload.plain(request.model_dir, reload.reference_dtype(_parameters(request.model_dir)), request.device)
+    sums: dict[str, Any] = {}
+
+    def listen(name: str) -> Any:
+        def hook(module: Any, inputs: tuple[Any, ...]) -> None:
+            squares = inputs[0].float().flatten(0, -2).square().sum(dim=0, dtype=torch.float64)
+            sums[name] = squares if name not in sums else sums[name] + squares
+
+        return hook
+
+    for name in reload.decoder_linears(model):
+        model.get_submodule(name).register_forward_pre_hook(listen(name))
+    tokens = 0
+    with torch.inference_mode():
+        for row in request.calibration:
+            ids = torch.tensor([list(row)], dtype=torch.long, device=request.device)
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            tokens += len(row)
+    return {str(gguf_convert.gguf_name(f"{n}.weight")): (s / tokens).float().cpu().numpy() for n, s in sums.items()}
+
+
+def _parameters(model_dir: Path) -> int:
+    return sum(t.bits // tensors.BITS[t.dtype] for path in tensors.weight_files(model_dir) for t in tensors.header(path))
+
+
+def unpacked(path: Path, config: Any) -> dict[str, Any]:
+    """Source tensor name -> float32 tensor: the file's blocks dequantized by the `gguf` package's own numpy code, rows put
+    back into the source's order."""
+    import gguf.quants
+    import numpy as np
+    import torch
+    from gguf import GGMLQuantizationType
+
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    state = {}
+    for tensor in gguf_file.header(path).tensors:
+        name = gguf_convert.source_name(tensor.name)
+        if name is None:
+            continue
+        data = raw[tensor.offset : tensor.offset + tensor.bytes].reshape(*tensor.shape[:-1], -1)
+        if tensor.type in ("F32", "F16"):
+            values = data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
+        else:
+            values = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
+        found = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(tensor.shape)
+        heads = gguf_convert.rotated(config, name)
+        state[name] = gguf_convert.halved(found, heads).contiguous() if heads else found
+    return state
+
+
+def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None:
+    """The reload check's answers: the file's own weights, unpacked in Python and run by transformers.
+
+    llama.cpp rounds the inputs of a quantized product to 8 bits by block (Q8_0, Q8_K), so the floor is the distance of the same
+    weights in bf16 with inputs rounded like that.
+    """
+    import torch
+
+    state = unpacked(path, gguf_convert.complete_config(request.model_dir))
+    dtype = reload.reference_dtype(sum(t.numel() for t in state.values()))
+    model = reload.dense(request.model_dir, state, dtype)
+    rows = reload.rows_for(int(model.config.vocab_size), request.calibration)
+    name = str(dtype).removeprefix("torch.")
+
+    def noisy() -> Any:
+        rough = model.to(torch.bfloat16)
+        for module in rough.modules() if not plain else ():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(_round_inputs)
+        return rough
+
+    reload.write(
+        model, rows, request.out_dir, by=f"the file's blocks, unpacked by the gguf package and run in {name}", noisy=noisy
+    )
+
+
+def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs of a linear layer rounded to 8 bits in blocks of 256, or of 32 where those do not divide."""
+    (x,) = inputs
+    blocks = x.float().unflatten(-1, (-1, 256 if x.shape[-1] % 256 == 0 else 32))
+    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
+    return (((blocks / scale).round() * scale).flatten(-2).to(x.dtype),)
+
+
+def load(request: LoadRequest) -> Any:
+    from harness.engines.llama_runtime import Weights
+
+    return Weights(request.artifact_dir / FILE, device=request.device, kv_type=str(request.scheme.options["kv_cache"]))
+
+
+def _kernels(weights: Any) -> list[LayerKernel]:
+    found = []
+    for tensor in weights.header.tensors:
+        layer = gguf_convert.linear(tensor.name)
+        if layer is not None:
+            found.append(
+                LayerKernel(layer=layer, module="llama.cpp", op="ggml_mul_mat", stored_dtype=tensor.type, dequantized=False)
+            )
+    return found
+
+
+def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    """One row per tensor of the file. A block holds codes and scales together, so a quantized weight is one row with both."""
+    rows = []
+    for tensor in gguf_file.header(artifact_dir / FILE).tensors:
+        layer = gguf_convert.linear(tensor.name)
+        role: Role = "other" if layer is None else "weight"
+        rows.append(StoredTensor(name=tensor.name, layer=layer or "", role=role, bits=8 * tensor.bytes))
+    return rows
+
+
+def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    kind = str(scheme.options["type"])
+    bits = FILE_TYPES[kind][0]
+    if bits != scheme.bits:
+        return f"type {kind} belongs to {bits:g} bits"
+    if scheme.options["imatrix"] is False and kind in IMATRIX_TYPES:
+        return f"llama.cpp refuses {kind} without an importance matrix; drop `imatrix: false`"
+    if scheme.options["imatrix"] is True and kind in UNQUANTIZED:
+        return f"{kind} is not quantized, so an importance matrix has no use; drop `imatrix: true`"
+    if kind in TERNARY and device.startswith("cuda"):
+        return f"llama.cpp has no CUDA kernel for {kind}"
+    if shape is None:
+        return None
+    if "quantization_config" in shape.config:
+        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    why = gguf_convert.refusal({**shape.config, "architectures": [shape.architecture]})
+    if why is not None or kind in UNQUANTIZED:
+        return why
+    reason = tensors.undivided(shape, columns=gguf_file.BLOCKS[FILE_TYPES[kind][1][0]].weights)
+    if reason is None:
+        return None
+    # llama.cpp itself would quietly store such a tensor in another type.
+    small = "Q8_0, Q5_0, Q5_1, Q4_0, Q4_1 and IQ4_NL have blocks of 32"
+    return f"{reason}, the blocks of {kind}; choose another type: {small}"
+
+
+def _bits_per_weight(scheme: Scheme) -> float:
+    """Bits of the types' blocks (`gguf_file.BLOCKS`), weighed by the mixture in a usual shape."""
+    main, others = FILE_TYPES[str(scheme.options["type"])][1]
+    total = 0.0
+    for part, size in _PARTS.items():
+        other, share = others.get(part, (main, 0.0))
+        total += size * (share * gguf_file.BLOCKS[other].bits_per_weight + (1 - share) * gguf_file.BLOCKS[main].bits_per_weight)
+    return total / sum(_PARTS.values())
+
+
+_REAL: dict[float, Kernel] = dict.fromkeys(DEFAULTS, "real")
+
+METHOD = Method(
+    name="gguf",
+    title="GGUF (llama.cpp)",
+    version="1",
+    bits=tuple(DEFAULTS),
+    options={
+        "type": Option(
+            default="Q4_K_M",
+            defaults=DEFAULTS,
+            choices=tuple(FILE_TYPES),
+            bits=tuple(DEFAULTS),
+            help="llama.cpp's file type, which belongs to one bit width; by default the K-quant of that width",
+        ),
+        "imatrix": Option(
+            default="auto",
+            choices=("auto", True, False),
+            help="weigh errors with an importance matrix of the calibration text; auto: where the type requires one",
+        ),
+        "kv_cache": Option(
+            default="f16",
+            choices=("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
+            help="what llama.cpp keeps keys and values in when it answers",
+        ),
+    },
+    engine="llamacpp",
+    kernel_cpu=_REAL,
+    kernel_cuda={**_REAL, 1.58: "none"},
+    quantize=quantize,
+    load=load,
+    supports=_supports,
+    bits_per_weight=_bits_per_weight,
+    ledger=_ledger,
+    kernels=_kernels,
+    calibrated=True,
+    requirements=("llama-cpp-python>=0.3.36", "gguf>=0.19"),
+    extra="gguf",
+    modules=("torch", "transformers", "safetensors", "llama_cpp", "gguf"),
+    summary="llama.cpp's formats, legacy, K- and I-quants, with or without an importance matrix",
+    source="ggml-org/llama.cpp; llama-cpp-python",
+)
