@@ -53,14 +53,16 @@ def asked(tmp_path: Path) -> Counter[str]:
     return Counter(line for line in lines if line.endswith(" items"))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
-    """One run of three cells: without a flip, with a loss of 20 points, and with one of exactly the margin."""
-    from conftest import model_folder, write_suite
+_FINISHED: list[store.Run] = []
 
-    folder = tmp_path_factory.mktemp("budget")
-    model = model_folder.__wrapped__(folder)  # type: ignore[attr-defined]
-    return run(write_suite.__wrapped__(folder, model)(*CELLS, extra=AUTO), folder)  # type: ignore[attr-defined]
+
+@pytest.fixture
+def finished(write_suite: WriteSuite, tmp_path: Path) -> store.Run:
+    """One run of three cells, made by the first test that asks: without a flip, with a loss of 20 points, and with one of exactly
+    the margin."""
+    if not _FINISHED:
+        _FINISHED.append(run(write_suite(*CELLS, extra=AUTO), tmp_path))
+    return _FINISHED[0]
 
 
 def test_a_cell_stops_at_its_verdict_and_one_at_the_margin_runs_out_of_items(finished: store.Run) -> None:
