@@ -162,6 +162,10 @@ def test_a_run_cut_at_any_line_or_within_one_is_completed_without_repeating_a_st
             assert sum(measured(tmp_path).values()) - before == 6 - stored
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_goes_on(
     write_suite: WriteSuite, tmp_path: Path, how: signal.Signals
@@ -178,7 +182,14 @@ def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_
         "--report",
         str(tmp_path / "r.html"),
     ]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Who starts the tests in the background may have had SIGINT ignored, and children inherit that.
+    first = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_interruptible,
+    )
     deadline = time.monotonic() + 60
     while measured(tmp_path)["fake 4-bit on_b=sleep:3 a"] + measured(tmp_path)["fake 4-bit sleep:3 a"] == 0:
         assert time.monotonic() < deadline, first.communicate()

@@ -187,8 +187,10 @@ def test_an_artifact_given_as_a_model_answers_as_the_cell_that_it_was(tmp_path: 
     given = found["base", "mine bitsandbytes 4-bit nf4"]
     alone = found["alone", "prequantized bitsandbytes 4-bit nf4"]
     for metric in ("perplexity", "bpw_quantized", "bpw_model", "nominal_bits"):
-        assert given[metric] == made[metric] == alone[metric], metric
-    assert given["kl_mean"] == made["kl_mean"] > 0
+        assert given[metric] == pytest.approx(made[metric], rel=1e-6), metric
+        assert alone[metric] == pytest.approx(made[metric], rel=1e-6), metric
+    assert given["kl_mean"] == pytest.approx(made["kl_mean"], rel=1e-3)
+    assert made["kl_mean"] > 0
     links = [p / "model.safetensors" for p in (tmp_path / "cache" / "artifacts").glob("prequantized-*")]
     assert len(links) == 2
     assert {(p.is_symlink(), p.resolve()) for p in links} == {(True, packed / "model.safetensors")}
