@@ -35,6 +35,7 @@ from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel, LoadRequest, Method
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
+from harness.scoring.widened import lacking, products
 from harness.spec import Cell, Json
 
 TOKENS_PER_BATCH = 2048
@@ -337,6 +338,13 @@ class Transformers:
 
     # ------------------------------------------------------------------ facts
 
+    def _notes(self) -> tuple[str, ...]:
+        dtype = getattr(self._inner, "dtype", torch.float32)
+        if self.device.type != "cpu" or not lacking(dtype):
+            return ()
+        name = str(dtype).removeprefix("torch.")
+        return (f"quality: {name} products in float32 and rounded (no units for them here); latency and memory: as torch does",)
+
     def facts(self) -> EngineFacts:
         kernels = tuple(self._kernels())
         return EngineFacts(
@@ -345,6 +353,7 @@ class Transformers:
             kernels=kernels,
             simulated=any(layer.dequantized for layer in kernels),
             resident_weight_bytes=bytes_of(self._inner),
+            notes=self._notes(),
             details={
                 "model_class": type(self._inner).__name__,
                 "attention": str(getattr(self._inner.config, "_attn_implementation", "")),
@@ -461,7 +470,8 @@ class PlainHead:
     def block(self, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
         """Float32 logits [N, high - low] for a part of the vocabulary."""
         bias = None if self.bias is None else self.bias[low:high]
-        logits = torch.nn.functional.linear(hidden, self.weight[low:high], bias)
+        with products(hidden.device, hidden.dtype):
+            logits = torch.nn.functional.linear(hidden, self.weight[low:high], bias)
         if self.multiply is not None:
             logits = logits * self.multiply
         if self.divide is not None:

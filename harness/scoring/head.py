@@ -17,9 +17,12 @@ The parameters and modules of the model are never changed: packed quantized modu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
+
+from harness.scoring.widened import products
 
 Kind = Literal["direct", "hooked", "full"]
 
@@ -67,8 +70,20 @@ class Split:
         self.canary_error = canary_error
         self._body = body
         self._head = head
-        self.block = block if vocab_size > WIDE_VOCABULARY else None
+        self._block = block if vocab_size > WIDE_VOCABULARY else None
+
+    @property
+    def block(self) -> Callable[[Any, int, int], Any] | None:
         """Logits of a part of a vocabulary that is too wide for the cache; None where the head cannot be cut or need not be."""
+        inner = self._block
+        if inner is None:
+            return None
+
+        def part(hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
+            with torch.no_grad(), self._products():
+                return inner(hidden, low, high)
+
+        return part
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +106,7 @@ class Split:
         """
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values, **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             hidden: torch.Tensor = self._body(input_ids=input_ids, use_cache=use_cache, **given)
         return hidden
 
@@ -100,9 +115,12 @@ class Split:
 
         Allocates N * V * 4 bytes at least: callers chunk, or use `scores`.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             logits: torch.Tensor = self._head(hidden)
-            return logits.float()
+        return logits.float()
+
+    def _products(self) -> AbstractContextManager[Any]:
+        return products(self.device, self.hidden_dtype)
 
     def chunk_rows(self) -> int:
         """How many hidden states `scores` gives the head at once: few, so that a chunk of logits stays in the CPU's cache; more
@@ -123,7 +141,7 @@ class Split:
         count, step = len(hidden), self.chunk_rows()
         if rows is None:
             rows = torch.arange(count, device=hidden.device)
-        if self.block is not None and self.device.type == "cpu":
+        if self._block is not None and self.device.type == "cpu":
             return self._scores_in_blocks(hidden, targets, rows)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -150,7 +168,8 @@ class Split:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `scores`, the vocabulary in blocks: the head's weight is read once for many rows, and a block of logits stays in the
         cache. The logsumexp runs along (Milakov and Gimelshein 2018, online normalizer calculation)."""
-        assert self.block is not None
+        block = self.block
+        assert block is not None
         logprobs = torch.empty(len(targets), dtype=torch.float32)
         greedy = torch.empty(len(targets), dtype=torch.bool)
         starts = list(range(0, len(hidden), BLOCK_ROWS))
@@ -165,8 +184,7 @@ class Split:
             best = torch.zeros(end - first, dtype=torch.bool)
             for low in range(0, self.vocab_size, width):
                 high = min(low + width, self.vocab_size)
-                with torch.no_grad():
-                    logits = self.block(states, low, high).float()
+                logits = block(states, low, high).float()
                 highest = logits.amax(dim=-1)
                 here = ((wanted >= low) & (wanted < high)).nonzero().squeeze(1)
                 if len(here):

@@ -17,6 +17,7 @@ from harness.engines.base import Loaded, Rerun, WindowScores
 from harness.engines.transformers import Transformers, bytes_of, divergence
 from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel
+from harness.scoring.widened import products
 
 # torch warns of its own use of torch.jit when parts of it are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -200,7 +201,7 @@ def test_the_states_file_is_ordinary_safetensors(tmp_path: Path) -> None:
     rows = windows(4, 30)
     engine(model).write_reference(rows, tmp_path / "reference")
     states = load_file(tmp_path / "reference" / "states.safetensors")["states"]
-    with torch.no_grad():
+    with torch.no_grad(), products(torch.device("cpu"), torch.bfloat16):
         wanted = model.model(input_ids=torch.tensor(rows)[:, :-1]).last_hidden_state
     assert states.dtype == torch.bfloat16
     torch.testing.assert_close(states, wanted, rtol=0, atol=0)

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from harness.scoring.head import Split, split
+from harness.scoring.widened import products
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -15,7 +16,7 @@ def test_head_of_body_is_the_models_own_logits(name: str, dtype: torch.dtype) ->
     model = tiny.model(name).to(dtype)
     cut = split(model)
     ids = torch.randint(3, tiny.VOCAB, (3, 17), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
+    with torch.no_grad(), products(torch.device("cpu"), dtype):
         own = model(input_ids=ids).logits.float()
     hidden = cut.body(ids)
     assert cut.kind == "direct"

@@ -1,0 +1,77 @@
+"""16-bit products in float32: the same numbers up to their rounding, and only where a CPU needs it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_llama import llama
+
+from harness.scoring import widened
+
+# torch warns of its own use of torch.jit when parts of it are first imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widened, "lacking", lambda dtype: dtype in (torch.bfloat16, torch.float16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.usefixtures("needed")
+def test_products_are_those_of_float32_rounded_once(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((4, 7, 64), (32, 64), (32,)))
+    with torch.inference_mode(), widened.products(CPU, dtype):
+        found = [torch.nn.functional.linear(x, w, b), x @ w.T, torch.bmm(x, x.mT)]
+    wide = [
+        torch.nn.functional.linear(x.float(), w.float(), b.float()),
+        x.float() @ w.float().T,
+        torch.bmm(x.float(), x.float().mT),
+    ]
+    for one, other in zip(found, wide, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.usefixtures("needed")
+def test_a_model_answers_as_near_to_float32_as_it_does_without(attention: str) -> None:
+    wide = llama()
+    narrow = llama(dtype=torch.bfloat16)
+    for model in (wide, narrow):
+        model.set_attn_implementation(attention)
+    ids = torch.arange(2, 66).view(2, 32)
+    with torch.inference_mode():
+        exact = wide(ids).logits
+        plain = narrow(ids).logits
+        with widened.products(CPU, torch.bfloat16):
+            found = narrow(ids).logits
+    assert found.dtype == torch.bfloat16
+    assert float((found - exact).abs().mean()) < 1.2 * float((plain - exact).abs().mean())
+
+
+def test_nothing_changes_where_it_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widened, "lacking", lambda dtype: False)
+    x = torch.randn(64, 64, dtype=torch.bfloat16)
+    plain = x @ x
+    with widened.products(CPU, torch.bfloat16):
+        assert torch.equal(x @ x, plain)
+
+
+@pytest.mark.usefixtures("needed")
+def test_float32_and_packed_tensors_keep_their_own_products() -> None:
+    class Packed(torch.Tensor):
+        pass
+
+    x = torch.randn(8, 8)
+    with widened.products(CPU, torch.bfloat16):
+        assert torch.equal(x @ x, torch.mm(x, x))
+        kept = x.bfloat16().as_subclass(Packed)
+        assert isinstance(kept @ kept, Packed)
+
+
+def test_float32_is_never_lacking() -> None:
+    assert not widened.lacking(torch.float32)
