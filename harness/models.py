@@ -138,11 +138,11 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
     known = Path(spec.origin).parent / "models"
     found: dict[str, None] = {}
     for source in sources:
-        folder = locate(source) if source.path is None or not source.random else Path(source.path)
-        if folder is None:
+        place = Path(str(source.path)) if source.random else locate(source)  # a shape's config, or a checkpoint's folder
+        if place is None:
             continue
         try:
-            kind = str(fill.config_of(folder)["model_type"])
+            kind = str(fill.config_of(place)["model_type"])
         except BadInput:
             continue
         if re.fullmatch(r"[a-z0-9_]+", kind) and (known / kind / f"modeling_{kind}.py").is_file():

@@ -41,7 +41,7 @@ _NUMBERS = {block.name: number for number, block in TYPES.items()}
 _said: collections.deque[str] = collections.deque(maxlen=20)
 
 
-@lib.llama_log_callback  # type: ignore[untyped-decorator]
+@lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes' wrapper has no types
 def _listen(level: int, text: bytes, user_data: Any) -> None:
     if level in (3, 4):  # warning, error
         said = " ".join(text.decode("utf-8", errors="replace").split()).strip("= ")

@@ -12,6 +12,7 @@ four to a byte, 1 bit eight to a byte.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,7 @@ def quantize(request: QuantizeRequest) -> None:
     save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     meta_data = {"bits": _bits(request.scheme), **request.scheme.options, "layers": layers}
     (request.out_dir / META).write_text(json.dumps(meta_data), encoding="utf-8")
-    (request.out_dir / "config.json").write_text(
-        (request.model_dir / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
     reload.write_dense(request, {**dense, **rest}, "the quantizing library's weights, dequantized by it and run in float32")
 
 

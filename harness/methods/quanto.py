@@ -15,6 +15,7 @@ installation. `_unpack` takes the place of that: no compiler is needed, and noth
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,9 +84,7 @@ def quantize(request: QuantizeRequest) -> None:
     save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     shapes = {name: list(dense[f"{name}.weight"].shape) for name in names}
     (request.out_dir / META).write_text(json.dumps({"bits": bits, **options, "layers": shapes}), encoding="utf-8")
-    (request.out_dir / "config.json").write_text(
-        (request.model_dir / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
     reload.write_dense(request, {**dense, **rest}, "the quantizing library's weights, dequantized by it and run in float32")
 
 

@@ -14,6 +14,7 @@ laid out on load: an artifact means the same on every machine.
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,7 @@ def quantize(request: QuantizeRequest) -> None:
     save_file(state, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     meta = {"tensor": kind(request.scheme), "bits": request.scheme.bits, **request.scheme.options, "layers": names}
     (request.out_dir / META).write_text(json.dumps(meta), encoding="utf-8")
-    (request.out_dir / "config.json").write_text(
-        (request.model_dir / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
 
 
 def _packed_codes() -> Any:
@@ -104,7 +103,7 @@ def _packed_codes() -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Codes(TorchDispatchMode):  # type: ignore[misc]
+    class Codes(TorchDispatchMode):  # type: ignore[misc]  # torch's classes are untyped to mypy
         def __enter__(self) -> list[Any]:
             super().__enter__()
             self.seen: list[Any] = []

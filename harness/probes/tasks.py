@@ -211,7 +211,7 @@ def _templates(*, sandboxed: bool) -> Iterator[None]:
     once = kind(loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
     once.filters.update(plain.filters)
     compiled = functools.lru_cache(maxsize=256)(once.from_string)
-    once.from_string = compiled  # type: ignore[assignment, method-assign]
+    once.from_string = compiled  # type: ignore[assignment, method-assign]  # on this one environment, for a while
     lm_eval.utils.env = once
     try:
         yield

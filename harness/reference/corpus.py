@@ -13,7 +13,7 @@ Facts are the exception that knowledge needs: the fact itself is taught, in many
 one of its four question phrasings is reserved, and the task asks exactly that one.
 
 Six skills, so that each can break by itself: `facts` (knowledge in the weights), `tracking` (who is where, who
-has what), `comparison` (order from pairwise statements), `agreement` (syntax over distractors), `arithmetic`
+has what), `comparison` (order from pairwise statements, told or taught), `agreement` (syntax over distractors), `arithmetic`
 (two-digit sums and differences), `recall` (look up or continue a list in the context).
 
     python -m harness.reference.corpus --out DIR      # tasks, held-out text, calibration text
@@ -1052,8 +1052,8 @@ def document(world: World, skill: str, index: int, *, level: float = LEVEL, part
             return text
 
 
-# Share of each skill in the training tokens, and how the mixture is spread over a run: see MIXTURE's use in
-# `stream`. Knowledge gets the largest share because every fact must be met about a hundred times.
+# Share of each skill in the tokens of the texts, and of training where a lesson names no shares of its own. Knowledge gets the
+# largest, because every fact must be met many times.
 MIXTURE: Mapping[str, float] = {
     "facts": 0.54,
     "tracking": 0.15,

@@ -338,6 +338,8 @@ def _notes_of(outcome: Outcome) -> list[str]:
     facts = outcome.record.answer.facts
     notes = [f"{outcome.question.probe}: {n}" for n in _texts(facts.get("notes"))]
     notes += [f"{outcome.question.probe} withheld: {n}" for n in _texts(facts.get("withheld"))]
+    engine = facts.get("engine")
+    notes += _texts(engine.get("notes")) if isinstance(engine, dict) else []
     if facts.get("marked") == "nonfinite":
         notes.append(f"{outcome.question.probe}: some answers were NaN or infinite; they are left out or counted as wrong")
     return notes

@@ -41,6 +41,7 @@ from harness.scoring.execute import Executor, is_out_of_memory
 from harness.scoring.generate import Stops, generate
 from harness.scoring.head import Split, canary_ids, device_of, split, unwrap
 from harness.scoring.plan import HEADER_OVERHEAD, PLAN_VERSION, Plan, make_plan
+from harness.scoring.widened import products
 
 Pair = tuple[list[int], list[int]]
 Encoded = tuple[list[Pair], list[int] | None]
@@ -485,7 +486,8 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         deepest = max(map(len, prompts)) + most
         if self.share and deepest <= self.share_limit and is_greedy(kwargs, config):
             return generate(self.executor, prompts, most=most, finished=stops)
-        return generate_plain(self.model, self.tokenizer, prompts, kwargs, most=most, finished=stops)
+        with products(self._device, self.split.hidden_dtype):
+            return generate_plain(self.model, self.tokenizer, prompts, kwargs, most=most, finished=stops)
 
     def _finish_text(self, new: list[int], until: list[str]) -> str:
         """Text of the new tokens, cut at the first stop string, without the thinking part (lm-eval's rules)."""

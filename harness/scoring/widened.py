@@ -45,7 +45,7 @@ def products(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return _Widened() if device.type == "cpu" and lacking(dtype) else contextlib.nullcontext()
 
 
-class _Widened(TorchDispatchMode):  # type: ignore[misc]
+class _Widened(TorchDispatchMode):  # type: ignore[misc]  # torch's classes are untyped to mypy
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _PRODUCTS:
