@@ -155,7 +155,10 @@ def test_fewer_bits_disturb_the_answers_more(folder: Path, cell: str) -> None:
 
 @pytest.mark.parametrize("cell", cases(PATHS))
 def test_the_perplexity_is_that_of_the_librarys_own_path(folder: Path, cell: str) -> None:
-    assert outcome(folder, "reload", cell)["perplexity"] == pytest.approx(outcome(folder, "library", cell), rel=1e-3)
+    # Activations rounded to 8 bits as they come turn the last bit of a bfloat16 sum, which each kind of CPU takes in its own
+    # order and the two paths in batches of their own, into a whole step.
+    allowed = 1e-2 if CELLS[cell][2].get("type") == "dynamic" else 1e-3
+    assert outcome(folder, "reload", cell)["perplexity"] == pytest.approx(outcome(folder, "library", cell), rel=allowed)
 
 
 @pytest.mark.parametrize("cell", cases(GIVEN))
