@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from harness import reference
 from harness.errors import BadInput, UnknownName
@@ -132,6 +132,32 @@ def digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of all that decides how a transformers tokenizer encodes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    special = json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    return hashlib.sha256((rules + special).encode()).hexdigest()
+
+
+def token_ids(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
+    """The token ids of a text, from `cache` where some cell has encoded it before: the same for all cells of a model."""
+    import numpy as np
+
+    name = hashlib.sha256(f"{tokenizer_digest(tokenizer)} {tokenizer.bos_token_id}\n{text}".encode()).hexdigest()
+    path = cache / f"{name}.npy"
+    try:
+        return cast(Sequence[int], np.load(path, allow_pickle=False))
+    except (OSError, ValueError):  # not there, or cut off
+        ids = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    with draft.open("wb") as file:
+        np.save(file, ids, allow_pickle=False)
+    draft.replace(path)
+    return cast(Sequence[int], ids)
+
+
 def windows(ids: Sequence[int], length: int, tokens: int | None, name: str) -> list[list[int]]:
     """floor(N / length) non-overlapping windows of token ids, at most `tokens` ids in all (DEFINITIONS: `gptq-L`)."""
     count = len(ids) // length
@@ -141,7 +167,7 @@ def windows(ids: Sequence[int], length: int, tokens: int | None, name: str) -> l
         )
     if tokens is not None:
         count = max(1, min(count, tokens // length))
-    return [list(ids[i * length : (i + 1) * length]) for i in range(count)]
+    return [[int(token) for token in ids[i * length : (i + 1) * length]] for i in range(count)]
 
 
 def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int, name: str) -> list[list[int]]:

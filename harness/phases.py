@@ -127,7 +127,7 @@ def mapped(roots: Sequence[Path], proc: Path = PROC) -> Mapped | None:
     if areas is None:
         return None
     wanted = _under(roots)
-    files: dict[tuple[str, str], list[_Area]] = {}
+    files: dict[tuple[bytes, bytes], list[_Area]] = {}
     for area in areas:
         files.setdefault(area.file, []).append(area)
     weights = other = doubled = 0
@@ -208,7 +208,7 @@ def _once(parts: Sequence[tuple[int, int, int]]) -> int:
 class _Area:
     """One mapping of a file: `file` = (device, inode); `backed` and `anonymous` are resident bytes."""
 
-    file: tuple[str, str]
+    file: tuple[bytes, bytes]
     name: str
     start: int
     length: int
@@ -220,25 +220,25 @@ class _Area:
 def _areas(proc: Path) -> list[_Area] | None:
     """Every mapping of this process that has a file; None where smaps cannot be read."""
     found: list[_Area] = []
-    head: list[str] = []
+    head: list[bytes] = []
     rss = 0
     try:
-        with open(proc / "smaps", encoding="utf-8", errors="replace") as lines:
+        with open(proc / "smaps", "rb") as lines:
             for line in lines:
-                first, _, rest = line.partition(" ")
-                if not first.endswith(":"):  # a header: range, permissions, offset, device, inode, path
+                # A process has some ten thousand such lines, of which three in a mapping matter. Only fields begin in capitals.
+                if not b"A" <= line[:1] <= b"Z":  # a header: range, permissions, offset, device, inode, path
                     head = line.split(None, 5)
-                elif len(head) < 6 or head[4] == "0":
+                elif len(head) < 6 or head[4] == b"0":
                     continue
-                elif first == "Rss:":
-                    rss = int(rest.split()[0]) * 1024
-                elif first == "Anonymous:":
-                    anonymous = int(rest.split()[0]) * 1024
-                    low, high = (int(end, 16) for end in head[0].split("-"))
+                elif line.startswith(b"Rss:"):
+                    rss = int(line.split()[1]) * 1024
+                elif line.startswith(b"Anonymous:"):
+                    anonymous = int(line.split()[1]) * 1024
+                    low, high = (int(end, 16) for end in head[0].split(b"-"))
                     found.append(
                         _Area(
                             file=(head[3], head[4]),
-                            name=head[5].strip(),
+                            name=head[5].decode("utf-8", errors="replace").strip(),
                             start=low,
                             length=high - low,
                             offset=int(head[2], 16),

@@ -392,7 +392,7 @@ class _Matrix:
         if names:
             names += [name for probe in self.plan.suite.probes for name in PROBES[probe].preload]
         if "transformers" in names and environment == envs.MAIN:
-            names += models.modeling_modules(p.cell.model for p in self.plan.cells)
+            names += ["harness.engines.warm", *models.modeling_modules(p.cell.model for p in self.plan.cells)]
         return list(dict.fromkeys(names))
 
     def _store(self, planned: PlannedCell, question: Question, job: Path, index: int, started_at: str) -> None:

@@ -149,7 +149,7 @@ class WorkerSession:
     def windows(self, question: Question) -> list[list[int]]:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"
         if key not in self.memo:
-            ids = self.loaded.tokenizer(self.corpus_text(question), verbose=False)["input_ids"]
+            ids = corpora.token_ids(self.loaded.tokenizer, self.corpus_text(question), self.cache / "tokens")
             self.memo[key] = corpora.windows(
                 ids, int(question.options["window"]), question.options.get("tokens"), question.subject
             )

@@ -33,7 +33,17 @@ GROUPS = (16, 32, 64, 128)
 
 REQUIREMENTS = ("gptqmodel>=7.6,<7.7",)
 MODULES = ("torch", "transformers", "gptqmodel")
-PRELOAD = ("torch", "transformers.models.auto.modeling_auto", "transformers.quantizers.auto", "accelerate")
+PRELOAD = (
+    "torch",
+    "torch.utils.cpp_extension",
+    "transformers.models.auto.modeling_auto",
+    "transformers.generation.continuous_batching.utils",
+    "transformers.processing_utils",
+    "transformers.quantizers.auto",
+    "accelerate",
+    "threadpoolctl",
+    "tokenicer",
+)
 """What importing GPTQModel spends most of its time on. GPTQModel itself starts threads when imported, so it is not among them."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

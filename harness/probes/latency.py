@@ -23,14 +23,13 @@ import gc
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import machine
 from harness.engines.base import EngineFacts, Loaded, Timing
@@ -39,7 +38,9 @@ from harness.models import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
-LEVEL = 0.95
+if TYPE_CHECKING:
+    from harness.stats import Interval
+
 NARROW = 0.05
 """Rounds stop once the interval of the median is narrower than this share of the median."""
 LEAST_ROUNDS = 6
@@ -122,37 +123,11 @@ ROOFLINE = Metric(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A quantile with its interval; None where the samples are too few to give that side."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def width(self) -> float:
-        """Width relative to the value; infinite without an interval."""
-        if self.low is None or self.high is None or self.value <= 0:
-            return math.inf
-        return (self.high - self.low) / self.value
-
-
 def median(samples: Sequence[float]) -> Interval:
-    """Median with its binomial order-statistic interval of at least 95 %: the k-th smallest and k-th largest, with the
-    largest k for which P(Binomial(n, 1/2) < k) <= 2.5 %; none for n < 6."""
-    ordered = sorted(samples)
-    n = len(ordered)
-    tail = (1 - LEVEL) / 2
-    below = 0.0
-    k = 0
-    while k < n:
-        below += math.comb(n, k) / 2**n
-        if below > tail:
-            break
-        k += 1
-    return Interval(value=statistics.median(ordered), low=ordered[k - 1] if k else None, high=ordered[n - k] if k else None, n=n)
+    """Median with its order-statistic interval; a plan, which imports this module, needs no statistics."""
+    from harness import stats
+
+    return stats.median_interval(samples)
 
 
 def nearest_rank(samples: Sequence[float], q: float) -> float:
@@ -222,7 +197,7 @@ def measure(session: Session, question: Question) -> Answer:
     floor = _floor(session, engine)
     found, withheld = _measurements(rounds, shape, floor, conditions)
     blob = session.blob("latency", _raw(shape, rounds), "json")
-    found = [_with_blob(one, blob) if one.metric in ("ttft", "tpot") else one for one in found]
+    found = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in found]
     facts: dict[str, Json] = {
         "shape": {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch},
         "rounds": len(rounds.cell),
@@ -291,7 +266,10 @@ def run_rounds(
 
 
 def _settled(timings: Sequence[Timing]) -> bool:
-    return median([t.ttft_seconds for t in timings]).width < NARROW and median([tpot(t) for t in timings]).width < NARROW
+    return (
+        median([t.ttft_seconds for t in timings]).relative_width < NARROW
+        and median([tpot(t) for t in timings]).relative_width < NARROW
+    )
 
 
 def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
@@ -397,27 +375,28 @@ def _measurements(
     found: list[Measurement] = []
     withheld: list[str] = []
 
-    def add(metric: Metric, interval: Interval) -> None:
+    def bare(metric: Metric, value: float, low: float | None, high: float | None, n: int) -> None:
+        definition = f"{metric.definition} [{shape.name}]"
         found.append(
-            Measurement(
-                metric=metric.name,
-                value=interval.value,
-                low=interval.low,
-                high=interval.high,
-                n=interval.n,
-                unit=metric.unit,
-                definition=f"{metric.definition} [{shape.name}]",
-            )
+            Measurement(metric=metric.name, value=value, low=low, high=high, n=n, unit=metric.unit, definition=definition)
         )
 
+    def add(metric: Metric, interval: Interval) -> None:
+        bare(metric, interval.value, interval.low, interval.high, interval.n)
+
+    def inverse(metric: Metric, amount: float, interval: Interval) -> None:
+        low = None if interval.high is None else amount / interval.high
+        high = None if interval.low is None else amount / interval.low
+        bare(metric, amount / interval.value, low, high, interval.n)
+
     def rank(metric: Metric, samples: Sequence[float], q: float) -> None:
-        add(metric, Interval(value=nearest_rank(samples, q), low=None, high=None, n=len(samples)))
+        bare(metric, nearest_rank(samples, q), None, None, len(samples))
 
     first = median(ttfts)
     add(TTFT, first)
     rank(TTFT_P90, ttfts, 0.90)
     rank(TTFT_P99, ttfts, 0.99)
-    add(PREFILL, _inverse(first, shape.batch * shape.prompt))
+    inverse(PREFILL, shape.batch * shape.prompt, first)
     if rounds.base:
         add(TTFT_RATIO, median([a / b.ttft_seconds for a, b in zip(ttfts, rounds.base, strict=True)]))
 
@@ -436,34 +415,12 @@ def _measurements(
     add(TPOT, step)
     rank(STEP_P90, steps, 0.90)
     rank(STEP_P99, steps, 0.99)
-    add(THROUGHPUT, _inverse(step, shape.batch))
+    inverse(THROUGHPUT, shape.batch, step)
     if rounds.base:
         add(TPOT_RATIO, median([a / tpot(b) for a, b in zip(tpots, rounds.base, strict=True)]))
     if share is not None:
-        scale = share * step.value
-        low = None if step.high is None else scale / step.high
-        high = None if step.low is None else scale / step.low
-        add(ROOFLINE, Interval(value=share, low=low, high=high, n=step.n))
+        inverse(ROOFLINE, share * step.value, step)
     return found, withheld
-
-
-def _inverse(interval: Interval, amount: float) -> Interval:
-    low = None if interval.high is None else amount / interval.high
-    high = None if interval.low is None else amount / interval.low
-    return Interval(value=amount / interval.value, low=low, high=high, n=interval.n)
-
-
-def _with_blob(one: Measurement, blob: str) -> Measurement:
-    return Measurement(
-        metric=one.metric,
-        value=one.value,
-        definition=one.definition,
-        unit=one.unit,
-        low=one.low,
-        high=one.high,
-        n=one.n,
-        blob=blob,
-    )
 
 
 def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
@@ -522,5 +479,5 @@ PROBE = Probe(
     simulated=False,
     questions=questions,
     measure=measure,
-    preload=("harness.engines.transformers",),
+    preload=("harness.engines.transformers", "harness.stats"),
 )

@@ -37,6 +37,7 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
+from harness.corpora import tokenizer_digest
 from harness.scoring.execute import Executor, is_out_of_memory
 from harness.scoring.generate import Stops, generate
 from harness.scoring.head import Split, canary_ids, device_of, split, unwrap
@@ -393,10 +394,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
     def tokenizer_digest(self) -> str:
         """SHA-256 of all that decides how the tokenizer encodes."""
         if self._tokenizer_digest is None:
-            backend = getattr(self.tokenizer, "backend_tokenizer", None)
-            rules = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
-            special = json.dumps([type(self.tokenizer).__name__, self.tokenizer.special_tokens_map], sort_keys=True, default=str)
-            self._tokenizer_digest = hashlib.sha256((rules + special).encode()).hexdigest()
+            self._tokenizer_digest = tokenizer_digest(self.tokenizer)
         return self._tokenizer_digest
 
     # ---- running ----

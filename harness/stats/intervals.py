@@ -190,9 +190,15 @@ def effective_items(residuals: Floats, variance: float, clusters: Clusters | Non
 
 def cluster_index(clusters: Clusters, items: int) -> NDArray[np.intp]:
     """Labels of any hashable kind to 0..K-1 [items], in order of first appearance."""
-    labels = clusters.tolist() if isinstance(clusters, np.ndarray) else list(clusters)
+    labels = clusters if isinstance(clusters, np.ndarray) else list(clusters)
     if len(labels) != items:
         raise BadInput(f"{len(labels)} cluster labels for {items} items; give one label per item")
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":  # windows of tokens: too many to look up one by one
+        _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+        order = np.empty(first.size, dtype=np.intp)
+        order[np.argsort(first)] = np.arange(first.size)
+        return order[which.reshape(items)]
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
     seen: dict[Hashable, int] = {}
     return np.fromiter((seen.setdefault(label, len(seen)) for label in labels), dtype=np.intp, count=items)
 
