@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, prequantized, quanto, rtn, torchao
+from harness.methods import (
+    autoawq,
+    autogptq,
+    autoround,
+    awq,
+    bnb,
+    fake,
+    gguf,
+    gptq,
+    hqq,
+    llmcompressor,
+    native,
+    prequantized,
+    quanto,
+    rtn,
+    torchao,
+)
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -20,6 +36,9 @@ METHODS: dict[str, Method] = {
     "torchao": torchao.METHOD,
     "quanto": quanto.METHOD,
     "gguf": gguf.METHOD,
+    "autogptq": autogptq.METHOD,
+    "autoawq": autoawq.METHOD,
+    "llmcompressor": llmcompressor.METHOD,
     "prequantized": prequantized.METHOD,
 }
 
