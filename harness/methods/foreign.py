@@ -58,7 +58,7 @@ def older_source(request: QuantizeRequest) -> Iterator[QuantizeRequest]:
 
 
 def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantization: Json) -> None:
-    """The library's checkpoint in `written` as the artifact: its packed tensors, what is not quantized as the source stores it, the
+    """The library's checkpoint in `written` as the artifact: its packed tensors, what is not quantized as the source has it, the
     source's config with the entry `quantization`; and the reload check from this project's own reading of the packed weights.
 
     `request` is that of `older_source`, `source_dir` the real source."""
@@ -75,10 +75,11 @@ def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantizati
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         state = {}
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            for tensor in file.keys():  # noqa: SIM118: a file is no mapping
-                if tensor.rpartition(".")[0] in packed:
+            for tensor in (t.name for t in tensors.header(path)):
+                layer, _, part = tensor.rpartition(".")
+                if layer in packed and part != "bias":
                     state[tensor] = file.get_tensor(tensor)
-                elif tensor in source:
+                elif tensor in source:  # biases too: the library stores zeros where the source has none
                     with safe_open(str(source[tensor]), framework="pt", device="cpu") as original:
                         state[tensor] = original.get_tensor(tensor)
         save_file(state, str(request.out_dir / name), metadata={"format": "pt"})

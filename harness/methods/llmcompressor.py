@@ -154,8 +154,8 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
 
 
 def bits_per_weight(scheme: Scheme) -> float:
-    """Codes, a 16-bit scale per group and, unless symmetric, a zero point of `bits`; NVFP4 a byte per 16 weights, MXFP4 a byte per
-    32. One scale per row (16 / columns) is left out."""
+    """Codes, a 16-bit scale per group and, unless symmetric, a zero point of `bits`; NVFP4 has a byte per 16 weights, MXFP4 one
+    per 32. One scale per row (16 / columns) is left out."""
     kind, group = str(scheme.options["type"]), int(scheme.options["group_size"])
     if kind != "int":
         return {"float": 8.0, "nv": 4.5, "mx": 4.25}[kind]
