@@ -74,7 +74,7 @@ def _copies() -> Iterator[None]:
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
-    return foreign.supports(shape, _KNOWN, "AutoAWQ") or reason or gptqmodel.supports(scheme, shape, device)
+    return foreign.unsupported(shape, _KNOWN, "AutoAWQ") or reason or gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(

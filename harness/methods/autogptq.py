@@ -65,7 +65,7 @@ def _on(device: str) -> Iterator[None]:
 
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    return foreign.supports(shape, _KNOWN, "AutoGPTQ") or gptqmodel.supports(scheme, shape, device)
+    return foreign.unsupported(shape, _KNOWN, "AutoGPTQ") or gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(

@@ -103,9 +103,9 @@ def newer(out_dir: Path, model_dir: Path, quantization: Json) -> None:
     (out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
 
 
-def supports(shape: Shape | None, known: frozenset[str], library: str) -> str | None:
+def unsupported(shape: Shape | None, known: frozenset[str], library: str) -> str | None:
     """Why the library cannot take a model's architecture, or None."""
-    kind = None if shape is None else str(shape.config.get("model_type"))
+    kind = None if shape is None else shape.config.get("model_type")
     if kind is not None and kind not in known:
         return f"{library} was given up before {kind} came; it takes {', '.join(sorted(known))}"
     return None

@@ -73,28 +73,24 @@ def dequantize(folder: Path) -> dict[str, Any]:
 
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     state = load_file(str(folder / "model.safetensors"))
-    for layer in meta["layers"]:
+    for layer, (inputs, *_) in meta["layers"].items():
         parts = {part: state.pop(f"{layer}.{part}") for part in (*_ROLES, _BIAS) if f"{layer}.{part}" in state}
-        state[f"{layer}.weight"] = _dense(parts, int(meta["bits"]))
+        state[f"{layer}.weight"] = _dense(parts, int(meta["bits"]), inputs)
         if _BIAS in parts and bool(parts[_BIAS].any()):
             state[f"{layer}.bias"] = parts[_BIAS]
     return state
 
 
-def _dense(parts: dict[str, Any], bits: int) -> Any:
+def _dense(parts: dict[str, Any], bits: int, inputs: int) -> Any:
     """One layer's weight [outputs, inputs], float32, from its parts [inputs, outputs]."""
     import torch
 
     scales = parts["scales"].float()
     groups, outputs = scales.shape
-    codes = _codes(parts["qweight"].t(), bits).t()
+    codes = _codes(parts["qweight"].t(), bits).t()[:inputs]  # the last word of a row may be part empty
     zeros = (_codes(parts["qzeros"], bits)[:, :outputs] + 1) & ((1 << bits) - 1)
-    index = parts.get("g_idx")
-    if index is None:
-        inputs = codes.shape[0] if groups == 1 else codes.shape[0] // groups * groups
-        index = torch.arange(inputs) // (inputs // groups)
-    index = index.long()
-    return ((codes[: len(index)] - zeros[index]).float() * scales[index]).t().contiguous()
+    index = parts["g_idx"].long() if "g_idx" in parts else torch.arange(inputs) // (inputs // groups)
+    return ((codes - zeros[index]).float() * scales[index]).t().contiguous()
 
 
 def _codes(words: Any, bits: int) -> Any:
