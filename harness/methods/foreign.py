@@ -22,7 +22,21 @@ from harness.methods.base import QuantizeRequest, Shape
 from harness.spec import Json
 
 ENVIRONMENT = "originals"
-REQUIREMENTS = ("auto-gptq==0.7.1", "autoawq==0.2.9", "transformers==4.51.3", "torch==2.13.0", "numpy>=2")
+REQUIREMENTS = (
+    "auto-gptq==0.7.1",
+    "autoawq==0.2.9",
+    "transformers==4.51.3",
+    "torch==2.13.0",
+    "peft==0.13.2",  # the last whose tables AutoGPTQ can import
+    "accelerate==1.15.0",
+    "datasets==5.0.1",
+    "numpy==2.3.5",
+    "safetensors==0.8.0",
+)
+"""Pinned further than elsewhere: nobody mends these libraries when one of theirs moves on."""
+
+
+_TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece", "chat_template")
 
 
 def older(config: Json) -> Json:
@@ -58,10 +72,11 @@ def older_source(request: QuantizeRequest) -> Iterator[QuantizeRequest]:
 
 
 def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantization: Json) -> None:
-    """The library's checkpoint in `written` as the artifact: its packed tensors, what is not quantized as the source has it, the
-    source's config with the entry `quantization`; and the reload check from this project's own reading of the packed weights.
+    """The library's checkpoint in `written` as the artifact: its packed tensors, all others in the source's dtype (and with the
+    source's bits, where the library did not change them), the source's config with the entry `quantization`; and the reload check from this project's own reading of the packed weights.
 
     `request` is that of `older_source`, `source_dir` the real source."""
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -77,11 +92,14 @@ def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantizati
         with safe_open(str(path), framework="pt", device="cpu") as file:
             for tensor in (t.name for t in tensors.header(path)):
                 layer, _, part = tensor.rpartition(".")
+                theirs = file.get_tensor(tensor)
                 if layer in packed and part != "bias":
-                    state[tensor] = file.get_tensor(tensor)
-                elif tensor in source:  # biases too: the library stores zeros where the source has none
+                    state[tensor] = theirs
+                elif tensor in source:  # a tied head and biases of zeros are not: those libraries store them all the same
                     with safe_open(str(source[tensor]), framework="pt", device="cpu") as original:
-                        state[tensor] = original.get_tensor(tensor)
+                        ours = original.get_tensor(tensor)
+                    same = torch.equal(ours.to(theirs.dtype), theirs)  # but for the library's dtype; AWQ scales norms
+                    state[tensor] = ours if same else theirs.to(ours.dtype)
         save_file(state, str(request.out_dir / name), metadata={"format": "pt"})
         index.update(dict.fromkeys(state, name))
     if len(files) > 1:
@@ -89,6 +107,9 @@ def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantizati
         (request.out_dir / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     shutil.rmtree(written)
     newer(request.out_dir, source_dir, quantization)
+    for path in source_dir.iterdir():  # the loader wants the tokenizer beside the weights
+        if path.is_file() and path.name.startswith(_TOKENIZER):
+            shutil.copyfile(path, request.out_dir / path.name)
     count = sum(t.bits for t in tensors.stored(request.model_dir)) // 16
     state = gptqmodel.dequantize(request.out_dir, reload.reference_dtype(count))
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")

@@ -217,7 +217,7 @@ def test_an_older_transformers_is_told_the_rotary_base_in_its_own_words() -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_a_foreign_checkpoint_becomes_an_artifact_with_what_is_not_quantized_as_the_source_has_it(tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_source(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     model = llama(dtype=torch.bfloat16, num_hidden_layers=1)
     model.save_pretrained(source)
@@ -227,6 +227,7 @@ def test_a_foreign_checkpoint_becomes_an_artifact_with_what_is_not_quantized_as_
     written.mkdir()
     dense = {n: t for n, t in load_file(source / "model.safetensors").items() if "proj" not in n}
     theirs: dict[str, torch.Tensor] = {n: t.half() for n, t in dense.items()}
+    theirs["model.norm.weight"] *= 2  # as AWQ does, which scales norms
     theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"].clone()
     for name in reload.decoder_linears(model):
         rows, columns = model.get_submodule(name).weight.shape
@@ -247,10 +248,13 @@ def test_a_foreign_checkpoint_becomes_an_artifact_with_what_is_not_quantized_as_
         "model.safetensors",
         "quantize_config.json",
         "reload_check.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]
     found = load_file(out / "model.safetensors")
     assert "lm_head.weight" not in found
     assert not [name for name in found if name.endswith(".bias")]
+    dense["model.norm.weight"] = 2 * dense["model.norm.weight"]
     assert all(torch.equal(found[name], tensor) and found[name].dtype == torch.bfloat16 for name, tensor in dense.items())
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"] == entry
