@@ -73,7 +73,8 @@ def older_source(request: QuantizeRequest) -> Iterator[QuantizeRequest]:
 
 def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantization: Json) -> None:
     """The library's checkpoint in `written` as the artifact: its packed tensors, all others in the source's dtype (and with the
-    source's bits, where the library did not change them), the source's config with the entry `quantization`; and the reload check from this project's own reading of the packed weights.
+    source's bits, where the library did not change them), the source's config with the entry `quantization`; and the reload check
+    from this project's own reading of the packed weights.
 
     `request` is that of `older_source`, `source_dir` the real source."""
     import torch

@@ -148,7 +148,7 @@ def test_what_must_be_built_is_shown_by_plan_methods_and_env_list(suite: Path, t
         (["check", "nothing"], "unknown environment 'nothing'"),
         (["remove", "elsewhere"], "nothing to remove"),
         (["remove"], "--unused"),
-        (["build"], "names: elsewhere, unbuildable"),
+        (["build"], "elsewhere, unbuildable"),
         (["build", "main"], "neither built nor removed here"),
         (["remove", "main"], "neither built nor removed here"),
         (["check", "elsewhere"], "quant-harness env build elsewhere"),
