@@ -397,8 +397,9 @@ class _Matrix:
         methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self.plan.cells)]
         used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
         names = [name for m in used for name in ENGINES[m.engine].modules]
-        names += [name for m in used if envs.loading(m) == environment for name in m.preload]
-        if names:
+        measured = [m for m in used if envs.loading(m) == environment]
+        names += [name for m in measured for name in m.preload]
+        if any(ENGINES[m.engine].modules for m in measured):
             names += [name for probe in self.plan.suite.probes for name in PROBES[probe].preload]
         if "transformers" in names and environment == envs.MAIN:
             names += models.modeling_modules(p.cell.model for p in self.plan.cells)

@@ -72,7 +72,7 @@ def dequantize(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    state = load_file(str(folder / "model.safetensors"))
+    state: dict[str, Any] = load_file(str(folder / "model.safetensors"))
     for layer, (inputs, *_) in meta["layers"].items():
         parts = {part: state.pop(f"{layer}.{part}") for part in (*_ROLES, _BIAS) if f"{layer}.{part}" in state}
         state[f"{layer}.weight"] = _dense(parts, int(meta["bits"]), inputs)

@@ -28,6 +28,7 @@ BITS = (8.0, 4.0, 3.0, 2.0)
 TYPES = ("int", "float", "nv", "mx")
 _PRESETS = {"float": "FP8_DYNAMIC", "nv": "NVFP4A16", "mx": "MXFP4A16"}
 _BITS_OF = {"float": 8.0, "nv": 4.0, "mx": 4.0}
+_GROUP_OF = {"float": -1, "nv": 16, "mx": 32}
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -143,8 +144,11 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
             return f"type {kind} is offered with algorithm: rtn only; write that"
         if not options["sym"]:
             return f"type {kind} has no zero points; leave sym out"
-        block = {"float": 1, "nv": 16, "mx": 32}[kind]
-        return tensors.undivided(shape, columns=block)
+        if group != _GROUP_OF[kind]:
+            return f"type {kind} has groups of its own; write group_size: {_GROUP_OF[kind]}"
+        if int(options["activations"]) != (8 if kind == "float" else 16):
+            return f"type {kind} settles how activations are rounded; leave activations out"
+        return tensors.undivided(shape, columns=max(group, 1))
     if int(options["activations"]) < 16 and not options["sym"] and scheme.bits == 8:
         return "eight bits with rounded activations are symmetric; leave sym out"
     if options["algorithm"] == "awq" and group < 0:
@@ -180,7 +184,7 @@ METHOD = Method(
         "group_size": Option(
             default=128,
             defaults={8.0: -1},
-            choices=(-1, 32, 64, 128),
+            choices=(-1, 16, 32, 64, 128),
             help="weights that share one scale; -1 = an output channel",
         ),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),

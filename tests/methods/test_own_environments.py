@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import envs
+from harness import envs, suite
 from harness.errors import BadInput, Unsupported
 from harness.methods import METHODS, compressed, foreign, gptqmodel, inc, reload
 from harness.methods.base import QuantizeRequest
@@ -86,6 +86,8 @@ def test_what_unpacks_to_full_width_is_called_simulated(name: str) -> None:
         (8, {"type": "nv"}, "type nv is a format of 4 bits"),
         (4, {"type": "mx"}, "algorithm: rtn only"),
         (4, {"type": "mx", "algorithm": "rtn", "sym": False}, "no zero points"),
+        (4, {"type": "nv", "algorithm": "rtn"}, "write group_size: 16"),
+        (4, {"type": "mx", "algorithm": "rtn", "group_size": 32, "activations": 8}, "leave activations out"),
         (4, {"smooth": 0.5}, "smooth belongs to rounded activations"),
         (8, {"smooth": 1.5}, "from 0 (off) to 1"),
         (4, {"algorithm": "awq", "group_size": -1}, "in groups"),
@@ -101,8 +103,8 @@ def test_options_of_llmcompressor_that_do_not_go_together_are_refused_with_what_
 def test_formats_of_llmcompressor_are_offered_at_their_width() -> None:
     for bits, options, stated in (
         (8, {"type": "float"}, 8.0),
-        (4, {"type": "nv", "algorithm": "rtn"}, 4.5),
-        (4, {"type": "mx", "algorithm": "rtn"}, 4.25),
+        (4, {"type": "nv", "algorithm": "rtn", "group_size": 16}, 4.5),
+        (4, {"type": "mx", "algorithm": "rtn", "group_size": 32}, 4.25),
         (4, {"sym": False, "group_size": 64}, 4 + 20 / 64),
     ):
         found = scheme("llmcompressor", bits, **options)
@@ -276,3 +278,10 @@ def test_an_original_that_packed_nothing_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(Unsupported, match="packed no layer"):
         foreign.settle(request, written, written, {})
+
+
+def test_the_suite_that_runs_them_all_for_real_can_be_planned_and_every_cell_of_it_is_offered() -> None:
+    planned = suite.plan(Path(__file__).parents[1] / "own_environments.yaml", device="cpu")
+    assert not planned.unsupported
+    asked = {p.cell.scheme.method for p in planned.cells}
+    assert {name for name, method in METHODS.items() if method.environment != "main" and not name.startswith("fake")} <= asked
