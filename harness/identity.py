@@ -103,6 +103,7 @@ class Inputs:
             "scheme": self._scheme(cell),
             "method_version": method.version,
             "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
+            **({"loader": self._loader(method.loaded_by)} if method.loaded_by else {}),
             "device": self._device(),
             "seed": self.plan.suite.seed,
         }
@@ -112,6 +113,11 @@ class Inputs:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
         name = f"{self.artifact(self.baseline(cell).cell).name}|{reference_name(self.resolved(question))}"
         return self.cache / "references" / digest(name)[:32]
+
+    def _loader(self, method: str) -> Json:
+        """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""
+        wanted = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in METHODS[method].requirements)}
+        return {n: v for n, v in self.packages.items() if n.lower() in wanted}
 
     def _scheme(self, cell: Cell) -> Json:
         identity = cell.scheme.identity()

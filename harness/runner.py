@@ -196,7 +196,7 @@ class _Matrix:
         try:
             timeout = self.plan.suite.quantize_timeout
             job = self._job("quantize", planned, [], draft)
-            ended = self._serve(planned, job, timeout)
+            ended = self._serve(planned, job, timeout, quantizes=True)
             log = job / "log.txt"
             failure = children.failure(_outcome(job / "quantized.json"), ended, log=log, phase="quantize", timeout=timeout)
             if failure is not None:
@@ -212,12 +212,12 @@ class _Matrix:
         and the method passed its health check there. A build is tried once per invocation."""
         method = METHODS[cell.scheme.method]
         name = method.environment
-        if name == envs.MAIN:
-            lacking = envs.missing(method)
-            if lacking is None:
-                return None
+        lacking = envs.missing(method)
+        if lacking is not None:
             message = f"{method.name} needs {', '.join(lacking.packages)}, not installed here; add it with: {lacking.install}"
             return Failure(kind="environment", phase="environment", message=message)
+        if name == envs.MAIN:
+            return None
         if name not in self.ready and name not in self.unbuilt:
             self.observer.doing(cell, f"environment {name}")
             try:
@@ -321,7 +321,7 @@ class _Matrix:
         resolved = [self.inputs.resolved(q) for q in questions]
         baseline = self.inputs.baseline(planned.cell).cell
         kept = self.inputs.artifact(baseline)
-        together = METHODS[baseline.scheme.method].environment == METHODS[planned.cell.scheme.method].environment
+        together = envs.loading(METHODS[baseline.scheme.method]) == envs.loading(METHODS[planned.cell.scheme.method])
         calibration = planned.cell.scheme.options.get("calibration")
         source = self.inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         data = {
@@ -353,9 +353,17 @@ class _Matrix:
         return folder
 
     def _serve(
-        self, planned: PlannedCell, job: Path, timeout: float, on_event: Callable[[Json], None] = lambda event: None
+        self,
+        planned: PlannedCell,
+        job: Path,
+        timeout: float,
+        on_event: Callable[[Json], None] = lambda event: None,
+        *,
+        quantizes: bool = False,
     ) -> Exit | Failure:
-        environment = METHODS[planned.cell.scheme.method].environment
+        """Runs a job in the environment that quantizes with the cell's method, or in the one that loads what it wrote."""
+        method = METHODS[planned.cell.scheme.method]
+        environment = method.environment if quantizes else envs.loading(method)
         try:
             return self._server(environment).run(job, on_event, timeout)
         except ServerFailed as error:
@@ -387,9 +395,11 @@ class _Matrix:
     def _modules(self, environment: str) -> list[str]:
         """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
         methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self.plan.cells)]
-        used = [m for m in methods if m.environment == environment and envs.missing(m) is None]
-        names = [name for m in used for name in (*ENGINES[m.engine].modules, *m.preload)]
-        if names:
+        used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
+        names = [name for m in used for name in ENGINES[m.engine].modules]
+        measured = [m for m in used if envs.loading(m) == environment]
+        names += [name for m in measured for name in m.preload]
+        if any(ENGINES[m.engine].modules for m in measured):
             names += [name for probe in self.plan.suite.probes for name in PROBES[probe].preload]
         if "transformers" in names and environment == envs.MAIN:
             names += ["harness.engines.warm", *models.modeling_modules(p.cell.model for p in self.plan.cells)]

@@ -43,6 +43,7 @@ __all__ = [
     "check",
     "environments",
     "find",
+    "loading",
     "log",
     "missing",
     "needed",
@@ -133,7 +134,8 @@ def needed(methods: Iterable[str]) -> list[Environment]:
 
 def missing(method: Method) -> Missing | None:
     """What the main environment lacks for a method of it; None when all is there, or when the method has an environment of
-    its own. Looks for packages without importing them."""
+    its own. Of a method whose artifacts another one loads, the latter's. Looks for packages without importing them."""
+    method = METHODS.get(method.loaded_by, method)
     if method.environment != MAIN:
         return None
     absent = tuple(name for name in method.modules if not _found(name))
@@ -141,6 +143,11 @@ def missing(method: Method) -> Missing | None:
         return None
     install = f'pip install "quant-harness[{method.extra}]"' if method.extra else f"pip install {' '.join(method.requirements)}"
     return Missing(packages=absent, install=install)
+
+
+def loading(method: Method) -> str:
+    """The name of the environment that a method's artifacts are loaded and measured in."""
+    return MAIN if method.loaded_by else method.environment
 
 
 def _found(module: str) -> bool:

@@ -12,8 +12,9 @@ import os
 import random
 import shutil
 import struct
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,24 +49,18 @@ def from_json(data: Json) -> Health:
 
 
 def check(method: Method, *, python: Path, home: Path) -> Health:
-    """Quantizes and reloads a tiny model with `method` in the interpreter `python`. `home` is an empty private folder.
+    """Quantizes and reloads a tiny model with `method` in the interpreter `python`. `home` is an empty private folder. A method
+    whose artifacts the main environment loads is reloaded there.
 
     A method that takes no such model on any device of this machine (it needs CUDA, say) is only imported, and the message says
     so."""
     started = time.monotonic()
     folder = tiny_model(home / "model")
     found = _first(method, models.shape_of(folder))
-    server = children.Server(
-        python=python,
-        modules=method.modules if isinstance(found, str) else ENGINES[method.engine].modules,
-        home=home / "server",
-        env={
-            "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-        },
-    )
+    loads = Path(sys.executable) if method.loaded_by else python
+    modules = method.modules if isinstance(found, str) else ENGINES[method.engine].modules
+    server = _server(python, modules, home / "server")
+    second = server if loads == python else _server(loads, ENGINES[method.engine].modules, home / "second")
     wrong: Failure | None = None
     message = ""
     try:
@@ -76,16 +71,31 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
                 said = "; ".join(f"{name} cannot be imported: {why}" for name, why in server.ready["missing"].items())
                 wrong = Failure(kind="environment", phase="environment", message=said, log_tail=server.log_tail())
         else:
-            wrong = _try(method, found, folder, home, server)
+            wrong = _try(method, found, folder, home, {"quantize": server, "verify": second})
     except children.ServerFailed as error:
         wrong = Failure(kind="environment", phase="environment", message=str(error))
     finally:
         server.close()
+        second.close()
     seconds = time.monotonic() - started
     if wrong is not None:
         said = f"{wrong.kind} in {wrong.phase}: {wrong.message}"
         return Health(ok=False, version=method.version, message=said, log_tail=wrong.log_tail, seconds=seconds)
     return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
+
+
+def _server(python: Path, modules: Sequence[str], home: Path) -> children.Server:
+    return children.Server(
+        python=python,
+        modules=modules,
+        home=home,
+        env={
+            "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+        },
+    )
 
 
 def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
@@ -105,8 +115,10 @@ def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
     return reason
 
 
-def _try(method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, server: children.Server) -> Failure | None:
-    """Quantizes in one child, reloads in another; None when both went well."""
+def _try(
+    method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, servers: Mapping[str, children.Server]
+) -> Failure | None:
+    """Quantizes in one child, reloads in another, each of the server of its stage; None when both went well."""
     scheme, device = tried
     artifact = home / "artifacts" / method.name
     artifact.mkdir(parents=True)
@@ -136,7 +148,7 @@ def _try(method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, se
         place = home / stage
         place.mkdir()
         (place / "job.json").write_text(json.dumps({"stage": stage, **job}), encoding="utf-8")
-        ended = server.run(place, lambda event: None, SECONDS)
+        ended = servers[stage].run(place, lambda event: None, SECONDS)
         try:
             outcome: Json = json.loads((place / left).read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, prequantized, quanto, rtn, torchao
+from harness.methods import (
+    autoawq,
+    autogptq,
+    autoround,
+    awq,
+    bnb,
+    fake,
+    gguf,
+    gptq,
+    hqq,
+    inc,
+    llmcompressor,
+    native,
+    prequantized,
+    quanto,
+    rtn,
+    torchao,
+)
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -20,6 +37,10 @@ METHODS: dict[str, Method] = {
     "torchao": torchao.METHOD,
     "quanto": quanto.METHOD,
     "gguf": gguf.METHOD,
+    "inc": inc.METHOD,
+    "autogptq": autogptq.METHOD,
+    "autoawq": autoawq.METHOD,
+    "llmcompressor": llmcompressor.METHOD,
     "prequantized": prequantized.METHOD,
 }
 

@@ -135,6 +135,7 @@ class Method:
     kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned
     calibrated: bool = False  # takes calibration rows
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
+    loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them
     requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's
     extra: str | None = None  # our extra that brings them into the main environment
     modules: tuple[str, ...] = ()  # importable names that must be there

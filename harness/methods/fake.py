@@ -1,7 +1,8 @@
 """A method whose options script what happens, so that crashes, hangs, kills and garbage are tested exactly and in seconds.
 
 `fake` runs in the main environment; `fake-elsewhere` needs another version of a small package than that one has, so it gets an
-environment of its own, and `fake-unbuildable` asks for a version that no index has.
+environment of its own, `fake-split` quantizes in another and is loaded in the main one, and `fake-unbuildable` asks for what no
+index has.
 
 They are in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets them. Their "artifact" is
 their options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
@@ -146,4 +147,12 @@ UNBUILDABLE = replace(
     requirements=("six==0.0.0",),
 )
 
-METHODS = {method.name: method for method in (METHOD, ELSEWHERE, UNBUILDABLE)}
+SPLIT = replace(
+    ELSEWHERE,
+    name="fake-split",
+    title="Scripted, quantized in an environment of its own and measured in the main one",
+    environment="apart",
+    loaded_by="fake",
+)
+
+METHODS = {method.name: method for method in (METHOD, ELSEWHERE, UNBUILDABLE, SPLIT)}

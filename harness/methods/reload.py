@@ -135,7 +135,7 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
 
     model, report = AutoModelForCausalLM.from_pretrained(
         str(folder),
-        dtype=dtype,
+        **in_dtype(dtype),
         device_map={"": device},
         use_safetensors=True,
         trust_remote_code=False,
@@ -143,6 +143,13 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
     )
     complete(report, str(folder))
     return model.eval()
+
+
+def in_dtype(dtype: Any) -> dict[str, Any]:
+    """The argument of `from_pretrained` that names the dtype: transformers of environments of their own may call it as of old."""
+    import transformers
+
+    return {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": dtype}
 
 
 def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
@@ -154,7 +161,7 @@ def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
     config.__dict__.pop("quantization_config", None)  # of a checkpoint that is quantized already: these weights are not
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
-    model, report = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
+    model, report = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **in_dtype(dtype))
     complete(report, "the unpacked weights")
     return model.eval()
 

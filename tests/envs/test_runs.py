@@ -148,7 +148,7 @@ def test_what_must_be_built_is_shown_by_plan_methods_and_env_list(suite: Path, t
         (["check", "nothing"], "unknown environment 'nothing'"),
         (["remove", "elsewhere"], "nothing to remove"),
         (["remove"], "--unused"),
-        (["build"], "names: elsewhere, unbuildable"),
+        (["build"], "elsewhere, unbuildable"),
         (["build", "main"], "neither built nor removed here"),
         (["remove", "main"], "neither built nor removed here"),
         (["check", "elsewhere"], "quant-harness env build elsewhere"),
@@ -166,3 +166,15 @@ def test_help_shows_examples(tmp_path: Path) -> None:
         done = call("env", verb, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert f"quant-harness env {verb}" in done.stdout
+
+
+def test_an_artifact_written_in_one_environment_can_be_measured_in_the_main_one(
+    write_suite: WriteSuite, tmp_path: Path, installer: Installer
+) -> None:
+    stored = run(write_suite("{bits: 4}", extra="  fake-split: {bits: 4, package: six}"), tmp_path)
+    records = of(stored, "fake-split")
+    assert {r.status for r in records} == {"ok"}  # quantizing works with the other version alone
+    seen = {r.answer.facts["six"] for r in records if r.question.probe == "fake" and r.answer is not None}
+    assert seen == {machine.packages()["six"]} != {"1.16.0"}
+    (used,) = {r.environment for r in records}
+    assert stored.environments[used]["packages"]["six"] == "1.16.0"

@@ -1,0 +1,103 @@
+"""autoawq: AWQ by AutoAWQ 0.2.9, the library that made it common and is no longer maintained; awq is its successor.
+
+Computes in float16 on a GPU and in float32 on a CPU, and rounds from float16 as it always has. On a CPU its search for scales
+restores the weights after each candidate from what it takes for a copy on the CPU, which there is the weight itself: `_copies`
+hands it a real one, without which every layer would keep the first candidate's scaling. Four bits with zero points in the GEMM
+layout are what it packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.methods import foreign, gptqmodel, rtn
+from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.methods.tensors import undivided
+from harness.spec import Scheme
+
+BITS = (4,)
+_KNOWN = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "mixtral", "gemma", "opt", "bloom", "gpt_neox", "gptj", "falcon", "phi3"}
+)
+
+
+def quantize(request: QuantizeRequest) -> None:
+    import torch
+    from awq import AutoAWQForCausalLM
+    from transformers import AutoTokenizer
+
+    rows, written = [list(row) for row in request.calibration or ()], request.out_dir / "written"
+    group = int(request.scheme.options["group_size"])
+    with foreign.older_source(request) as older, _copies():
+        model = AutoAWQForCausalLM.from_pretrained(
+            str(older.model_dir),
+            torch_dtype=torch.float32 if request.device == "cpu" else torch.float16,
+            device_map=request.device,
+            trust_remote_code=False,
+        )
+        model.quantize(
+            AutoTokenizer.from_pretrained(str(older.model_dir), trust_remote_code=False),
+            quant_config={"zero_point": True, "q_group_size": group, "w_bit": 4, "version": "GEMM"},
+            calib_data=rows,
+            max_calib_samples=len(rows),
+            max_calib_seq_len=max(map(len, rows), default=1),
+            n_parallel_calib_samples=gptqmodel.batch_size(request),
+        )
+        model.save_quantized(str(written))
+        entry = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+        foreign.settle(older, request.model_dir, written, entry)
+
+
+@contextmanager
+def _copies() -> Iterator[None]:
+    """Inside, the library's search for scales restores weights from copies of its own."""
+    from awq.quantize.quantizer import AwqQuantizer
+
+    library = AwqQuantizer._compute_best_scale
+
+    def search(self: Any, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *rest: Any, **named: Any) -> Any:
+        kept = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in kept().items()}
+        try:
+            return library(self, x, w_mean, x_mean, module2inspect, *rest, **named)
+        finally:
+            del module2inspect.state_dict
+
+    AwqQuantizer._compute_best_scale = search
+    try:
+        yield
+    finally:
+        AwqQuantizer._compute_best_scale = library
+
+
+def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
+    return foreign.unsupported(shape, _KNOWN, "AutoAWQ") or reason or gptqmodel.supports(scheme, shape, device)
+
+
+METHOD = Method(
+    name="autoawq",
+    title="AutoAWQ",
+    version="1",
+    bits=BITS,
+    options={"group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point")},
+    engine="transformers",
+    kernel_cpu=gptqmodel.kernel_cpu(BITS),
+    kernel_cuda={4: "real"},
+    quantize=quantize,
+    load=gptqmodel.load,
+    supports=supports,
+    bits_per_weight=rtn.bits_per_weight,
+    ledger=gptqmodel.ledger,
+    kernels=gptqmodel.kernels,
+    calibrated=True,
+    environment=foreign.ENVIRONMENT,
+    requirements=foreign.REQUIREMENTS,
+    loaded_by="awq",
+    modules=("torch", "transformers", "awq"),
+    preload=gptqmodel.PRELOAD,
+    summary="the original AWQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
+    source="Lin et al. 2023, arXiv:2306.00978; github.com/casper-hansen/AutoAWQ",
+)

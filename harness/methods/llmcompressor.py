@@ -1,0 +1,216 @@
+"""llmcompressor: vLLM's quantization toolkit, in an environment of its own (it pins an older transformers).
+
+Writes compressed-tensors checkpoints, the format that vLLM serves with fast kernels on CUDA. Transformers, which runs the cells
+here, decompresses every layer to 16 bits at the first forward, on every device: the accuracy is that of the scheme, memory and
+speed are not, so every cell is simulated and shows neither.
+
+`activations: 8` rounds the inputs of every linear layer to eight bits per token while the model runs (the library does it in
+floating point); `smooth` moves their outliers into the weights first (Xiao et al., SmoothQuant, 2023). That is the default at 8
+bits, W8A8. `type: float` is FP8 (e4m3), `nv` and `mx` are the FP4 formats NVFP4 and MXFP4 with 16-bit activations, which need a
+GPU of the newest kind for anything but this simulation.
+
+Reload check: weight-only artifacts are unpacked by compressed.py and run in float32; where activations are rounded, the
+library's model in memory is the reference, because that rounding is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.methods import compressed, reload, tensors
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Shape
+from harness.methods.gptqmodel import batch_size
+from harness.spec import Scheme
+
+BITS = (8.0, 4.0, 3.0, 2.0)
+TYPES = ("int", "float", "nv", "mx")
+_PRESETS = {"float": "FP8_DYNAMIC", "nv": "NVFP4A16", "mx": "MXFP4A16"}
+_BITS_OF = {"float": 8.0, "nv": 4.0, "mx": 4.0}
+_GROUP_OF = {"float": -1, "nv": 16, "mx": 32}
+
+
+def quantize(request: QuantizeRequest) -> None:
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoTokenizer
+
+    from harness.scoring.widened import products
+
+    options, rows = request.scheme.options, [list(row) for row in request.calibration or ()]
+    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    needed = options["algorithm"] != "rtn" or float(options["smooth"]) > 0
+    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}) if needed else None
+    with _unpinned(request.device), products(torch.device(request.device), torch.bfloat16):
+        oneshot(
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
+            recipe=_recipe(request.scheme),
+            dataset=data,
+            num_calibration_samples=len(rows),
+            max_seq_length=max(map(len, rows), default=1),
+            batch_size=batch_size(request),
+            shuffle_calibration_samples=False,
+        )
+    model.eval()
+    rounded = _rounds_activations(request.scheme)
+    if rounded:
+        positions = reload.rows_for(int(model.config.vocab_size), request.calibration)
+        reload.write(model, positions, request.out_dir, by="the quantizing library's model in memory")
+    model.save_pretrained(str(request.out_dir), save_compressed=True)
+    if not rounded:
+        wide = reload.reference_dtype(sum(p.numel() for p in model.parameters()))
+        del model
+        state = compressed.dequantize(request.out_dir, int(request.scheme.bits), wide)
+        reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
+
+
+def _rounds_activations(scheme: Scheme) -> bool:
+    return scheme.options["type"] == "float" or int(scheme.options["activations"]) < 16
+
+
+def _recipe(scheme: Scheme) -> list[Any]:
+    """The library's modifiers of a scheme, in the order they run."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    options, kind = scheme.options, str(scheme.options["type"])
+    what: dict[str, Any] = {"targets": ["Linear"], "ignore": ["lm_head"]}
+    if kind == "int":
+        group = int(options["group_size"])
+        weights: dict[str, Any] = {
+            "num_bits": int(scheme.bits),
+            "type": "int",
+            "symmetric": bool(options["sym"]),
+            "dynamic": False,
+        }
+        weights |= {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        group_0: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+        if int(options["activations"]) < 16:
+            group_0["input_activations"] = inputs
+        what = {"ignore": ["lm_head"], "config_groups": {"group_0": group_0}}
+    else:
+        what["scheme"] = _PRESETS[kind]
+    first: list[Any] = []
+    if float(options["smooth"]) > 0:
+        first.append(SmoothQuantModifier(smoothing_strength=float(options["smooth"])))
+    if options["algorithm"] == "awq":
+        first.append(AWQModifier())
+    return [*first, (GPTQModifier if options["algorithm"] == "gptq" else QuantizationModifier)(**what)]
+
+
+@contextmanager
+def _unpinned(device: str) -> Iterator[None]:
+    """Inside, the library does not pin memory on a machine without an accelerator, where its AWQ would stop at that."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    library = IntermediatesCache.pin_memory
+    if device == "cpu":
+        IntermediatesCache.pin_memory = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        IntermediatesCache.pin_memory = library
+
+
+def load(request: LoadRequest) -> Any:
+    """The artifact through transformers, brought to where it stays: layers are decompressed at the first forward."""
+    import torch
+
+    model = reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+    with torch.inference_mode():
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=request.device), use_cache=False)
+    return model
+
+
+def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    options, kind = scheme.options, str(scheme.options["type"])
+    group, smooth = int(options["group_size"]), float(options["smooth"])
+    if shape is not None and "quantization_config" in shape.config:
+        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if not 0 <= smooth <= 1:
+        return f"smooth: {smooth:g} is no strength; write a number from 0 (off) to 1"
+    if smooth and not _rounds_activations(scheme):
+        return "smooth belongs to rounded activations; write smooth: 0, or activations: 8"
+    if kind != "int":
+        if scheme.bits != _BITS_OF[kind]:
+            return f"type {kind} is a format of {_BITS_OF[kind]:g} bits; write bits: {_BITS_OF[kind]:g}, or leave type out"
+        if options["algorithm"] != "rtn":
+            return f"type {kind} is offered with algorithm: rtn only; write that"
+        if not options["sym"]:
+            return f"type {kind} has no zero points; leave sym out"
+        if group != _GROUP_OF[kind]:
+            return f"type {kind} has groups of its own; write group_size: {_GROUP_OF[kind]}"
+        if int(options["activations"]) != (8 if kind == "float" else 16):
+            return f"type {kind} settles how activations are rounded; leave activations out"
+        return tensors.undivided(shape, columns=max(group, 1))
+    if int(options["activations"]) < 16 and not options["sym"] and scheme.bits == 8:
+        return "eight bits with rounded activations are symmetric; leave sym out"
+    if options["algorithm"] == "awq" and group < 0:
+        return "awq is offered in groups; write group_size: 32, 64 or 128"
+    reason = tensors.undivided(shape, columns=group) if group > 0 else None
+    return f"{reason}; choose a smaller group_size" if reason else None
+
+
+def bits_per_weight(scheme: Scheme) -> float:
+    """Codes, a 16-bit scale per group and, unless symmetric, a zero point of `bits`; NVFP4 has a byte per 16 weights, MXFP4 one
+    per 32. One scale per row (16 / columns) is left out."""
+    kind, group = str(scheme.options["type"]), int(scheme.options["group_size"])
+    if kind != "int":
+        return {"float": 8.0, "nv": 4.5, "mx": 4.25}[kind]
+    extra = 16 + (0 if scheme.options["sym"] else scheme.bits)
+    return scheme.bits + (extra / group if group > 0 else 0)
+
+
+_SIMULATED: dict[float, Kernel] = dict.fromkeys(BITS, "simulated")
+
+METHOD = Method(
+    name="llmcompressor",
+    title="LLM Compressor",
+    version="1",
+    bits=BITS,
+    options={
+        "type": Option(
+            default="int", choices=TYPES, help="int; float = FP8 weights and activations (8 bits); nv, mx = NVFP4, MXFP4 (4 bits)"
+        ),
+        "algorithm": Option(
+            default="gptq", defaults={8.0: "rtn"}, choices=("rtn", "gptq", "awq"), help="how the weights are rounded"
+        ),
+        "group_size": Option(
+            default=128,
+            defaults={8.0: -1},
+            choices=(-1, 16, 32, 64, 128),
+            help="weights that share one scale; -1 = an output channel",
+        ),
+        "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
+        "activations": Option(
+            default=16, defaults={8.0: 8}, choices=(16, 8), help="bits of the inputs of each layer; 8 = rounded per token"
+        ),
+        "smooth": Option(
+            default=0.0,
+            defaults={8.0: 0.5},
+            types=(float, int),
+            help="SmoothQuant's strength: how far outliers of activations move into the weights; 0 = off",
+        ),
+    },
+    engine="transformers",
+    kernel_cpu=_SIMULATED,
+    kernel_cuda=_SIMULATED,
+    quantize=quantize,
+    load=load,
+    supports=supports,
+    bits_per_weight=bits_per_weight,
+    ledger=compressed.ledger,
+    kernels=compressed.kernels,
+    calibrated=True,
+    environment="llmcompressor",
+    requirements=("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0", "lm-eval==0.4.13"),
+    modules=("torch", "transformers", "llmcompressor", "compressed_tensors"),
+    summary="SmoothQuant W8A8, W4A16 to W2A16, FP8, NVFP4, MXFP4 as vLLM reads them; simulated here",
+    source="github.com/vllm-project/llm-compressor",
+)
