@@ -216,7 +216,7 @@ def methods(
         table.add_column(column, no_wrap=column == "method")
     for method in METHODS.values():
         kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
-        state = here[method.name].install or "ready"
+        state = here[method.name].install or here[method.name].state
         table.add_row(method.name, method.title, *kernels, method.engine, method.environment, state)
     out.print(table)
     out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, prequantized, quanto, rtn, torchao
+from harness.methods import (
+    autoround,
+    awq,
+    bnb,
+    endpoint,
+    fake,
+    gguf,
+    gguf_given,
+    gptq,
+    hqq,
+    native,
+    prequantized,
+    quanto,
+    rtn,
+    torchao,
+)
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -21,6 +36,8 @@ METHODS: dict[str, Method] = {
     "quanto": quanto.METHOD,
     "gguf": gguf.METHOD,
     "prequantized": prequantized.METHOD,
+    "gguf_file": gguf_given.METHOD,
+    "endpoint": endpoint.METHOD,
 }
 
 if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted methods of the tests; see fake.py

@@ -522,5 +522,6 @@ PROBE = Probe(
     simulated=False,
     questions=questions,
     measure=measure,
+    served=False,
     preload=("harness.engines.transformers",),
 )
