@@ -83,6 +83,8 @@ class Served(_Running):
     """`by_ids`: takes prompts as token ids. `adds_bos`: puts BOS before text. `echoes`: gives log-probabilities of prompts.
     `names_ids`: names tokens by id where asked to, as vLLM does. `counts`: gives `usage`. `token`: who asks must show it.
     `busy`: this many requests are turned away first. `shifts`: a server whose log-probabilities depend on what comes after.
+    `late`: one that says of each token how likely it is after itself, as llama-cpp-python does without BOS.
+    `penalizes`: what was said before becomes unlikely, unless asked not to.
     `strict`: unknown fields are refused. `breaks_off`: streams end after this many pieces."""
 
     def __init__(self, model: Any, tokenizer: Any, **kind: Any) -> None:
@@ -91,6 +93,7 @@ class Served(_Running):
         self.echoes, self.names_ids, self.counts = kind.pop("echoes", True), kind.pop("names_ids", True), kind.pop("counts", True)
         self.token, self.busy, self.shifts = kind.pop("token", ""), kind.pop("busy", 0), kind.pop("shifts", 0.0)
         self.strict, self.breaks_off = kind.pop("strict", False), kind.pop("breaks_off", None)
+        self.late, self.penalizes = kind.pop("late", False), kind.pop("penalizes", False)
         self.misreads, self.pause = kind.pop("misreads", 0), kind.pop("pause", 0.0)
         assert not kind, kind
         self.asked: list[dict[str, Any]] = []
@@ -122,8 +125,8 @@ class Served(_Running):
                 http.reply({"error": {"message": "too many requests"}}, 429, {"Retry-After": "0"})
             elif http.path != "/v1/completions" or body["model"] != NAME:
                 http.reply({"detail": "Not Found"}, 404)
-            elif self.strict and "ignore_eos" in body:
-                http.reply({"error": {"message": "ignore_eos: extra fields not permitted"}}, 400)
+            elif self.strict and set(body) & {"ignore_eos", "repeat_penalty", "repetition_penalty"}:
+                http.reply({"error": {"message": "extra fields not permitted"}}, 400)
             elif not isinstance(body["prompt"], str) and not self.by_ids:
                 http.reply({"error": {"message": "prompt: Input should be a valid string"}}, 422)
             else:
@@ -161,7 +164,10 @@ class Served(_Running):
         pieces: list[tuple[str, int]] = []
         before = ""
         while len(new) < body["max_tokens"]:
-            token = int(self._forward([*ids, *new])[-1].argmax())
+            scores = self._forward([*ids, *new])[-1].clone()
+            if self.penalizes and body.get("repeat_penalty") != 1:
+                scores[[*ids, *new]] -= 100.0
+            token = int(scores.argmax())
             if token == self.tokenizer.eos_token_id and not body.get("ignore_eos"):
                 break
             new.append(token)
@@ -195,7 +201,7 @@ class Served(_Running):
         values: list[Any] = [None]
         tops: list[Any] = [None]
         for place in range(1, len(ids)):
-            row = scores[place - 1]
+            row = scores[place if self.late else place - 1]
             best = int(row.argmax())
             values.append(float(row[ids[place]]) - self.shifts * (len(ids) - place))
             # the mapping is from texts: distinct tokens of one text would hide each other, so the larger value stays

@@ -6,12 +6,13 @@ What a server can answer is found out by asking (canaries) before anything is me
 - **prompts** go as token ids where the server takes them and counts as many; else as text, whose tokens are counted and
   compared by the server's own count;
 - **log-likelihoods** (`echo`, `logprobs` of /completions) are used only where log-probabilities of the prompt come back, for
-  these very tokens (by id where the server gives ids, else piece by piece), in the right order of size, and the same for a
-  prompt and for its beginning;
+  these very tokens (by id where the server gives ids, else piece by piece); where a token's does not change with what comes
+  after it; and where the distribution at a place does not change with the token that stands there. A server exists that fails
+  the last of these (llama-cpp-python 0.3.36 for models without BOS is one token late) and looks right otherwise;
 - **divergence** needs the whole distribution at each position. Servers give the few largest; what is left out is not guessed.
 
-A server's sampling defaults are overridden (temperature 0); penalties that its own generation configuration sets cannot be
-seen from here. See docs/endpoint.md.
+A server's sampling defaults are overridden (temperature 0, no penalties) as far as it takes the fields; what it does in spite of
+them cannot be seen from here. See docs/endpoint.md.
 """
 
 from __future__ import annotations
@@ -51,17 +52,19 @@ PARTIAL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One prompt's scores: `logprob` in nats float64 [T], NaN where the server says none; `greedy` bool [T]: no other token is
-    more likely. Entry 0 has no meaning."""
+    """One prompt's scores: `logprob` in nats float64 [T], NaN where the server says none; `best` that of the most likely token;
+    `greedy` bool [T]: no other token is more likely. Entry 0 has no meaning."""
 
     logprob: NDArray[np.float64]
+    best: NDArray[np.float64]
     greedy: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streamed:
-    """One timed request in seconds since it was sent: the first piece of text and the end. `new` tokens as the server counts
-    them (None: it does not), `pieces` of text, `prompt` tokens as counted, why it `finished`."""
+    """One timed request in seconds since it was sent: the first piece of text and the answer's end. `new` tokens as the server
+    counts them (None: it does not), `pieces` of text, `prompt` tokens as counted, why it `finished`. A first token that is only
+    a part of a character shows with the next one."""
 
     first_seconds: float
     last_seconds: float
@@ -192,8 +195,10 @@ class Endpoint:
     def _no_scores(self) -> str | None:
         """Why log-probabilities of prompts cannot be had, or None: see the module's promises."""
         ids: list[int] = self._tokenizer(SAMPLE)["input_ids"]
+        cut = len(ids) * 2 // 3
         try:
-            whole, start = self._scores(ids), self._scores(ids[: len(ids) * 2 // 3])
+            whole, start = self._scores(ids), self._scores(ids[:cut])
+            others = [self._scores([*ids[:cut], other]).best[cut] for other in self._others(ids, cut)]
         except (_NotTheseTokens, Unsupported) as reason:
             return f"no log-probabilities of prompts: {reason}"
         except Refused as refusal:
@@ -204,7 +209,27 @@ class Endpoint:
                 f"no log-probabilities of prompts that can be used: a token's differs by {float(np.nanmax(same)):.2g} nats "
                 "with what comes after it"
             )
+        if not others:
+            return "no log-probabilities of prompts: no prompts were found to try them on (this tokenizer joins all words)"
+        spread = np.abs(np.array(others) - whole.best[cut])
+        if np.isfinite(spread).any() and float(np.nanmax(spread)) > AGREEMENT_NATS:
+            return (
+                "no log-probabilities of prompts that can be used: the distribution at a place changes with the token that "
+                f"stands there (by {float(np.nanmax(spread)):.2g} nats), so they are those of another place, as "
+                "llama-cpp-python gives them for models without BOS"
+            )
         return None
+
+    def _others(self, ids: Sequence[int], cut: int) -> list[int]:
+        """Up to four tokens that may stand in the place of ids[cut], so that the text of it all is read as these tokens."""
+        found: list[int] = []
+        for token in dict.fromkeys(ids):
+            if token in (ids[cut], *self._tokenizer.all_special_ids):
+                continue
+            text = self._tokenizer.decode([*ids[:cut], token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if list(self._tokenizer(text)["input_ids"]) == [*ids[:cut], token]:
+                found.append(token)
+        return found[:4]
 
     def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
         """Why this server cannot answer `windows` or give `distributions`; None where it can."""
@@ -289,7 +314,7 @@ class Endpoint:
             if choice.get("text"):
                 pieces += 1
                 first = first or when
-                last = when
+            last = when if choice else last  # the last tokens may have no text of their own
             finished = str(choice.get("finish_reason") or finished)[:40]
         if not finished:
             raise ServerTrouble(f"server {self.client.url}: its stream ended before the answer did", "error")
@@ -298,6 +323,20 @@ class Endpoint:
         count = [usage.get(name) for name in ("completion_tokens", "prompt_tokens")]
         new, asked = (n if isinstance(n, int) and not isinstance(n, bool) and 0 < n < 10**7 else None for n in count)
         return Streamed(first_seconds=first, last_seconds=last, pieces=pieces, new=new, prompt=asked, finished=finished)
+
+    @cached_property
+    def greedy(self) -> dict[str, Json]:
+        """Temperature 0 and no penalties, in all dialects that the server takes: llama-cpp-python penalizes what it has said
+        before (1.1) unless told not to, greedy or not."""
+        plain: dict[str, Json] = {"temperature": 0, "presence_penalty": 0, "frequency_penalty": 0}
+        for dialects in (("repeat_penalty", "repetition_penalty"), ("repetition_penalty",), ("repeat_penalty",)):
+            body = {**plain, **dict.fromkeys(dialects, 1.0)}
+            try:
+                self.complete({"prompt": SAMPLE, "max_tokens": 1, **body})
+            except Refused:
+                continue
+            return body
+        return plain
 
     @cached_property
     def ignores_eos(self) -> bool:
@@ -403,6 +442,7 @@ def _other_tokens(tokens: Sequence[Json], ids: Sequence[int], tokenizer: Any) ->
 def _aligned(values: Sequence[Json], tops: Sequence[Json], length: int, skipped: int) -> Scored:
     """Scores by place in the prompt; `skipped` = tokens at the front that the server does not list."""
     logprob = np.full(length, np.nan)
+    highest = np.full(length, np.nan)
     greedy = np.zeros(length, bool)
     for place in range(max(1, skipped), length):
         value, top = values[place - skipped], tops[place - skipped]
@@ -417,9 +457,9 @@ def _aligned(values: Sequence[Json], tops: Sequence[Json], length: int, skipped:
         best = max(float(v) for v in top.values())
         if value > best + AGREEMENT_NATS:
             raise _NotTheseTokens(f"token {place} is more likely than the most likely token")
-        logprob[place] = min(float(value), 0.0)
+        logprob[place], highest[place] = min(float(value), 0.0), min(best, 0.0)
         greedy[place] = value >= best
-    return Scored(logprob=logprob, greedy=greedy)
+    return Scored(logprob=logprob, best=highest, greedy=greedy)
 
 
 # ---------------------------------------------------------------------- load on a server
@@ -444,7 +484,7 @@ def run_load(server: Endpoint, *, clients: int, requests: int, prompt: int, new:
     """`clients` threads, each sending its next request once its last is answered, until `requests` were sent or the budget is
     spent; what was sent is waited for."""
     prompts = [server.timed_prompt(prompt, seed * 1_000_003 + number) for number in range(requests)]
-    server.ignores_eos  # noqa: B018  (asked before the clock starts)
+    _ = server.ignores_eos, server.greedy  # asked before the clock starts
     rows: list[Streamed] = []
     failures: list[str] = []
     began = time.perf_counter()

@@ -119,7 +119,8 @@ def measure(session: Session, question: Question) -> Answer:
 
     shape = {key: int(question.options[key]) for key in ("prompt", "new", "batch")}
     asked = {"prompt_tokens": shape["prompt"], "new_tokens": shape["new"], "batch": shape["batch"], "seed": session.seed}
-    if METHODS[session.cell.scheme.method].served:
+    method = METHODS.get(session.cell.scheme.method)
+    if method is not None and method.served:
         return _server(session, asked)
     phases.require()
     rehearsal = rehearse(session)

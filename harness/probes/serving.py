@@ -2,10 +2,10 @@
 
 Each client sends its next request once its last is answered (a closed loop). Every request is streamed, greedy, and asks for the
 same number of new tokens after a prompt of random tokens that no earlier request had, so that a cache of prefixes helps nobody.
-Times run from sending the request on an open connection to the first piece of text, and to the last: they hold the server's
-queue, its tokenizer and HTTP, which those of the probe `latency` do not, so they are other metrics under other names. Tokens are
-the server's own count (`usage`); where it does not count, there is no time per token and no throughput, because pieces of text
-are no tokens.
+Times run from sending the request on an open connection to the first piece of text, and to the answer's end: they hold the
+server's queue, its tokenizer and HTTP, which those of the probe `latency` do not, so they are other metrics under other names.
+Tokens are the server's own count (`usage`); where it does not count, there is no time per token and no throughput, because
+pieces of text are no tokens.
 
 Intervals are binomial order-statistic intervals of the median (see latency.py). Requests of one run share the server, so they
 are not independent, and the intervals say how the middle of this run is known, not how the next run will be.
@@ -39,7 +39,7 @@ TPOT = Metric(
     title="Time per output token, served",
     unit="s",
     better="lower",
-    definition="(last streamed text - first) / (new tokens - 1), median over requests",
+    definition="(end of the answer - first streamed text) / (new tokens - 1), median over requests",
     scale="log",
     description="As one client sees it while the others are served too.",
 )

@@ -137,7 +137,7 @@ class EndpointLM(FastLM):
         return answers
 
     def _generated(self, ids: list[int], most: int, stops: list[str]) -> str:
-        body = {"prompt": self.server.prompt(ids), "max_tokens": most, "temperature": 0, **({"stop": stops} if stops else {})}
+        body = {"prompt": self.server.prompt(ids), "max_tokens": most, **self.server.greedy, **({"stop": stops} if stops else {})}
         choice, usage = self.server.complete(body)
         self.server.counted(ids, usage)
         self.uncounted += "prompt_tokens" not in usage
@@ -152,6 +152,7 @@ class EndpointLM(FastLM):
         return {
             "engine": "endpoint",
             "prompts": self.server.prompts.note,
+            "greedy": self.server.greedy,
             "requests": self.requests,
             "asked_tokens": self.asked_tokens,
             "prompts_not_counted_by_the_server": self.uncounted,
