@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from harness.spec import FailureKind
+if TYPE_CHECKING:
+    from harness.spec import FailureKind
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
