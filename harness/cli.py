@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness import __version__, cli_env
@@ -216,7 +217,7 @@ def methods(
         table.add_column(column, no_wrap=column == "method")
     for method in METHODS.values():
         kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
-        state = here[method.name].install or "ready"
+        state = escape(here[method.name].install or here[method.name].state)  # "[gguf]" is no markup
         table.add_row(method.name, method.title, *kernels, method.engine, method.environment, state)
     out.print(table)
     out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")

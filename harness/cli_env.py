@@ -67,6 +67,8 @@ def here() -> dict[str, Here]:
         elif method.environment != envs.MAIN and status.state != "ready" and not status.unwell:
             install = f"quant-harness env build {method.environment}"
             found[method.name] = Here(state=f"environment {method.environment} is {status.state}", install=install)
+        elif method.served:
+            found[method.name] = Here(state="needs a server", install=None)
         else:
             found[method.name] = Here(state="ready", install=None)
     return found

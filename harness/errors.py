@@ -10,7 +10,8 @@
     |   `-- NewerSchema          written by a newer quant-harness: refused with advice
     |-- Unsupported              a square of the matrix that cannot exist here (typed failure `unsupported`)
     |-- BadReload                an artifact that loads without an error and answers garbage
-    `-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
+    |-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
+    `-- ServerTrouble            a server that cannot be reached or does not answer as it should; carries its failure's kind
 
 A message says what is wrong, where, the likely cause, and the command or edit that fixes it. Anything else that
 escapes is our bug: exit code 3 with a traceback.
@@ -20,6 +21,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.spec import FailureKind
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
@@ -77,3 +82,11 @@ class BadReload(HarnessError):
 
 class Nonfinite(HarnessError):
     """The artifact answers NaN or infinity where a number was needed; becomes a typed failure."""
+
+
+class ServerTrouble(HarnessError):
+    """A server that somebody else runs cannot be reached, refuses, or answers nonsense; becomes a typed failure of `kind`."""
+
+    def __init__(self, message: str, kind: FailureKind) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind

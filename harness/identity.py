@@ -126,6 +126,7 @@ class Inputs:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
         if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
             identity["checkpoint_digest"] = self.weights[self.source(cell)]
+        identity["options"].pop("token_env", None)  # how one may ask is no part of what is asked
         return identity
 
     def _device(self) -> str:

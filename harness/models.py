@@ -18,6 +18,7 @@ from pathlib import Path
 
 from harness import fill, reference
 from harness.errors import BadInput, UnknownName
+from harness.methods import gguf_file, gguf_given
 from harness.methods import tensors as headers
 from harness.methods.base import Layer, Shape
 from harness.spec import Json, Model, digest
@@ -66,12 +67,21 @@ def _shaped(wish: str, name: Json, base: Path) -> Model:
     return Model(name=f"{label} (random weights)", path=str(path), random=True)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
+    return path.suffix.lower() == ".gguf"
+
+
 def check_folder(folder: Path, name: str) -> None:
-    """BadInput unless the folder holds a checkpoint that may be loaded."""
-    if folder.suffix == ".gguf" or (folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf"))):
+    """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
+    if is_gguf(folder):
+        if not folder.is_file():
+            raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
+        return
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf")):
         raise BadInput(
-            f"model {name!r}: {folder} is GGUF, which holds a model that is quantized already; give the checkpoint in "
-            "safetensors that it was made of, and quantize it to this format here"
+            f"model {name!r}: {folder} holds GGUF files; give one of them as `path`, and with `of` the checkpoint in "
+            "safetensors that it was made of"
         )
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
@@ -173,6 +183,8 @@ def shape(source: Model) -> Shape | None:
 
 def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> Shape:
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
+    if is_gguf(folder):
+        return gguf_given.shape_of(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -185,6 +197,8 @@ def stored_bytes(source: Model) -> int | None:
     folder = locate(source)
     if folder is None:
         return None
+    if is_gguf(folder):
+        return sum(tensor.bytes for tensor in gguf_file.header(folder).tensors)
     return sum(tensor.bits for path in headers.weight_files(folder) for tensor in headers.header(path)) // 8
 
 
@@ -207,12 +221,12 @@ def weights_digest(folder: Path, memo: Path) -> str:
         except (ValueError, TypeError):
             known = {}
     parts: dict[str, str] = {}
-    for path in sorted(_identity_files(folder)):
+    for path in [folder] if is_gguf(folder) else sorted(_identity_files(folder)):
         info = path.stat()
         stamp = f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}"
         if stamp not in known:
             known[stamp] = _sha256(path)
-        parts[path.name] = known[stamp]
+        parts["" if path == folder else path.name] = known[stamp]  # a GGUF file is the same under any name
     memo.parent.mkdir(parents=True, exist_ok=True)
     draft = memo.with_name(f".{memo.name}.{os.getpid()}")
     draft.write_text(json.dumps(known))

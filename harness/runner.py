@@ -514,7 +514,10 @@ def _whole(artifact: Path, model_dir: Path) -> bool:
     """Whether an artifact is complete, and its links, if any, lead to this model's files: a checkpoint may have moved."""
     if not (artifact / MANIFEST).is_file():
         return False
-    return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in artifact.iterdir() if p.is_symlink())
+    links = [p for p in artifact.iterdir() if p.is_symlink()]
+    if models.is_gguf(model_dir):  # a model in one file
+        return all(p.resolve() == model_dir.resolve() and p.exists() for p in links)
+    return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in links)
 
 
 def _same_context(folder: Path, context: str) -> Path | None:
@@ -536,7 +539,7 @@ def _check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    made = [p for p in plan.cells if not (METHODS[(m := p.cell.scheme.method)].native or METHODS[m].prequantized)]
+    made = [p for p in plan.cells if not ((m := METHODS[p.cell.scheme.method]).native or m.prequantized or m.served)]
     need = sum(p.estimated_bytes or 0 for p in made)
     have = machine.free_disk_bytes(cache)
     if need > have:

@@ -20,7 +20,7 @@ from harness import corpora, models, reference
 from harness.corpora import Corpus
 from harness.errors import BadInput, UnknownName
 from harness.errors import Unsupported as Refused
-from harness.methods import METHODS, prequantized
+from harness.methods import METHODS, endpoint, prequantized
 from harness.methods.base import Method, Shape, resolve_options
 from harness.probes import PROBES, sequential
 from harness.probes.base import Wishes
@@ -30,7 +30,7 @@ _PACKAGED = Path(__file__).parent / "suites"
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "suites"
 """Suites that come with the package (or lie beside it in a checkout); `quant-harness run quick` finds them by name."""
 
-DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency")
+DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency", "serving")
 
 
 _DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
@@ -103,6 +103,17 @@ class Memory(_Strict):
     batch: int = Field(default=1, ge=1)
 
 
+class Serving(_Strict):
+    """How running servers are loaded: so many clients at once, each asking `prompt` + `new` tokens again and again, until
+    `requests` are answered or `budget` seconds are spent, for each number of clients."""
+
+    concurrency: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default=[1, 2, 4, 8], min_length=1)
+    prompt: int = Field(default=128, ge=1)
+    new: int = Field(default=64, ge=2)
+    requests: int = Field(default=24, ge=1)
+    budget: float = Field(default=60.0, gt=0)
+
+
 class Suite(_Strict):
     """A matrix and what to measure, as written by a person. Lists inside a method's options multiply."""
 
@@ -124,6 +135,7 @@ class Suite(_Strict):
     beta: Annotated[float, AfterValidator(_error_rate)] = 0.05
     latency: Latency = Latency()
     memory: Memory = Memory()
+    serving: Serving = Serving()
     probes: list[str] = list(DEFAULT_PROBES)
     device: str = Field(default="auto", pattern=_DEVICE)
     seed: int = 0
@@ -247,6 +259,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     folders = {str(t["name"]): str(t["folder"]) for t in wishes.tasks if t["folder"]}
     questions = tuple(q for name in suite.probes for q in PROBES[name].questions(wishes))
     schemes, calibrations = _schemes(suite, base, where)
+    _served_models(schemes, [m.name for m in sources if m.name not in origin], where)
     known_shapes = {m.name: shapes[m.name] if shapes is not None else models.shape(m) for m in sources}
     given = [m for m in sources if (s := known_shapes[m.name]) is not None and prequantized.entry(s.config) is not None]
     if suite.baseline not in {s.label for s in schemes} and len(given) < len(sources):
@@ -261,6 +274,11 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
                 f"{where('models')}: {source.name!r} is given as a quantization of {origin[source.name].name!r}, but "
                 + ("it is not here yet: fetch it first" if known is None else "its config.json names no quantization")
             )
+        if source.path is not None and models.is_gguf(Path(source.path)) and source.name not in origin:
+            raise BadInput(
+                f"{where('models')}: {source.name!r} is a GGUF file, which is asked with the tokenizer of the model that it was "
+                "made of: give that one as a model too, and name it here with `of`"
+            )
         if source in given:
             square = _prequantized(suite, source, known, origin.get(source.name), questions)
             if isinstance(square, PlannedCell) and not _matches(square.cell, suite.exclude):
@@ -270,23 +288,27 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
             if source.name in origin:
                 continue
         for scheme in sorted(schemes, key=lambda s: s.label != suite.baseline):  # the baseline first: others need its answers
-            cell = Cell(model=source, scheme=scheme)
-            if _matches(cell, suite.exclude):
+            cell, method = Cell(model=source, scheme=scheme), METHODS[scheme.method]
+            if _matches(cell, suite.exclude) or (method.served and scheme.options["of"] not in ("", source.name)):
                 continue
-            reason = _reason(METHODS[scheme.method], scheme, known, device)
+            reason = _reason(method, scheme, known, device)
             if reason is not None:
                 unsupported.append(Unsupported(cell=cell, reason=reason))
                 continue
             baseline = scheme.label == suite.baseline
-            asked = [q for q in questions if not (source.random and PROBES[q.probe].needs_weights)]
-            bpw = METHODS[scheme.method].bits_per_weight(scheme)
+            asked = [
+                q
+                for q in questions
+                if not (source.random and PROBES[q.probe].needs_weights) and PROBES[q.probe].served in (None, method.served)
+            ]
+            bpw = method.bits_per_weight(scheme)
             cells.append(
                 PlannedCell(
                     cell=cell,
                     questions=tuple(sequential.whole(q) if baseline else q for q in asked),
                     baseline=baseline,
                     estimated_bpw=bpw,
-                    estimated_bytes=None if known is None else estimated_bytes(known, bpw, METHODS[scheme.method]),
+                    estimated_bytes=None if known is None or method.served else estimated_bytes(known, bpw, method),
                 )
             )
     for source in sources:
@@ -327,11 +349,24 @@ def _sources(suite: Suite, base: Path, where: Any) -> tuple[list[Model], dict[st
     return sorted(sources, key=lambda m: m.name in origin), origin
 
 
+def _served_models(schemes: Sequence[Scheme], names: Sequence[str], where: Any) -> None:
+    """Every server's cell belongs to one model of the suite: whose tokenizer it is asked with."""
+    for scheme in schemes:
+        if not METHODS[scheme.method].served:
+            continue
+        of, place = str(scheme.options["of"]), where("methods", scheme.method)
+        if of and of not in names:
+            raise UnknownName("model (of)", of, names, place)
+        if not of and len(names) > 1:
+            raise BadInput(f"{place}: the suite has several models; say which one {scheme.label!r} serves: of: {names[0]}")
+
+
 def _prequantized(
     suite: Suite, source: Model, shape: Shape | None, of: Model | None, questions: Sequence[Question]
 ) -> PlannedCell | Unsupported:
     """The one square of a model that is quantized already: a cell of the model it was made of, or, alone, its own baseline."""
     config = {} if shape is None else shape.config
+    asked = [q for q in questions if PROBES[q.probe].served is not True and q.probe != "quantize"]  # nobody quantizes it here
     try:
         scheme = prequantized.scheme(config, None if of is None else source.name)
     except Refused as error:
@@ -339,7 +374,7 @@ def _prequantized(
         return Unsupported(cell=Cell(model=of or source, scheme=Scheme(method=name, bits=0, label=name)), reason=str(error))
     return PlannedCell(
         cell=Cell(model=of or source, scheme=scheme),
-        questions=tuple(q for q in questions if q.probe != "quantize"),  # nobody quantizes it here
+        questions=tuple(asked),
         baseline=of is None,
         estimated_bpw=METHODS[scheme.method].bits_per_weight(scheme),
         estimated_bytes=models.stored_bytes(source),
@@ -354,6 +389,8 @@ def estimated_bytes(shape: Shape, bpw: float, method: Method) -> int:
 
 
 def _reason(method: Method, scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    if method.served:  # its bits are what its operator says
+        return method.supports(scheme, shape, device)
     if scheme.bits not in method.bits:
         offered = ", ".join(f"{b:g}" for b in method.bits)
         return f"{method.name} does not offer {scheme.bits:g} bits (it offers {offered})"
@@ -394,7 +431,12 @@ def _schemes(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict[s
 def _product(name: str, grid: Mapping[str, Json], suite: Suite, where: str) -> Iterator[dict[str, Json]]:
     method = METHODS[name]
     axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-    if "bits" in axes:
+    if method.served:
+        axes.setdefault("bits", [0.0])
+        for bits in axes["bits"]:
+            if isinstance(bits, bool) or not isinstance(bits, (int, float)) or not 0 <= bits <= 32:
+                raise BadInput(f"{where}: {name}: bits: {bits!r} is no bit width; leave it out where it is not known")
+    elif "bits" in axes:
         for bits in axes["bits"]:
             if bits not in method.bits:
                 offered = ", ".join(f"{b:g}" for b in method.bits)
@@ -424,6 +466,10 @@ def _scheme(
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
     resolved = resolve_options(method, options, float(given["bits"]))
+    for name, option in method.options.items():
+        why = None if option.check is None else option.check(resolved[name])
+        if why is not None:  # the value is not repeated: it may be a secret that went to the wrong place
+            raise BadInput(f"{where}: {method.name}: {name}: {why}")
     if method.calibrated:
         try:
             wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
@@ -434,6 +480,14 @@ def _scheme(
         resolved["calibration"] = {**wish.model_dump(), "corpus": source.name}
     elif "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
+    if method.served:
+        label = endpoint.label(resolved, float(given["bits"]))
+        return Scheme(
+            method=method.name,
+            bits=float(given["bits"]),
+            options={k: v for k, v in resolved.items() if k != "name"},  # what people call it changes no answer
+            label=label,
+        )
     return Scheme(method=method.name, bits=float(given["bits"]), options=resolved)
 
 
@@ -453,6 +507,8 @@ def _label(scheme: Scheme) -> str:
     method = METHODS[scheme.method]
     if method.native:
         return method.name
+    if method.served:
+        return scheme.label
     parts = [method.name, f"{scheme.bits:g}-bit"]
     for name, option in method.options.items():
         value = scheme.options.get(name)
@@ -480,6 +536,7 @@ def _wishes(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> W
             for p, b in itertools.product(suite.latency.prompt, suite.latency.batch)
         ],
         memory=suite.memory.model_dump(),
+        serving=suite.serving.model_dump(),
         latency_budget_seconds=suite.latency.budget,
         sequential=_sequential(suite, suite.budget, where),
     )

@@ -32,7 +32,7 @@ from typing import Any
 from harness import corpora, phases
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
-from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, Unsupported
+from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported
 from harness.methods import METHODS, reload
 from harness.methods.base import QuantizeRequest
 from harness.probes import PROBES
@@ -329,6 +329,8 @@ def _guarded(phase: str, work: Callable[[], Json]) -> dict[str, Json]:
 
 def failure_kind(error: BaseException) -> FailureKind:
     """Sorts an exception into a failure kind. Out of memory has no common type: torch, numpy and C++ each say it their way."""
+    if isinstance(error, ServerTrouble):  # before its words are looked at: they may be the server's, about its own memory
+        return error.kind
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError) or any(
         sign in said

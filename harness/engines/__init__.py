@@ -22,6 +22,12 @@ def _llamacpp(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> L
     return llamacpp.load(cell, artifact_dir, model_dir, device)
 
 
+def _endpoint(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+    from harness.engines import endpoint
+
+    return endpoint.load(cell, artifact_dir, model_dir, device)
+
+
 ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         name="transformers",
@@ -34,6 +40,12 @@ ENGINES: dict[str, Engine] = {
         title="llama.cpp",
         modules=("torch", "transformers", "llama_cpp"),
         load=_llamacpp,
+    ),
+    "endpoint": Engine(
+        name="endpoint",
+        title="OpenAI-compatible server",
+        modules=("torch", "transformers"),
+        load=_endpoint,
     ),
 }
 

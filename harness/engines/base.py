@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from harness.methods.base import LayerKernel
 from harness.spec import Cell, Json
@@ -96,6 +96,14 @@ class Rerun(Protocol):
 
     def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
         """(what was executed otherwise, scores of the windows against the reference)."""
+
+
+@runtime_checkable
+class Partial(Protocol):
+    """What an engine offers beside `Loaded` that cannot answer everything: a server says what it likes to say."""
+
+    def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
+        """Why it cannot score windows, or give the whole distribution at a position that divergence needs; None where it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,10 @@ from harness.methods import (
     autoround,
     awq,
     bnb,
+    endpoint,
     fake,
     gguf,
+    gguf_given,
     gptq,
     hqq,
     inc,
@@ -42,6 +44,8 @@ METHODS: dict[str, Method] = {
     "autoawq": autoawq.METHOD,
     "llmcompressor": llmcompressor.METHOD,
     "prequantized": prequantized.METHOD,
+    "gguf_file": gguf_given.METHOD,
+    "endpoint": endpoint.METHOD,
 }
 
 if os.environ.get("QUANT_HARNESS_FAKES"):  # scripted methods of the tests; see fake.py

@@ -31,6 +31,7 @@ class Option:
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
     defaults: Mapping[float, Json] = field(default_factory=dict)
+    check: Callable[[Json], str | None] | None = None  # why a value cannot be, or None; also asked of the default
 
     def at(self, bits: float) -> Json:
         """The default at a bit width."""
@@ -142,6 +143,7 @@ class Method:
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     native: bool = False  # unquantized dtype rows
     prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
+    served: bool = False  # somebody else's running server: nothing is quantized here, and its bits are what people say
     summary: str = ""
     source: str = ""  # paper or project the method comes from
 

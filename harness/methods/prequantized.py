@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput, MissingPackage, Unsupported
-from harness.methods import bnb, gptqmodel, reload, tensors
+from harness.methods import bnb, gguf_given, gptqmodel, reload, tensors
 from harness.methods.base import LayerKernel, LoadRequest, Method, QuantizeRequest, Role, Shape, StoredTensor
 from harness.spec import Json, Scheme
 
@@ -124,6 +124,8 @@ def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
     if quantization is None:
         raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
     name = format_of(quantization)
+    if name == "gguf" and checkpoint is not None:
+        return gguf_given.scheme(config, checkpoint)
     if name not in _READERS:
         raise Unsupported(f"it is quantized in a format that is not known here ({name}); known: {', '.join(sorted(_READERS))}")
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from harness.probes import divergence, fake, latency, memory, perplexity, quantize, size, tasks
+from harness.probes import divergence, fake, latency, memory, perplexity, quantize, serving, size, tasks
 from harness.probes.base import Probe
 from harness.spec import Metric
 
@@ -19,6 +19,7 @@ PROBES: dict[str, Probe] = {
     "tasks": tasks.PROBE,
     "memory": memory.PROBE,
     "latency": latency.PROBE,
+    "serving": serving.PROBE,
 }
 if os.environ.get("QUANT_HARNESS_FAKES"):
     PROBES["fake"] = fake.PROBE

@@ -7,7 +7,7 @@ one question in a child process. Its top level imports the standard library and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -68,7 +68,8 @@ class Wishes:
     """What a suite asks of the probes: plain data, already validated. See suite.py for the fields of each entry.
 
     corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder",
-    "digest", "sequential"}]; latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}. A `sequential` is
+    "digest", "sequential"}]; latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}; serving: {"concurrency",
+    "prompt", "new", "requests", "budget"}. A `sequential` is
     {"margin", "alpha", "beta"}, or None where all items are scored; the suite's own stands here, a task may have the other.
     """
 
@@ -77,6 +78,7 @@ class Wishes:
     latency: Sequence[Mapping[str, Json]]
     memory: Mapping[str, Json]
     latency_budget_seconds: float
+    serving: Mapping[str, Json] = field(default_factory=dict)
     sequential: Mapping[str, Json] | None = None
 
 
@@ -95,5 +97,6 @@ class Probe:
     measure: Callable[[Session, Question], Answer]
     needs_reference: bool = False
     needs_model: bool = True
+    served: bool | None = None  # asked of running servers only (True), of artifacts only (False), of both
     needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)

@@ -479,5 +479,6 @@ PROBE = Probe(
     simulated=False,
     questions=questions,
     measure=measure,
+    served=False,
     preload=("harness.engines.transformers", "harness.stats"),
 )

@@ -32,8 +32,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from harness import phases
+from harness import listening, phases
 from harness.errors import Unsupported
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Phase, Question
@@ -80,6 +81,18 @@ REST = Metric(
     definition="peak of decode less resident weights and KV cache",
     description="Activations, dequantized copies, the allocator's slack. Negative if part of the weights was never touched.",
 )
+SERVER = _bytes(
+    "server_bytes",
+    "Server processes",
+    "proportional set size of the server's processes after answering the declared shape (smaps_rollup)",
+    "All host memory of a running server: runtime, weights, cache. What its caches keep from earlier requests is in it.",
+)
+SERVER_RSS = _bytes(
+    "server_rss_bytes",
+    "Server processes, resident sets",
+    "resident sets of the server's processes added up, after answering the declared shape (VmRSS)",
+    "Pages that two of its processes share count twice.",
+)
 RUNTIME = _bytes(
     "runtime_bytes",
     "Runtime",
@@ -102,8 +115,13 @@ def questions(wishes: Wishes) -> list[Question]:
 
 
 def measure(session: Session, question: Question) -> Answer:
+    from harness.methods import METHODS
+
     shape = {key: int(question.options[key]) for key in ("prompt", "new", "batch")}
     asked = {"prompt_tokens": shape["prompt"], "new_tokens": shape["new"], "batch": shape["batch"], "seed": session.seed}
+    method = METHODS.get(session.cell.scheme.method)
+    if method is not None and method.served:
+        return _server(session, asked)
     phases.require()
     rehearsal = rehearse(session)
     start = _start(session)
@@ -142,6 +160,39 @@ def measure(session: Session, question: Question) -> Answer:
         "notes": [f"{name}: {one.missing}" for name, one in beyond.items() if one.missing],
     }
     return Answer(measurements=tuple(found), facts=facts)
+
+
+def _server(session: Session, asked: Mapping[str, int]) -> Answer:
+    """The memory of the processes behind a server's port, if it runs on this machine and may be looked at."""
+    url = urlsplit(str(session.cell.scheme.options["url"]))
+    host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
+    if not listening.local(host):
+        raise Unsupported(f"the server is not on this machine ({host}), so its memory cannot be seen from here")
+    phases.require()
+    pids = listening.owners(port)
+    if not pids:
+        raise Unsupported(
+            f"no process that may be looked at listens on port {port}: the server runs in a container or as another user; run "
+            "quant-harness as that user to see its memory"
+        )
+    idle = listening.resident(listening.family(pids))
+    decode = session.loaded.run_phase("decode", **asked)
+    after = listening.resident(listening.family(pids))
+    found = [] if after.pss is None else [_plain(SERVER, after.pss)]
+    found.append(_plain(SERVER_RSS, after.rss))
+    facts: dict[str, Json] = {
+        "processes": len(after.processes),
+        "before": {"pss": idle.pss, "rss": idle.rss},
+        "after": {"pss": after.pss, "rss": after.rss, "peak_since_start": after.peak},
+        "decode": dict(decode),
+        "notes": ["host memory only: what a server holds on a GPU is not in it"]
+        + ([] if after.pss is not None else ["the proportional set size may not be read: another user's process"]),
+    }
+    return Answer(measurements=tuple(found), facts=facts)
+
+
+def _plain(metric: Metric, value: float) -> Measurement:
+    return Measurement(metric=metric.name, value=float(value), definition=metric.definition, unit=metric.unit, n=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +357,7 @@ PROBE = Probe(
     name="memory",
     title="Memory",
     version="1",
-    metrics=(PEAK_DECODE, PEAK_PREFILL, PEAK_LOAD, PEAK_HOST, PEAK_DEVICE, WEIGHTS, KV_CACHE, REST, RUNTIME),
+    metrics=(PEAK_DECODE, PEAK_PREFILL, PEAK_LOAD, PEAK_HOST, PEAK_DEVICE, WEIGHTS, KV_CACHE, REST, RUNTIME, SERVER, SERVER_RSS),
     isolation="memory",
     simulated=False,
     questions=questions,

@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Question, digest
@@ -120,9 +121,12 @@ def corpus_pass(session: Session, question: Question, *, compare: bool) -> dict[
     known: dict[str, Any] | None = session.memo.get(key)
     if known is not None and ("kl" in known or not compare):
         return known
+    partial = session.loaded.lacks("distributions") if isinstance(session.loaded, Partial) else None
+    if compare and partial is not None:
+        raise Unsupported(partial)
     reference = None
     # The baseline would write its answers when it is asked for them: only divergence is worth that.
-    if compare or not session.is_baseline:
+    if compare or not (session.is_baseline or partial):
         try:
             reference = session.reference(question)
         except Unsupported:

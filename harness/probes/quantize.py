@@ -54,5 +54,6 @@ PROBE = Probe(
     simulated=True,
     questions=questions,
     measure=measure,
+    served=False,
     needs_model=False,
 )

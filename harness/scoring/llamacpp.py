@@ -7,6 +7,7 @@ Tokenization, requests and sums are `FastLM`'s, so the ids are those of every ot
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ class LlamaCppLM(FastLM):
         self._tokens = {"plain": 0, "run": 0, "scored": 0}
         self._device = torch.device("cpu")
         self.notes = []
+        self.model_seconds = 0.0
         self.share, self.share_limit = True, weights.context_length
         self.llama = LlamaExecutor(weights)
 
@@ -262,7 +264,10 @@ class LlamaCppLM(FastLM):
 
     def _run(self, plan: Plan) -> list[tuple[float, bool]]:
         self._count(plan)
-        return plan.collect(*self.llama.run(plan))
+        began = time.perf_counter()
+        answers = plan.collect(*self.llama.run(plan))
+        self.model_seconds += time.perf_counter() - began
+        return answers
 
     def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:
         if not is_greedy(kwargs, self.generation_config):

@@ -148,7 +148,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, model_folder:
         planned(tmp_path, f"[{{path: {model_folder}, name: tiny}}, {{path: {model_folder}, name: twin, of: tiny}}]")
     with pytest.raises(BadInput, match="takes no options"):
         planned(tmp_path, f"[{{path: {packed_folder}}}]", "{prequantized: {bits: 4}}")
-    with pytest.raises(BadInput, match="is GGUF"):
+    with pytest.raises(BadInput, match="no such file"):
         planned(tmp_path, "[{path: ./model.gguf}]")
 
 

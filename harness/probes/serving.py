@@ -1,0 +1,180 @@
+"""A running server under load: time to first token, time per output token and throughput, by the number of clients at once.
+
+Each client sends its next request once its last is answered (a closed loop). Every request is streamed, greedy, and asks for the
+same number of new tokens after a prompt of random tokens that no earlier request had, so that a cache of prefixes helps nobody.
+Times run from sending the request on an open connection to the first piece of text, and to the answer's end: they hold the
+server's queue, its tokenizer and HTTP, which those of the probe `latency` do not, so they are other metrics under other names.
+Tokens are the server's own count (`usage`); where it does not count, there is no time per token and no throughput, because
+pieces of text are no tokens.
+
+Intervals are binomial order-statistic intervals of the median (see latency.py). Requests of one run share the server, so they
+are not independent, and the intervals say how the middle of this run is known, not how the next run will be.
+
+Versions
+1  2026-11-21  first definition
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness import machine
+from harness.errors import ServerTrouble, Unsupported
+from harness.probes.base import Probe, Session, Wishes
+from harness.probes.latency import Interval, median, nearest_rank, quiet
+from harness.spec import Answer, Json, Measurement, Metric, Question
+
+TTFT = Metric(
+    name="served_ttft",
+    title="Time to first token, served",
+    unit="s",
+    better="lower",
+    definition="request sent to first streamed text, median over requests",
+    scale="log",
+    description="As a client sees it: queue, tokenizer and HTTP included.",
+)
+TPOT = Metric(
+    name="served_tpot",
+    title="Time per output token, served",
+    unit="s",
+    better="lower",
+    definition="(end of the answer - first streamed text) / (new tokens - 1), median over requests",
+    scale="log",
+    description="As one client sees it while the others are served too.",
+)
+THROUGHPUT = Metric(
+    name="served_throughput",
+    title="Throughput, served",
+    unit="tokens/s",
+    better="higher",
+    definition="new tokens of all requests / seconds from the first sent to the last answered",
+    scale="log",
+    description="Of all clients together, prompts included in the time.",
+)
+TTFT_P90 = Metric(
+    name="served_ttft_p90",
+    title="Time to first token, served, p90",
+    unit="s",
+    better="lower",
+    definition="nearest rank over requests",
+)
+TPOT_P90 = Metric(
+    name="served_tpot_p90",
+    title="Time per output token, served, p90",
+    unit="s",
+    better="lower",
+    definition="nearest rank over requests",
+)
+FAILED = Metric(
+    name="served_failed",
+    title="Requests that failed",
+    unit="share",
+    better="lower",
+    definition="requests that ended in an error / requests sent",
+)
+
+
+def questions(wishes: Wishes) -> list[Question]:
+    """One question for each number of clients."""
+    wish = wishes.serving
+    return [
+        Question(
+            probe="serving",
+            subject=f"pp{wish['prompt']} tg{wish['new']} x{clients}",
+            options={
+                "clients": clients,
+                "prompt": wish["prompt"],
+                "new": wish["new"],
+                "requests": max(int(wish["requests"]), 2 * clients),
+                "budget_seconds": wish["budget"],
+            },
+        )
+        for clients in wish.get("concurrency", ())
+    ]
+
+
+def measure(session: Session, question: Question) -> Answer:
+    """Unsupported for what is no server; ServerTrouble when no request at all was answered."""
+    from harness.engines.endpoint import Endpoint, run_load
+
+    server: Any = session.loaded
+    if not isinstance(server, Endpoint):
+        raise Unsupported("this cell is no running server")
+    options = question.options
+    shape = {name: int(options[name]) for name in ("clients", "requests", "prompt", "new")}
+    warm = run_load(
+        server, **{**shape, "requests": shape["clients"]}, seed=session.seed + 1, budget_seconds=options["budget_seconds"]
+    )
+    before = machine.snapshot()
+    with quiet():
+        load = run_load(server, **shape, seed=session.seed + 2, budget_seconds=float(options["budget_seconds"]))
+    conditions = machine.between(before, machine.snapshot())
+    if not load.rows:
+        raise ServerTrouble(f"none of {len(load.failures)} requests was answered: {(load.failures or warm.failures)[0]}", "error")
+    sent = len(load.rows) + len(load.failures)
+    notes = []
+    short = sum(1 for row in load.rows if row.new is not None and row.new < shape["new"])
+    if short:
+        notes.append(f"{short} of {len(load.rows)} answers ended before {shape['new']} tokens: the server does not ignore_eos")
+    if load.new_tokens is None:
+        notes.append("the server does not count its tokens (no `usage` in the stream): no time per token, no throughput")
+    if load.failures:
+        notes.append(f"{len(load.failures)} of {sent} requests failed, the first with: {load.failures[0][:300]}")
+    if load.prompt_tokens is not None and load.prompt_tokens != shape["prompt"]:
+        notes.append(f"the server reads these prompts as {load.prompt_tokens} tokens (median), {shape['prompt']} were drawn")
+    raw = [{"first": r.first_seconds, "last": r.last_seconds, "new": r.new, "pieces": r.pieces} for r in load.rows]
+    blob = session.blob("serving", json.dumps({"seconds": load.seconds, "requests": raw}).encode(), "json")
+    facts: dict[str, Json] = {
+        "shape": shape,
+        "answered": len(load.rows),
+        "failed": len(load.failures),
+        "seconds": load.seconds,
+        "prompt_tokens": load.prompt_tokens,
+        "new_tokens": load.new_tokens,
+        "ignore_eos": server.ignores_eos,
+        "conditions": conditions,
+        "notes": notes,
+    }
+    return Answer(measurements=tuple(_measurements(load, question.subject, blob)), facts=facts)
+
+
+def _measurements(load: Any, subject: str, blob: str) -> list[Measurement]:
+    firsts = [row.first_seconds for row in load.rows]
+    steps = [row.tpot_seconds for row in load.rows if row.tpot_seconds is not None]
+    sent = len(load.rows) + len(load.failures)
+
+    def one(metric: Metric, interval: Interval, raw: str | None = None) -> Measurement:
+        return Measurement(
+            metric=metric.name,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            n=interval.n,
+            unit=metric.unit,
+            definition=f"{metric.definition} [{subject}]",
+            blob=raw,
+        )
+
+    def plain(metric: Metric, value: float, n: int) -> Measurement:
+        return one(metric, Interval(value=value, low=None, high=None, n=n))
+
+    found = [one(TTFT, median(firsts), blob), plain(TTFT_P90, nearest_rank(firsts, 0.9), len(firsts))]
+    if steps:
+        found += [one(TPOT, median(steps), blob), plain(TPOT_P90, nearest_rank(steps, 0.9), len(steps))]
+    if load.new_tokens is not None:
+        found.append(plain(THROUGHPUT, load.new_tokens / load.seconds, len(load.rows)))
+    return [*found, plain(FAILED, len(load.failures) / sent, sent)]
+
+
+PROBE = Probe(
+    name="serving",
+    title="Serving",
+    version="1",
+    metrics=(TTFT, TPOT, THROUGHPUT, TTFT_P90, TPOT_P90, FAILED),
+    isolation="latency",
+    simulated=True,
+    questions=questions,
+    measure=measure,
+    served=True,
+)
