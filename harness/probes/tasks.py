@@ -244,9 +244,10 @@ def _check_finite(session: Session, name: str) -> None:
 
     if isinstance(session.loaded, Partial):
         return  # a server may take no such ids and show no log-probabilities: there is nothing to look at
-    ids = list(range(1, 17))
-    scores = next(iter(session.loaded.score_windows([ids], None)))
-    if not np.isfinite(scores.nll).any():
+    if "answers" not in session.memo:  # once for all tasks of a cell
+        scores = next(iter(session.loaded.score_windows([list(range(1, 17))], None)))
+        session.memo["answers"] = bool(np.isfinite(scores.nll).any())
+    if not session.memo["answers"]:
         raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; the artifact is broken")
 
 
