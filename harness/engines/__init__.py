@@ -22,6 +22,12 @@ def _llamacpp(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> L
     return llamacpp.load(cell, artifact_dir, model_dir, device)
 
 
+def _openvino(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+    from harness.engines import openvino
+
+    return openvino.load(cell, artifact_dir, model_dir, device)
+
+
 ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         name="transformers",
@@ -34,6 +40,13 @@ ENGINES: dict[str, Engine] = {
         title="llama.cpp",
         modules=("torch", "transformers", "llama_cpp"),
         load=_llamacpp,
+    ),
+    "openvino": Engine(
+        name="openvino",
+        title="OpenVINO (CPU)",
+        # Ours comes first: it takes OpenVINO's and NNCF's reports home away before either is imported.
+        modules=("torch", "transformers", "harness.engines.openvino_runtime"),
+        load=_openvino,
     ),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, prequantized, quanto, rtn, torchao
+from harness.methods import autoround, awq, bnb, fake, gguf, gptq, hqq, native, openvino, prequantized, quanto, rtn, torchao
 from harness.methods.base import Method
 
 METHODS: dict[str, Method] = {
@@ -20,6 +20,7 @@ METHODS: dict[str, Method] = {
     "torchao": torchao.METHOD,
     "quanto": quanto.METHOD,
     "gguf": gguf.METHOD,
+    "openvino": openvino.METHOD,
     "prequantized": prequantized.METHOD,
 }
 
