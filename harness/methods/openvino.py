@@ -1,8 +1,8 @@
 """openvino: NNCF's weight compression of an exported model, run by the OpenVINO CPU runtime.
 
 16 bits: the exported model with its weights in float16, as OpenVINO saves it by default: what the engine changes, and nothing
-else. 8 bits: one scale per output channel, with a zero point (`int8_asym`) or without. 4 bits: groups of `group_size` weights with
-a float16 scale (and a zero point of 4 bits). NNCF keeps embeddings and output head at 8 bits (`int8_asym`) below 16.
+else. 8 bits: one scale per output channel, with a zero point (`int8_asym`) or without. 4 bits: groups of `group_size` weights
+with a float16 scale (and a zero point of 4 bits). NNCF keeps embeddings and output head at 8 bits (`int8_asym`) below 16.
 
 The artifact is an IR with a stateful KV cache that OpenVINO GenAI and Model Server read as it is (with tokenizer and
 configuration beside it). NNCF's and OpenVINO's reports home are switched off (`openvino_runtime.quiet`).
@@ -35,7 +35,9 @@ def quantize(request: QuantizeRequest) -> None:
     model = reload.plain(request.model_dir, torch.float32, request.device)
     config = model.config.get_text_config()
     linears = reload.decoder_linears(model)
-    vectors = {name: t.detach().half().float() for name, t in reload.own_state(model).items() if t.dim() < 2}
+    vectors = {name: t.detach().clone() for name, t in reload.own_state(model).items() if t.dim() < 2}
+    if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
+        vectors = {name: t.half().float() for name, t in vectors.items()}
     matrices = {name for name, t in reload.own_state(model).items() if t.dim() > 1}
     graph = openvino_export.export(model)
     if request.scheme.bits < 16:
@@ -92,8 +94,8 @@ def needs_rows(scheme: Scheme) -> bool:
 
 
 def _write_answers(request: QuantizeRequest, vectors: dict[str, Any], matrices: set[str]) -> None:
-    """The reload check's answers: every matrix unpacked from the IR by this project's code, the source's vectors in float16 (as
-    the IR has them), run by transformers. So the export itself is checked too: graph, mask, positions.
+    """The reload check's answers: every matrix unpacked from the IR by this project's code, the source's vectors as the IR
+    has them, run by transformers. So the export itself is checked too: graph, mask, positions.
 
     The runtime may round the inputs of packed products to 8 bits in groups of 32, so the floor is the distance of the same
     weights in bf16 with inputs rounded like that."""
@@ -204,7 +206,9 @@ METHOD = Method(
         ),
         "ratio": Option(default=1.0, types=(int, float), help="share of the layers at 4 bits, the most sensitive others at 8"),
         "awq": Option(default=False, choices=(True, False), help="NNCF's activation-aware scaling"),
-        "scale_estimation": Option(default=False, choices=(True, False), help="scales that lower the error of each layer's output"),
+        "scale_estimation": Option(
+            default=False, choices=(True, False), help="scales that lower the error of each layer's output"
+        ),
         "gptq": Option(default=False, choices=(True, False), help="NNCF's error-compensated rounding"),
         "lora_correction": Option(default=False, choices=(True, False), help="8-bit adapters that take back a part of the error"),
         "execution": Option(

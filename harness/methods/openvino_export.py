@@ -21,7 +21,9 @@ def refusal(config: Mapping[str, Json]) -> str | None:
     """Why a model with this configuration is not exported, or None."""
     other = set(config.get("layer_types") or ()) - PLAIN
     window = config.get("sliding_window")
-    if "sliding_attention" in other or (window and not config.get("layer_types") and config.get("use_sliding_window") is not False):
+    if "sliding_attention" in other or (
+        window and not config.get("layer_types") and config.get("use_sliding_window") is not False
+    ):
         return "its layers attend to a sliding window; the export writes a plain causal mask"
     if other:
         return f"it has layers that are no plain attention ({', '.join(sorted(map(str, other)))}); the export knows plain ones"
@@ -73,14 +75,44 @@ def export(model: Any) -> Any:
     manager.run_passes(graph)
     # An empty state has as many rows as the first input: without this it would have none, and no row could be picked from it.
     batch = ops.gather(
-        ops.shape_of(graph.input("input_ids"), output_type="i64"), ops.constant([0], dtype=np.int64), ops.constant(0, dtype=np.int64)
+        ops.shape_of(graph.input("input_ids"), output_type="i64"),
+        ops.constant([0], dtype=np.int64),
+        ops.constant(0, dtype=np.int64),
     )
     for node in graph.get_ops():
         if node.get_type_name() == "ReadValue":
             shape = ops.concat([batch, ops.constant([groups, 0, width], dtype=np.int64)], axis=0)
             node.set_arguments([ops.broadcast(ops.constant(0.0, dtype=np.float32), shape)])
+    _keep_frequencies(graph, {name: t for name, t in model.named_buffers() if name.endswith(".inv_freq")})
     graph.validate_nodes_and_infer_types()
     return graph
+
+
+def _keep_frequencies(graph: Any, buffers: Mapping[str, Any]) -> None:
+    """Rotary frequencies as 30-bit integers and powers of two. Saving in float16 rounds every float of the graph, and a
+    frequency of 0.7 that is off by 2^-12 of itself turns position 4000 by most of a radian. What the runtime computes from is
+    float32 again."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    for name, buffer in buffers.items():
+        wanted = buffer.float().numpy().reshape(-1)
+        found = [
+            node
+            for node in graph.get_ops()
+            if node.get_type_name() == "Constant"
+            and node.get_output_size() == 1
+            and int(np.prod(list(node.get_output_shape(0)))) == wanted.size
+            and np.array_equal(np.asarray(node.data).reshape(-1), wanted)
+        ]
+        if not found or not (np.abs(wanted) <= 1).all():
+            raise RuntimeError(f"the rotary frequencies {name} are not in the exported graph as they are in the model")
+        for node in found:
+            codes = np.rint(wanted.astype(np.float64) * 2.0**30).astype(np.int32).reshape(list(node.get_output_shape(0)))
+            root = ops.constant(2.0**-15, dtype=np.float32)  # 2^-30 itself is no float16
+            kept = ops.multiply(ops.multiply(ops.convert(ops.constant(codes), "f32"), root), root)
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(kept.output(0))
 
 
 def _traced(model: Any, layers: int) -> Any:
@@ -97,7 +129,7 @@ def _traced(model: Any, layers: int) -> Any:
         def get_seq_length(self) -> Any:
             return self.length
 
-    class Traced(torch.nn.Module):
+    class Traced(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.m = model

@@ -123,7 +123,7 @@ def _values(raw: Any, constant: Constant) -> Any:
     if constant.type in ("i4", "u4"):
         codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1).astype(np.int8)
         if constant.type == "i4":
-            codes = np.where(codes > 7, codes - 16, codes)
+            codes[codes > 7] -= 16
         count = 1
         for size in constant.shape:
             count *= size
