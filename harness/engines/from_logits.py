@@ -1,6 +1,6 @@
-"""Windows scored by engines that give logits only: the one way in which llama.cpp and OpenVINO are compared with a baseline.
+"""Windows scored by an engine that gives logits only, and compared with a stored baseline.
 
-`Logits` is what such an engine has to offer: the float32 logits after all but the last id of window `number`, part by part.
+`Logits` is what such an engine has to offer: the float32 logits after all but the last id of a window, part by part.
 A reference that is written here keeps those logits, and is labelled so: vocabulary/hidden times larger than hidden states.
 """
 

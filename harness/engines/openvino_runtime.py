@@ -38,6 +38,9 @@ BATCH = 512
 LOGIT_BYTES = 128 << 20
 """Logits of one call at most: a wide vocabulary is scored in shorter calls."""
 
+PACKED = ("i8", "u8", "i4", "u4")
+"""Types in which a product takes quantized weights; any other means that the runtime holds them dequantized."""
+
 _PROPERTIES = (
     "INFERENCE_PRECISION_HINT",
     "KV_CACHE_PRECISION",
@@ -59,6 +62,7 @@ class Program:
         self.context_length = int(facts["context_length"])
         self.vocab_size = int(facts["vocab_size"])
         self.layers: list[str] = facts["layers"]
+        self._packed = facts["type"] != "f16"
         self.execution = execution
         core = ov.Core()
         try:
@@ -160,7 +164,7 @@ class Program:
                     module="FullyConnected",
                     op=_text(info, "primitiveType"),
                     stored_dtype=kind,
-                    dequantized=False,
+                    dequantized=self._packed and kind not in PACKED,
                 )
             )
         return found

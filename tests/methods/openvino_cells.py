@@ -31,11 +31,11 @@ CELLS: dict[str, tuple[float, dict[str, Any]]] = {
 """`gptq` and `lora_correction` take NNCF half a minute on any model, so no test runs them."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "Qwen3": {"head_dim": 32},  # norms in attention, heads wider than hidden / heads
-    "Granite": {"logits_scaling": 3.0, "tie_word_embeddings": False, "attention_bias": True},  # its head is more than a product
+    # Its head is more than a product, and not the table; its attention has biases. (Qwen3 was tried by hand: the same.)
+    "Granite": {"logits_scaling": 3.0, "tie_word_embeddings": False, "attention_bias": True},
 }
 DAMAGED = ("4 sym",)
-LIBRARY = {"8": "INT8_ASYM", "4 sym": "INT4_SYM"}
+LIBRARY = {"4 sym": "INT4_SYM"}
 ROWS = [row[:48] for row in ALL_ROWS[:3]]
 
 
