@@ -148,6 +148,10 @@ class Program:
 
     def kernels(self) -> list[LayerKernel]:
         """What the compiled graph says of every decoder linear: its primitive, and the type in which it takes the weights."""
+        if not self.calls:  # the runtime chooses its primitives when it first sees a shape: one token
+            self.run(np.zeros((1, 1), np.int64), np.zeros(1, np.int64))
+            self.clear()
+            self.calls = self.tokens = 0
         known, found = set(self.layers), []
         for node in self._runtime_nodes("FullyConnected"):
             info = node.get_rt_info()

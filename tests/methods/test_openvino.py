@@ -168,7 +168,7 @@ def test_every_layer_runs_on_a_kernel_that_takes_the_stored_type(folder: Path, c
     assert len({layer for layer, *_ in kernels}) == LAYERS * len(SHAPES)
     assert {stored for *_, stored, _ in kernels} == types[cell]
     assert not any(dequantized for *_, dequantized in kernels)
-    assert all(op for _, _, op, _, _ in kernels)
+    assert all(op and not op.startswith("undef") for _, _, op, _, _ in kernels)
 
 
 @pytest.mark.parametrize("cell", LIBRARY)
