@@ -513,6 +513,8 @@ def _label(scheme: Scheme) -> str:
     for name, option in method.options.items():
         value = scheme.options.get(name)
         if name == "group_size":
+            if scheme.bits >= 16:  # unquantized: nothing has a scale
+                continue
             parts.append("per-channel" if value in (-1, None) else f"g{value}")
         elif value != option.at(scheme.bits) or (
             option.bits is not None and scheme.bits in option.bits and isinstance(value, str)

@@ -28,6 +28,12 @@ def _endpoint(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> L
     return endpoint.load(cell, artifact_dir, model_dir, device)
 
 
+def _openvino(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+    from harness.engines import openvino
+
+    return openvino.load(cell, artifact_dir, model_dir, device)
+
+
 ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         name="transformers",
@@ -46,6 +52,13 @@ ENGINES: dict[str, Engine] = {
         title="OpenAI-compatible server",
         modules=("torch", "transformers"),
         load=_endpoint,
+    ),
+    "openvino": Engine(
+        name="openvino",
+        title="OpenVINO (CPU)",
+        # Ours comes first: it takes OpenVINO's and NNCF's reports home away before either is imported.
+        modules=("torch", "transformers", "harness.engines.openvino_runtime"),
+        load=_openvino,
     ),
 }
 

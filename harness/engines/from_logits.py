@@ -1,0 +1,111 @@
+"""Windows scored by an engine that gives logits only, and compared with a stored baseline.
+
+`Logits` is what such an engine has to offer: the float32 logits after all but the last id of a window, part by part.
+A reference that is written here keeps those logits, and is labelled so: vocabulary/hidden times larger than hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.engines.base import WindowScores
+from harness.errors import BadInput, Unsupported
+from harness.machine import free_disk_bytes
+from harness.spec import Json
+
+Logits = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.float32]]]]
+"""Window -> (first position, logits [n, vocabulary]) parts; each may be a view that the next one overwrites."""
+
+
+def reference(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_size: int) -> Any:
+    """The stored baseline in `folder`, or None. Unsupported if it was made of other tokens or has another vocabulary."""
+    if folder is None:
+        return None
+    import torch
+
+    from harness.engines.transformers import Reference
+
+    found = Reference(folder, device=torch.device("cpu"))
+    found.check(windows, vocab_size=vocab_size)
+    return found
+
+
+def checked(windows: Sequence[Sequence[int]], *, context_length: int) -> None:
+    """BadInput for a window without a target, Unsupported for one that does not fit."""
+    for number, window in enumerate(windows):
+        if len(window) < 2:
+            raise BadInput(f"window {number} has {len(window)} token(s); at least 2 are needed to score one")
+        if len(window) - 1 > context_length:
+            raise Unsupported(
+                f"windows of {len(window)} tokens do not fit the model's context of {context_length}; choose a smaller `window`"
+            )
+
+
+def scores(windows: Sequence[Sequence[int]], baseline: Any, logits: Logits) -> Iterator[WindowScores]:
+    """Scores of each window of T ids at its T-1 targets, in order; with `baseline`, compared with what is stored there."""
+    import torch
+
+    from harness.engines.transformers import token_scores
+
+    for number, window in enumerate(windows):
+        targets = torch.tensor(list(window[1:]), dtype=torch.long)
+        states = None if baseline is None else baseline.states(number, 1)[0]
+        columns: dict[str, list[Any]] = {}
+        for start, part_logits in logits(window):
+            part = slice(start, start + len(part_logits))
+            theirs = None if states is None else baseline.head(states[part])
+            for name, values in token_scores(torch.from_numpy(part_logits), targets[part], theirs).items():
+                columns.setdefault(name, []).append(values.numpy())
+        arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+        if "same_top" in arrays:
+            arrays["same_top"] = arrays["same_top"].astype(bool)
+        yield WindowScores(**arrays)
+
+
+def write_reference(
+    windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str
+) -> dict[str, Json]:
+    """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
+    from harness.engines import transformers
+
+    length = transformers.equal_length(windows)
+
+    def write(partial: Path) -> dict[str, Json]:
+        import torch
+
+        shape = (len(windows), length - 1, vocab_size)
+        size = 4 * shape[0] * shape[1] * shape[2]
+        if size > free_disk_bytes(partial) // 2:
+            raise Unsupported(
+                f"this engine's answers can be kept as logits only, which need {size / 1e9:.1f} GB here; choose a baseline that "
+                "runs on transformers (bf16), or limit the corpus with `tokens`"
+            )
+        with transformers.states_file(partial / transformers.STATES, shape=shape, dtype=torch.float32) as append:
+            for window in windows:
+                for _, part in logits(window):
+                    append(torch.from_numpy(part))
+        stored = (partial / transformers.STATES).stat().st_size
+        return {
+            "schema": transformers.REFERENCE_SCHEMA,
+            "kind": "logits",
+            "cut": cut,
+            "tokens_digest": transformers.tokens_digest(windows),
+            "windows": len(windows),
+            "window": length,
+            "hidden_size": vocab_size,
+            "vocab_size": vocab_size,
+            "dtype": "float32",
+            "head": None,
+            "tokens_per_batch": transformers.TOKENS_PER_BATCH,
+            "states_bytes": stored,
+            "head_bytes": 0,
+            "float16_logit_bytes": size // 2,
+            "times_smaller_than_logits": round(size / 2 / stored, 2),
+        }
+
+    return transformers.keep_reference(folder, write)

@@ -1,0 +1,235 @@
+"""openvino: NNCF's weight compression of an exported model, run by the OpenVINO CPU runtime.
+
+16 bits: the exported model with its weights in float16, as OpenVINO saves it by default: what the engine changes, and nothing
+else. 8 bits: one scale per output channel, with a zero point (`int8_asym`) or without. 4 bits: groups of `group_size` weights
+with a float16 scale (and a zero point of 4 bits). NNCF keeps embeddings and output head at 8 bits (`int8_asym`) below 16.
+
+The artifact is an IR with a stateful KV cache that OpenVINO GenAI and Model Server read as it is (with tokenizer and
+configuration beside it). NNCF's and OpenVINO's reports home are switched off (`openvino_runtime.quiet`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.methods import openvino_export, openvino_ir, reload, tensors
+from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.spec import Scheme
+
+FACTS = "openvino.json"
+BITS = {"f16": 16.0, "int8_asym": 8.0, "int8_sym": 8.0, "int4_asym": 4.0, "int4_sym": 4.0}
+SEARCHES = ("awq", "scale_estimation", "gptq", "lora_correction")
+_BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def quantize(request: QuantizeRequest) -> None:
+    from harness.engines import openvino_runtime
+
+    openvino_runtime.quiet()
+    import openvino as ov
+    import torch
+
+    model = reload.plain(request.model_dir, torch.float32, request.device)
+    config = model.config.get_text_config()
+    linears = reload.decoder_linears(model)
+    vectors = {name: t.detach().clone() for name, t in reload.own_state(model).items() if t.dim() < 2}
+    if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
+        vectors = {name: t.half().float() for name, t in vectors.items()}
+    matrices = {name for name, t in reload.own_state(model).items() if t.dim() > 1}
+    graph = openvino_export.export(model)
+    if request.scheme.bits < 16:
+        graph = _compressed(graph, request)
+    ov.save_model(graph, str(request.out_dir / openvino_ir.XML), compress_to_fp16=True)
+    del graph, model
+    facts = {
+        "layers": linears,
+        "context_length": int(config.max_position_embeddings),
+        "hidden_size": int(config.hidden_size),
+        "vocab_size": int(config.vocab_size),
+        **request.scheme.options,
+    }
+    facts.pop("calibration", None)
+    (request.out_dir / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    for name in (*_BESIDE, *(p.name for p in request.model_dir.glob("*.jinja"))):
+        if (request.model_dir / name).is_file():
+            shutil.copyfile(request.model_dir / name, request.out_dir / name)
+    _write_answers(request, vectors, matrices)
+
+
+def _compressed(graph: Any, request: QuantizeRequest) -> Any:
+    """The graph with compressed weights; what searches gets the calibration rows, one at a time."""
+    import nncf
+    import numpy as np
+
+    options = request.scheme.options
+    given: dict[str, Any] = {"mode": nncf.CompressWeightsMode[str(options["type"]).upper()]}
+    if request.scheme.bits < 8:
+        given |= {"group_size": int(options["group_size"]), "ratio": float(options["ratio"])}
+        given |= {name: True for name in SEARCHES if options[name]}
+        if needs_rows(request.scheme):
+            if not request.calibration:
+                raise ValueError("this search needs calibration rows")
+            rows = [
+                {
+                    "input_ids": np.array([row], np.int64),
+                    "attention_mask": np.ones((1, len(row)), np.int64),
+                    "position_ids": np.arange(len(row), dtype=np.int64)[None],
+                    "beam_idx": np.zeros(1, np.int32),
+                }
+                for row in request.calibration
+            ]
+            given |= {"dataset": nncf.Dataset(rows), "subset_size": len(rows)}
+            given["advanced_parameters"] = nncf.AdvancedCompressionParameters(
+                gptq_params=nncf.quantization.advanced_parameters.AdvancedGPTQParameters(subset_size=len(rows))
+            )
+    return nncf.compress_weights(graph, **given)
+
+
+def needs_rows(scheme: Scheme) -> bool:
+    """Whether anything is searched for on text: a method, or which layers get 8 bits."""
+    return scheme.bits < 8 and (any(scheme.options[name] for name in SEARCHES) or float(scheme.options["ratio"]) < 1)
+
+
+def _write_answers(request: QuantizeRequest, vectors: dict[str, Any], matrices: set[str]) -> None:
+    """The reload check's answers: every matrix unpacked from the IR by this project's code, the source's vectors as the IR
+    has them, run by transformers. So the export itself is checked too: graph, mask, positions.
+
+    The runtime may round the inputs of packed products to 8 bits in groups of 32, so the floor is the distance of the same
+    weights in bf16 with inputs rounded like that."""
+    import torch
+
+    found = openvino_ir.unpacked(request.out_dir)
+    lost = sorted(matrices - found.keys())
+    if lost:
+        raise RuntimeError(f"the IR does not name the weights of {tensors.common(lost)}, so it cannot be checked")
+    state = vectors | {name: torch.from_numpy(found[name]) for name in matrices}
+    dtype = reload.reference_dtype(sum(t.numel() for t in state.values()))
+    model = reload.dense(request.model_dir, state, dtype)
+    rows = reload.rows_for(int(model.config.get_text_config().vocab_size), request.calibration)
+
+    def noisy() -> Any:
+        rough = model.to(torch.bfloat16)
+        for name in reload.decoder_linears(rough) if request.scheme.bits < 16 else ():
+            rough.get_submodule(name).register_forward_pre_hook(_round_inputs)
+        return rough
+
+    name = str(dtype).removeprefix("torch.")
+    reload.write(model, rows, request.out_dir, by=f"the IR's constants, unpacked here and run by torch in {name}", noisy=noisy)
+
+
+def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    (x,) = inputs
+    blocks = x.float().unflatten(-1, (-1, 32 if x.shape[-1] % 32 == 0 else x.shape[-1]))
+    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
+    return (((blocks / scale).round() * scale).flatten(-2).to(x.dtype),)
+
+
+def load(request: LoadRequest) -> Any:
+    from harness.engines.openvino_runtime import Program
+
+    return Program(request.artifact_dir, execution=str(request.scheme.options["execution"]))
+
+
+def _kernels(program: Any) -> list[LayerKernel]:
+    found: list[LayerKernel] = program.kernels()
+    return found
+
+
+def _layers(artifact_dir: Path) -> set[str]:
+    return set(json.loads((artifact_dir / FACTS).read_text(encoding="utf-8"))["layers"])
+
+
+def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    return openvino_ir.ledger(artifact_dir, _layers(artifact_dir))
+
+
+def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+    options, kind = scheme.options, str(scheme.options["type"])
+    if device != "cpu":
+        return "OpenVINO runs on the CPU here; use --device cpu"
+    if BITS[kind] != scheme.bits:
+        return f"type {kind} belongs to {BITS[kind]:g} bits"
+    group = int(options["group_size"])
+    if scheme.bits > 4:
+        if group > 0:
+            return f"at {scheme.bits:g} bits an output channel has one scale; leave group_size out"
+        set_ = [name for name in SEARCHES if options[name]] + (["ratio"] if float(options["ratio"]) != 1 else [])
+        if set_:
+            return f"{', '.join(set_)} belong{'s' if len(set_) == 1 else ''} to 4 bits"
+    if not 0 <= float(options["ratio"]) <= 1:
+        return f"ratio {options['ratio']} is no share of the layers; write a number from 0 to 1"
+    if options["gptq"] and options["lora_correction"]:
+        return "NNCF takes gptq or lora_correction, not both"
+    if shape is None:
+        return None
+    if "quantization_config" in shape.config:
+        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    reason = openvino_export.refusal(shape.config)
+    if reason is None and group > 0:
+        reason = tensors.undivided(shape, columns=group)
+        reason = f"{reason}; choose a smaller group_size" if reason else None
+    return reason
+
+
+def _bits_per_weight(scheme: Scheme) -> float:
+    """At 4 bits a float16 scale and, if asymmetric, 4 bits of zero point per group; a channel's scale is left out."""
+    if scheme.bits > 4:
+        return float(scheme.bits)
+    group, ratio = int(scheme.options["group_size"]), float(scheme.options["ratio"])
+    four = 4 + (0 if group < 0 else (20 if scheme.options["type"] == "int4_asym" else 16) / group)
+    return ratio * four + (1 - ratio) * 8
+
+
+_REAL: dict[float, Kernel] = {16.0: "real", 8.0: "real", 4.0: "real"}
+
+METHOD = Method(
+    name="openvino",
+    title="OpenVINO (NNCF)",
+    version="1",
+    bits=tuple(_REAL),
+    options={
+        "type": Option(
+            default="int4_asym",
+            defaults={16.0: "f16", 8.0: "int8_asym", 4.0: "int4_asym"},
+            choices=tuple(BITS),
+            bits=tuple(_REAL),
+            help="NNCF's mode, which belongs to one bit width; asym has zero points, sym has none",
+        ),
+        "group_size": Option(
+            default=128,
+            defaults={16.0: -1, 8.0: -1},
+            choices=(-1, 16, 32, 64, 128, 256),
+            help="weights that share one scale; -1 = an output channel",
+        ),
+        "ratio": Option(default=1.0, types=(int, float), help="share of the layers at 4 bits, the most sensitive others at 8"),
+        "awq": Option(default=False, choices=(True, False), help="NNCF's activation-aware scaling"),
+        "scale_estimation": Option(
+            default=False, choices=(True, False), help="scales that lower the error of each layer's output"
+        ),
+        "gptq": Option(default=False, choices=(True, False), help="NNCF's error-compensated rounding"),
+        "lora_correction": Option(default=False, choices=(True, False), help="8-bit adapters that take back a part of the error"),
+        "execution": Option(
+            default="performance",
+            choices=("performance", "accuracy"),
+            help="the runtime's own setting (16-bit sums where the CPU has them, inputs and KV cache in 8 bits), or float32",
+        ),
+    },
+    engine="openvino",
+    kernel_cpu=_REAL,
+    kernel_cuda=dict.fromkeys(_REAL, "none"),
+    quantize=quantize,
+    load=load,
+    supports=_supports,
+    bits_per_weight=_bits_per_weight,
+    ledger=_ledger,
+    kernels=_kernels,
+    calibrated=True,
+    requirements=("openvino>=2026.4", "nncf>=3.4"),
+    extra="openvino",
+    modules=("torch", "transformers", "openvino", "nncf"),
+    summary="weight compression to 8 and 4 bits, with AWQ, scale estimation, GPTQ; run by the OpenVINO CPU runtime",
+    source="openvinotoolkit/nncf, openvinotoolkit/openvino",
+)
