@@ -22,7 +22,7 @@ from typing import Any
 from harness import machine
 from harness.errors import ServerTrouble, Unsupported
 from harness.probes.base import Probe, Session, Wishes
-from harness.probes.latency import Interval, median, nearest_rank, quiet
+from harness.probes.latency import median, nearest_rank, quiet
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
 TTFT = Metric(
@@ -140,6 +140,8 @@ def measure(session: Session, question: Question) -> Answer:
 
 
 def _measurements(load: Any, subject: str, blob: str) -> list[Measurement]:
+    from harness.stats import Interval
+
     firsts = [row.first_seconds for row in load.rows]
     steps = [row.tpot_seconds for row in load.rows if row.tpot_seconds is not None]
     sent = len(load.rows) + len(load.failures)
