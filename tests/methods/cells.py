@@ -1,7 +1,7 @@
-"""The real path of every method in two child processes: one quantizes all cells, a fresh one reloads them all.
+"""The real path of every method in child processes: some quantize all cells, fresh ones reload them all.
 
-``python -m tests.methods.cells quantize|reload FOLDER`` works on FOLDER/source and writes FOLDER/<stage>.json. Many cells share
-a child because importing the libraries takes longer than a cell.
+``python -m tests.methods.cells quantize|reload FOLDER PART PARTS`` works on every PARTS-th cell of FOLDER/source and writes
+FOLDER/<stage>-<part>.json. Many cells share a child because importing the libraries takes longer than a cell.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def scheme(cell: str) -> Scheme:
     return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options, float(bits)))
 
 
-def quantize(folder: Path) -> dict[str, Any]:
+def quantize(folder: Path, mine: slice) -> dict[str, Any]:
     outcomes: dict[str, Any] = {}
-    for cell in here(CELLS):
+    for cell in here(CELLS)[mine]:
         method = METHODS[CELLS[cell][0]]
         out = folder / "artifacts" / cell
         out.mkdir(parents=True)
@@ -131,21 +131,22 @@ def given_as_it_is(folder: Path, cell: str) -> Path:
     return out
 
 
-def reload_all(folder: Path) -> dict[str, Any]:
+def reload_all(folder: Path, mine: slice) -> dict[str, Any]:
     import torch
 
     from harness.engines.transformers import Transformers
 
     ids = torch.tensor(ROWS)
     outcomes: dict[str, Any] = {}
-    exact = None
-    for cell in here(CELLS):
+    with torch.inference_mode():
+        unquantized = load(folder, "fp32", folder / "artifacts" / "fp32")
+        exact = torch.log_softmax(unquantized(input_ids=ids, use_cache=False).logits, dim=-1)
+    for cell in here(CELLS)[mine]:
         artifact = folder / "artifacts" / cell
         try:
             model = load(folder, cell, artifact)
             with torch.inference_mode():
                 answers = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
-            exact = answers if exact is None else exact
             nll = [float(v) for scores in Transformers(model, None).score_windows(ROWS, None) for v in scores.nll]
             outcomes[cell] = {
                 "perplexity": math.exp(sum(nll) / len(nll)),
@@ -159,10 +160,10 @@ def reload_all(folder: Path) -> dict[str, Any]:
             }
         except Exception:
             outcomes[cell] = {"error": traceback.format_exc()}
-    for cell in here(DAMAGED):
+    for cell in here(DAMAGED)[mine]:
         copy = damage(folder, cell, DAMAGED[cell])
         outcomes[f"damaged {cell}"] = reload.check(load(folder, cell, copy), copy)
-    for cell in here(GIVEN):
+    for cell in here(GIVEN)[mine]:
         out = given_as_it_is(folder, cell)
         found = prequantized.scheme(json.loads((out / "config.json").read_text()))
         request = LoadRequest(artifact_dir=out, model_dir=out, scheme=found, device="cpu")
@@ -184,13 +185,14 @@ def reload_all(folder: Path) -> dict[str, Any]:
     return outcomes
 
 
-def main(stage: str, folder: Path) -> None:
+def main(stage: str, folder: Path, part: int, parts: int) -> None:
     import torch
 
-    torch.set_num_threads(2)
-    outcomes = quantize(folder) if stage == "quantize" else reload_all(folder)
-    (folder / f"{stage}.json").write_text(json.dumps(outcomes))
+    torch.set_num_threads(1)
+    mine = slice(part, None, parts)
+    outcomes = quantize(folder, mine) if stage == "quantize" else reload_all(folder, mine)
+    (folder / f"{stage}-{part}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -37,18 +37,30 @@ def cases(cells: Iterable[str]) -> list[Any]:
 QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].native]
 
 
+def run(module: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *module]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(children: list[subprocess.Popen[str]]) -> None:
+    said = [child.communicate()[1] for child in children]
+    for child, error in zip(children, said, strict=True):
+        assert child.returncode == 0, f"{child.args} ended with {child.returncode}: {error[-3000:]}"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Source, artifacts of all cells, and what each of the two children saw."""
+    """Source, artifacts of all cells, and what the children saw: two at a time, of one thread each."""
     root = tmp_path_factory.mktemp("cells")
     llama(dtype=torch.bfloat16, intermediate_size=INTERMEDIATE).save_pretrained(root / "source")
     tokenizer().save_pretrained(root / "source")
     (root / "rows.json").write_text(json.dumps(ROWS))
-    for stage in ("quantize", "reload", "library"):
-        child = ["tests.methods.library"] if stage == "library" else ["tests.methods.cells", stage]
-        command = [sys.executable, "-m", *child, str(root)]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-        assert (root / f"{stage}.json").is_file(), f"{stage} ended with {done.returncode}: {done.stderr[-3000:]}"
+    both = [run(["tests.methods.cells", "quantize", str(root), str(part), "2"]) for part in (0, 1)]
+    finish([*both, run(["tests.methods.library", str(root)])])
+    finish([run(["tests.methods.cells", "reload", str(root), str(part), "2"]) for part in (0, 1)])
+    for stage in ("quantize", "reload"):
+        found = [json.loads((root / f"{stage}-{part}.json").read_text()) for part in (0, 1)]
+        (root / f"{stage}.json").write_text(json.dumps(found[0] | found[1]))
     return root
 
 
