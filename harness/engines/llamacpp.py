@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.engines import llama_runtime
+from harness.engines import from_logits, llama_runtime
 from harness.engines.base import EngineFacts, Timing, WindowScores
 from harness.engines.llama_runtime import BATCH, Context, Weights
-from harness.errors import BadInput, Unsupported
-from harness.machine import free_disk_bytes
+from harness.errors import Unsupported
 from harness.methods.base import LayerKernel, LoadRequest
 from harness.methods.gguf_convert import linear
 from harness.methods.gguf_file import Header
@@ -68,56 +67,26 @@ class LlamaCpp:
 
         Raises Unsupported if the reference was made of other tokens or has another vocabulary.
         """
-        return self._scores(windows, self._reference(windows, reference), BATCH, fused=True)
+        return self._scores(windows, reference, BATCH, fused=True)
 
     def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
         """The same weights under another legitimate execution: shorter calls, and attention written out where the cache's type
         lets it be."""
         other = ", attention written out instead of fused" if self.model.attention == "either" else ""
-        scores = self._scores(windows, self._reference(windows, reference), RERUN_BATCH, fused=False)
+        scores = self._scores(windows, reference, RERUN_BATCH, fused=False)
         return f"calls of {RERUN_BATCH} tokens{other}", scores
 
-    def _reference(self, windows: Sequence[Sequence[int]], folder: Path | None) -> Any:
-        if folder is None:
-            return None
-        import torch
+    def _scores(
+        self, windows: Sequence[Sequence[int]], reference: Path | None, batch: int, *, fused: bool
+    ) -> Iterator[WindowScores]:
+        baseline = from_logits.reference(windows, reference, vocab_size=self.model.vocab_size)
+        return from_logits.scores(windows, baseline, self._logits(windows, batch, fused=fused))
 
-        from harness.engines.transformers import Reference
-
-        found = Reference(folder, device=torch.device("cpu"))
-        found.check(windows, vocab_size=self.model.vocab_size)
-        return found
-
-    def _scores(self, windows: Sequence[Sequence[int]], baseline: Any, batch: int, *, fused: bool) -> Iterator[WindowScores]:
-        import torch
-
-        from harness.engines.transformers import token_scores
-
-        for number, window in enumerate(windows):
-            targets = torch.tensor(list(window[1:]), dtype=torch.long)
-            states = None if baseline is None else baseline.states(number, 1)[0]
-            columns: dict[str, list[Any]] = {}
-            for start, logits in self._logits(windows, number, batch, fused=fused):
-                part = slice(start, start + len(logits))
-                theirs = None if states is None else baseline.head(states[part])
-                for name, values in token_scores(torch.from_numpy(logits), targets[part], theirs).items():
-                    columns.setdefault(name, []).append(values.numpy())
-            arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-            if "same_top" in arrays:
-                arrays["same_top"] = arrays["same_top"].astype(bool)
-            yield WindowScores(**arrays)
-
-    def _logits(
-        self, windows: Sequence[Sequence[int]], number: int, batch: int, *, fused: bool
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Logits after all but the last id of one window, part by part; the last id is never an input."""
-        window = windows[number]
-        if len(window) < 2:
-            raise BadInput(f"window {number} has {len(window)} token(s); at least 2 are needed to score one")
-        self._fits(len(window) - 1, "windows of {} tokens do not fit the model's context of {}; choose a smaller `window`", 1)
+    def _logits(self, windows: Sequence[Sequence[int]], batch: int, *, fused: bool) -> from_logits.Logits:
+        """What gives the logits of one of these windows; they share a context as long as the longest."""
+        from_logits.checked(windows, context_length=self.model.context_length)
         longest = max(map(len, windows)) - 1
-        context = self.model.context(min(longest, self.model.context_length), batch=batch, fused=fused)
-        yield from context.each_logits(window[:-1])
+        return lambda window: self.model.context(longest, batch=batch, fused=fused).each_logits(window[:-1])
 
     def _fits(self, tokens: int, said: str, more: int = 0) -> None:
         if tokens > self.model.context_length:
@@ -125,45 +94,13 @@ class LlamaCpp:
 
     def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
         """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
-        from harness.engines import transformers
-
-        length = transformers.equal_length(windows)
-        return transformers.keep_reference(folder, lambda partial: self._write_reference(windows, length, partial))
-
-    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
-        import torch
-
-        from harness.engines import transformers
-
-        shape = (len(windows), length - 1, self.model.vocab_size)
-        size = 4 * shape[0] * shape[1] * shape[2]
-        if size > free_disk_bytes(folder) // 2:
-            raise Unsupported(
-                f"this engine's answers can be kept as logits only, which need {size / 1e9:.1f} GB here; choose a baseline that "
-                "runs on transformers (bf16), or limit the corpus with `tokens`"
-            )
-        with transformers.states_file(folder / transformers.STATES, shape=shape, dtype=torch.float32) as append:
-            for number in range(len(windows)):
-                for _, logits in self._logits(windows, number, BATCH, fused=True):
-                    append(torch.from_numpy(logits))
-        stored = (folder / transformers.STATES).stat().st_size
-        return {
-            "schema": transformers.REFERENCE_SCHEMA,
-            "kind": "logits",
-            "cut": "llama.cpp gives logits",
-            "tokens_digest": transformers.tokens_digest(windows),
-            "windows": len(windows),
-            "window": length,
-            "hidden_size": shape[2],
-            "vocab_size": shape[2],
-            "dtype": "float32",
-            "head": None,
-            "tokens_per_batch": transformers.TOKENS_PER_BATCH,
-            "states_bytes": stored,
-            "head_bytes": 0,
-            "float16_logit_bytes": size // 2,
-            "times_smaller_than_logits": round(size / 2 / stored, 2),
-        }
+        return from_logits.write_reference(
+            windows,
+            folder,
+            self._logits(windows, BATCH, fused=True),
+            vocab_size=self.model.vocab_size,
+            cut="llama.cpp gives logits",
+        )
 
     # ------------------------------------------------------------------ lm-eval
 

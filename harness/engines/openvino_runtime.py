@@ -24,12 +24,12 @@ from harness.spec import Json
 def quiet() -> None:
     """Takes away the package that OpenVINO and NNCF report home with (usage, to Google Analytics): a measurement tells nobody.
     Both go on without it."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None = cannot be imported
 
 
 quiet()
-import openvino as ov  # noqa: E402
-from openvino import opset13 as ops  # noqa: E402
+import openvino as ov  # noqa: E402 - after `quiet`
+from openvino import opset13 as ops  # noqa: E402 - after `quiet`
 
 FACTS = "openvino.json"
 BATCH = 512

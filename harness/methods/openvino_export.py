@@ -120,7 +120,7 @@ def _traced(model: Any, layers: int) -> Any:
     import torch
     from transformers.cache_utils import Cache, DynamicLayer
 
-    class Layer(DynamicLayer):  # type: ignore[misc]
+    class Layer(DynamicLayer):  # type: ignore[misc]  # transformers' classes are untyped to mypy
         """Keys and values that are given. Their length is never asked of them: the mask says it, and a graph that reads the
         length off the first layer's keys could not keep that layer's cache inside its attention."""
 
@@ -129,7 +129,7 @@ def _traced(model: Any, layers: int) -> Any:
         def get_seq_length(self) -> Any:
             return self.length
 
-    class Traced(torch.nn.Module):  # type: ignore[misc]
+    class Traced(torch.nn.Module):  # type: ignore[misc]  # torch's too
         def __init__(self) -> None:
             super().__init__()
             self.m = model

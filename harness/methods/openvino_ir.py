@@ -66,14 +66,15 @@ def constants(folder: Path) -> list[Constant]:
 
 
 def _meaning(name: str) -> tuple[str, Role]:
-    stem, role = name.removesuffix("_compressed"), "weight"
+    stem = name.removesuffix("_compressed")
+    role: Role = "weight"
     for suffix, meant in _SUFFIXES.items():
         if stem.endswith(suffix):
             stem, role = stem.removesuffix(suffix), meant
     if stem.startswith(_PARAMETER):
-        return stem.removeprefix(_PARAMETER), role  # type: ignore[return-value]
+        return stem.removeprefix(_PARAMETER), role
     if stem.startswith(_PRODUCT) and stem.endswith(_ADAPTERS):
-        return f"{linear(stem)}.weight", role  # type: ignore[return-value]
+        return f"{linear(stem)}.weight", role
     return "", "other"
 
 
