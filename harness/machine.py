@@ -340,6 +340,11 @@ def _run(command: list[str], *, seconds: float) -> str | None:
     return done.stdout
 
 
+def cpu_flags(proc: Path = Path("/proc")) -> frozenset[str]:
+    """Those of FLAGS that this CPU has."""
+    return frozenset(_cpu(proc)["flags"])
+
+
 def _cpu(proc: Path) -> dict[str, Any]:
     text = _read(proc / "cpuinfo") or ""
     fields: dict[str, str] = {}

@@ -88,35 +88,20 @@ def test_the_update_of_muon_is_nearly_orthogonal() -> None:
     assert float(sizes.max()) < 1.5
 
 
-def test_a_run_can_start_from_an_exported_model(folder: Path) -> None:
-    first = start(folder)
-    first.train_step()
-    training.export(first.network, first.packer.tokenizer, folder / "model")
-    second = start(folder)
-    second.network.model.norm.weight.data.zero_()
-    training.start_from(second, folder / "model")
-    for name, weight in first.network.state_dict().items():
-        assert torch.equal(weight.bfloat16().float(), second.network.state_dict()[name]), name
-
-
-def test_starting_from_a_model_of_another_shape_is_refused(folder: Path) -> None:
-    run = start(folder)
-    training.export(run.network, run.packer.tokenizer, folder / "model")
-    with pytest.raises(ValueError, match="other names or shapes"):
-        training.train(RECIPE, folder, resume=False, export_to=None, shape=replace(TINY, layers=1), start=folder / "model")
-
-
-def test_facts_are_taught_first_repetition_second_and_the_full_mixture_last() -> None:
-    first, _ = training.lesson_at(0.0)
-    second, level = training.lesson_at(first.until)
-    last, end_level = training.lesson_at(1.0)
-    assert (level, end_level) == (0.0, corpus.LEVEL)
+def test_facts_are_taught_first_and_stories_get_as_hard_as_the_tasks() -> None:
+    first, easy = training.lesson_at(0.0)
+    _, hard = training.lesson_at(1.0)
     assert first.shares["facts"] > 0.5
-    assert second.shares["recall"] > 0.8
-    assert last.shares == corpus.MIXTURE
-    assert training.lesson_at(1.0, training.LOADING)[1] == corpus.LEVEL
-    for lesson in (*training.LESSONS, *training.LOADING):
+    assert easy < hard == corpus.LEVEL
+    assert all(min(lesson.shares.values()) > 0 for lesson in training.LESSONS)
+    for lesson in training.LESSONS:
         assert abs(sum(lesson.shares.values()) - 1) < 1e-9
+
+
+def test_a_checkpoint_is_kept_where_a_lesson_ends(folder: Path) -> None:
+    training.train(RECIPE, folder, resume=False, export_to=None, shape=TINY)
+    assert (folder / "lesson-1.pt").exists()
+    assert 0 < torch.load(folder / "lesson-1.pt", weights_only=True)["step"] < 6
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
