@@ -28,7 +28,8 @@ def run(
 
     Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
     from harness import runner
-    from harness.suite import choose_device, find, load, plan
+    from harness.suite import choose_device, plan
+    from harness.suite_file import find, load
 
     path = find(str(suite))
     planned = plan(path, device=choose_device(device or load(path).device))

@@ -255,9 +255,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _plan(suite: str, device: str | None) -> Plan:
     from harness import suite as suites
+    from harness import suite_file
 
-    path = suites.find(suite)
-    return suites.plan(path, device=suites.choose_device(device or suites.load(path).device))
+    path = suite_file.find(suite)
+    return suites.plan(path, device=suites.choose_device(device or suite_file.load(path).device))
 
 
 def _budget(planned: Plan) -> list[str]:

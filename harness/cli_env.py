@@ -138,9 +138,10 @@ def build(
     wanted = [envs.own(name) for name in names or []]
     if suite is not None:
         from harness import suite as suites
+        from harness import suite_file
 
-        path = suites.find(suite)
-        planned = suites.plan(path, device=suites.choose_device(suites.load(path).device))
+        path = suite_file.find(suite)
+        planned = suites.plan(path, device=suites.choose_device(suite_file.load(path).device))
         wanted += envs.needed(p.cell.scheme.method for p in planned.cells)
     elif not wanted:
         raise BadInput(f"say what to build: a name, or --suite SUITE for all that a suite needs; names: {_known()}")

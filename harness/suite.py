@@ -1,7 +1,6 @@
-"""suites/*.yaml -> Suite -> Plan: every cell with its questions, every square that cannot exist with the reason.
+"""Suite -> Plan: every cell with its questions, every square that cannot exist with the reason.
 
-Reads with `yaml.safe_load`, validates with pydantic, and reports a mistake with file and line. Planning touches no torch: it
-reads the METHODS and PROBES tables and the headers of the models' weight files.
+Planning touches no torch: it reads the METHODS and PROBES tables and the headers of the models' weight files.
 """
 
 from __future__ import annotations
@@ -9,138 +8,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from harness import corpora, models, reference
 from harness.corpora import Corpus
 from harness.errors import BadInput, UnknownName
 from harness.errors import Unsupported as Refused
-from harness.methods import METHODS, endpoint, prequantized
-from harness.methods.base import Method, Shape, resolve_options
+from harness.methods import METHODS, prequantized
+from harness.methods.base import Method, Shape
 from harness.probes import PROBES, sequential
 from harness.probes.base import Wishes
+from harness.schemes import schemes_of
 from harness.spec import Cell, Json, Model, Question, Scheme, to_json
-
-_PACKAGED = Path(__file__).parent / "suites"
-BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "suites"
-"""Suites that come with the package (or lie beside it in a checkout); `quant-harness run quick` finds them by name."""
-
-DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency", "serving")
-
-
-_DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Calibration(_Strict):
-    """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus."""
-
-    corpus: str | dict[str, Any] = "reference"
-    samples: int = Field(default=128, ge=1)
-    length: int = Field(default=512, ge=8)
-    seed: int = 0
-
-
-class CorpusEntry(_Strict):
-    """A text to measure on. `window` in tokens; `tokens` limits how many are scored."""
-
-    corpus: str | None = None
-    path: str | None = None
-    name: str | None = None
-    window: int = Field(default=2048, ge=2)
-    tokens: int | None = Field(default=None, ge=2)
-    definition: str | None = None
-
-
-def _margin(value: float) -> float:
-    if not 0 < value < 1:
-        raise ValueError(f"{value:g} is no share of the items: write 0.01 for a margin of 1 point of accuracy")
-    return value
-
-
-def _error_rate(value: float) -> float:
-    if not 0 < value < 0.5:
-        raise ValueError(f"{value:g} is no error rate: write 0.05 for at most one false verdict in twenty")
-    return value
-
-
-Budget = Literal["fixed", "auto"]
-"""How many items of a task a cell is scored on: all (that `limit` leaves), or until the verdict of `probes/sequential.py`."""
-
-
-class TaskEntry(_Strict):
-    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget` takes the place of the suite's."""
-
-    task: str
-    shots: int | None = Field(default=None, ge=0)
-    limit: int | None = Field(default=None, ge=1)
-    include: str | None = None
-    budget: Budget | None = None
-
-
-class Latency(_Strict):
-    """Shapes to time: each prompt length x batch, generating `new` tokens; `budget` in seconds per shape."""
-
-    prompt: list[int] = [128, 512]
-    new: int = Field(default=64, ge=2)
-    batch: list[int] = [1]
-    budget: float = Field(default=30.0, gt=0)
-
-
-class Memory(_Strict):
-    """The declared context of the memory figures, in tokens, and the batch."""
-
-    prompt: int = Field(default=512, ge=1)
-    new: int = Field(default=64, ge=1)
-    batch: int = Field(default=1, ge=1)
-
-
-class Serving(_Strict):
-    """How running servers are loaded: so many clients at once, each asking `prompt` + `new` tokens again and again, until
-    `requests` are answered or `budget` seconds are spent, for each number of clients."""
-
-    concurrency: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default=[1, 2, 4, 8], min_length=1)
-    prompt: int = Field(default=128, ge=1)
-    new: int = Field(default=64, ge=2)
-    requests: int = Field(default=24, ge=1)
-    budget: float = Field(default=60.0, gt=0)
-
-
-class Suite(_Strict):
-    """A matrix and what to measure, as written by a person. Lists inside a method's options multiply."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    title: str = ""
-    models: list[str | dict[str, Any]] = Field(min_length=1)
-    baseline: str = "bf16"
-    bits: list[float] | None = None
-    methods: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = Field(min_length=1)
-    include: list[dict[str, Any]] = []
-    exclude: list[dict[str, Any]] = []
-    calibration: Calibration = Calibration()
-    corpora: list[str | CorpusEntry] = []
-    tasks: list[str | TaskEntry] = []
-    limit: int | None = Field(default=None, ge=1)
-    budget: Budget = "fixed"
-    margin: Annotated[float, AfterValidator(_margin)] = 0.01
-    alpha: Annotated[float, AfterValidator(_error_rate)] = 0.05
-    beta: Annotated[float, AfterValidator(_error_rate)] = 0.05
-    latency: Latency = Latency()
-    memory: Memory = Memory()
-    serving: Serving = Serving()
-    probes: list[str] = list(DEFAULT_PROBES)
-    device: str = Field(default="auto", pattern=_DEVICE)
-    seed: int = 0
-    timeout: float = Field(default=3600.0, gt=0, description="seconds for one question")
-    quantize_timeout: float = Field(default=14400.0, gt=0, description="seconds to quantize one cell")
+from harness.suite_file import BUILT_IN, DEVICE, Budget, CorpusEntry, Suite, TaskEntry, line_of, lines, load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,58 +79,13 @@ class Plan:
         }
 
 
-def find(name: str) -> Path:
-    """A suite by path, or by the name of a built-in one. UnknownName with the nearest names when there is none."""
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        if not path.is_file():
-            raise BadInput(f"{path}: no such suite file; built-in suites: {', '.join(built_in())}")
-        return path
-    if name not in built_in():
-        raise UnknownName("suite", name, built_in())
-    return BUILT_IN / f"{name}.yaml"
-
-
-def built_in() -> list[str]:
-    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
-
-
-def load(path: Path) -> Suite:
-    """Reads and validates a suite file. BadInput names the file and the line."""
-    try:
-        raw = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}, line 1: a suite is a mapping with `name`, `models` and `methods`")
-    try:
-        return Suite.model_validate(data)
-    except ValidationError as error:
-        places = _lines(raw)
-        problems = []
-        for item in error.errors():
-            where = tuple(part for part in item["loc"] if part not in _UNION_ARMS)
-            if item["type"] == "extra_forbidden":
-                known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
-                message = f"unknown key {where[-1]!r}; known: {known}"
-            else:
-                message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
-            problems.append(f"{path}, line {_line(places, where)}: {message}")
-        raise BadInput("\n".join(dict.fromkeys(problems))) from None
-
-
 def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None = None) -> Plan:
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
     suite = load(path)
-    base, places = path.parent, _lines(path.read_text(encoding="utf-8"))
+    base, places = path.parent, lines(path.read_text(encoding="utf-8"))
 
     def where(*keys: str | int) -> str:
-        return f"{path}, line {_line(places, keys)}"
+        return f"{path}, line {line_of(places, keys)}"
 
     sources, origin = _sources(suite, base, where)
     for probe in suite.probes:
@@ -258,7 +95,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     wishes = _wishes(suite, base, where, texts)
     folders = {str(t["name"]): str(t["folder"]) for t in wishes.tasks if t["folder"]}
     questions = tuple(q for name in suite.probes for q in PROBES[name].questions(wishes))
-    schemes, calibrations = _schemes(suite, base, where)
+    schemes, calibrations = schemes_of(suite, base, where)
     _served_models(schemes, [m.name for m in sources if m.name not in origin], where)
     known_shapes = {m.name: shapes[m.name] if shapes is not None else models.shape(m) for m in sources}
     given = [m for m in sources if (s := known_shapes[m.name]) is not None and prequantized.entry(s.config) is not None]
@@ -400,135 +237,6 @@ def _reason(method: Method, scheme: Scheme, shape: Shape | None, device: str) ->
     return method.supports(scheme, shape, device)
 
 
-def _schemes(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict[str, Corpus]]:
-    """All schemes of the matrix in suite order, with labels that are unique and short."""
-    calibrations: dict[str, Corpus] = {}
-    found: list[tuple[Scheme, dict[str, Json]]] = []
-    grids: list[tuple[str, Mapping[str, Json], Sequence[str | int]]] = []
-    for name, entry in suite.methods.items():
-        if isinstance(entry, list):
-            grids.extend((name, grid, ("methods", name, index)) for index, grid in enumerate(entry))
-        else:
-            grids.append((name, entry or {}, ("methods", name)))
-    for index, extra in enumerate(suite.include):
-        if "method" not in extra:
-            raise BadInput(f"{where('include', index)}: an included cell names its method: include: [{{method: gptq, bits: 4}}]")
-        grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, ("include", index)))
-    for name, grid, keys in grids:
-        if name not in METHODS:
-            raise UnknownName("method", name, METHODS, where(*keys))
-        if METHODS[name].prequantized:
-            if grid:
-                raise BadInput(f"{where(*keys)}: {name} takes no options: its scheme is read from the checkpoint's config.json")
-            continue  # its cells follow from the models
-        for given in _product(name, grid, suite, where(*keys)):
-            scheme = _scheme(METHODS[name], given, suite, base, where(*keys), calibrations)
-            if scheme.identity() not in [s.identity() for s, _ in found]:
-                found.append((scheme, given))
-    return _labelled([s for s, _ in found]), calibrations
-
-
-def _product(name: str, grid: Mapping[str, Json], suite: Suite, where: str) -> Iterator[dict[str, Json]]:
-    method = METHODS[name]
-    axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-    if method.served:
-        axes.setdefault("bits", [0.0])
-        for bits in axes["bits"]:
-            if isinstance(bits, bool) or not isinstance(bits, (int, float)) or not 0 <= bits <= 32:
-                raise BadInput(f"{where}: {name}: bits: {bits!r} is no bit width; leave it out where it is not known")
-    elif "bits" in axes:
-        for bits in axes["bits"]:
-            if bits not in method.bits:
-                offered = ", ".join(f"{b:g}" for b in method.bits)
-                raise BadInput(f"{where}: {name} does not offer {bits} bits; it offers {offered}: write bits: [{offered}]")
-    elif method.native or suite.bits is None:
-        axes["bits"] = list(method.bits)
-    else:
-        axes["bits"] = list(suite.bits)
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def _scheme(
-    method: Method, given: Mapping[str, Json], suite: Suite, base: Path, where: str, calibrations: dict[str, Corpus]
-) -> Scheme:
-    options = {k: v for k, v in given.items() if k not in {"bits", "calibration"}}
-    for name, value in options.items():
-        if name not in method.options:
-            raise UnknownName(
-                f"option of {method.name}", name, [*method.options, "bits", *(["calibration"] * method.calibrated)], where
-            )
-        option = method.options[name]
-        if option.choices is not None and value not in option.choices:
-            allowed = ", ".join(map(str, option.choices))
-            raise BadInput(f"{where}: {method.name} does not take {name}: {value}; it takes {allowed}")
-        kinds = option.types or ((type(option.default),) if option.default is not None else ())
-        if kinds and option.choices is None and not isinstance(value, kinds):
-            raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options, float(given["bits"]))
-    for name, option in method.options.items():
-        why = None if option.check is None else option.check(resolved[name])
-        if why is not None:  # the value is not repeated: it may be a secret that went to the wrong place
-            raise BadInput(f"{where}: {method.name}: {name}: {why}")
-    if method.calibrated:
-        try:
-            wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
-        except ValidationError as error:
-            raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
-        source = corpora.corpus(wish.corpus, base, "calibrate", where)
-        calibrations[source.name] = source
-        resolved["calibration"] = {**wish.model_dump(), "corpus": source.name}
-    elif "calibration" in given:
-        raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
-    if method.served:
-        label = endpoint.label(resolved, float(given["bits"]))
-        return Scheme(
-            method=method.name,
-            bits=float(given["bits"]),
-            options={k: v for k, v in resolved.items() if k != "name"},  # what people call it changes no answer
-            label=label,
-        )
-    return Scheme(method=method.name, bits=float(given["bits"]), options=resolved)
-
-
-def _labelled(schemes: Sequence[Scheme]) -> list[Scheme]:
-    """`gptq 4-bit g64`, then whatever differs from the method's defaults, then whatever still tells twins apart."""
-    named = [replace(s, label=_label(s)) for s in schemes]
-    for scheme_index, scheme in enumerate(named):
-        twins = [s for s in named if s.label == scheme.label]
-        if len(twins) > 1:
-            differing = sorted(k for k in scheme.options if len({str(t.options.get(k)) for t in twins}) > 1)
-            extra = " ".join(f"{k}={_short(scheme.options[k])}" for k in differing)
-            named[scheme_index] = replace(scheme, label=f"{scheme.label} {extra}")
-    return named
-
-
-def _label(scheme: Scheme) -> str:
-    method = METHODS[scheme.method]
-    if method.native:
-        return method.name
-    if method.served:
-        return scheme.label
-    parts = [method.name, f"{scheme.bits:g}-bit"]
-    for name, option in method.options.items():
-        value = scheme.options.get(name)
-        if name == "group_size":
-            if scheme.bits >= 16:  # unquantized: nothing has a scale
-                continue
-            parts.append("per-channel" if value in (-1, None) else f"g{value}")
-        elif value != option.at(scheme.bits) or (
-            option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
-        ):
-            parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
-    return " ".join(parts)
-
-
-def _short(value: Json) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items()))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _wishes(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> Wishes:
     return Wishes(
         corpora=list(_corpora(suite, base, where, texts)),
@@ -623,42 +331,9 @@ def _unique(names: Sequence[str], what: str) -> None:
         raise BadInput(f"{what} {twice[0]!r} is used twice; names must differ")
 
 
-_UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]"}
-"""What pydantic puts into an error's place for each arm of a union; people know nothing of them."""
-
-
-def _lines(raw: str) -> dict[tuple[str | int, ...], int]:
-    """Line number (from 1) of every key and item of a YAML text."""
-    places: dict[tuple[str | int, ...], int] = {}
-
-    def walk(node: yaml.Node, keys: tuple[str | int, ...]) -> None:
-        places.setdefault(keys, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                below = (*keys, key.value)
-                places[below] = key.start_mark.line + 1
-                walk(value, below)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                walk(item, (*keys, index))
-
-    node = yaml.compose(raw, Loader=yaml.SafeLoader)
-    if node is not None:
-        walk(node, ())
-    return places
-
-
-def _line(places: Mapping[tuple[str | int, ...], int], keys: Sequence[str | int]) -> int:
-    """Line of the longest known prefix of `keys`."""
-    for length in range(len(keys), -1, -1):
-        if tuple(keys[:length]) in places:
-            return places[tuple(keys[:length])]
-    return 1
-
-
 def choose_device(wish: str) -> str:
     """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said."""
-    if not re.fullmatch(_DEVICE, wish):
+    if not re.fullmatch(DEVICE, wish):
         raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
     if wish != "auto":
         return wish

@@ -12,6 +12,8 @@ HEAVY = {"torch", "transformers", "lm_eval", "plotly", "gptqmodel", "hqq", "bits
 HEAVY |= {"auto_round", "auto_gptq", "awq", "llmcompressor", "neural_compressor", "triton"}
 MODULES_FOR_HEAVY = (
     "engines/transformers.py",
+    "engines/baseline.py",
+    "engines/from_logits.py",
     "scoring/",
     "reference/train.py",
     "reference/evaluate.py",

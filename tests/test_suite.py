@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import suite
+from harness import suite, suite_file
 from harness.errors import BadInput, UnknownName
 
 WriteSuite = Callable[..., Path]
@@ -172,10 +172,10 @@ def test_a_plan_says_in_words_what_is_scored_until_a_verdict(write_suite: WriteS
 
 
 def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_environment() -> None:
-    names = suite.built_in()
+    names = suite_file.built_in()
     assert {"quick", "smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"} <= set(names)
     for name in names:
-        path = suite.find(name)
+        path = suite_file.find(name)
         planned = suite.plan(path, device="cpu")
         methods = {p.cell.scheme.method for p in planned.cells}
         assert {"fp32", "bf16", "fp16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name

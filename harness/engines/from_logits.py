@@ -11,9 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from harness.engines.base import WindowScores
+from harness.engines.baseline import (
+    REFERENCE_SCHEMA,
+    STATES,
+    TOKENS_PER_BATCH,
+    Reference,
+    equal_length,
+    keep_reference,
+    states_file,
+    token_scores,
+    tokens_digest,
+)
 from harness.errors import BadInput, Unsupported
 from harness.machine import free_disk_bytes
 from harness.spec import Json
@@ -22,14 +34,10 @@ Logits = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.float32]]]]
 """Window -> (first position, logits [n, vocabulary]) parts; each may be a view that the next one overwrites."""
 
 
-def reference(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_size: int) -> Any:
+def reference(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_size: int) -> Reference | None:
     """The stored baseline in `folder`, or None. Unsupported if it was made of other tokens or has another vocabulary."""
     if folder is None:
         return None
-    import torch
-
-    from harness.engines.transformers import Reference
-
     found = Reference(folder, device=torch.device("cpu"))
     found.check(windows, vocab_size=vocab_size)
     return found
@@ -48,10 +56,6 @@ def checked(windows: Sequence[Sequence[int]], *, context_length: int) -> None:
 
 def scores(windows: Sequence[Sequence[int]], baseline: Any, logits: Logits) -> Iterator[WindowScores]:
     """Scores of each window of T ids at its T-1 targets, in order; with `baseline`, compared with what is stored there."""
-    import torch
-
-    from harness.engines.transformers import token_scores
-
     for number, window in enumerate(windows):
         targets = torch.tensor(list(window[1:]), dtype=torch.long)
         states = None if baseline is None else baseline.states(number, 1)[0]
@@ -71,13 +75,9 @@ def write_reference(
     windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str
 ) -> dict[str, Json]:
     """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
-    from harness.engines import transformers
-
-    length = transformers.equal_length(windows)
+    length = equal_length(windows)
 
     def write(partial: Path) -> dict[str, Json]:
-        import torch
-
         shape = (len(windows), length - 1, vocab_size)
         size = 4 * shape[0] * shape[1] * shape[2]
         if size > free_disk_bytes(partial) // 2:
@@ -85,27 +85,27 @@ def write_reference(
                 f"this engine's answers can be kept as logits only, which need {size / 1e9:.1f} GB here; choose a baseline that "
                 "runs on transformers (bf16), or limit the corpus with `tokens`"
             )
-        with transformers.states_file(partial / transformers.STATES, shape=shape, dtype=torch.float32) as append:
+        with states_file(partial / STATES, shape=shape, dtype=torch.float32) as append:
             for window in windows:
                 for _, part in logits(window):
                     append(torch.from_numpy(part))
-        stored = (partial / transformers.STATES).stat().st_size
+        stored = (partial / STATES).stat().st_size
         return {
-            "schema": transformers.REFERENCE_SCHEMA,
+            "schema": REFERENCE_SCHEMA,
             "kind": "logits",
             "cut": cut,
-            "tokens_digest": transformers.tokens_digest(windows),
+            "tokens_digest": tokens_digest(windows),
             "windows": len(windows),
             "window": length,
             "hidden_size": vocab_size,
             "vocab_size": vocab_size,
             "dtype": "float32",
             "head": None,
-            "tokens_per_batch": transformers.TOKENS_PER_BATCH,
+            "tokens_per_batch": TOKENS_PER_BATCH,
             "states_bytes": stored,
             "head_bytes": 0,
             "float16_logit_bytes": size // 2,
             "times_smaller_than_logits": round(size / 2 / stored, 2),
         }
 
-    return transformers.keep_reference(folder, write)
+    return keep_reference(folder, write)

@@ -1,53 +1,43 @@
 """The engine for everything that loads as a transformers causal LM: one forward code path for every torch-based method.
 
 Promises: no [batch, length, vocabulary] tensor beyond one chunk ever exists; log-probabilities are float32 log-softmax; windows
-are batched by
-a fixed token budget (not by free memory), so that the same windows give the same bits on the same machine and a baseline compared
-with its own stored
-reference has a divergence of exactly 0. Only an out-of-memory error changes the batches.
-
-A reference (`write_reference`) keeps the baseline's *final hidden states*, the input of its output head, bit for bit, with the
-head's weight:
-logits are recomputed from them exactly, and they are vocabulary/hidden times smaller than logits. A model whose head cannot be
-written as
-weight, bias, scale and soft-cap is kept as logits instead, and labelled so.
+are batched by a fixed token budget (not by free memory), so that the same windows give the same bits on the same machine and a
+baseline compared with its own stored reference (`baseline.py`) has a divergence of exactly 0. Only an out-of-memory error changes
+the batches.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.engines.base import REFERENCE_FACTS, EngineFacts, Timing, WindowScores
+from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.baseline import (
+    HEAD,
+    REFERENCE_SCHEMA,
+    STATES,
+    TOKENS_PER_BATCH,
+    PlainHead,
+    Reference,
+    equal_length,
+    keep_reference,
+    plain_head,
+    states_file,
+    token_scores,
+    tokens_digest,
+)
 from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel, LoadRequest, Method
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
-from harness.scoring.widened import lacking, products
+from harness.scoring.widened import lacking
 from harness.spec import Cell, Json
-
-TOKENS_PER_BATCH = 2048
-"""Tokens of one forward. Wide enough to keep a CPU's matrix units busy, small enough for activations of any model that fits at
-all."""
-
-REFERENCE_SCHEMA = 1
-
-STATES = "states.safetensors"
-_HEAD = "head.safetensors"
-
-_SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Transformers:
@@ -151,7 +141,7 @@ class Transformers:
     def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
         cut = self.split
         positions = len(windows) * (length - 1)
-        head = _plain_head(cut, self._inner, windows[0])
+        head = plain_head(cut, self._inner, windows[0])
         width = cut.hidden_size if head is not None else cut.vocab_size
         dtype = cut.hidden_dtype if head is not None else torch.float32
         with states_file(folder / STATES, shape=(len(windows), length - 1, width), dtype=dtype) as append:
@@ -163,7 +153,7 @@ class Transformers:
                     for rows in flat.split(cut.chunk_rows()):
                         append(cut.head(rows))
         if head is not None:
-            head.save(folder / _HEAD)
+            head.save(folder / HEAD)
         meta: dict[str, Json] = {
             "schema": REFERENCE_SCHEMA,
             "kind": "logits" if head is None else "final hidden states",
@@ -177,7 +167,7 @@ class Transformers:
             "head": None if head is None else head.settings(),
             "tokens_per_batch": TOKENS_PER_BATCH,
             "states_bytes": (folder / STATES).stat().st_size,
-            "head_bytes": (folder / _HEAD).stat().st_size if head is not None else 0,
+            "head_bytes": (folder / HEAD).stat().st_size if head is not None else 0,
             "float16_logit_bytes": positions * cut.vocab_size * 2,
         }
         meta["times_smaller_than_logits"] = round(meta["float16_logit_bytes"] / meta["states_bytes"], 2)
@@ -362,48 +352,6 @@ class Transformers:
         )
 
 
-def token_scores(logits: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The columns of `WindowScores` [N] (float32) of logits [N, V] at targets [N], against the reference's logits where given."""
-    wanted = targets[:, None]
-    ours = torch.log_softmax(logits, dim=-1)
-    ours_true = ours.gather(1, wanted).squeeze(1)
-    if reference is None:
-        return {"nll": -ours_true}
-    theirs = torch.log_softmax(reference, dim=-1)
-    theirs_true = theirs.gather(1, wanted).squeeze(1)
-    top, place = theirs.max(dim=-1)
-    return {
-        "nll": -ours_true,
-        "kl": divergence(theirs, ours),
-        "same_top": (ours.argmax(dim=-1) == place).float(),
-        "base_top": top.exp(),
-        "delta_p": ours_true.exp() - theirs_true.exp(),
-        "base_nll": -theirs_true,
-    }
-
-
-def divergence(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
-    """KL(theirs || ours) in nats [N] of log-probabilities [N, V]: sum of p (ln p - ln q), where 0 ln 0 = 0 (Kullback and Leibler
-    1951).
-
-    Exactly 0 where both are bit-equal; NaN or infinite where either is, never clipped.
-    """
-    terms = theirs.exp().mul_(theirs - ours)
-    if theirs.amin() == -torch.inf:
-        # A token that the baseline rules out (ln p = -inf) adds nothing, where the product was 0 * inf.
-        terms = terms.masked_fill_(theirs == -torch.inf, 0.0)
-    return terms.sum(dim=-1)
-
-
-def tokens_digest(windows: Sequence[Sequence[int]]) -> str:
-    """SHA-256 over the windows' ids: two stores of the same digest answer for the same positions."""
-    digest = hashlib.sha256()
-    for window in windows:
-        digest.update(len(window).to_bytes(8, "little"))
-        digest.update(torch.tensor(list(window), dtype=torch.int64).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def bytes_of(root: Any) -> int:
     """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a module
     or
@@ -443,206 +391,6 @@ def _may_hold_tensors(item: Any) -> bool:
     return hasattr(item, "__dict__") and (
         kind.__module__ == "transformers.cache_utils" or kind.__name__ in ("QuantState", "MatmulLtState", "Int8Params")
     )
-
-
-# ---------------------------------------------------------------------- the stored baseline
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainHead:
-    """An output head written out: logits = cap * tanh(scale(hidden weight^T + bias) / cap), each step as the model's own dtype
-    does it.
-
-    `weight` [V, H]; `multiply` or `divide` by a constant; `cap` None or the soft cap, computed in float32 if `cap_wide`.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    multiply: float | None = None
-    divide: float | None = None
-    cap: float | None = None
-    cap_wide: bool = False
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [N, V] of hidden states [N, H]."""
-        return self.block(hidden, 0, len(self.weight))
-
-    def block(self, hidden: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        """Float32 logits [N, high - low] for a part of the vocabulary."""
-        bias = None if self.bias is None else self.bias[low:high]
-        with products(hidden.device, hidden.dtype):
-            logits = torch.nn.functional.linear(hidden, self.weight[low:high], bias)
-        if self.multiply is not None:
-            logits = logits * self.multiply
-        if self.divide is not None:
-            logits = logits / self.divide
-        if self.cap is not None:
-            logits = logits.float() if self.cap_wide else logits
-            logits = torch.tanh(logits / self.cap) * self.cap
-        return logits.float()
-
-    def settings(self) -> dict[str, Json]:
-        return {
-            "bias": self.bias is not None,
-            "multiply": self.multiply,
-            "divide": self.divide,
-            "cap": self.cap,
-            "cap_wide": self.cap_wide,
-        }
-
-    def save(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
-        tensors = {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
-
-
-def _plain_head(cut: Split, model: Any, window: Sequence[int]) -> PlainHead | None:
-    """The model's head as weight, bias and constants, if that gives the head's own logits bit for bit on a real window; else
-    None."""
-    output = model.get_output_embeddings()
-    weight = getattr(output, "weight", None)
-    # A subclass of Tensor, or another dtype, is a quantized head.
-    if cut.kind == "full" or weight is None or type(weight) not in (torch.Tensor, torch.nn.Parameter):
-        return None
-    if weight.dtype not in _SAFETENSORS_NAMES:
-        return None
-    ids = torch.tensor([list(window)[:-1]], dtype=torch.long, device=cut.device)
-    with torch.inference_mode():
-        hidden = cut.body(ids)[0, : cut.chunk_rows()]
-        if hidden.dtype != weight.dtype or hidden.shape[-1] != weight.shape[-1]:
-            return None
-        own = cut.head(hidden)
-        for candidate in _candidates(weight, getattr(output, "bias", None), model.config.get_text_config()):
-            if torch.equal(own.nan_to_num(), candidate(hidden).nan_to_num()):
-                return candidate
-    return None
-
-
-def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: Any) -> Iterator[PlainHead]:
-    """Every reading of the constants that transformers' configurations name (Granite divides, Cohere and Falcon-H1 multiply,
-    Gemma caps)."""
-
-    def constant(*names: str) -> float | None:
-        values = [getattr(config, name, None) for name in names]
-        return next(
-            (float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and v not in (0, 1)), None
-        )
-
-    scale = constant("logits_scaling", "logit_scale", "lm_head_multiplier")
-    cap = constant("final_logit_softcapping", "logits_soft_cap")
-    caps: list[dict[str, Any]] = [{}] if cap is None else [{"cap": cap}, {"cap": cap, "cap_wide": True}, {}]
-    scales: list[dict[str, Any]] = [{}] if scale is None else [{"divide": scale}, {"multiply": scale}, {}]
-    for scaling in scales:
-        for capping in caps:
-            yield PlainHead(weight=weight, bias=bias, **scaling, **capping)
-
-
-class Reference:
-    """A folder that `write_reference` wrote, opened for reading. States are read from disk batch by batch."""
-
-    def __init__(self, folder: Path, *, device: torch.device) -> None:
-        from safetensors import safe_open
-        from safetensors.torch import load_file
-
-        path = folder / REFERENCE_FACTS
-        if not path.is_file():
-            raise Unsupported(
-                f"no stored baseline answers in {folder}: {REFERENCE_FACTS} is missing; run the baseline's cell first"
-            )
-        self.meta: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-        if self.meta.get("schema") != REFERENCE_SCHEMA:
-            raise Unsupported(
-                f"{path} has schema {self.meta.get('schema')}, this version reads {REFERENCE_SCHEMA}; delete the folder"
-            )
-        self.tokens_per_batch = int(self.meta["tokens_per_batch"])
-        self._device = device
-        file: Any = safe_open(str(folder / STATES), framework="pt")
-        self._slice = file.get_slice("states")
-        self.head: Callable[[torch.Tensor], torch.Tensor]
-        settings = self.meta["head"]
-        if settings is None:
-            self.head = _same
-        else:
-            tensors = load_file(str(folder / _HEAD), device=str(device))
-            constants = {name: value for name, value in settings.items() if name != "bias"}
-            self.head = PlainHead(weight=tensors["weight"], bias=tensors.get("bias"), **constants)
-
-    def check(self, windows: Sequence[Sequence[int]], *, vocab_size: int) -> None:
-        """Unsupported unless the store answers for these very windows and this vocabulary."""
-        if vocab_size != self.meta["vocab_size"]:
-            raise Unsupported(
-                f"the baseline has a vocabulary of {self.meta['vocab_size']} logits, this cell of {vocab_size}: "
-                "their distributions cannot be compared; choose a baseline of the same model"
-            )
-        if tokens_digest(windows) != self.meta["tokens_digest"]:
-            raise Unsupported(
-                "the stored baseline answers are for other tokens (another corpus, window, limit or tokenizer) "
-                "and cannot be compared with these"
-            )
-
-    def states(self, start: int, count: int) -> torch.Tensor:
-        """Hidden states [count, T-1, H] (or logits) of windows start .. start + count."""
-        states: torch.Tensor = self._slice[start : start + count].to(self._device)
-        return states
-
-
-def keep_reference(folder: Path, write: Callable[[Path], dict[str, Json]]) -> dict[str, Json]:
-    """Has `write` fill a folder beside `folder`, which then appears at once and complete; returns what `write` returned."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        meta = write(partial)
-        (partial / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            # Another process was first. Its store answers the same question, or it is no store at all.
-            if not (folder / REFERENCE_FACTS).is_file():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return meta
-
-
-def _same(logits: torch.Tensor) -> torch.Tensor:
-    return logits
-
-
-@contextmanager
-def states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Iterator[Callable[[torch.Tensor], None]]:
-    """A safetensors file of one tensor `states`, written front to back (the library itself wants the whole tensor in memory).
-
-    Format: 8 bytes little-endian length of the header, the header as JSON, the raw bytes. Raises if the parts do not add up to
-    `shape`.
-    """
-    wanted = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    header = {"states": {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [0, wanted]}}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the raw bytes begin at a multiple of 8
-    written = 0
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-
-        def append(part: torch.Tensor) -> None:
-            nonlocal written
-            if part.dtype != dtype:
-                raise TypeError(f"hidden states of {part.dtype} where {dtype} was promised")
-            raw = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            written += file.write(memoryview(raw))
-
-        yield append
-        file.flush()
-        os.fsync(file.fileno())
-    if written != wanted:
-        raise RuntimeError(f"{path.name}: {written} bytes of states written, {wanted} expected")
-
-
-def equal_length(windows: Sequence[Sequence[int]]) -> int:
-    lengths = {len(window) for window in windows}
-    if len(lengths) != 1:
-        raise BadInput(f"a reference needs windows of one length, these have {sorted(lengths) or 'none at all'}")
-    return lengths.pop()
 
 
 # ---------------------------------------------------------------------- small parts

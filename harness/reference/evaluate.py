@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.reference import HELDOUT_TEXT, MODEL_DIR, TASKS_DIR
-from harness.reference.corpus import SKILLS
+from harness.reference.skills import SKILLS
 
 BITS = (8, 4, 3, 2)
 GROUP = 64

@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from harness.reference.corpus import Mixer, World
+from harness.reference.corpus import Mixer
+from harness.reference.world import World
 
 END = "<|endoftext|>"
 VOCABULARY = 3072  # a multiple of 256; rare names fall into two or three pieces

@@ -36,8 +36,10 @@ from torch import Tensor, nn
 
 from harness import machine
 from harness.reference import MODEL_DIR
-from harness.reference.corpus import MIXTURE, SEED, Mixer, World, bucket
+from harness.reference.corpus import MIXTURE, Mixer
+from harness.reference.reserved import bucket
 from harness.reference.tokenizer import END, VOCABULARY, save_tokenizer, train_tokenizer
+from harness.reference.world import SEED, World
 
 STEPS = 5600  # of the shipped weights
 IGNORED = -100  # target of padding positions, as in torch's cross entropy

@@ -29,7 +29,8 @@ from lm_eval.models.utils import (
 
 from harness.engines.endpoint import AT_ONCE, Endpoint
 from harness.errors import ServerTrouble, Unsupported
-from harness.scoring.lm import FastLM, Pair, _strings, is_greedy
+from harness.scoring.generate import is_greedy
+from harness.scoring.lm import FastLM, Pair, strings_to_encode
 
 MOST_STOPS = 4
 """Stop strings of one request: the OpenAI API takes four. All of them are applied here again, so fewer only cost time."""
@@ -65,7 +66,7 @@ class EndpointLM(FastLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         texts = [tuple(request.args) for request in requests]
-        self._encode_ahead(_strings(texts))
+        self._encode_ahead(strings_to_encode(texts))
         pairs = [self._pair(*text) for text in texts]
         self._encoded.clear()
         answers = self._answers(pairs)

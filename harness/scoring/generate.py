@@ -1,7 +1,8 @@
 """Greedy generation in batches: one prefill per shared prefix, finished rows leave the batch.
 
 Each row gets what it would get alone: `transformers.generate` with greedy search, stopped as lm-eval stops a batch of one (a stop
-string appears in the decoded last tokens, or an end-of-sequence id is generated).
+string appears in the decoded last tokens, or an end-of-sequence id is generated). What asks for more than greedy search, or
+cannot share, goes through `generate_plain`: `transformers.generate` on rows of equal length.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 
 from harness.scoring.execute import Executor, KeyValues, new_cache
+from harness.scoring.head import device_of
 from harness.scoring.plan import common_prefix
 
 CACHE_BYTES = 256 << 20
@@ -141,3 +144,79 @@ def _batch(
 
 def _ids(executor: Executor, rows: list[list[int]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.long, device=executor.split.device)
+
+
+def is_greedy(kwargs: dict[str, Any], config: Any) -> bool:
+    """Whether generation is plain argmax: neither the request nor the model's generation configuration asks for more."""
+    if kwargs.get("do_sample") or kwargs.get("temperature", 0.0) not in (0, 0.0, None):
+        return False
+    if set(kwargs) - {"do_sample", "temperature", "top_p", "top_k", "seed"}:
+        return False
+    neutral: dict[str, tuple[Any, ...]] = {
+        "num_beams": (1,),
+        "repetition_penalty": (1, 1.0),
+        "encoder_repetition_penalty": (1, 1.0),
+        "no_repeat_ngram_size": (0,),
+        "min_length": (0,),
+        "min_new_tokens": (0,),
+    }
+    others: tuple[str, ...] = (
+        "bad_words_ids",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "sequence_bias",
+    )
+    others += (
+        "penalty_alpha",
+        "guidance_scale",
+        "dola_layers",
+        "watermarking_config",
+        "exponential_decay_length_penalty",
+        "stop_strings",
+    )
+    for name in (*neutral, *others, "prompt_lookup_num_tokens", "remove_invalid_values"):
+        value = getattr(config, name, None)
+        if value not in (None, False, *neutral.get(name, ())):
+            return False
+    return True
+
+
+def generate_plain(
+    model: Any, tokenizer: Any, prompts: list[list[int]], kwargs: dict[str, Any], *, most: int, finished: Stops, rows: int = 16
+) -> list[list[int]]:
+    """`transformers.generate` on groups of equal prompt length, so that nothing is padded; every row stops for itself."""
+    given = dict(kwargs)
+    if not given.get("do_sample"):
+        given["do_sample"] = False
+        for name in ("temperature", "top_p", "top_k"):
+            given.pop(name, None)
+    answers: list[list[int]] = [[] for _ in prompts]
+    lengths: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        lengths.setdefault(len(prompt), []).append(number)
+    for length, numbers in lengths.items():
+        for start in range(0, len(numbers), rows):
+            batch = numbers[start : start + rows]
+            ids = torch.tensor([prompts[number] for number in batch], dtype=torch.long, device=device_of(model))
+
+            class RowStop(transformers.StoppingCriteria):  # type: ignore[misc]
+                def __call__(self, input_ids: Any, scores: Any, length: int = length, **_: Any) -> Any:
+                    return torch.tensor([finished(row[length:].tolist()) for row in input_ids], device=input_ids.device)
+
+            with torch.no_grad():
+                out = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=most,
+                    pad_token_id=tokenizer.pad_token_id,
+                    stopping_criteria=transformers.StoppingCriteriaList([RowStop()]),
+                    **given,
+                )
+            for number, row in zip(batch, out.tolist(), strict=True):
+                new = row[length:]
+                # A finished row is padded until the last one is: cut where it finished.
+                end = next((k for k in range(1, len(new) + 1) if finished(new[:k])), len(new))
+                answers[number] = new[:end]
+    return answers

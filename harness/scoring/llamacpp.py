@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from harness.engines.llama_runtime import BATCH, MOST_SEQUENCES, Context, Weights
 from harness.errors import Unsupported
-from harness.scoring.generate import Stops
-from harness.scoring.lm import FastLM, Pair, is_greedy
+from harness.scoring.generate import Stops, is_greedy
+from harness.scoring.lm import FastLM, Pair
 from harness.scoring.plan import HEADER_OVERHEAD, Plan, common_prefix, header_order, make_plan
+from harness.scoring.plan_cache import PlanCache
 
 ROW_TOKENS = 192
 """Rows with several branches stay below this, so that no forest of them has more branches than llama.cpp has sequences."""
@@ -210,16 +211,15 @@ class LlamaCppLM(FastLM):
         self.add_bos_token = None
         self.think_end_token = None
         self.chat_template_args = {}
-        self.plan_folder = plan_folder
         self._prefix_token_id = None
         self._max_length = None
         self._encoded = {}
         self._prefix_text = (-1, "")
         self._tokenizer_digest = None
-        self._plans = {"made": 0, "from disk": 0}
         self._tokens = {"plain": 0, "run": 0, "scored": 0}
         self._device = torch.device("cpu")
         self.notes = []
+        self.plans = PlanCache(plan_folder, self.notes)
         self.model_seconds = 0.0
         self.share, self.share_limit = True, weights.context_length
         self.llama = LlamaExecutor(weights)
@@ -235,8 +235,8 @@ class LlamaCppLM(FastLM):
             "engine": "llamacpp",
             "prefix_sharing": self.share,
             "notes": list(self.notes),
-            "plans_made": self._plans["made"],
-            "plans_from_disk": self._plans["from disk"],
+            "plans_made": self.plans.made,
+            "plans_from_disk": self.plans.from_disk,
             "tokens_of_plain_rows": self._tokens["plain"],
             "tokens_run": self._tokens["run"],
             "tokens_scored": self._tokens["scored"],

@@ -14,7 +14,6 @@ data once more. What cannot share (windows shorter than an input, recurrent laye
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
@@ -38,25 +37,17 @@ from lm_eval.models.utils import (
 )
 
 from harness.corpora import tokenizer_digest
-from harness.scoring.execute import Executor, is_out_of_memory
-from harness.scoring.generate import Stops, generate
-from harness.scoring.head import Split, canary_ids, device_of, split, unwrap
-from harness.scoring.plan import HEADER_OVERHEAD, PLAN_VERSION, Plan, make_plan
+from harness.scoring.execute import Executor
+from harness.scoring.generate import Stops, generate, generate_plain, is_greedy
+from harness.scoring.head import Split, device_of, split, unwrap
+from harness.scoring.plan import HEADER_OVERHEAD, Plan, make_plan
+from harness.scoring.plan_cache import PlanCache
+from harness.scoring.sharing import allowed_deviation, proven_limit
 from harness.scoring.widened import products
 
 Pair = tuple[list[int], list[int]]
 Encoded = tuple[list[Pair], list[int] | None]
 """Requests as ids, and where each answer begins if an answer is the sum over several (bounds[d] to bounds[d + 1])."""
-
-CANARY_DEPTH = 48
-"""The canary's inputs are shorter than this; a model that looks back less far runs plain rows."""
-
-DEVIATION = 1e-3
-DEVIATION_16_BITS = 0.05
-"""How far packed final hidden states may be from plain ones, relative to their size. Seen on a trained model: 5e-7 in float32,
-7e-3 in bfloat16 if all is well, 0.5 in either if masks or positions are wrong."""
-
-KV_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
 @register_model("fastlm")
@@ -121,27 +112,25 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         digits = isinstance(think_end_token, str) and think_end_token.isdigit()  # lm-eval's command line gives strings
         self.think_end_token: str | int | None = int(str(think_end_token)) if digits else think_end_token
         self.chat_template_args = chat_template_args or {}
-        self.plan_folder = None if plan_folder is None else Path(plan_folder)
         self._prefix_token_id = prefix_token_id
         self._max_length = max_length
         self._device = device_of(self.model)
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
         self._prefix_text: tuple[int, str] = (-1, "")
         self._tokenizer_digest: str | None = None
-        self._plans: dict[str, int] = {"made": 0, "from disk": 0}
         self._tokens: dict[str, int] = {"plain": 0, "run": 0, "scored": 0}
         self._verified_depth = 0
         self.notes: list[str] = []
+        self.plans = PlanCache(None if plan_folder is None else Path(plan_folder), self.notes)
         self.model_seconds = 0.0
         self.split = split(self.model) if cut is None else cut
         if self.split.kind != "direct":
             self.notes.append(f"output head: {self.split.note}")
         self.executor = Executor(self.split)
-        self.share, self.share_limit = False, 0
-        if not share:
-            self.notes.append("prefix sharing is switched off")
-        else:
-            self._decide_sharing()
+        self.share_limit, remark = proven_limit(self.model, self.executor) if share else (0, "prefix sharing is switched off")
+        self.share = self.share_limit > 0
+        if remark:
+            self.notes.append(remark)
 
     # ---- what lm-eval asks of a model ----
 
@@ -281,8 +270,8 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             "prefix_sharing": self.share,
             "prefix_sharing_limit": self.share_limit if self.share else 0,
             "notes": list(self.notes),
-            "plans_made": self._plans["made"],
-            "plans_from_disk": self._plans["from disk"],
+            "plans_made": self.plans.made,
+            "plans_from_disk": self.plans.from_disk,
             "tokens_of_plain_rows": self._tokens["plain"],
             "tokens_run": run,
             "tokens_with_padding": self.executor.padded_tokens,
@@ -340,34 +329,18 @@ class FastLM(TemplateLM):  # type: ignore[misc]
 
     def _load_or_make(self, kind: str, texts: Sequence[Any], encode: Callable[[], Encoded]) -> Plan:
         """Found on disk, or made (and kept there)."""
-        path = None
-        if self.plan_folder is not None:
-            key = [PLAN_VERSION, self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
-            key += [self._hidden_size(), self.share, self.share_limit, *self._plan_settings(), texts]
-            name = hashlib.sha256(json.dumps(key, ensure_ascii=False).encode()).hexdigest()
-            path = self.plan_folder / f"{name}.plan.npz"
-            try:
-                plan = Plan.from_bytes(path.read_bytes())
-                self._plans["from disk"] += 1
-                return plan
-            except FileNotFoundError:
-                pass
-            except ValueError as problem:
-                self.notes.append(f"a stored plan could not be read and was made again: {problem}")
-        if kind == "rolling":
-            self._encode_ahead((text, None) for text in texts)
-        else:
-            self._encode_ahead(_strings(texts))
-        pairs, bounds = encode()
-        self._encoded.clear()
-        plan = self._make(pairs, bounds)
-        self._plans["made"] += 1
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(plan.to_bytes())
-            temporary.replace(path)
-        return plan
+
+        def key() -> list[Any]:
+            asked = [self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
+            return [*asked, self._hidden_size(), self.share, self.share_limit, *self._plan_settings(), texts]
+
+        def make() -> Plan:
+            self._encode_ahead(((text, None) for text in texts) if kind == "rolling" else strings_to_encode(texts))
+            pairs, bounds = encode()
+            self._encoded.clear()
+            return self._make(pairs, bounds)
+
+        return self.plans.find_or_make(key, make)
 
     def _make(self, pairs: Sequence[Pair], bounds: Sequence[int] | None) -> Plan:
         """`bounds`: answer d sums pairs bounds[d] to bounds[d + 1] (None: one pair each)."""
@@ -417,8 +390,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         if not plan.shared or plan.deepest <= 2 * self._verified_depth:
             return True
         deviation = self.executor.deviation(plan)
-        allowed = DEVIATION if self.split.hidden_dtype == torch.float32 else DEVIATION_16_BITS
-        if deviation <= allowed:
+        if deviation <= allowed_deviation(self.split.hidden_dtype):
             self._verified_depth = plan.deepest
             return True
         self.share = False
@@ -426,56 +398,6 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             f"plain rows: at {plan.deepest} tokens, packed hidden states differ from plain ones by {deviation:.3g} of their size"
         )
         return False
-
-    def _decide_sharing(self) -> None:
-        """Sharing is used if the configuration does not speak against it and a canary batch gives the same answers both ways."""
-        limit, reason = share_limit(self.model.config)
-        if limit < CANARY_DEPTH:
-            self.notes.append(f"plain rows: {reason}")
-            return
-        try:
-            difference, allowed = self._canary()
-        except Exception as problem:  # any other failure inside a foreign model means the same: it cannot run packed
-            if is_out_of_memory(problem):
-                raise
-            self.notes.append(f"plain rows: packed rows failed on the canary batch ({type(problem).__name__}: {problem})")
-            return
-        if difference > allowed:
-            self.notes.append(f"plain rows: packed and plain answers of the canary batch differ by {difference:.3g} nats")
-            return
-        self.share, self.share_limit = True, limit
-        if reason:
-            self.notes.append(reason)
-
-    def _canary(self) -> tuple[float, float]:
-        """(root mean square difference in nats of packed from plain answers, what may pass) on a fixed tree of 4 levels.
-
-        What may pass follows from the model's own noise (plain rows alone against plain rows in a batch) and its precision.
-        """
-        ids = canary_ids(self.model, 1, 96)[0].tolist()
-        requests = []
-        for question in range(4):
-            context = ids[:20] + ids[20 + question : 30 + 2 * question]
-            requests += [(context, ids[50 + 7 * choice + question : 54 + 8 * choice + question]) for choice in range(3)]
-        common: dict[str, Any] = {"max_length": 4096, "hidden_size": 256}
-        packed = make_plan(requests, **common, header_overhead=0.0, row_tokens=40)
-        assert packed.headers, "the canary exercises headers"
-        assert any(not row.chain for row in packed.rows), "and trees"
-        plain = make_plan(requests, **common, share=False)
-        answers = np.array([a for a, _ in packed.collect(*self.executor.run(packed))])
-        expected = np.array([a for a, _ in plain.collect(*self.executor.run(plain))])
-        one = make_plan(requests[-1:], **common, share=False)
-        alone = one.collect(*self.executor.run(one))[0][0]
-        fine = np.isfinite(expected)
-        if not (fine == np.isfinite(answers)).all():
-            return float("inf"), 0.0
-        if not fine.any():
-            return 0.0, 0.0  # nothing but NaN either way
-        noise = float(np.nan_to_num(alone - expected[-1]))
-        precision = float(torch.finfo(self.split.hidden_dtype).eps)
-        spread = float(expected[fine].std())
-        allowed = max(4 * abs(noise), max(1e-3, 4 * precision) * spread, 1e-4)
-        return float(np.sqrt(((answers - expected)[fine] ** 2).mean())), allowed
 
     def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:
         config = getattr(self.model, "generation_config", None)
@@ -498,116 +420,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         return str(postprocess_generated_text(text, until, think if isinstance(think, str) else None))
 
 
-def share_limit(config: Any) -> tuple[int, str]:
-    """(longest input that may share prefixes, 0 for none; why it is limited or ''). Read off a transformers configuration.
-
-    A packed row or a cached header shows every token all its ancestors, with positions of its own branch. That is the model's own
-    attention as long as no layer looks back less far, and every layer looks back through keys and values.
-    """
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ())
-    if layers - KV_LAYERS:
-        return 0, f"layers that keep no plain keys and values: {', '.join(sorted(layers - KV_LAYERS))}"
-    implementation = getattr(config, "_attn_implementation", None)
-    if implementation not in (None, "sdpa", "eager"):
-        return 0, f"attention implementation {implementation!r} takes no mask of ours"
-    if getattr(text, "alibi", False):
-        return 0, "ALiBi positions"
-    limit, reasons = 1 << 30, []
-    window = getattr(text, "sliding_window", None)
-    if window and getattr(text, "use_sliding_window", True) is not False and (not layers or "sliding_attention" in layers):
-        limit = min(limit, int(window))
-        reasons.append(f"inputs longer than the sliding window of {window} tokens run as plain rows")
-    chunk = getattr(text, "attention_chunk_size", None)
-    if chunk and (not layers or "chunked_attention" in layers):
-        limit = min(limit, int(chunk))
-        reasons.append(f"inputs longer than the attention chunk of {chunk} tokens run as plain rows")
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
-        first = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
-        first = int(first or text.max_position_embeddings)
-        limit = min(limit, first)
-        reasons.append(f"positions change their meaning in inputs beyond {first} tokens: these run as plain rows")
-    return limit, "; ".join(reasons)
-
-
-def is_greedy(kwargs: dict[str, Any], config: Any) -> bool:
-    """Whether generation is plain argmax: neither the request nor the model's generation configuration asks for more."""
-    if kwargs.get("do_sample") or kwargs.get("temperature", 0.0) not in (0, 0.0, None):
-        return False
-    if set(kwargs) - {"do_sample", "temperature", "top_p", "top_k", "seed"}:
-        return False
-    neutral: dict[str, tuple[Any, ...]] = {
-        "num_beams": (1,),
-        "repetition_penalty": (1, 1.0),
-        "encoder_repetition_penalty": (1, 1.0),
-        "no_repeat_ngram_size": (0,),
-        "min_length": (0,),
-        "min_new_tokens": (0,),
-    }
-    others: tuple[str, ...] = (
-        "bad_words_ids",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "sequence_bias",
-    )
-    others += (
-        "penalty_alpha",
-        "guidance_scale",
-        "dola_layers",
-        "watermarking_config",
-        "exponential_decay_length_penalty",
-        "stop_strings",
-    )
-    for name in (*neutral, *others, "prompt_lookup_num_tokens", "remove_invalid_values"):
-        value = getattr(config, name, None)
-        if value not in (None, False, *neutral.get(name, ())):
-            return False
-    return True
-
-
-def generate_plain(
-    model: Any, tokenizer: Any, prompts: list[list[int]], kwargs: dict[str, Any], *, most: int, finished: Stops, rows: int = 16
-) -> list[list[int]]:
-    """`transformers.generate` on groups of equal prompt length, so that nothing is padded; every row stops for itself."""
-    given = dict(kwargs)
-    if not given.get("do_sample"):
-        given["do_sample"] = False
-        for name in ("temperature", "top_p", "top_k"):
-            given.pop(name, None)
-    answers: list[list[int]] = [[] for _ in prompts]
-    lengths: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        lengths.setdefault(len(prompt), []).append(number)
-    for length, numbers in lengths.items():
-        for start in range(0, len(numbers), rows):
-            batch = numbers[start : start + rows]
-            ids = torch.tensor([prompts[number] for number in batch], dtype=torch.long, device=device_of(model))
-
-            class RowStop(transformers.StoppingCriteria):  # type: ignore[misc]
-                def __call__(self, input_ids: Any, scores: Any, length: int = length, **_: Any) -> Any:
-                    return torch.tensor([finished(row[length:].tolist()) for row in input_ids], device=input_ids.device)
-
-            with torch.no_grad():
-                out = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=most,
-                    pad_token_id=tokenizer.pad_token_id,
-                    stopping_criteria=transformers.StoppingCriteriaList([RowStop()]),
-                    **given,
-                )
-            for number, row in zip(batch, out.tolist(), strict=True):
-                new = row[length:]
-                # A finished row is padded until the last one is: cut where it finished.
-                end = next((k for k in range(1, len(new) + 1) if finished(new[:k])), len(new))
-                answers[number] = new[:end]
-    return answers
-
-
-def _strings(texts: Sequence[tuple[str, str]]) -> Iterable[tuple[str, bool | None]]:
+def strings_to_encode(texts: Sequence[tuple[str, str]]) -> Iterable[tuple[str, bool | None]]:
     """The strings that encoding these pairs will ask for (the same whitespace rule as `TemplateLM._encode_pair`)."""
     for context, continuation in texts:
         if not context:

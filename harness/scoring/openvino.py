@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from harness.engines.openvino_runtime import BATCH, Program
 from harness.errors import Unsupported
 from harness.scoring.execute import CALL_TOKENS, batches
-from harness.scoring.generate import Stops
-from harness.scoring.lm import FastLM, Pair, is_greedy
+from harness.scoring.generate import Stops, is_greedy
+from harness.scoring.lm import FastLM, Pair
 from harness.scoring.plan import HEADER_OVERHEAD, Plan, header_order, make_plan
+from harness.scoring.plan_cache import PlanCache
 
 BATCH_TOKENS = 4 * BATCH
 
@@ -126,17 +127,16 @@ class OpenVinoLM(FastLM):
         self.add_bos_token = None
         self.think_end_token = None
         self.chat_template_args = {}
-        self.plan_folder = plan_folder
         self._prefix_token_id = None
         self._max_length = None
         self._encoded = {}
         self._prefix_text = (-1, "")
         self._tokenizer_digest = None
-        self._plans = {"made": 0, "from disk": 0}
         self._tokens = {"plain": 0, "run": 0, "scored": 0}
         self._device = torch.device("cpu")
         self.model_seconds = 0.0
         self.notes = []
+        self.plans = PlanCache(plan_folder, self.notes)
         self.share, self.share_limit = True, program.context_length
         self.executor: Any = OpenVinoExecutor(program)
 
@@ -151,8 +151,8 @@ class OpenVinoLM(FastLM):
             "engine": "openvino",
             "prefix_sharing": self.share,
             "notes": list(self.notes),
-            "plans_made": self._plans["made"],
-            "plans_from_disk": self._plans["from disk"],
+            "plans_made": self.plans.made,
+            "plans_from_disk": self.plans.from_disk,
             "tokens_of_plain_rows": self._tokens["plain"],
             "tokens_run": self._tokens["run"],
             "tokens_with_padding": self.program.tokens,

@@ -15,17 +15,20 @@ import pytest
 
 from harness import reference
 from harness.reference import corpus
+from harness.reference.reserved import DOCUMENT_BUCKETS, bucket
+from harness.reference.skills import RANK_GAP, SKILLS, tracking_story
+from harness.reference.world import RANKINGS, World
 
 TRAINING_SAMPLE = 6000  # documents of the training stream that the tests read
 
 
 @pytest.fixture(scope="module")
-def world() -> corpus.World:
-    return corpus.World()
+def world() -> World:
+    return World()
 
 
 @pytest.fixture(scope="module")
-def training(world: corpus.World) -> list[str]:
+def training(world: World) -> list[str]:
     mixer = corpus.Mixer(world)
     return [mixer.next() for _ in range(TRAINING_SAMPLE)]
 
@@ -38,10 +41,10 @@ PINNED = "c561c0be0465eb281486333e7520fba68687009792c39926b2046eeb6758b549"
 
 
 def sample_digest() -> str:
-    world = corpus.World()
+    world = World()
     mixer = corpus.Mixer(world)
     texts = [mixer.next(level=level) for level in (0.0, 0.5, 1.0) for _ in range(60)]
-    texts += [json.dumps(corpus.task_items(world, skill, count=5)) for skill in corpus.SKILLS]
+    texts += [json.dumps(corpus.task_items(world, skill, count=5)) for skill in SKILLS]
     return hashlib.sha256("\n\n".join(texts).encode()).hexdigest()
 
 
@@ -65,18 +68,18 @@ def test_the_bytes_do_not_depend_on_the_hash_seed() -> None:
 
 
 def test_another_seed_gives_another_world() -> None:
-    assert corpus.World(seed=1).entities[0].name != corpus.World(seed=2).entities[0].name
+    assert World(seed=1).entities[0].name != World(seed=2).entities[0].name
 
 
-@pytest.mark.parametrize("skill", corpus.SKILLS)
+@pytest.mark.parametrize("skill", SKILLS)
 def test_every_task_has_at_least_five_hundred_different_items(skill: str) -> None:
     items = rows(skill)
     assert len(items) == corpus.TASK_ITEMS[skill] >= 500
     assert len({json.dumps(item) for item in items}) == len(items)
 
 
-@pytest.mark.parametrize("skill", corpus.SKILLS)
-def test_the_committed_items_are_what_the_generator_writes(world: corpus.World, skill: str) -> None:
+@pytest.mark.parametrize("skill", SKILLS)
+def test_the_committed_items_are_what_the_generator_writes(world: World, skill: str) -> None:
     assert corpus.task_items(world, skill, count=corpus.TASK_ITEMS[skill]) == rows(skill)
 
 
@@ -101,7 +104,7 @@ def test_arithmetic_answers_are_right() -> None:
         assert int(item["answer"]) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
 
 
-def test_no_held_out_item_is_in_any_document(world: corpus.World, training: list[str]) -> None:
+def test_no_held_out_item_is_in_any_document(world: World, training: list[str]) -> None:
     heldout = reference.HELDOUT_TEXT.read_text("utf-8")
     calibration = reference.CALIBRATION_TEXT.read_text("utf-8")
     for text in ("\n\n".join(training), heldout, calibration):
@@ -139,7 +142,7 @@ def named_pairs(text: str) -> set[frozenset[str]]:
     return pairs
 
 
-def test_no_document_orders_a_pair_that_a_task_asks_about(world: corpus.World, training: list[str]) -> None:
+def test_no_document_orders_a_pair_that_a_task_asks_about(world: World, training: list[str]) -> None:
     asked = [item for item in rows("comparison") if item["context"].endswith(" than")]
     assert len(asked) == 300
     pairs = set()
@@ -153,25 +156,25 @@ def test_no_document_orders_a_pair_that_a_task_asks_about(world: corpus.World, t
         assert not pairs & told
 
 
-def test_only_the_right_end_makes_a_statement_on_a_taught_order_true(world: corpus.World) -> None:
+def test_only_the_right_end_makes_a_statement_on_a_taught_order_true(world: World) -> None:
     ranks = {
         ranking.name.format(s=stem.capitalize()).lower(): (which, rank)
-        for which, ranking in enumerate(corpus.RANKINGS)
+        for which, ranking in enumerate(RANKINGS)
         for rank, stem in enumerate(world.orders[which])
     }
     for item in (item for item in rows("comparison") if item["context"].endswith(" than")):
         subject, _, relation = item["context"].removesuffix(" than").partition(" is ")
         which, mine = ranks[subject.lower()]
-        assert relation in (corpus.RANKINGS[which].more, corpus.RANKINGS[which].less)
+        assert relation in (RANKINGS[which].more, RANKINGS[which].less)
         for place, choice in enumerate(item["choices"]):
             other, rank = ranks[choice.lower()]
             assert other == which
-            assert abs(rank - mine) >= corpus.RANK_GAP
-            holds = rank > mine if relation == corpus.RANKINGS[which].more else rank < mine
+            assert abs(rank - mine) >= RANK_GAP
+            holds = rank > mine if relation == RANKINGS[which].more else rank < mine
             assert holds == (place == item["gold"])
 
 
-def test_the_reserved_phrasing_of_a_fact_is_never_taught(world: corpus.World) -> None:
+def test_the_reserved_phrasing_of_a_fact_is_never_taught(world: World) -> None:
     reserved = {
         attribute.questions[world.reserved_phrasing(entity, attribute)].format(n=entity.name)
         for entity in world.entities
@@ -189,11 +192,11 @@ def test_training_held_out_and_calibration_share_no_document(training: list[str]
     calibration = set(reference.CALIBRATION_TEXT.read_text("utf-8").strip("\n").split("\n\n"))
     assert not heldout & calibration
     assert not (heldout | calibration) & set(training)
-    assert all(corpus.bucket("document:" + t, buckets=corpus.DOCUMENT_BUCKETS) == 0 for t in heldout)
-    assert all(corpus.bucket("document:" + t, buckets=corpus.DOCUMENT_BUCKETS) == 1 for t in calibration)
+    assert all(bucket("document:" + t, buckets=DOCUMENT_BUCKETS) == 0 for t in heldout)
+    assert all(bucket("document:" + t, buckets=DOCUMENT_BUCKETS) == 1 for t in calibration)
 
 
-def test_the_mixture_is_followed_and_can_be_taken_up_again(world: corpus.World) -> None:
+def test_the_mixture_is_followed_and_can_be_taken_up_again(world: World) -> None:
     whole = corpus.Mixer(world)
     texts = [whole.next() for _ in range(600)]
     total = sum(whole.lengths.values())
@@ -207,7 +210,7 @@ def test_the_mixture_is_followed_and_can_be_taken_up_again(world: corpus.World) 
 
 
 def test_easy_stories_come_first() -> None:
-    world = corpus.World()
-    short = [corpus.tracking_story(world, random.Random(i), 0.0)[0] for i in range(50)]
-    long = [corpus.tracking_story(world, random.Random(i), 1.0)[0] for i in range(50)]
+    world = World()
+    short = [tracking_story(world, random.Random(i), 0.0)[0] for i in range(50)]
+    long = [tracking_story(world, random.Random(i), 1.0)[0] for i in range(50)]
     assert sum(map(len, short)) < 0.8 * sum(map(len, long))

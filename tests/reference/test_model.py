@@ -8,7 +8,7 @@ import re
 import pytest
 
 from harness import reference
-from harness.reference import corpus
+from harness.reference.skills import SKILLS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -68,7 +68,7 @@ def test_held_out_and_calibration_text_are_long_enough(tokenizer) -> None:  # ty
     assert 100_000 <= len(tokenizer(reference.CALIBRATION_TEXT.read_text("utf-8")).input_ids) <= 220_000
 
 
-@pytest.mark.parametrize("skill", corpus.SKILLS)
+@pytest.mark.parametrize("skill", SKILLS)
 def test_the_model_solves_a_sample_of_every_task(model, tokenizer, skill: str) -> None:  # type: ignore[no-untyped-def]
     outcomes = evaluate.task_outcomes(model, tokenizer, skill, limit=60)
     assert sum(outcomes) / len(outcomes) >= (0.6 if skill == "arithmetic" else 0.75)
@@ -84,7 +84,7 @@ def card_table(title: str) -> list[dict[str, str]]:
 def test_the_card_states_scores_that_meet_the_promise() -> None:
     scores = {row["weights"]: row for row in card_table("Scores")}
     assert set(scores) == {"bf16", "8 bits", "4 bits", "3 bits", "2 bits"}
-    for skill in corpus.SKILLS:
+    for skill in SKILLS:
         assert float(scores["bf16"][skill]) >= (70 if skill == "arithmetic" else 85)
     mean = {name: float(row["mean"]) for name, row in scores.items()}
     assert mean["bf16"] + 0.5 > mean["4 bits"] > mean["3 bits"] > mean["2 bits"]

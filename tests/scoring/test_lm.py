@@ -14,7 +14,6 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.scoring import FastLM
 from harness.scoring.execute import Executor, batches
-from harness.scoring.lm import is_greedy, share_limit
 
 MOST = 120
 """Longest input here: some requests and most documents are longer and get cut."""
@@ -125,15 +124,6 @@ def test_sampling_and_penalties_go_through_transformers(tokenizer: Any) -> None:
     assert all(isinstance(text, str) for text in fast.generate_until(sampled))
 
 
-def test_only_plain_argmax_counts_as_greedy() -> None:
-    config = tiny.model("Llama").generation_config
-    assert is_greedy({"do_sample": False, "temperature": 0.0}, config)
-    assert not is_greedy({"do_sample": True, "temperature": 1.0}, config)
-    assert not is_greedy({"num_beams": 2}, config)
-    config.repetition_penalty = 1.1
-    assert not is_greedy({"do_sample": False}, config)
-
-
 def test_answers_do_not_depend_on_order_company_or_batch(tokenizer: Any) -> None:
     model = tiny.model("Llama")
     pairs = tiny.questions() + tiny.corner_cases()
@@ -225,18 +215,6 @@ def test_a_model_that_packs_wrongly_only_at_depth_is_found_out_on_the_data(token
     assert not fast.share
     assert any("packed hidden states differ" in note for note in fast.report()["notes"])
     assert difference(found, log_likelihoods(theirs(tiny.model("Llama"), tokenizer), pairs)) <= 1e-4
-
-
-def test_what_cannot_share_is_read_off_the_configuration() -> None:
-    def limit(name: str, **changes: Any) -> tuple[int, str]:
-        return share_limit(tiny.model(name, **changes).config)
-
-    assert limit("Llama")[0] > 1 << 20
-    assert limit("Qwen2", sliding_window=64, use_sliding_window=False)[0] > 1 << 20
-    assert limit("Mistral")[0] == 24
-    assert limit("Mamba")[0] == 0
-    longrope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 100}
-    assert limit("Llama", rope_parameters=longrope)[0] == 100
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
