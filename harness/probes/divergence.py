@@ -4,7 +4,7 @@ At every scored position of a corpus' windows, over the full vocabulary, in nats
 cell), same-top (equal
 argmax), delta-p (probability of the true token, cell minus baseline), and ln(PPL / PPL of the baseline) with its paired interval.
 The baseline's
-answers are stored once as final hidden states (see `engines/transformers.py`); compared with itself, a model has a divergence of
+answers are stored once as final hidden states (see `engines/baseline.py`); compared with itself, a model has a divergence of
 exactly 0.
 
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is

@@ -111,7 +111,7 @@ LESSONS = (
             "facts": 0.36, "tracking": 0.20, "comparison": 0.12, "agreement": 0.03, "arithmetic": 0.12, "recall": 0.17,
         },
     ),
-    Lesson(until=0.70, levels=(0.5, 0.5), rate=1.0, shares=MIXTURE),
+    Lesson(until=0.70, levels=(0.5, 0.5), shares=MIXTURE),
     Lesson(
         until=1.0,
         levels=(0.5, 0.5),
