@@ -12,6 +12,7 @@ indistinguishable
 from the baseline.
 
 Version 1 (2026-11-21): first definition.
+Version 2 (2026-11-25): the same sum in a form that no rounding takes below zero; values move by about 1e-7 nats.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def measure(session: Session, question: Question) -> Answer:
 PROBE = Probe(
     name="divergence",
     title="Divergence from the baseline",
-    version="1",
+    version="2",
     metrics=METRICS,
     isolation="shared",
     simulated=True,

@@ -41,6 +41,31 @@ def test_kl_equals_a_direct_float64_sum_over_random_logits() -> None:
     assert (divergence(log_p, log_p) == 0).all()
 
 
+def test_kl_of_two_nearly_equal_distributions_is_no_rounding_noise() -> None:
+    source = np.random.default_rng(1)
+    theirs = source.normal(0, 3, (20, 4000)).astype(np.float32)
+    ours = theirs + source.normal(0, 1e-4, theirs.shape).astype(np.float32)
+    log_p, log_q = (torch.log_softmax(torch.tensor(logits.astype(np.float64)), dim=-1) for logits in (theirs, ours))
+    wanted = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # about 5e-9 nats
+    in_float32 = divergence(*(torch.log_softmax(torch.tensor(logits), dim=-1) for logits in (theirs, ours)))
+    assert bool((in_float32 > 0).all())
+    np.testing.assert_allclose(in_float32.numpy(), wanted.numpy(), rtol=3e-3)
+
+
+@pytest.mark.parametrize("apart", [10.0, 19.0, 25.0, 85.0, 200.0])
+def test_kl_where_the_cell_believes_in_a_token_that_the_baseline_all_but_rules_out(apart: float) -> None:
+    theirs, ours = torch.tensor([[0.0, -apart, -1.0]]), torch.tensor([[0.0, 1.0, -1.0]])
+    log_p, log_q = torch.log_softmax(theirs.double(), -1), torch.log_softmax(ours.double(), -1)
+    wanted = float((log_p.exp() * (log_p - log_q)).sum())
+    assert divergence(log_p.float(), log_q.float()).item() == pytest.approx(wanted, rel=2e-6)
+
+
+def test_a_nan_on_either_side_is_a_nan() -> None:
+    good, bad = torch.log_softmax(torch.zeros(1, 3), -1), torch.tensor([[float("nan"), -1.0, -1.0]])
+    assert divergence(good, bad).isnan().all()
+    assert divergence(bad, good).isnan().all()
+
+
 def test_tokens_that_the_baseline_rules_out_add_nothing_and_those_the_cell_rules_out_are_infinite() -> None:
     half = torch.tensor([[0.5, 0.5, 0.0]]).log()
     sure = torch.tensor([[1.0, 0.0, 0.0]]).log()
