@@ -103,6 +103,15 @@ def test_the_page_names_machine_commit_versions_and_the_command(parsed: Parsed) 
         assert fact in parsed.text
 
 
+def test_the_page_says_how_the_baselines_answers_are_kept_in_both_sizes(parsed: Parsed) -> None:
+    said = (
+        "reference bf16 on reference: kept as final hidden states (bfloat16), 3.917 MB, 128.0 times smaller than its logits in "
+        "float16 (501.4 MB); the output head beside them takes 4.194 MB"
+    )
+    assert said in parsed.text
+    assert parsed.text.count("times smaller than its logits") == 1, "of the baseline, and once"
+
+
 def test_nothing_on_the_page_can_reach_the_network(parsed: Parsed) -> None:
     for tag, attributes in parsed.tags:
         assert tag not in {"link", "iframe", "object", "embed", "img", "form", "base", "video", "audio"}
