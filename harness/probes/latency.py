@@ -263,7 +263,7 @@ def run_rounds(
         cells.append(ours)
         if theirs is not None:
             bases.append(theirs)
-        if len(cells) >= LEAST_ROUNDS and _settled(cells) and (not bases or _settled(bases) and _compared(cells, bases)):
+        if len(cells) >= LEAST_ROUNDS and _settled(cells) and (not bases or (_settled(bases) and _compared(cells, bases))):
             beside = f", of the ratios below {NARROW_RATIO:.0%}" if bases else ""
             stopped = f"interval of the median below {NARROW:.0%}{beside}"
             break
@@ -282,7 +282,9 @@ def _settled(timings: Sequence[Timing]) -> bool:
 
 
 def _compared(cells: Sequence[Timing], bases: Sequence[Timing]) -> bool:
-    return all(median(ratios).relative_width < NARROW_RATIO for ratios in (_ttft_ratios(cells, bases), _tpot_ratios(cells, bases)))
+    return all(
+        median(ratios).relative_width < NARROW_RATIO for ratios in (_ttft_ratios(cells, bases), _tpot_ratios(cells, bases))
+    )
 
 
 def _ttft_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:

@@ -93,7 +93,7 @@ def main(replays: int) -> None:
         fixed = paired_items(flip_rate, margin, alpha=ALPHA, power=1 - BETA)
         name = f"{flip_rate:5.1%} {margin:6.3f} {difference:+6.3f} {fixed:9d}"
         print(f"{name:<30} {row('', result, difference, margin)}", flush=True)
-    print("\nStopped for good where so many replays have their verdict, against an unpaired test of that power (5 %, 1 point, no loss):")
+    print("\nStopped for good where so many replays have their verdict, against an unpaired test of that power:")
     result = replay(simulated(rng, replays, 20_000, 0.05, 0.0), margin=0.01, alpha=ALPHA, beta=BETA)
     print(f"no betting can do better than {best_items(0.05, 0.01, ALPHA):.0f} items on average if it is to decide in the end")
     for power in (0.80, 0.90, 0.95):

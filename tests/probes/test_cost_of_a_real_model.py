@@ -156,18 +156,19 @@ def weigh_each(source: Path, artifact: Path) -> None:
 
 @pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
 def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path):
-    # 172 MiB, of which 3 % are more than an allocator's slack.
+    # 177 MiB, of which 3 % are more than an allocator's slack.
     shape = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 22, "num_attention_heads": HEADS}
     source, artifact = made(tmp_path, **shape)
-    code = f"from pathlib import Path; from tests.probes.test_cost_of_a_real_model import weigh_each; weigh_each(*map(Path, {[str(source), str(artifact)]}))"
-    # Chance, taken out for all ways alike: how many tensors a loader's threads have under way, and how much of what they free stays
-    # in the heap until it is trimmed.
+    code = (
+        "from pathlib import Path; from tests.probes.test_cost_of_a_real_model import weigh_each; "
+        f"weigh_each(*map(Path, {[str(source), str(artifact)]}))"
+    )
+    # Chance, taken out for all ways alike: how many tensors a loader's threads have under way, and how much of what they free
+    # stays in the heap until it is trimmed.
     steady = {"OMP_NUM_THREADS": "1", "HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     environment = {**os.environ, **steady}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(WAYS), done.stderr[-3000:]
     for how, line in zip(WAYS, lines, strict=True):

@@ -263,7 +263,7 @@ class _Builder:
                 _m("kl_p99", float(np.quantile(kl, 0.99)), None, None, kl.size),
                 *([_m("kl_floor", 2e-5, 1.8e-5, 2.2e-5, 16384)] if cell.scheme.method == "bf16" else []),
                 _m("same_top", same, same - 0.002, min(1.0, same + 0.002), kl.size),
-            )
+            ),
         )
 
     def _tasks(self, cell: Cell, question: Question) -> Answer:

@@ -108,12 +108,15 @@ def test_the_table_shows_what_ran_in_each_cell_and_which_is_simulated(tmp_path: 
         if record.answer is None or record.question.probe != "perplexity":
             return record
         kernel = f"{record.cell.scheme.method.capitalize()}Linear (aten::{record.cell.scheme.method}, int32)"
-        facts = {"engine": {"name": "transformers", "device": "cpu", "kernels": {kernel: 42}, "notes": []}}
+        layers = {kernel: ["model.layers.0-5.mlp.up_proj"]}
+        facts = {"engine": {"name": "transformers", "device": "cpu", "kernels": {kernel: 42}, "layers": layers, "notes": []}}
         return dataclasses.replace(record, answer=dataclasses.replace(record.answer, facts=facts))
 
     page = Parsed(render(store.read(synthetic.write(tmp_path, edit=edit, small=True))))
     for method in ("gptq", "awq", "hqq", "bnb"):
-        assert f"42 × {method.capitalize()}Linear (aten::{method}, int32)" in page.text
+        kernel = f"{method.capitalize()}Linear (aten::{method}, int32)"
+        assert f"42 × {kernel}" in page.text
+        assert any(tags.get("data-tip") == f"{kernel}: model.layers.0-5.mlp.up_proj" for _, tags in page.tags)
     assert "Simulated at run time (weights held dequantized), so without memory and latency: inc 4-bit g64." in page.text
 
 

@@ -82,8 +82,8 @@ def test_no_loss_is_shown_to_be_within_one_point_with_an_eighth_of_the_items_of_
 
 
 def test_at_equal_power_it_takes_at_most_an_eighth_of_the_items_of_an_unpaired_test() -> None:
-    """Scoring that ends for good where 80 % (95 %) of the replays have their verdict is a test of that power: against one of fixed
-    size and the same power, and not against a weaker one than itself."""
+    """Scoring that ends for good where 80 % (95 %) of the replays have their verdict is a test of that power. It is compared with
+    one of fixed size and the same power, not with a weaker one than itself."""
     items = np.sort(replay(simulated(400, 12_000, 0.05, 0.0, seed=12), margin=0.01).items)
     for power in (0.80, 0.95):
         last = items[math.ceil(power * len(items)) - 1]
