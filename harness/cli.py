@@ -351,6 +351,7 @@ class _Progress:
                 TextColumn("{task.fields[left]}"),
                 console=out,
                 transient=True,
+                refresh_per_second=1,  # drawing takes CPU time from what is being timed
             )
             self._all = self._bar.add_task("all", total=questions, completed=stored, left="")
             self._now = self._bar.add_task("", total=None, left="")

@@ -50,13 +50,14 @@ def test_a_known_torch_tensor_is_the_peak_to_within_four_mebibytes():
 
 
 @linux
-def test_a_spike_of_fifty_milliseconds_that_is_freed_within_the_phase_is_seen():
-    with measure("spike") as meter:
-        block = touch(256 * MIB)
-        time.sleep(0.05)
-        block.close()
-    assert abs(peak_beyond_start(meter) - 256 * MIB) < 4 * MIB
-    assert meter.phase.peak_bytes["host_end"] - meter.phase.peak_bytes["host_start"] < 4 * MIB
+def test_a_spike_of_fifty_milliseconds_that_is_freed_within_the_phase_is_always_seen():
+    for _ in range(10):
+        with measure("spike") as meter:
+            block = touch(256 * MIB)
+            time.sleep(0.05)
+            block.close()
+        assert abs(peak_beyond_start(meter) - 256 * MIB) < 4 * MIB
+        assert meter.phase.peak_bytes["host_end"] - meter.phase.peak_bytes["host_start"] < 4 * MIB
 
 
 @linux

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -221,6 +224,49 @@ def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_
     assert {r.status for r in stored.records} == {"ok"}
     assert set(measured(tmp_path).values()) == {1}
     assert not list((tmp_path / "cache" / "jobs").iterdir())  # what the killed one left is swept away
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this kernel does not count CPU time in nanoseconds")
+@pytest.mark.parametrize("terminal", [False, True], ids=["piped", "on a terminal"])
+def test_parent_and_monitors_use_at_most_one_percent_of_a_cpu_while_something_is_measured(
+    write_suite: WriteSuite, tmp_path: Path, terminal: bool
+) -> None:
+    suite = write_suite("{bits: 4, on_b: 'sleep:60'}")
+    command = [sys.executable, "-m", "harness.cli", "run", str(suite), "--results", str(tmp_path / "results")]
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    first = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    threading.Thread(target=_drain, args=(ours,), daemon=True).start()
+    try:
+        deadline = time.monotonic() + 120
+        while not _stored(tmp_path / "results", "a", "sleep:60"):
+            assert time.monotonic() < deadline
+            assert first.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        everyone = [first.pid, *_descendants(first.pid)]
+        assert len(everyone) == 3, "the parent, the fork server, and the child, which sleeps: what it uses is its monitors'"
+        before, began = sum(map(_cpu_seconds, everyone)), time.monotonic()
+        time.sleep(4)
+        used, passed = sum(map(_cpu_seconds, everyone)) - before, time.monotonic() - began
+    finally:
+        first.kill()
+        first.wait()
+    print(f"{used * 1000:.1f} ms of CPU in {passed:.1f} s: {used / passed:.2%}")
+    assert used / passed <= 0.01
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while os.read(fd, 1 << 16):
+            pass
+    os.close(fd)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What all threads of a process have used so far (proc(5))."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def test_children_of_a_run_that_needs_no_hub_are_told_that_there_is_none(

@@ -9,6 +9,8 @@ import pytest
 
 from harness import fill, models, runner, store, suite
 from harness.errors import BadInput
+from harness.report import render
+from harness.report.view import view
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -42,6 +44,9 @@ def test_a_shape_is_asked_for_cost_and_never_for_quality(suite_file: Path, tmp_p
     assert {q.probe for q in cell.questions} == {"quantize", "size", "memory", "latency"}
     stored = store.read(runner.run(planned, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache")))
     assert {r.question.probe: r.status for r in stored.records} == dict.fromkeys(("quantize", "size", "memory", "latency"), "ok")
+    page = render(stored).decode()
+    assert "Without quality: tiny (random weights)." in page
+    assert {column.probe for column in view(stored).columns} == {"quantize", "size", "memory", "latency"}
 
 
 def test_a_filled_shape_has_exactly_the_parameters_that_its_config_describes(tmp_path: Path) -> None:

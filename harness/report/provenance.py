@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.report.markup import Markup, el, join
+from harness.report.numbers import display, show, with_unit
 from harness.report.section import Section
 from harness.report.view import View
 from harness.spec import Json
@@ -59,6 +60,9 @@ def section(view: View) -> Section | None:
         listed = ", ".join(e[:12] for e in environments)
         body.append(el("p", f"Environments (digest of the installed package list): {listed}", cls="muted"))
     body += [_environment(e) for e in view.environments if e["digest"] in environments]
+    stores = _stores(view)
+    if stores:
+        body += [el("h3", "What cells are compared with"), el("ul", *(el("li", line) for line in stores))]
     return Section(
         id="provenance",
         nav="Provenance",
@@ -66,6 +70,30 @@ def section(view: View) -> Section | None:
         lead="Where these numbers come from and how to make them again.",
         body=join(*body),
     )
+
+
+def _stores(view: View) -> list[str]:
+    """How each baseline's answers are kept, in both sizes: what the store takes, and what its float16 logits would."""
+    found = []
+    for cell in view.cells:
+        for outcome in cell.outcomes if cell.baseline else ():
+            answer = None if outcome.record is None else outcome.record.answer
+            kept = None if answer is None else answer.facts.get("reference")
+            if not isinstance(kept, dict) or not kept.get("states_bytes") or not kept.get("float16_logit_bytes"):
+                continue
+            stored, logits = kept["states_bytes"], kept["float16_logit_bytes"]
+            ratio = f"{logits / stored:.1f} times smaller" if logits >= stored else f"{stored / logits:.1f} times larger"
+            found.append(
+                f"{cell.model} {cell.label} on {outcome.question.subject}: kept as {kept.get('kind')} ({kept.get('dtype')}), "
+                f"{_size(stored)}, {ratio} than its logits in float16 ({_size(logits)})"
+                + (f"; the output head beside them takes {_size(kept['head_bytes'])}" if kept.get("head_bytes") else "")
+            )
+    return found
+
+
+def _size(count: float) -> str:
+    how = display("B", [count])
+    return with_unit(show(count, "B", how), how)
 
 
 def _environment(listing: Json) -> Markup:

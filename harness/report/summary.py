@@ -237,6 +237,11 @@ def _warnings(view: View) -> list[str]:
     simulated = [c.label for c in view.cells if c.simulated]
     if simulated:
         found.append(f"Simulated at run time (weights held dequantized), so without memory and latency: {', '.join(simulated)}.")
+    random = sorted({c.model for c in view.cells if c.cell.model.random})
+    if random:
+        found.append(
+            f"Without quality: {', '.join(random)}. The shape is filled with random weights: size, memory and speed are its own."
+        )
     if view.derived.missing:
         count = len(view.derived.missing)
         first = view.derived.missing[0]

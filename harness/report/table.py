@@ -95,8 +95,8 @@ def _row(
     if len(view.models) > 1:
         cells.insert(0, el("td", cell.model, cls="model", data_sort=cell.model))
     cells.append(_standing(cell, standing.get(cell.id), view))
-    kernel = _kernel(cell)
-    cells.append(el("td", kernel, cls="g-latency g-memory kernel", data_sort=kernel))
+    kernel, layers = _kernel(cell)
+    cells.append(el("td", kernel, cls="g-latency g-memory kernel", data_sort=kernel, data_tip=layers or None))
     for column in columns:
         cells.append(_value(column, cell.values[column.key], displays[column.key], column.key in head_keys))
     return el("tr", *cells, data_cell=cell.id)
@@ -134,11 +134,14 @@ def _standing(cell: CellView, standing: Standing | None, view: View) -> Markup:
     )
 
 
-def _kernel(cell: CellView) -> str:
-    """What really ran: module, op and stored type of the quantized layers, as the engine reported it."""
+def _kernel(cell: CellView) -> tuple[str, str]:
+    """What really ran: module, op and stored type of the quantized layers, as the engine reported it, and which layers."""
     for outcome in cell.outcomes:
         if outcome.record is not None and outcome.record.answer is not None:
             engine = outcome.record.answer.facts.get("engine")
             if isinstance(engine, dict) and isinstance(engine.get("kernels"), dict) and engine["kernels"]:
-                return "; ".join(f"{count} × {name}" for name, count in engine["kernels"].items())
-    return "–"
+                layers = engine.get("layers")
+                named = layers.items() if isinstance(layers, dict) else ()
+                said = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in named if isinstance(found, list))
+                return "; ".join(f"{count} × {name}" for name, count in engine["kernels"].items()), said
+    return "–", ""

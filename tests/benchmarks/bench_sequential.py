@@ -64,6 +64,22 @@ def row(name: str, result: Replays, difference: float, margin: float) -> str:
     return f"{name} {shares}  {wrong(result, difference, margin):<20} {mean:7.0f} {median:7.0f} {late:7.0f}  {factors}"
 
 
+def at_power(result: Replays, power: float) -> tuple[int, float]:
+    """The item after which this share of replays has the verdict WITHIN, and the mean of items if scoring always ends there."""
+    decided = np.where([verdict is Verdict.WITHIN for verdict in result.verdicts], result.items, np.inf)
+    last = int(np.sort(decided)[max(0, int(np.ceil(power * len(decided))) - 1)])
+    return last, float(np.minimum(result.items, last).mean())
+
+
+def best_items(flip_rate: float, margin: float, alpha: float) -> float:
+    """log(1/alpha) over the largest growth of a bet that knows the flip rate and that there is no loss: what the mean of items of
+    any anytime-valid test at least is, overshoot apart, if it decides with certainty (Wald; Kelly)."""
+    bets = np.linspace(0.001, 0.9, 20_000)
+    up, none, down = (np.log1p(bets * (change + margin)) for change in (1, 0, -1))
+    growth = flip_rate / 2 * (up + down) + (1 - flip_rate) * none
+    return float(-np.log(alpha) / growth.max())
+
+
 def main(replays: int) -> None:
     start = time.perf_counter()
     accuracies = " ".join(f"{a:.0%}".rjust(6) for a in ACCURACIES)
@@ -77,6 +93,14 @@ def main(replays: int) -> None:
         fixed = paired_items(flip_rate, margin, alpha=ALPHA, power=1 - BETA)
         name = f"{flip_rate:5.1%} {margin:6.3f} {difference:+6.3f} {fixed:9d}"
         print(f"{name:<30} {row('', result, difference, margin)}", flush=True)
+    print("\nStopped for good where so many replays have their verdict, against an unpaired test of that power:")
+    result = replay(simulated(rng, replays, 20_000, 0.05, 0.0), margin=0.01, alpha=ALPHA, beta=BETA)
+    print(f"no betting can do better than {best_items(0.05, 0.01, ALPHA):.0f} items on average if it is to decide in the end")
+    for power in (0.80, 0.90, 0.95):
+        last, mean = at_power(result, power)
+        unpaired = unpaired_items(0.7, 0.01, alpha=ALPHA, power=power)
+        said = f"{power:.0%}: at most {last} items, {mean:.0f} on average; unpaired {unpaired}: {unpaired / mean:.1f}x"
+        print(f"{said}; if it never stops for good {unpaired / result.items.mean():.1f}x")
     print("\nA fixed matrix of items (one simulated cell, kept) in random orders; the verdict is about these very items:")
     for items, flip_rate, difference, margin in (
         (500, 0.05, 0.0, 0.02),

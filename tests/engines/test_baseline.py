@@ -156,6 +156,28 @@ def test_the_store_is_as_small_as_hidden_states_are_and_says_both_sizes(tmp_path
     assert json.loads((tmp_path / "reference" / "reference.json").read_text()) == meta
 
 
+@pytest.mark.parametrize(
+    ("vocab", "hidden"), [(151_936, 1024), (128_256, 2048), (49_152, 576)], ids=["Qwen3", "Llama 3.2", "SmolLM2"]
+)
+def test_at_vocabulary_and_width_of_real_models_the_store_is_at_least_fifty_times_smaller_than_logits(
+    tmp_path: Path, vocab: int, hidden: int
+) -> None:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    with torch.device("meta"):
+        model = llama(
+            dtype=torch.bfloat16, vocab_size=vocab, hidden_size=hidden, intermediate_size=32, num_hidden_layers=1, **heads
+        )
+    model = model.to_empty(device="cpu")
+    for weight in model.parameters():
+        torch.nn.init.constant_(weight, 0.01)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    rows = windows(2, 65)
+    meta = engine(model).write_reference(rows, tmp_path / "reference")
+    assert meta["float16_logit_bytes"] == 2 * 64 * vocab * 2
+    assert meta["float16_logit_bytes"] >= 50 * (tmp_path / "reference" / "states.safetensors").stat().st_size
+    assert meta["times_smaller_than_logits"] >= 50
+
+
 def test_the_states_file_is_ordinary_safetensors(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import math
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ import pytest
 import torch
 import transformers
 
+from harness import phases
 from harness.engines import ENGINES
 from harness.engines.base import Loaded, Rerun, WindowScores
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
 from harness.methods import gguf_convert
+from harness.probes import memory
 from harness.probes.perplexity import PROBE as PERPLEXITY
+from harness.spec import Cell, Model, Phase, Question, Scheme
 from tests.scoring import tiny
 from tests.tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer, windows
 
@@ -413,6 +419,80 @@ def test_a_quantized_cache_changes_the_answers_a_little(base: tuple[Any, Path], 
         for kind in ("f16", "q8_0", "q4_0")
     }
     assert 0 <= found["f16"] < found["q8_0"] < found["q4_0"] < 0.5
+
+
+class Weighed:
+    """`probes.base.Session` for a GGUF file in a folder beside the model that it was made of."""
+
+    def __init__(self, path: Path) -> None:
+        self.cell = Cell(model=Model(name="m", path=str(path.parent)), scheme=Scheme(method="gguf", bits=8))
+        self.artifact_dir = self.model_dir = path.parent
+        self.device, self.seed = "cpu", 0
+        self._path = path
+        self._loaded: Any = None
+        self._phases: list[Phase] = []
+
+    @property
+    def loaded(self) -> Any:
+        if self._loaded is None:
+            self._loaded = engine(self._path, "f16")
+        return self._loaded
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with phases.measure(name) as meter:
+            yield
+        assert meter.phase is not None
+        self._phases.append(meter.phase)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(self._phases)
+
+
+def weigh_each(path: Path) -> None:
+    """Prints the memory probe's figures for the file mapped and read, each from a forked process of its own."""
+    defaults = llama_runtime.lib.llama_model_default_params
+    for mode in (llama_runtime.lib.LLAMA_LOAD_MODE_MMAP, llama_runtime.lib.LLAMA_LOAD_MODE_NONE):
+
+        def params(mode: int = mode) -> Any:
+            found = defaults()
+            found.load_mode = mode
+            return found
+
+        child = os.fork()
+        if not child:
+            llama_runtime.lib.llama_model_default_params = params
+            question = Question(probe="memory", subject="", options={"prompt": 32, "new": 4, "batch": 1})
+            answer = memory.measure(Weighed(path), question)  # type: ignore[arg-type]
+            found = {m.metric: m.value for m in answer.measurements}
+            print(json.dumps({**found, "mapped": answer.facts["phases"]["decode"]["mapped_weights_bytes"]}), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+def test_a_file_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path) -> None:
+    shape = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 8}
+    path = convert(llama(dtype=torch.bfloat16, **shape), tmp_path, "BF16")
+    code = f"from pathlib import Path; from tests.engines.test_llamacpp import weigh_each; weigh_each(Path({str(path)!r}))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 2, done.stderr[-3000:]
+    mapped, read = lines
+    print({name: (round(value / 2**20, 1), round(read.get(name, 0) / 2**20, 1)) for name, value in mapped.items()})
+    size = path.stat().st_size
+    assert size > 170 * 2**20, "3 % of that is more than an allocator's slack"
+    assert (mapped["mapped"], read["mapped"]) == (pytest.approx(size, rel=0.01), 0)
+    for metric in ("peak_load_bytes", "peak_prefill_bytes", "peak_decode_bytes", "peak_host_bytes"):
+        assert mapped[metric] == pytest.approx(read[metric], rel=0.03), metric
 
 
 def test_facts_say_what_is_held(base: tuple[Any, Path], tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
+import transformers
 
 from harness import phases
 from harness.engines import ENGINES
@@ -28,15 +34,12 @@ LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN * KV_HEADS // HEADS
 PARAMETERS = LINEAR + 512 * HIDDEN + (2 * LAYERS + 1) * HIDDEN
 
 
-@pytest.fixture(scope="module")
-def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(source, artifact) of a Llama with 17 million parameters in bf16."""
-    source = tmp_path_factory.mktemp("source")
-    shape = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
-    llama(dtype=torch.bfloat16, **shape, **heads).save_pretrained(source)
+def made(folder: Path, **shape: int) -> tuple[Path, Path]:
+    """(source, artifact) of a random Llama in bf16."""
+    source, artifact = folder / "source", folder / "artifact"
+    artifact.mkdir()
+    llama(dtype=torch.bfloat16, **shape).save_pretrained(source)
     tokenizer().save_pretrained(source)
-    artifact = tmp_path_factory.mktemp("artifact")
     METHODS["bf16"].quantize(
         QuantizeRequest(
             model_dir=source,
@@ -48,6 +51,13 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         )
     )
     return source, artifact
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """17 million parameters."""
+    shape = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
+    return made(tmp_path_factory.mktemp("cell"), **shape, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS)
 
 
 class Session:
@@ -117,6 +127,61 @@ def test_the_memory_of_a_model_is_its_weights_its_cache_and_little_more(cell: tu
     for metric in ("peak_prefill_bytes", "peak_decode_bytes"):
         assert PARAMETERS * 2 * 0.97 < found[metric] < PARAMETERS * 2 + 40 * MIB
     assert found["peak_host_bytes"] >= found["peak_decode_bytes"]
+
+
+WAYS = ("mapped", "read tensor by tensor", "whole file read first")
+
+
+def weigh(source: Path, artifact: Path, how: str) -> dict[str, float]:
+    """The memory probe's figures for a checkpoint that transformers maps, or is made to read."""
+    auto, loading = transformers.AutoModelForCausalLM, transformers.modeling_utils
+    if how == WAYS[1]:
+        loading.safe_open = lambda file, **given: safetensors.safe_open(file, **{**given, "backend": "pread"})
+    elif how == WAYS[2]:
+        auto.from_pretrained = functools.partial(auto.from_pretrained, disable_mmap=True)
+    question = Question(probe="memory", subject="", options={"prompt": 64, "new": 4, "batch": 1})
+    answer = memory.measure(Session(source, artifact), question)  # type: ignore[arg-type]
+    return {**values(answer), "mapped": answer.facts["phases"]["decode"]["mapped_weights_bytes"]}
+
+
+def weigh_each(source: Path, artifact: Path) -> None:
+    """Prints every way's figures, each from a process of its own, forked as the harness forks its children from a warm one."""
+    for how in WAYS:
+        child = os.fork()
+        if not child:
+            print(json.dumps(weigh(source, artifact, how)), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path):
+    # 177 MiB, of which 3 % are more than an allocator's slack.
+    shape = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 22, "num_attention_heads": HEADS}
+    source, artifact = made(tmp_path, **shape)
+    code = (
+        "from pathlib import Path; from tests.probes.test_cost_of_a_real_model import weigh_each; "
+        f"weigh_each(*map(Path, {[str(source), str(artifact)]}))"
+    )
+    # Chance, taken out for all ways alike: how many tensors a loader's threads have under way, and how much of what they free
+    # stays in the heap until it is trimmed.
+    steady = {"OMP_NUM_THREADS": "1", "HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, **steady}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == len(WAYS), done.stderr[-3000:]
+    for how, line in zip(WAYS, lines, strict=True):
+        print(how, {name: round(value / MIB, 1) for name, value in line.items()})
+    mapped, read, whole = lines
+    size = (source / "model.safetensors").stat().st_size
+    assert (mapped["mapped"], read["mapped"], whole["mapped"]) == (pytest.approx(size, rel=0.01), 0, 0)
+    for metric in ("peak_load_bytes", "peak_prefill_bytes", "peak_decode_bytes", "peak_host_bytes"):
+        assert read[metric] == pytest.approx(mapped[metric], rel=0.03), metric
+    for metric in ("peak_prefill_bytes", "peak_decode_bytes"):
+        assert whole[metric] == pytest.approx(mapped[metric], rel=0.03), metric
+    # This loader does hold the file and the tensors at once: a machine must have room for both.
+    assert whole["peak_load_bytes"] == pytest.approx(2 * size, rel=0.03)
 
 
 def test_the_latency_of_a_model_beside_itself_has_every_figure(cell: tuple[Path, Path]):

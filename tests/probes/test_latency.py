@@ -269,6 +269,54 @@ def test_a_noisy_engine_is_timed_until_the_interval_is_narrow():
     assert median([timing.ttft_seconds for timing in rounds.cell[:-1]]).relative_width >= 0.05
 
 
+def noisy(kind: str, seed: int) -> tuple[Any, Clock]:
+    """A model whose runs take 1 s, give or take: what they vary by, but for a common drift, is their own."""
+    clock, rng = Clock(), np.random.default_rng(seed)
+
+    def run(index: int) -> Timing:
+        if kind == "normal":
+            factor = math.exp(0.02 * rng.standard_normal())
+        elif kind == "skewed":
+            factor = 1 + 0.02 * rng.exponential()
+        else:
+            factor = math.exp(0.01 * rng.standard_normal()) * (1 + 0.3 * rng.random() * (rng.random() < 0.1))
+        clock.now += 1.0
+        seconds = factor * (1 + 0.001 * index)
+        return Timing(ttft_seconds=seconds, step_seconds=(seconds,))
+
+    return run, clock
+
+
+@pytest.mark.parametrize("kind", ["normal", "skewed", "spikes"])
+def test_a_model_beside_itself_is_timed_until_the_ratio_is_known_and_is_then_within_two_percent(kind: str):
+    off = []
+    for seed in range(200):
+        run, clock = noisy(kind, seed)
+        rounds = run_rounds(run, run, budget_seconds=200, seed=0, clock=clock)
+        off.append(abs(median([tpot(a) / tpot(b) for a, b in zip(rounds.cell, rounds.base, strict=True)]).value - 1))
+        assert "ratios below 3%" in rounds.stopped or "budget" in rounds.stopped
+    assert sum(one <= 0.02 for one in off) >= 0.95 * len(off)
+
+
+def test_times_that_are_known_do_not_end_it_while_their_ratio_is_not():
+    """Cell and baseline jump against each other by 4 %, so that each time is known to 5 % after six rounds, and the ratio not."""
+    clock = Clock()
+    jumps = np.tile([0.98, 1.02], 500)
+
+    def of(sign: int) -> Any:
+        def run(seed: int) -> Timing:
+            clock.now += 1.0
+            seconds = float(jumps[seed] ** sign)
+            return Timing(ttft_seconds=1.0, step_seconds=(seconds,))
+
+        return run
+
+    alone = run_rounds(of(1), None, budget_seconds=100, seed=0, clock=clock)
+    assert len(alone.cell) == 6
+    beside = run_rounds(of(1), of(-1), budget_seconds=100, seed=0, clock=clock)
+    assert beside.stopped == "budget of 100 s spent"
+
+
 def test_a_spent_budget_ends_it_and_is_said():
     clock = Clock()
     rng = np.random.default_rng(1)

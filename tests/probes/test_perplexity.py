@@ -77,6 +77,23 @@ def test_gptq_perplexity_equals_an_independent_loop(tmp_path: Path) -> None:
     assert "marked" not in answer.facts
 
 
+def test_gptq_2048_equals_lm_evals_own_log_likelihoods(tmp_path: Path) -> None:
+    """Each window as one request of lm-eval's Hugging Face model: the first token is given, the other 2,047 are scored."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = llama(max_position_embeddings=2048)
+    asked = session(tmp_path, model, corpus=text(700))
+    question = corpus_question("perplexity", definition="gptq-2048", window=2048)
+    found = measured(PROBE.measure(asked, question), "perplexity")
+    windows = asked.windows(question)
+    assert len(windows) >= 2
+    assert (found.definition, found.n) == ("gptq-2048", len(windows) * 2047)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer(), max_length=2048, batch_size=1)
+    requests = [(("", ""), window[:1], window[1:]) for window in windows]
+    total = sum(logprob for logprob, _ in lm._loglikelihood_tokens(requests, disable_tqdm=True))
+    assert found.value == pytest.approx(math.exp(-total / found.n), rel=1e-4)
+
+
 def test_the_raw_samples_are_one_float32_table_of_windows(tmp_path: Path) -> None:
     asked = session(tmp_path)
     found = measured(PROBE.measure(asked, corpus_question("perplexity")), "perplexity")

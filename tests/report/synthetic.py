@@ -34,6 +34,7 @@ TASKS = (
 CHANCE = {"reference_facts": 0.25, "reference_tracking": 0.25, "reference_agreement": 0.5, "reference_compare": 0.5}
 ITEMS, WINDOWS, TOKENS = 500, 60, 256
 PARAMETERS, EMBEDDING = 12_600_000, 2_100_000
+VOCABULARY, HIDDEN = 16_384, 128
 
 METHODS: dict[str, tuple[int, ...]] = {"rtn": (8, 4, 3, 2), "gptq": (8, 4, 3, 2), "awq": (8, 4, 3, 2), "hqq": (8, 4, 3, 2)}
 DAMAGE = {"rtn": 1.0, "gptq": 0.45, "awq": 0.6, "hqq": 0.8, "bnb": 0.7, "inc": 0.9}
@@ -247,13 +248,22 @@ class _Builder:
         kl = (rng.gamma(0.4, 2.5, size=self.base_nll.shape) * scale).astype(np.float32)
         error = float(kl.mean(axis=1).std() / math.sqrt(self.windows)) * 1.96
         mean, same = float(kl.mean()), math.exp(-3 * math.sqrt(scale) * 0.3)
+        logits = kl.size * VOCABULARY * 2
+        reference = {
+            "kind": "final hidden states",
+            "dtype": "bfloat16",
+            "states_bytes": logits * HIDDEN // VOCABULARY,
+            "head_bytes": VOCABULARY * HIDDEN * 2,
+            "float16_logit_bytes": logits,
+        }
         return Answer(
+            facts={"reference": reference},
             measurements=(
                 _m("kl_mean", mean, max(0.0, mean - error), mean + error, kl.size, self.npy(kl)),
                 _m("kl_p99", float(np.quantile(kl, 0.99)), None, None, kl.size),
                 *([_m("kl_floor", 2e-5, 1.8e-5, 2.2e-5, 16384)] if cell.scheme.method == "bf16" else []),
                 _m("same_top", same, same - 0.002, min(1.0, same + 0.002), kl.size),
-            )
+            ),
         )
 
     def _tasks(self, cell: Cell, question: Question) -> Answer:

@@ -103,6 +103,32 @@ def test_the_page_names_machine_commit_versions_and_the_command(parsed: Parsed) 
         assert fact in parsed.text
 
 
+def test_the_table_shows_what_ran_in_each_cell_and_which_is_simulated(tmp_path: Path) -> None:
+    def edit(record: Record) -> Record:
+        if record.answer is None or record.question.probe != "perplexity":
+            return record
+        kernel = f"{record.cell.scheme.method.capitalize()}Linear (aten::{record.cell.scheme.method}, int32)"
+        layers = {kernel: ["model.layers.0-5.mlp.up_proj"]}
+        facts = {"engine": {"name": "transformers", "device": "cpu", "kernels": {kernel: 42}, "layers": layers, "notes": []}}
+        return dataclasses.replace(record, answer=dataclasses.replace(record.answer, facts=facts))
+
+    page = Parsed(render(store.read(synthetic.write(tmp_path, edit=edit, small=True))))
+    for method in ("gptq", "awq", "hqq", "bnb"):
+        kernel = f"{method.capitalize()}Linear (aten::{method}, int32)"
+        assert f"42 × {kernel}" in page.text
+        assert any(tags.get("data-tip") == f"{kernel}: model.layers.0-5.mlp.up_proj" for _, tags in page.tags)
+    assert "Simulated at run time (weights held dequantized), so without memory and latency: inc 4-bit g64." in page.text
+
+
+def test_the_page_says_how_the_baselines_answers_are_kept_in_both_sizes(parsed: Parsed) -> None:
+    said = (
+        "reference bf16 on reference: kept as final hidden states (bfloat16), 3.917 MB, 128.0 times smaller than its logits in "
+        "float16 (501.4 MB); the output head beside them takes 4.194 MB"
+    )
+    assert said in parsed.text
+    assert parsed.text.count("times smaller than its logits") == 1, "of the baseline, and once"
+
+
 def test_nothing_on_the_page_can_reach_the_network(parsed: Parsed) -> None:
     for tag, attributes in parsed.tags:
         assert tag not in {"link", "iframe", "object", "embed", "img", "form", "base", "video", "audio"}

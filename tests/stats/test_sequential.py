@@ -67,7 +67,7 @@ def test_clusters_of_items_are_a_fair_game_too() -> None:
 @pytest.mark.parametrize("flip_rate", [0.02, 0.05, 0.2])
 def test_false_verdicts_stay_below_their_rates_where_they_are_likeliest(flip_rate: float) -> None:
     # A true loss of exactly the margin: both verdicts would be wrong, and every item is another chance to be wrong.
-    replays = 300
+    replays = 1000
     result = replay(simulated(replays, 3000, flip_rate, -0.02, seed=1), margin=0.02, alpha=0.05, beta=0.1)
     for verdict, rate in ((Verdict.WITHIN, 0.05), (Verdict.WORSE, 0.1)):
         # Rejects "the error rate is at most `rate`" only beyond chance (one in ten thousand).
@@ -79,6 +79,16 @@ def test_no_loss_is_shown_to_be_within_one_point_with_an_eighth_of_the_items_of_
     assert result.share(Verdict.WITHIN) >= 0.99
     assert result.items.mean() <= unpaired_items(0.7, 0.01) / 8
     assert result.items.mean() <= paired_items(0.05, 0.01), "fewer than even a paired test of fixed size"
+
+
+def test_at_equal_power_it_takes_at_most_an_eighth_of_the_items_of_an_unpaired_test() -> None:
+    """Scoring that ends for good where 80 % (95 %) of the replays have their verdict is a test of that power. It is compared with
+    one of fixed size and the same power, not with a weaker one than itself."""
+    items = np.sort(replay(simulated(400, 12_000, 0.05, 0.0, seed=12), margin=0.01).items)
+    for power in (0.80, 0.95):
+        last = items[math.ceil(power * len(items)) - 1]
+        assert last < 12_000
+        assert np.minimum(items, last).mean() <= unpaired_items(0.7, 0.01, power=power) / 8
 
 
 def test_a_loss_of_three_margins_is_found_in_a_fraction_of_that() -> None:
