@@ -169,8 +169,9 @@ def test_fewer_bits_disturb_the_answers_more(folder: Path, cell: str) -> None:
 @pytest.mark.parametrize("cell", cases(LIBRARY))
 def test_the_perplexity_is_that_of_the_librarys_own_path(folder: Path, cell: str) -> None:
     # dynamic: activations rounded to 8 bits as they come turn the last bit of a bfloat16 sum, which each kind of CPU takes in its
-    # own order and the two paths in batches of their own, into a whole step. autoround: codes and scales are equal bit for bit; the
-    # harness runs them on ATen's int4 kernel, which rounds the scales to bf16, and the library's own kernel does not.
+    # own order and the two paths in batches of their own, into a whole step.
+    # autoround: codes and scales are equal bit for bit, but the harness runs them on ATen's int4 kernel, which rounds the scales
+    # to bf16, and the library on its own, which does not.
     allowed = {"torchao-8 dynamic": 1e-2, "autoround-4": 3e-3}.get(cell, 1e-3)
     own = json.loads((folder / "library" / f"{cell}.json").read_text())
     assert outcome(folder, "reload", cell)["perplexity"] == pytest.approx(own, rel=allowed)
