@@ -124,7 +124,8 @@ def _tensor(parts: dict[str, Any], size: Any, bits: float, kind: str, group: int
     rows, columns = size
     qtype, stride = _qtype(bits, kind), (columns, 1)
     if bits == 8:
-        return WeightQBytesTensor(qtype, 0, size, stride, parts["data"], parts["scale"], None)
+        # A file's tensors may start at any multiple of 8, and torch's int8 kernel crashes on codes that are not at one of 16.
+        return WeightQBytesTensor(qtype, 0, size, stride, parts["data"].clone(), parts["scale"], None)
     codes = PackedTensor(parts["data"], int(bits), (rows * columns // group, group), (group, 1))
     plain = WeightQBitsTensor(qtype, 0, group, size, stride, codes, parts["scale"], parts["shift"])
     return plain.optimize() if bits == 4 else plain

@@ -58,6 +58,9 @@ DAMAGED = {
     "torchao-4": "scale_and_zero",
     "quanto-4": "shift",
 }
+LIBRARY = ("gptq-4", "hqq-4", "autoround-4", "bnb-4", *(f"torchao-{bits}" for bits in (8, 4, 2)), "torchao-8 dynamic")
+LIBRARY += ("quanto-8", "quanto-8 float", "quanto-4")
+"""Cells that are compared with the library's own path. (quanto's 2 bits need a C++ compiler on that path.)"""
 GIVEN = ("gptq-4", "gptq-3 sorted", "awq-4", "bnb-8", "bnb-4")
 ROWS = [[3 + (7 * i * i + 11 * row) % 500 for i in range(64)] for row in range(8)]
 

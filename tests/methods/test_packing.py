@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.errors import BadInput
-from harness.methods import awq, gptqmodel, tensors
+from harness.methods import awq, gptqmodel, quanto, tensors
 
 
 def test_a_header_gives_names_shapes_and_bits(tmp_path: Path) -> None:
@@ -66,3 +66,16 @@ def _direct(w: torch.Tensor, bits: int, sym: bool) -> torch.Tensor:
     scale = float(w.max() - w.min()) / (2**bits - 1)
     zero = max(0, min(2**bits - 1, -round(float(w.min()) / scale)))
     return torch.tensor([(max(0, min(2**bits - 1, round(v / scale) + zero)) - zero) * scale for v in w.tolist()])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_int8_codes_are_put_where_torchs_kernel_can_read_them() -> None:
+    pytest.importorskip("optimum.quanto")
+    space = torch.zeros(16 * 64 + 32, dtype=torch.int8)
+    start = -space.data_ptr() % 16 + 8  # where a file's tensor may lie; the kernel itself would end the process there
+    codes = space[start : start + 16 * 64].view(16, 64).copy_(torch.arange(16 * 64).view(16, 64) % 100)
+    scale = torch.ones(16, 1, dtype=torch.bfloat16)
+    weight = quanto._tensor({"data": codes, "scale": scale}, torch.Size((16, 64)), 8.0, "int", -1)
+    assert weight._data.data_ptr() % 16 == 0
+    assert torch.equal(weight._data, codes)
+    assert torch.equal(torch.nn.functional.linear(scale.new_ones(1, 64), weight)[0], codes.to(scale.dtype).sum(dim=1))
