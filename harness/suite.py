@@ -515,7 +515,7 @@ def _label(scheme: Scheme) -> str:
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
-            parts.append("per-channel" if value in (-1, None) else f"g{value}")
+            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
         elif value != option.at(scheme.bits) or (
             option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
         ):
