@@ -134,11 +134,12 @@ def _label(scheme: Scheme) -> str:
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
-            parts.append("per-channel" if value in (-1, None) else f"g{value}")
+            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
         elif value != option.at(scheme.bits) or (
             option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
         ):
-            parts.append((name if value else f"no-{name}") if isinstance(value, bool) else _short(value))
+            switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
+            parts.append(name if value is True else f"no-{name}" if switched_off else _short(value))
     return " ".join(parts)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "harness"
 HEAVY = {"torch", "transformers", "lm_eval", "plotly", "gptqmodel", "hqq", "bitsandbytes", "torchao", "optimum", "datasets"}
-HEAVY |= {"auto_round", "auto_gptq", "awq", "llmcompressor", "neural_compressor", "triton"}
+HEAVY |= {"auto_round", "auto_gptq", "awq", "llmcompressor", "neural_compressor", "modelopt", "triton"}
 MODULES_FOR_HEAVY = (
     "engines/transformers.py",
     "engines/baseline.py",

@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from harness import envs, suite
 from harness.errors import BadInput, Unsupported
-from harness.methods import METHODS, compressed, foreign, gptqmodel, inc, reload
+from harness.methods import METHODS, compressed, foreign, gptqmodel, inc, modelopt_export, reload
 from harness.methods.base import QuantizeRequest
 from harness.methods.tensors import stored
 from tests.methods.test_offers import scheme, shape
 from tests.tiny_llama import llama, tokenizer
 
-OWN = ("llmcompressor", "inc", "autogptq", "autoawq")
+OWN = ("llmcompressor", "inc", "modelopt", "autogptq", "autoawq")
 LAYER = "model.layers.0.mlp.up_proj"
 ROWS, COLUMNS, GROUP = 32, 64, 32
 
@@ -74,7 +75,7 @@ def test_a_library_that_nobody_maintains_quantizes_apart_and_is_measured_by_its_
     assert envs.loading(METHODS["llmcompressor"]) == "llmcompressor"
 
 
-@pytest.mark.parametrize("name", ["llmcompressor", "inc"])
+@pytest.mark.parametrize("name", ["llmcompressor", "inc", "modelopt"])
 def test_what_unpacks_to_full_width_is_called_simulated(name: str) -> None:
     assert set(METHODS[name].kernel_cpu.values()) == {"simulated"}
 
@@ -204,6 +205,138 @@ def test_what_neural_compressor_packs_is_read_as_it_is(tmp_path: Path, bits: int
     assert every == sum(t.bits for t in stored(folder))
 
 
+@pytest.mark.parametrize(
+    ("bits", "options", "device", "said"),
+    [
+        (4, {"type": "fp8"}, "cpu", "type fp8 is a format of 8 bits; write bits: 8"),
+        (8, {"type": "nvfp4"}, "cpu", "type nvfp4 is a format of 4 bits; write bits: 4"),
+        (8, {"type": "fp8"}, "cpu", "write group_size: 0"),
+        (8, {"group_size": 64}, "cpu", "write group_size: -1"),
+        (4, {"type": "w4a16_nvfp4"}, "cpu", "write group_size: 16"),
+        (4, {"type": "w4a16", "group_size": 16}, "cpu", "write group_size: 32, 64 or 128"),
+        (4, {}, "cuda", "tried on the CPU only"),
+    ],
+)
+def test_options_of_modelopt_that_do_not_go_together_are_refused_with_what_to_write(
+    bits: float, options: dict[str, Any], device: str, said: str
+) -> None:
+    assert said in (METHODS["modelopt"].supports(scheme("modelopt", bits, **options), shape(), device) or "")
+
+
+def test_modelopt_refuses_what_its_packing_cannot_cut() -> None:
+    supports = METHODS["modelopt"].supports
+    assert "groups of 128; choose a smaller" in (supports(scheme("modelopt"), shape(columns=576), "cpu") or "")
+    assert "do not divide by 2" in (supports(scheme("modelopt"), shape(rows=255), "cpu") or "")
+    said = supports(scheme("modelopt", type="nvfp4", group_size=16), shape(columns=24), "cpu") or ""
+    assert said.endswith("groups of 16")
+    assert supports(scheme("modelopt", 8), shape(rows=255, columns=25), "cpu") is None
+
+
+LEVELS = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+
+
+def exported(kind: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Parts of a layer of `kind` made by hand, and its weight: [ROWS, COLUMNS], float32."""
+    draw = np.random.default_rng(0)
+    if kind == "int8":
+        steps = draw.random(ROWS, dtype=np.float32)
+        found = draw.integers(-127, 128, (ROWS, COLUMNS)).astype(np.int8)
+        parts = {"weight": torch.tensor(found), "weight_scale": torch.tensor(steps)}
+        return parts, found.astype(np.float32) * steps[:, None]
+    if kind == "fp8":
+        bytes_ = torch.tensor(draw.integers(0, 127, (ROWS, COLUMNS)), dtype=torch.uint8)  # 127 is NaN
+        parts = {"weight": bytes_.view(torch.float8_e4m3fn), "weight_scale": torch.tensor(0.25)}
+        exponent, mantissa = bytes_.numpy() >> 3, bytes_.numpy() & 7
+        value = np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0), mantissa / 8 * 2.0**-6)
+        return parts, (value / 4).astype(np.float32)
+    if kind == "nvfp4":
+        found, steps = draw.integers(0, 16, (ROWS, COLUMNS)), draw.integers(1, 16, (ROWS, COLUMNS // 16)).astype(np.float32)
+        parts = {
+            "weight": torch.tensor(found[:, ::2] + 16 * found[:, 1::2], dtype=torch.uint8),
+            "weight_scale": torch.tensor(steps).to(torch.float8_e4m3fn),
+            "weight_scale_2": torch.tensor(0.125),
+        }
+        values = np.array([*LEVELS, *(-x for x in LEVELS)], dtype=np.float32)[found]
+        return parts, values * np.repeat(steps, 16, 1) / 8
+    found, steps = draw.integers(-8, 8, (ROWS, COLUMNS)), draw.random((ROWS, COLUMNS // GROUP), dtype=np.float32)
+    parts = {
+        "weight": torch.tensor(found[::2] % 16 + 16 * (found[1::2] % 16), dtype=torch.uint8),
+        "weight_scale": torch.tensor(steps),
+    }
+    return parts, found.astype(np.float32) * np.repeat(steps, GROUP, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "bits"),
+    [
+        ("int8", {"type": "w8a16"}, 8),
+        ("fp8", {"type": "fp8", "group_size": 0}, 8),
+        ("int4", {"type": "w4a16", "group_size": GROUP}, 4),
+        ("nvfp4", {"type": "w4a16_nvfp4", "group_size": 16}, 4),
+    ],
+)
+def test_what_modelopt_exports_is_read_as_it_is_and_counted(
+    tmp_path: Path, kind: str, options: dict[str, Any], bits: int
+) -> None:
+    parts, expected = exported(kind)
+    inputs = {"pre_quant_scale": torch.ones(COLUMNS, dtype=torch.bfloat16), "input_scale": torch.tensor(0.5)}
+    folder = checkpoint(tmp_path / "c", {**parts, **inputs})
+    layers, rest = modelopt_export.read(folder)
+    assert set(layers) == {LAYER}
+    state = modelopt_export.dequantize(layers, rest, torch.float32)
+    assert set(state) == {f"{LAYER}.weight", "model.norm.weight"}
+    assert np.array_equal(state[f"{LAYER}.weight"].numpy(), expected)
+    assert counted(folder, "modelopt", "weight") == ROWS * COLUMNS * bits
+    once = 16 * COLUMNS + 32 + {"int8": 32 * ROWS, "fp8": 32, "int4": 0, "nvfp4": 32}[kind]  # per channel, and per layer
+    stated = METHODS["modelopt"].bits_per_weight(scheme("modelopt", bits, **options)) * ROWS * COLUMNS
+    assert counted(folder, "modelopt", "weight") + counted(folder, "modelopt", "scale") == stated + once
+    assert counted(folder, "modelopt", "other") == 4 * 16
+
+
+def test_w4a8_rounds_what_its_integers_give_to_fp8_once_more() -> None:
+    parts, expected = exported("int4")
+    parts["weight_scale_2"] = torch.tensor(float(np.abs(expected).max() / 448))
+    found = modelopt_export.dequantize({LAYER: parts}, {}, torch.float32)[f"{LAYER}.weight"].numpy()
+    assert not np.array_equal(found, expected)
+    assert np.all(np.abs(found - expected) <= np.abs(expected) / 16 + parts["weight_scale_2"].item() * 2.0**-10)  # half a step
+    assert len(np.unique(np.abs(found))) <= 127  # of e4m3's values
+
+
+@pytest.mark.parametrize("kind", ["int8", "e4m3", "e2m1", None])
+def test_inputs_are_multiplied_and_rounded_as_stored(kind: str | None) -> None:
+    parts, _ = exported({"int8": "int8", "e4m3": "int4", "e2m1": "nvfp4", None: "int8"}[kind])
+    parts["pre_quant_scale"] = torch.full((COLUMNS,), 2.0, dtype=torch.bfloat16)
+    if kind is not None:
+        parts["input_scale"] = torch.tensor(0.5)
+    assert modelopt_export.inputs_of(parts) == kind
+    half = [0.3, 0.6, -40.0, 500.0, -500.0, 0.25, 0.75, 0.0] * (COLUMNS // 8)
+    x = np.array(half, dtype=np.float32)
+    if kind == "int8":
+        expected = np.clip(np.round(2 * x / 0.5), -128, 127) * 0.5
+    elif kind == "e4m3":  # 1.2, 2.4, -160, 2000, -2000, 1 and 3 steps become 1.25, 2.5, -160, 448, -448, 1 and 3
+        expected = np.array([0.625, 1.25, -80, 224, -224, 0.5, 1.5, 0] * (COLUMNS // 8))
+    elif kind == "e2m1":  # the block's largest, 1000, is 6 steps of the e4m3 value nearest to 1000 / 6 / 0.5, which is 320
+        step = 320 * 0.5
+        expected = np.array([0, 0, -80, 6 * step, -6 * step, 0, 0, 0] * (COLUMNS // 8))
+    else:
+        expected = 2 * x
+    found = modelopt_export.rounded(torch.tensor(x)[None, None], parts)
+    assert np.array_equal(found[0, 0].numpy(), expected)
+
+
+def test_ties_of_nvfp4_inputs_go_to_the_even_code() -> None:
+    parts, _ = exported("nvfp4")
+    parts["input_scale"] = torch.tensor(1.0)
+    ties = [6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5.0, 0.0]
+    found = modelopt_export.rounded(torch.tensor([ties]), parts)[0].tolist()
+    assert found == [6, 0, 1, 1, 2, 2, 4, 4, 0, -1, -1, -2, -2, -4, -4, 0]
+
+
+def test_a_layer_of_an_export_that_is_of_no_known_layout_is_named() -> None:
+    with pytest.raises(BadInput, match="up_proj are of no layout known here"):
+        modelopt_export.dequantize({LAYER: {"weight_scale": torch.ones(2)}}, {}, torch.float32)
+
+
 def test_an_older_transformers_is_told_the_rotary_base_in_its_own_words() -> None:
     rope = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}
     found = foreign.older({"model_type": "llama", "dtype": "bfloat16", "rope_parameters": rope})
@@ -285,3 +418,5 @@ def test_the_suite_that_runs_them_all_for_real_can_be_planned_and_every_cell_of_
     assert not planned.unsupported
     asked = {p.cell.scheme.method for p in planned.cells}
     assert {name for name, method in METHODS.items() if method.environment != "main" and not name.startswith("fake")} <= asked
+    labels = {p.cell.scheme.label for p in planned.cells}
+    assert {"modelopt 8-bit w8a8_sq per-channel", "modelopt 8-bit fp8 per-layer", "modelopt 4-bit nvfp4 g16"} <= labels
