@@ -54,8 +54,8 @@ class Branch:
             os.kill(self._pid, signal.SIGKILL)
         self._socket.settimeout(None)
         if not self.fit:
-            said = f"{', '.join(modules)}: no branch (exit code {self.close()}), so every child imports for itself"
-            print(said, file=sys.stderr, flush=True)
+            names = ", ".join(modules)
+            sys.stderr.write(f"{names}: no branch (exit code {self.close()}), so every child imports for itself\n")
 
     def run(self, line: str) -> bool:
         """Has it run the job of a line; False where it is no more, and a child that it may have had is no more with it."""
