@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,15 @@ def _direct(w: torch.Tensor, bits: int, sym: bool) -> torch.Tensor:
     scale = float(w.max() - w.min()) / (2**bits - 1)
     zero = max(0, min(2**bits - 1, -round(float(w.min()) / scale)))
     return torch.tensor([(max(0, min(2**bits - 1, round(v / scale) + zero)) - zero) * scale for v in w.tolist()])
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("gptqmodel", "openvino_telemetry")), reason="needs both"
+)
+def test_gptqmodel_is_imported_without_openvino_which_reports_each_import_home() -> None:
+    code = (
+        "import sys; from harness.methods import gptqmodel; gptqmodel.settle(); "
+        "print([name for name in sys.modules if name.startswith('openvino')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
