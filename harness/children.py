@@ -94,13 +94,14 @@ class Server:
             raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{tail}")
         self.ready = event
 
-    def run(self, folder: Path, on_event: Callable[[Json], None], timeout: float) -> Exit:
-        """Runs the job in `folder`. The deadline starts anew with every `begin` event. Interrupts kill the child first."""
+    def run(self, folder: Path, on_event: Callable[[Json], None], timeout: float, *, apart: Sequence[str] = ()) -> Exit:
+        """Runs the job in `folder`, in a child of the branch that has imported the modules `apart`, if there are any. The
+        deadline starts anew with every `begin` event. Interrupts kill the child first."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"job": str(folder)}).encode() + b"\n")
+        self._process.stdin.write(json.dumps({"job": str(folder), "apart": list(apart)}).encode() + b"\n")
         self._process.stdin.flush()
         deadline, timed_out = time.monotonic() + timeout, False
         try:

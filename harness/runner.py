@@ -307,7 +307,8 @@ class _Matrix:
 
             ended = self._serve(planned, job, self.plan.suite.timeout, on_event)
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
-            if waiting:
+            left = watch.answered and watch.current() is None and ended == Exit(code=0, timed_out=False)  # it would ask no more
+            if waiting and not left:
                 broken = watch.current() or waiting[0]
                 log, timeout = job / "log.txt", self.plan.suite.timeout
                 failure = children.failure(None, ended, log=log, phase=broken.probe, timeout=timeout)
@@ -365,7 +366,9 @@ class _Matrix:
         method = METHODS[planned.cell.scheme.method]
         environment = method.environment if quantizes else envs.loading(method)
         try:
-            return self._server(environment).run(job, on_event, timeout)
+            # What `preload` and `apart` name is there where the artifacts are loaded.
+            apart = method.apart if environment == envs.loading(method) else ()
+            return self._server(environment).run(job, on_event, timeout, apart=apart)
         except ServerFailed as error:
             self.broken[environment] = str(error)
             return Failure(kind="environment", phase="environment", message=str(error))
@@ -502,12 +505,13 @@ class _Watch:
 
 
 def _groups(questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question alone; all
-    latency shapes."""
+    """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question in a process that
+    has done nothing before; all latency shapes, on the model that the last of these has loaded."""
     shared = [q for q in questions if PROBES[q.probe].isolation == "shared"]
     memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
     latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
-    return [group for group in (shared, *memory, latency) if group]
+    alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency]]
+    return [group for group in (shared, *alone) if group]
 
 
 def _whole(artifact: Path, model_dir: Path) -> bool:

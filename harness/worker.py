@@ -1,11 +1,11 @@
 """The child process: job.json in, outcomes out.
 
 ``python -m harness.worker serve MODULES`` is a fork server: it imports the named modules once (torch and transformers cost
-seconds), then forks one child per job read from standard input. It and its children speak to the parent by JSON lines on one
-private pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``. What an outcome says lies in a file of the
-job's folder, written and renamed before its line is sent; standard output is the child's log and is never parsed. A child
-lives in a session of its own, so that the parent can kill it with everything it started, and dies with the server, which
-dies with the parent.
+seconds), then forks one child per job read from standard input, or has a branch fork it (`harness.branches`). All of them
+speak to the parent by JSON lines on one private pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``.
+What an outcome says lies in a file of the job's folder, written and renamed before its line is sent; standard output is the
+child's log and is never parsed. A child lives in a session of its own, so that the parent can kill it with everything it
+started, and dies with who forked it, which dies with the parent.
 
 This file and what it imports at the top run inside foreign environments that have none of our dependencies.
 """
@@ -13,7 +13,6 @@ This file and what it imports at the top run inside foreign environments that ha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -24,13 +23,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import corpora, phases
+from harness.branches import Branch, die_with_parent, threads
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
 from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported
@@ -56,7 +56,6 @@ MANIFEST = "artifact.json"
 VERIFIED = "verified.json"
 """Written into an artifact once a fresh process has reloaded it and found that it answers as its weights say."""
 
-_PR_SET_PDEATHSIG = 1
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
 
 
@@ -120,7 +119,7 @@ class WorkerSession:
                 return
             self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
             if not self._wrong:
-                _write(self.artifact_dir / VERIFIED, {"ok": True})
+                _write(self.artifact_dir / VERIFIED, {"ok": True}, lasting=True)
         if self._wrong:
             raise BadReload(self._wrong)
 
@@ -233,17 +232,19 @@ def run_job(job: Job, tell: Callable[[Json], None]) -> None:
         outcome["simulated"] = session.facts is not None and session.facts.simulated
         _write(job.folder / f"outcome-{index}.json", outcome)
         tell({"event": "outcome", "index": index})
+        if "failure" in outcome and PROBES[question.probe].isolation == "memory":
+            return  # whatever is left behind of it is nothing to time beside: what follows gets a process of its own
 
 
 def _ask(session: WorkerSession, question: Question) -> Json:
     probe = PROBES[question.probe]
+    if probe.needs_model and probe.isolation != "memory" and session.facts is None:  # memory weighs its own load
+        with session.phase("load"):
+            session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":
         session.verify()
-    if probe.needs_model and not probe.simulated:
-        with contextlib.nullcontext() if probe.isolation == "memory" else session.phase("load"):
-            loaded = None if probe.isolation == "memory" else session.loaded
-        if loaded is not None and session.facts is not None and session.facts.simulated:
-            raise Unsupported(SIMULATED)
+    if not probe.simulated and session.facts is not None and session.facts.simulated:
+        raise Unsupported(SIMULATED)
     before = session.model_seconds
     answer = probe.measure(session, question)
     in_model = session.model_seconds - before
@@ -338,7 +339,7 @@ def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
         "calibration_tokens": None if rows is None else sum(map(len, rows)),
         "device": job.device,
     }
-    _write(job.artifact_dir / MANIFEST, manifest)
+    _write(job.artifact_dir / MANIFEST, manifest, lasting=True)
     return {"ok": True, "phase": to_json(result)}
 
 
@@ -396,18 +397,20 @@ def _settle(job: Job) -> None:
         torch.set_num_threads(job.threads)
 
 
-def _write(path: Path, data: Json) -> None:
+def _write(path: Path, data: Json, *, lasting: bool = False) -> None:
+    """Complete or not there. `lasting`: on the disk when this returns; what the parent reads at once and stores need not be."""
     draft = path.with_name(f".{path.name}.draft")
     with draft.open("w", encoding="utf-8") as file:
         json.dump(to_json(data), file, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            file.flush()
+            os.fsync(file.fileno())
     draft.replace(path)
 
 
 def serve(modules: list[str]) -> None:
     """The fork server's loop; ends when standard input does."""
-    _die_with_parent()
+    die_with_parent()
     pipe = os.dup(1)
     os.dup2(2, 1)  # standard output joins the log
 
@@ -422,23 +425,40 @@ def serve(modules: list[str]) -> None:
             missing[name] = f"{type(error).__name__}: {error}"[:500]
     gc.collect()
     gc.freeze()  # forked children must not copy pages only because the collector touches them
-    threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
-    tell({"event": "ready", "missing": missing, "threads": threads, "cuda": _cuda()})
+    tell({"event": "ready", "missing": missing, "threads": threads(), "cuda": _cuda()})
+
+    def jobs(lines: Iterable[str], begin: Callable[[], None], done: Callable[[], None]) -> None:
+        for line in lines:
+            child = os.fork()
+            if child == 0:
+                _child(Path(json.loads(line)["job"]), tell, begin)
+            tell({"event": "started", "pid": child})
+            _, status = os.waitpid(child, 0)
+            tell({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+            done()
+
+    branches: dict[tuple[str, ...], Branch] = {}
     for line in sys.stdin:
-        folder = Path(json.loads(line)["job"])
-        child = os.fork()
-        if child == 0:
-            _child(folder, tell)
-        tell({"event": "started", "pid": child})
-        _, status = os.waitpid(child, 0)
-        tell({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+        apart = tuple(json.loads(line)["apart"])
+        if apart and apart not in branches:
+            branches[apart] = Branch(apart, jobs, lambda pid: tell({"event": "started", "pid": pid}))
+        if not apart or not branches[apart].fit:
+            jobs([line], _nothing, _nothing)
+        elif not branches[apart].run(line):
+            tell({"event": "exited", "code": branches.pop(apart).close()})
+    for branch in branches.values():
+        branch.close()
 
 
-def _child(folder: Path, tell: Callable[[Json], None]) -> None:
+def _nothing() -> None:
+    pass
+
+
+def _child(folder: Path, tell: Callable[[Json], None], begin: Callable[[], None]) -> None:
     code = 70
     try:
         os.setsid()
-        _die_with_parent()
+        die_with_parent()
         os.chdir(folder)  # libraries write logs where they stand
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -448,6 +468,7 @@ def _child(folder: Path, tell: Callable[[Json], None]) -> None:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
+        begin()
         run_job(Job(folder), tell)
         code = 0
     except BaseException:
@@ -459,14 +480,6 @@ def _child(folder: Path, tell: Callable[[Json], None]) -> None:
 def _cuda() -> bool:
     torch: Any = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_available())
-
-
-def _die_with_parent() -> None:
-    """Linux: the kernel kills this process when its parent ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # the parent died before prctl
-            os._exit(70)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ MODULES_FOR_HEAVY = (
     "reference/evaluate.py",
     "reference/tokenizer.py",
 )
-FOREIGN = ("spec.py", "errors.py", "worker.py", "corpora.py", "phases.py", "methods/", "probes/")
+FOREIGN = ("spec.py", "errors.py", "worker.py", "branches.py", "corpora.py", "phases.py", "methods/", "probes/")
 """What runs inside foreign environments: its top level imports the standard library and each other only."""
 
 

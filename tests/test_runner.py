@@ -22,7 +22,7 @@ import pytest
 
 from harness import runner, store
 from harness.errors import BadInput, StoreError
-from harness.spec import Record
+from harness.spec import Question, Record
 from harness.suite import plan
 
 WriteSuite = Callable[..., Path]
@@ -100,6 +100,31 @@ def test_a_quantization_that_dies_fails_its_cell_alone_and_leaves_no_artifact(
     assert set(statuses(stored, "fake 3-bit").values()) == {kind}
     assert set(statuses(stored, "fake 2-bit").values()) == {"ok"}
     assert not [p for p in (tmp_path / "cache" / "artifacts").iterdir() if p.name.startswith((".draft", "fake-3"))]
+
+
+def test_latency_is_asked_of_the_model_that_memory_loaded_and_memory_of_a_process_that_did_nothing_before() -> None:
+    asked = [Question(probe=name, subject=f"{i}") for i, name in enumerate(("latency", "memory", "size", "memory", "latency"))]
+    groups = runner._groups(asked)
+    assert [[(q.probe, q.subject) for q in group] for group in groups] == [
+        [("size", "2")],
+        [("memory", "1")],
+        [("memory", "3"), ("latency", "0"), ("latency", "4")],
+    ]
+    assert runner._groups([asked[0], asked[2]]) == [[asked[2]], [asked[0]]]
+    assert runner._groups([asked[1]]) == [[asked[1]]]
+    assert runner._groups([]) == []
+
+
+def test_after_a_memory_question_that_failed_latency_gets_a_process_of_its_own(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 4}")
+    suite.write_text(suite.read_text().replace("probes: [quantize, fake]", "probes: [memory, latency]"))
+    stored = run(suite, tmp_path)
+    memory, latency, *_ = (r.failure for r in stored.records if r.cell.scheme.bits == 4)
+    assert memory is not None
+    assert latency is not None
+    assert "harness.engines.fake" in memory.message  # the scripted engine is no module: both probes fail, each in its own way
+    assert "time_generation" in latency.message
+    assert "harness.engines.fake" not in latency.log_tail  # the log is that of its own process
 
 
 def test_a_nonfinite_number_is_stored_as_what_it_is(write_suite: WriteSuite, tmp_path: Path) -> None:

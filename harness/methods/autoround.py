@@ -125,6 +125,7 @@ METHOD = Method(
     extra="autoround",
     modules=("auto_round", *gptqmodel.MODULES),
     preload=gptqmodel.PRELOAD,
+    apart=gptqmodel.APART,
     summary="rounding learned block by block with calibration text",
     source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
 )

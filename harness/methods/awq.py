@@ -160,6 +160,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=gptqmodel.MODULES,
     preload=gptqmodel.PRELOAD,
+    apart=gptqmodel.APART,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

@@ -79,6 +79,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=gptqmodel.MODULES,
     preload=gptqmodel.PRELOAD,
+    apart=gptqmodel.APART,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
 )

@@ -16,9 +16,11 @@ used: it rounds the weights a second time to one int8 scale per output channel, 
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,16 +46,28 @@ PRELOAD = (
     "threadpoolctl",
     "tokenicer",
 )
-"""What importing GPTQModel spends most of its time on. GPTQModel itself starts threads when imported, so it is not among them."""
+"""What importing GPTQModel spends most of its time on, and other methods' cells may have imported too."""
+APART = ("harness.methods.gptqmodel_import",)
+"""GPTQModel itself, which starts threads when it is imported and changes transformers."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _JUNK = ("quant_log.csv",)
 
 
 def settle() -> None:
-    """Before the first import of gptqmodel: its thread pool refuses to start with one CPU worker, its default on two cores."""
+    """Imports gptqmodel as it has to be. Its thread pool refuses to start with one CPU worker, its default on two cores. It
+    imports OpenVINO, if that is here, to change it for its own ends; that costs memory and time, and OpenVINO reports each
+    import home."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, (os.cpu_count() or 2) // 2)))
     os.environ.setdefault("GPTQMODEL_DISABLE_GIL_WARNING", "1")
+    kept_out = "gptqmodel" not in sys.modules and "openvino" not in sys.modules
+    if kept_out:
+        sys.modules["openvino"] = None  # type: ignore[assignment]  # None = cannot be imported
+    try:
+        importlib.import_module("gptqmodel")
+    finally:
+        if kept_out:
+            del sys.modules["openvino"]
 
 
 def quantize(request: QuantizeRequest, config: Any, *, float32: bool, **arguments: Any) -> None:

@@ -52,6 +52,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=gptqmodel.MODULES,
     preload=gptqmodel.PRELOAD,
+    apart=gptqmodel.APART,
     summary="plain rounding in groups, packed in the GPTQ format; needs no data",
     source="GPTQModel (RTNConfig)",
 )

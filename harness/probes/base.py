@@ -15,8 +15,8 @@ from harness.engines.base import Loaded
 from harness.spec import Answer, Cell, Json, Metric, Phase, Question
 
 Isolation = Literal["shared", "memory", "latency"]
-"""`shared`: answered in the cell's quality child together with other probes. `memory` / `latency`: a fresh child of its own,
-alone on the machine."""
+"""`shared`: answered in the cell's quality child together with other probes. `memory`: first in a fresh child, alone on the
+machine. `latency`: alone on the machine, in a child that does nothing else or has answered a `memory` question before."""
 
 
 class Session(Protocol):

@@ -1,4 +1,4 @@
-"""Peak memory of loading, prefill and decoding at a declared context, in a fresh process that does nothing else.
+"""Peak memory of loading, prefill and decoding at a declared context, in a fresh process that has done nothing else.
 
 What is counted: the resident set's high-water mark within each phase (`harness.phases`), *beyond* what the process held
 before it loaded the model, and without the code pages of libraries that were touched on the way. A process forked from a
@@ -290,7 +290,7 @@ def rehearse(session: Session) -> str:
 
     method = METHODS[session.cell.scheme.method]
     engine = ENGINES[method.engine]
-    for module in (*engine.modules, *method.modules, f"harness.engines.{engine.name}"):
+    for module in (*method.apart, *engine.modules, *method.modules, f"harness.engines.{engine.name}"):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

@@ -74,12 +74,11 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     the functions beside the YAML and lm-eval's version. UnknownName if there is no such task, BadInput if it may not be used."""
     root = lm_eval_tasks() if folder is None else folder
     parts: dict[str, Json] = {}
-    for path in members(name, root):
+    for path, config in configs(name, root).items():
         files = set(includes(path, root))
         if folder is None:
             files.update(path.parent.glob("*.py"))
         else:
-            config = read(path, root)
             check(config, path, root)
             files.update(Path(file) for file in data_files(config, path, root))
         parts.update({str(file.relative_to(root.resolve())): _file_digest(file) for file in (f.resolve() for f in files)})
@@ -88,12 +87,13 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     return digest({"task": name, "files": parts})
 
 
-def members(name: str, root: Path) -> list[Path]:
-    """The YAMLs that a task, group or tag needs: its own, and those of the tasks that it gathers, to any depth."""
+def configs(name: str, root: Path) -> dict[Path, dict[str, Any]]:
+    """The YAMLs that a task, group or tag needs, as `read` reads them, in order of their paths: its own, and those of the tasks
+    that it gathers, to any depth."""
     names = index(root)
     if name not in names:
         raise UnknownName("task", name, names)
-    found: dict[Path, None] = {}
+    found: dict[Path, dict[str, Any]] = {}
     todo = [name]
     seen: set[str] = set()
     while todo:
@@ -104,9 +104,9 @@ def members(name: str, root: Path) -> list[Path]:
         for path in names.get(current, ()):
             if path in found:
                 continue
-            found[path] = None
-            todo.extend(_children(read(path, root).get("task")))
-    return sorted(found)
+            found[path] = read(path, root)
+            todo.extend(_children(found[path].get("task")))
+    return dict(sorted(found.items()))
 
 
 def read(path: Path, root: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def measure(session: Session, question: Question) -> Answer:
     name = str(question.options["task"])
     folder = session.task_folder(question)
     with _templates(sandboxed=folder is not None):
-        tasks = load(name, folder, session.cache / "datasets")
+        tasks = load(name, folder, session.cache / "datasets", question.options["shots"])
         configure(tasks, question.options["shots"])
         _check_items(tasks, name)
         _check_finite(session, name)
@@ -128,11 +128,12 @@ PROBE = Probe(
 # ---------------------------------------------------------------------- lm-eval
 
 
-def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
+def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict[str, Any]:
     """lm-eval's `{"tasks", "groups", "group_map"}` of a name. Only the YAMLs that it needs are indexed: all of them take ten
     seconds.
 
-    `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`.
+    `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`. `shots`: what `configure` will
+    be asked for; where there are none, lm-eval is spared listing the documents to draw examples from.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -141,21 +142,22 @@ def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
 
     datasets.disable_progress_bars()
     root = taskfiles.lm_eval_tasks() if folder is None else folder
-    paths = taskfiles.members(name, root)
+    configs = taskfiles.configs(name, root)
     manager = TaskManager(include_defaults=False)
-    for path in paths:
-        config = taskfiles.read(path, root)
+    for path, config in configs.items():
         if folder is not None:
             taskfiles.check(config, path, root)
             _check_metrics(config, path)
             config = taskfiles.localized(config, path, root, cache)
+            if len(configs) == 1 and _shots(config.get("num_fewshot"), shots) == 0:  # a group may give its tasks examples
+                config.setdefault("fewshot_config", {"samples": []})
         TaskIndex.process_cfg(config, path, manager.task_index)
         entry = manager.task_index.get(str(config.get("group") or config.get("task")))
         if folder is not None and entry is not None:
             # Built from the checked config instead of being read once more; lm-eval resolves the functions of its own.
             entry.yaml_path, entry.cfg = None, config
     if name not in manager.task_index:
-        raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(str(path) for path in paths)}")
+        raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(map(str, configs))}")
     try:
         loaded: dict[str, Any] = manager.load([name])
     except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
@@ -163,7 +165,8 @@ def load(name: str, folder: Path | None, cache: Path) -> dict[str, Any]:
     except (DatasetsError, StopIteration, ValueError) as error:
         # A file with no rows at all ends datasets' reader with a bare StopIteration.
         reason = str(error) or "there is nothing in it"
-        raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {paths[0]} names") from error
+        first = next(iter(configs))
+        raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {first} names") from error
     return loaded
 
 
@@ -172,12 +175,12 @@ def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     for task in tasks["tasks"].values():
-        own = task.get_config("num_fewshot")
-        if shots is not None and own != 0:
-            task.set_config(key="num_fewshot", value=shots)
-        elif own is None:
-            task.set_config(key="num_fewshot", value=0)
+        task.set_config(key="num_fewshot", value=_shots(task.get_config("num_fewshot"), shots))
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+def _shots(own: int | None, asked: int | None) -> int:
+    return (own or 0) if asked is None or own == 0 else asked
 
 
 def _seed() -> None:

@@ -2,11 +2,13 @@
 
     quant-harness run quick --fresh && python tests/benchmarks/bench_overhead.py results/quick
 
-The run must be one invocation that answered everything (`--fresh`), with the machine otherwise idle. Counted as work: the
-seconds of quantizing, of scoring and generating inside the models (each record's `model_seconds`), and of the latency and
-memory probes less their loading, which last as long as the suite's budget says. All else is overhead: starting processes,
-imports, loading artifacts, building tasks, statistics, storage. Loading is given apart, because a plain script would load each
-artifact once too.
+The run must be one invocation that answered everything (`--fresh`), with the machine otherwise idle. Counted as work, as the aim
+says it (overhead over quantize + forward): the seconds of the quantizing calls, of scoring and generating inside the models
+(each record's `model_seconds`), of latency's rounds, warm-up and the baseline's runs included, and of memory's prefill and
+decode. All else is overhead: starting processes, imports, loading artifacts, rehearsals, bandwidth, proofs that a model answers
+as its weights say, building tasks, statistics, storage. Loading is given apart too, because a plain script would load each
+artifact once. Until 2026-11-25 all that latency and memory did but their loading counted as work, and loading by the quality
+probes as overhead that nobody saw.
 """
 
 from __future__ import annotations
@@ -17,8 +19,6 @@ import json
 from pathlib import Path
 
 from harness import store
-
-ALONE = ("latency", "memory")
 
 
 def wall_seconds(path: Path) -> float:
@@ -32,27 +32,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results folder of one suite, or a run file")
     run = store.read(parser.parse_args().results)
-    quantize = model = alone = loading = probes = 0.0
+    quantize = scoring = rounds = weighed = loading = probes = 0.0
     for record in run.records:
         probes += record.seconds
-        load = sum(phase.seconds for phase in record.phases if phase.name == "load")
-        loading += load
+        phases = {phase.name: phase.seconds for phase in record.phases}
+        loading += phases.get("load", 0.0)
         if record.answer is None:
             continue
+        facts = record.answer.facts
         quantize += sum(m.value or 0.0 for m in record.answer.measurements if m.metric == "quantize_seconds")
-        model += float(record.answer.facts.get("model_seconds", 0.0))
-        if record.question.probe in ALONE:
-            alone += record.seconds - load
+        scoring += float(facts.get("model_seconds", 0.0))
+        if record.question.probe == "latency":
+            rounds += float(facts["measured_seconds"])
+        if record.question.probe == "memory":
+            weighed += phases.get("prefill", 0.0) + phases.get("decode", 0.0)
     wall = wall_seconds(run.path)
-    work = quantize + model + alone
+    forward = scoring + rounds + weighed
+    work = quantize + forward
     rows = {
         "wall": wall,
         "quantize": quantize,
-        "forward (model_seconds)": model,
-        "latency and memory, without load": alone,
+        "forward: scoring and generating": scoring,
+        "forward: latency's rounds": rounds,
+        "forward: memory's prefill and decode": weighed,
         "load": loading,
-        "other time inside probes": probes - model - alone - loading,
-        "outside probes (processes, checks, storage)": wall - quantize - probes,
+        "other time inside probes": probes - forward - loading,
+        "outside probes (processes, imports, storage)": wall - quantize - probes,
     }
     for name, seconds in rows.items():
         print(f"{name:45} {seconds:9.1f} s  {100 * seconds / wall:5.1f} %")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,15 @@ def test_int8_codes_are_put_where_torchs_kernel_can_read_them() -> None:
     assert weight._data.data_ptr() % 16 == 0
     assert torch.equal(weight._data, codes)
     assert torch.equal(torch.nn.functional.linear(scale.new_ones(1, 64), weight)[0], codes.to(scale.dtype).sum(dim=1))
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("gptqmodel", "openvino_telemetry")), reason="needs both"
+)
+def test_gptqmodel_is_imported_without_openvino_which_reports_each_import_home() -> None:
+    code = (
+        "import sys; from harness.methods import gptqmodel; gptqmodel.settle(); "
+        "print([name for name in sys.modules if name.startswith('openvino')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -289,7 +289,7 @@ def test_the_quick_index_names_what_lm_evals_own_index_names() -> None:
 
 
 def test_a_group_is_followed_down_to_its_tasks() -> None:
-    found = {path.name for path in taskfiles.members("mmlu", taskfiles.lm_eval_tasks())}
+    found = {path.name for path in taskfiles.configs("mmlu", taskfiles.lm_eval_tasks())}
     assert {"_mmlu.yaml", "mmlu_anatomy.yaml", "mmlu_world_religions.yaml"} <= found
     assert len(found) >= 58
 

@@ -1,0 +1,139 @@
+"""A process between the fork server and some of its children, for a library that a fork server must not import itself.
+
+Importing GPTQModel costs 0.4 s and more of CPU time, in each of the four children of a cell. It starts threads, which a fork
+does not carry along, and changes transformers, which other methods' cells should not see. So the fork server forks a branch
+when the first job asks for one: the branch imports the library once, and children of the jobs that ask for it are forked there.
+
+A thread that Python code starts during that import is held back: the branch stays a process of one thread, and each child
+starts the threads itself before its job begins. The fork loses nothing, because nothing has run. Where an import brings threads
+of another kind (CUDA's, say) or waits for one that is held back, there is no branch: children are forked from the server and
+import for themselves, and the server's log says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+Jobs = Callable[[Iterable[str], Callable[[], None], Callable[[], None]], None]
+"""(lines, begin, done): forks a child for each job that a line names, which calls `begin` first; calls `done` after each."""
+
+IMPORT_SECONDS = 120.0
+"""An import that takes longer waits for a thread that is held back."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Branch:
+    """The fork server's side of a branch. `fit` is False where no children can be forked from it."""
+
+    def __init__(self, modules: Sequence[str], jobs: Jobs, born: Callable[[int], None]) -> None:
+        """Forks it, and returns once it has imported the modules. `born` gets its process id before: that may take long."""
+        self._socket, theirs = socket.socketpair()
+        self._code: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._socket.close()
+            _serve(modules, jobs, theirs)
+        theirs.close()
+        born(self._pid)
+        self._socket.settimeout(IMPORT_SECONDS)
+        try:
+            self.fit = self._socket.recv(1) != b"-"  # nothing: it died, which `run` finds
+        except TimeoutError:
+            self.fit = False
+            os.kill(self._pid, signal.SIGKILL)
+        self._socket.settimeout(None)
+        if not self.fit:
+            names = ", ".join(modules)
+            sys.stderr.write(f"{names}: no branch (exit code {self.close()}), so every child imports for itself\n")
+
+    def run(self, line: str) -> bool:
+        """Has it run the job of a line; False where it is no more, and a child that it may have had is no more with it."""
+        try:
+            self._socket.sendall(line.encode())
+            return self._socket.recv(1) == b"."
+        except OSError:
+            return False
+
+    def close(self) -> int:
+        """Has it end, if it has not yet; returns its exit code (negative = signal)."""
+        self._socket.close()
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._code
+
+
+def _serve(modules: Sequence[str], jobs: Jobs, server: socket.socket) -> None:
+    code = 70
+    try:
+        die_with_parent()
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # as a child's is, because libraries look at it
+        with held_back() as held:
+            for name in modules:
+                try:
+                    importlib.import_module(name)
+                except Exception:  # what uses it will fail, and its record says so
+                    traceback.print_exc()
+        gc.collect()
+        gc.freeze()
+
+        def begin() -> None:
+            os.close(server.fileno())
+            start(held)
+
+        fit = threads() == 1
+        server.sendall(b"+" if fit else b"-")
+        if fit:
+            jobs(server.makefile("r", encoding="utf-8"), begin, lambda: server.sendall(b"."))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[list[threading.Thread]]:
+    """Threads that Python code starts inside are not started but listed, in order, for `start` in a forked child."""
+    found: list[threading.Thread] = []
+
+    def hold(self: threading.Thread) -> None:
+        found.append(self)
+
+    real = threading.Thread.start
+    threading.Thread.start = hold  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        threading.Thread.start = real  # type: ignore[method-assign]
+
+
+def start(held: Sequence[threading.Thread]) -> None:
+    """Starts what was held back. A fork marks every thread but the forking one as ended, so each is made anew first."""
+    for thread in held:
+        made: dict[str, object] = {name: getattr(thread, f"_{name}") for name in ("target", "args", "kwargs")}
+        threading.Thread.__init__(thread, name=thread.name, daemon=thread.daemon, **made)  # type: ignore[arg-type]
+        thread.start()
+
+
+def threads() -> int:
+    """Threads of this process, of any kind; 1 where the kernel does not say."""
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
+
+
+def die_with_parent() -> None:
+    """Linux: the kernel kills this process when its parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent died before prctl
+            os._exit(70)

@@ -1,0 +1,140 @@
+"""Branches of the fork server: a library that starts threads is imported once, and every child has its threads."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harness.children import Exit, Server
+from harness.spec import Cell, Model, Scheme, to_json
+
+NOISY = """
+import os, queue, threading
+from concurrent.futures import ThreadPoolExecutor
+with open("imported.txt", "a") as file:
+    file.write("once\\n")
+asked, told = queue.Queue(), queue.Queue()
+class Worker(threading.Thread):
+    def run(self):
+        while True:
+            told.put(asked.get() * 2)
+worker = Worker(daemon=True)
+worker.start()
+early = ThreadPoolExecutor(1).submit(os.getpid)
+"""
+
+DRIVER = """
+import json, os, sys, time
+from harness import branches
+branches.IMPORT_SECONDS = {seconds}
+
+def jobs(lines, begin, done):
+    for line in lines:
+        child = os.fork()
+        if child == 0:
+            begin()
+            if line.startswith("end"):
+                os.kill(os.getppid(), 9)
+                time.sleep(60)
+            import noisy
+            noisy.asked.put(int(line))
+            said = [noisy.told.get(timeout=20), noisy.worker.is_alive(), noisy.early.result(20) == os.getpid()]
+            with open("said.txt", "a") as file:
+                file.write(json.dumps(said) + "\\n")
+            os._exit(0)
+        os.waitpid(child, 0)
+        done()
+
+born = []
+branch = branches.Branch(["noisy"], jobs, born.append)
+ran = [branch.run(line + "\\n") for line in sys.argv[1:]] if branch.fit else []
+threads = branches.threads()
+print(json.dumps({{"fit": branch.fit, "ran": ran, "born": len(born), "server": threads,
+                  "code": branch.close() if ran and not ran[-1] else None}}))
+"""
+
+
+def drive(tmp_path: Path, noisy: str, *lines: str, seconds: float = 60.0) -> dict[str, object]:
+    (tmp_path / "noisy.py").write_text(textwrap.dedent(noisy))
+    command = [sys.executable, "-c", DRIVER.format(seconds=seconds), *lines]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{root}"}, capture_output=True, text=True, timeout=100, check=True
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_threads_of_an_import_run_in_every_child_and_the_import_happens_once(tmp_path: Path) -> None:
+    found = drive(tmp_path, NOISY, "3", "4")
+    assert found == {"fit": True, "ran": [True, True], "born": 1, "server": 1, "code": None}
+    assert (tmp_path / "imported.txt").read_text() == "once\n"
+    said = [json.loads(line) for line in (tmp_path / "said.txt").read_text().splitlines()]
+    assert said == [[6, True, True], [8, True, True]]  # each child has a worker of its own, and the one that was asked for early
+
+
+def test_the_end_of_a_branch_is_told_with_its_exit_code(tmp_path: Path) -> None:
+    found = drive(tmp_path, NOISY, "3", "end")
+    assert found["ran"] == [True, False]
+    assert found["code"] == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "noisy",
+    [
+        "import _thread, time\n_thread.start_new_thread(time.sleep, (60,))",  # no thread that could be held back
+        "import threading\ndone = threading.Event()\nthreading.Thread(target=done.set).start()\ndone.wait()",
+    ],
+    ids=["threads of C code", "waits for its thread"],
+)
+def test_an_import_that_cannot_be_forked_makes_no_branch(tmp_path: Path, noisy: str) -> None:
+    assert drive(tmp_path, noisy, "3", seconds=2.0)["fit"] is False
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job of the fake method that reloads its artifact."""
+    artifact, folder = tmp_path / "artifact", tmp_path / "job"
+    artifact.mkdir()
+    folder.mkdir()
+    (artifact / "fake.json").write_text("{}")
+    (artifact / "reload_check.json").write_text(json.dumps({"skip": "scripted"}))
+    empty: dict[str, str] = {}
+    cell = to_json(Cell(model=Model(name="tiny"), scheme=Scheme(method="fake", bits=4)))
+    data = {"stage": "verify", "cell": cell, "is_baseline": False, "questions": [], "model_dir": str(tmp_path)}
+    data |= {"artifact_dir": str(artifact), "baseline": None, "device": "cpu", "seed": 0, "threads": 1, "cache": str(tmp_path)}
+    data |= {"texts": empty, "task_folders": empty, "references": empty, "baseline_items": empty, "calibration": None}
+    (folder / "job.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("noisy", "ended", "verified"),
+    [
+        ("import threading\nthreading.Thread(target=print).start()", Exit(code=0, timed_out=False), True),
+        ("import no_such_library", Exit(code=0, timed_out=False), True),  # what needs it would say so
+        ("import os\nos.kill(os.getpid(), 11)", Exit(code=-11, timed_out=False), False),
+        ("import time\ntime.sleep(60)", Exit(code=-9, timed_out=True), False),
+    ],
+    ids=["starts a thread", "broken", "dies", "hangs"],
+)
+def test_a_job_runs_in_a_branch_and_fails_alone_with_it(
+    tmp_path: Path, job: Path, noisy: str, ended: Exit, verified: bool
+) -> None:
+    server = Server(python=Path(sys.executable), modules=[], home=tmp_path / "home", env={})
+    try:
+        server.start()
+        (tmp_path / "home" / "path" / "noisy.py").write_text(noisy)
+        assert server.run(job, lambda event: None, 5.0, apart=["noisy"]) == ended
+        assert (job / "verified.json").is_file() == verified
+        (job / "verified.json").unlink(missing_ok=True)
+        assert server.run(job, lambda event: None, 20.0) == Exit(code=0, timed_out=False)  # the server lives on
+        assert json.loads((job / "verified.json").read_text()) == {"ok": True}
+    finally:
+        server.close()
