@@ -111,7 +111,7 @@ class Server:
                     if self._process.poll() is not None:  # the server itself is gone, and its child with it
                         code = self._process.returncode
                         self.close()
-                        return Exit(code=code if code < 0 else -signal.SIGKILL, timed_out=timed_out)
+                        return Exit(code=code or 1, timed_out=timed_out)  # 0 would be a child that ended well
                     timed_out, deadline = True, time.monotonic() + 60
                     self._kill()
                     continue

@@ -138,3 +138,14 @@ def test_a_job_runs_in_a_branch_and_fails_alone_with_it(
         assert json.loads((job / "verified.json").read_text()) == {"ok": True}
     finally:
         server.close()
+
+
+def test_a_server_that_leaves_by_itself_is_not_taken_for_one_that_was_killed(tmp_path: Path, job: Path) -> None:
+    path = tmp_path / "home" / "path"
+    path.mkdir(parents=True)
+    (path / "quits.py").write_text("import os\nos.fork = lambda: os._exit(3)")
+    server = Server(python=Path(sys.executable), modules=["quits"], home=tmp_path / "home", env={})
+    try:
+        assert server.run(job, lambda event: None, 20.0) == Exit(code=3, timed_out=False)
+    finally:
+        server.close()
