@@ -1,6 +1,6 @@
-"""Train the reference model from nothing: seeded, resumable, at most two hours on two CPU cores, faster on a GPU.
+"""Train a reference model from nothing: seeded, resumable, at most two hours on two CPU cores, faster on a GPU.
 
-    python -m harness.reference.train --out DIR                     # as the shipped weights were made
+    python -m harness.reference.train --out DIR                     # a bit over an hour on one core with 16-bit units
     python -m harness.reference.train --out DIR --resume            # go on after a stop
     python -m harness.reference.train --out DIR --minutes 60        # by the clock instead of by steps
     python -m harness.reference.train --out DIR --export-only       # write the latest checkpoint as a model
@@ -9,6 +9,8 @@ What it promises: a run that was stopped and resumed gives the same weights as o
 holds weights, both optimizers' state, the position in the corpus and the packer's leftovers). The parameter
 names are those of transformers' Llama, so export renames nothing, and export refuses to write a model whose
 logits differ from transformers' own.
+
+The shipped weights were made before, in two stages; the model card says how, and what this run gives beside them.
 
 Why the numbers are what they are: a CPU with 16-bit matrix units trains 2.8 times as fast in bfloat16 autocast as in
 float32 (one without them is faster in float32, so there it stays), and windows of 256 tokens cost two thirds of windows
@@ -41,7 +43,7 @@ from harness.reference.reserved import bucket
 from harness.reference.tokenizer import END, VOCABULARY, save_tokenizer, train_tokenizer
 from harness.reference.world import SEED, World
 
-STEPS = 5600  # of the shipped weights
+STEPS = 5600
 IGNORED = -100  # target of padding positions, as in torch's cross entropy
 
 
