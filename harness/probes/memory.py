@@ -289,8 +289,8 @@ def rehearse(session: Session) -> str:
     from harness.methods import METHODS
 
     method = METHODS[session.cell.scheme.method]
-    engine = ENGINES[method.engine]
-    for module in (*method.apart, *engine.modules, *method.modules, f"harness.engines.{engine.name}"):
+    engine, loader = ENGINES[method.engine], METHODS.get(method.loaded_by, method)
+    for module in (*loader.apart, *engine.modules, *loader.modules, f"harness.engines.{engine.name}"):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

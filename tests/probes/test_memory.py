@@ -219,3 +219,17 @@ def test_the_question_names_its_context_and_batch():
     (question,) = PROBE.questions(wishes)  # type: ignore[arg-type]
     assert question.options == {"prompt": 512, "new": 64, "batch": 1}
     assert question.subject == "512+64 x1"
+
+
+@pytest.mark.parametrize(("method", "library", "other"), [("autogptq", "gptqmodel", "auto_gptq"), ("gptq", "gptqmodel", "awq")])
+def test_the_rehearsal_imports_the_library_that_loads_the_artifact_and_not_one_that_only_wrote_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, library: str, other: str
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(memory.importlib, "import_module", imported.append)
+    monkeypatch.setattr(memory, "_run_tiny", lambda model_dir, device: "nothing")
+    session: Any = Session(tmp_path, None)
+    session.cell = Cell(model=Model(name="m"), scheme=Scheme(method=method, bits=4))
+    memory.rehearse(session)
+    assert library in imported
+    assert other not in imported
