@@ -15,7 +15,7 @@ from harness import phases
 from harness.engines.base import EngineFacts
 from harness.errors import Unsupported
 from harness.probes import memory
-from harness.probes.memory import PROBE, Start, against
+from harness.probes.memory import PROBE, Start, against, rehearse
 from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
 
 MIB = 2**20
@@ -230,6 +230,6 @@ def test_the_rehearsal_imports_the_library_that_loads_the_artifact_and_not_one_t
     monkeypatch.setattr(memory, "_run_tiny", lambda model_dir, device: "nothing")
     session: Any = Session(tmp_path, None)
     session.cell = Cell(model=Model(name="m"), scheme=Scheme(method=method, bits=4))
-    memory.rehearse(session)
+    rehearse(session)
     assert library in imported
     assert other not in imported
