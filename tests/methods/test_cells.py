@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -38,7 +39,8 @@ QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].native]
 
 def run(module: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", *module]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}  # more threads, other sums
+    return subprocess.Popen(command, **where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(children: list[subprocess.Popen[str]]) -> None:
