@@ -111,18 +111,18 @@ def held_back() -> Iterator[list[threading.Thread]]:
         found.append(self)
 
     real = threading.Thread.start
-    threading.Thread.start = hold  # type: ignore[method-assign]
+    threading.Thread.start = hold  # type: ignore[method-assign]  # libraries start threads by this method only
     try:
         yield found
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]
+        threading.Thread.start = real  # type: ignore[method-assign]  # as it was
 
 
 def start(held: Sequence[threading.Thread]) -> None:
     """Starts what was held back. A fork marks every thread but the forking one as ended, so each is made anew first."""
     for thread in held:
         made: dict[str, object] = {name: getattr(thread, f"_{name}") for name in ("target", "args", "kwargs")}
-        threading.Thread.__init__(thread, name=thread.name, daemon=thread.daemon, **made)  # type: ignore[arg-type]
+        threading.Thread.__init__(thread, name=thread.name, daemon=thread.daemon, **made)  # type: ignore[arg-type]  # its own arguments
         thread.start()
 
 
