@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,20 +166,34 @@ def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
 
 
 def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any]) -> Any:
-    """The artifact's architecture in bf16 on the device with the weights `rest`. The weights of the linear `layers` are not
-    among them: the caller puts packed ones in their place."""
+    """The artifact's architecture in bf16 on the device with the weights `rest`. The linear `layers` have no weight: the caller
+    puts packed ones in their place.
+
+    They have none from the first moment on. transformers gives a weight that it does not find its full size, on the device, and
+    random values: a model that fits packed would have to fit unpacked first, and filling it takes longer than reading it.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(request.artifact_dir), trust_remote_code=False)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
-    with layers_left_empty(layers):
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": request.device}, output_loading_info=True
-        )
-    report["missing_keys"] = [n for n in report["missing_keys"] if n.removesuffix(".weight") not in layers]
+
+    def build(model: Any, *arguments: Any, **named: Any) -> None:
+        kind.__init__(model, *arguments, **named)
+        for name in layers:
+            layer = model.get_submodule(name)
+            layer.weight = None
+            if f"{name}.bias" not in rest:
+                layer.bias = None
+            layer._is_hf_initialized = True  # how transformers marks a module that it need not fill
+
+    hollow: Any = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    model, report = hollow.from_pretrained(
+        None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": request.device}, output_loading_info=True
+    )
     complete(report, str(request.artifact_dir))
+    model.__class__ = kind
     return model.eval()
 
 
@@ -233,19 +246,3 @@ def own_state(model: Any) -> dict[str, Any]:
         seen.add(tensor.data_ptr())
         state[name] = tensor.contiguous()
     return state
-
-
-@contextmanager
-def layers_left_empty(layers: Collection[str]) -> Iterator[None]:
-    """Inside, transformers does not warn of (the expected) missing weights of `layers`, which are replaced right after."""
-    from transformers.utils import logging
-
-    if not layers:
-        yield
-        return
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.methods import reload
+from harness.methods.base import LoadRequest
+from harness.spec import Scheme
 from tests.tiny_llama import llama, nudged, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -80,3 +83,32 @@ def test_rows_come_from_the_calibration_text_where_there_is_one() -> None:
     assert rows == [list(range(17)), list(range(100, 117))]
     assert reload.rows_for(512, None) == reload.rows_for(512, None)
     assert {len(row) for row in reload.rows_for(512, [[1, 2]])} == {17}
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the elements of every tensor that an operation makes outside the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.device.type != "meta":
+            self.most = max(self.most, made.numel())
+        return made
+
+
+def test_layers_that_are_packed_are_never_made_unpacked(model: Any, tmp_path: Path) -> None:
+    wide = llama(intermediate_size=4096)
+    wide.config.save_pretrained(tmp_path)
+    layers = reload.decoder_linears(wide)
+    rest = {name: tensor for name, tensor in reload.own_state(wide).items() if name.removesuffix(".weight") not in layers}
+    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
+    with Allocated() as allocated:
+        found = reload.without(request, layers, rest)
+    assert type(found) is type(wide)
+    assert [name for name in layers if found.get_submodule(name).weight is not None] == []
+    assert torch.equal(found.model.norm.weight, wide.model.norm.weight.to(torch.bfloat16))
+    widest = max(wide.get_submodule(name).weight.numel() for name in layers)
+    assert allocated.most <= max(tensor.numel() for tensor in rest.values()) < widest
