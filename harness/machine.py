@@ -345,6 +345,12 @@ def cpu_flags(proc: Path = Path("/proc")) -> frozenset[str]:
     return frozenset(_cpu(proc)["flags"])
 
 
+def cpu_vendor(proc: Path = Path("/proc")) -> str | None:
+    """The CPU's own word for its maker ("GenuineIntel", "AuthenticAMD"); None where /proc does not say."""
+    vendor: str | None = _cpu(proc)["vendor"]
+    return vendor
+
+
 def _cpu(proc: Path) -> dict[str, Any]:
     text = _read(proc / "cpuinfo") or ""
     fields: dict[str, str] = {}
@@ -358,6 +364,7 @@ def _cpu(proc: Path) -> dict[str, Any]:
         model += f" (family {fields.get('cpu family')} model {fields['model']} stepping {fields.get('stepping')})"
     return {
         "model": model,
+        "vendor": fields.get("vendor_id"),
         "flags": [flag for flag in FLAGS if flag in flags],
         "virtualized": "hypervisor" in flags if flags else None,
     }

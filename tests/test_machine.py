@@ -36,7 +36,7 @@ def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: P
     proc = write(
         tmp_path / "proc",
         {
-            "cpuinfo": "model name\t: Some CPU\nmodel\t: 207\ncpu family\t: 6\nstepping\t: 2\n"
+            "cpuinfo": "vendor_id\t: SomeMaker\nmodel name\t: Some CPU\nmodel\t: 207\ncpu family\t: 6\nstepping\t: 2\n"
             "flags\t\t: fpu avx2 amx_int8 hypervisor\ncpu MHz\t\t: 2000.0\ncpu MHz\t\t: 3000.0\n",
             "meminfo": "MemTotal:  1024 kB\n",
         },
@@ -57,6 +57,7 @@ def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: P
     assert found["cpu"] == "Some CPU (family 6 model 207 stepping 2)"
     assert found["cpu_flags"] == ["avx2", "amx_int8"]
     assert found["virtualized"] is True
+    assert machine.cpu_vendor(proc) == "SomeMaker"
     assert found["cache_bytes"] == {"L3": 260 * MIB}
     assert found["memory_bytes"] == MIB
     assert found["governor"] == "powersave"

@@ -36,7 +36,7 @@ from harness.errors import BadInput, Unsupported
 from harness.methods.base import LayerKernel, LoadRequest, Method
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
-from harness.scoring.widened import lacking
+from harness.scoring.widened import remark
 from harness.spec import Cell, Json
 
 
@@ -329,11 +329,8 @@ class Transformers:
     # ------------------------------------------------------------------ facts
 
     def _notes(self) -> tuple[str, ...]:
-        dtype = getattr(self._inner, "dtype", torch.float32)
-        if self.device.type != "cpu" or not lacking(dtype):
-            return ()
-        name = str(dtype).removeprefix("torch.")
-        return (f"quality: {name} products in float32 and rounded (no units for them here); latency and memory: as torch does",)
+        note = remark(getattr(self._inner, "dtype", torch.float32)) if self.device.type == "cpu" else None
+        return () if note is None else (note,)
 
     def facts(self) -> EngineFacts:
         kernels = tuple(self._kernels())

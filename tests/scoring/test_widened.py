@@ -55,6 +55,7 @@ def test_a_model_answers_as_near_to_float32_as_it_does_without(attention: str) -
 
 def test_nothing_changes_where_it_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widened, "lacking", lambda dtype: False)
+    monkeypatch.setattr(widened, "slow_in_float32", lambda: False)
     x = torch.randn(64, 64, dtype=torch.bfloat16)
     plain = x @ x
     with widened.products(CPU, torch.bfloat16):
@@ -75,3 +76,48 @@ def test_float32_and_packed_tensors_keep_their_own_products() -> None:
 
 def test_float32_is_never_lacking() -> None:
     assert not widened.lacking(torch.float32)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of what oneDNN is asked to multiply, on a CPU whose float32 products it is to take."""
+    monkeypatch.setattr(widened, "slow_in_float32", lambda: True)
+    found: list[torch.Size] = []
+    real = torch.ops.mkldnn._linear_pointwise
+
+    def multiply(rows: torch.Tensor, *rest: object) -> torch.Tensor:
+        found.append(rows.shape)
+        product: torch.Tensor = real(rows, *rest)
+        return product
+
+    monkeypatch.setattr(widened, "_by_onednn", multiply)
+    return found
+
+
+def test_float32_products_of_many_rows_are_onednns(asked: list[torch.Size]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*shape, generator=draw) for shape in ((4, 7, 64), (32, 64), (32,)))
+    flat = x.flatten(0, 1)
+    linear = torch.nn.functional.linear
+    products = [lambda: linear(x, w, b), lambda: linear(x, w), lambda: flat @ w.T, lambda: torch.addmm(b, flat, w.T)]
+    with torch.inference_mode():
+        plain = [one() for one in products]
+        with widened.products(CPU, torch.float32):
+            found = [one() for one in products]
+            few = linear(x[0], w, b)
+    assert len(asked) == len(products), "seven rows are too few to be worth it"
+    torch.testing.assert_close(few, linear(x[0], w, b), rtol=0, atol=0)
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_onednn_gets_no_packed_and_no_narrow_tensors(asked: list[torch.Size]) -> None:
+    class Packed(torch.Tensor):
+        pass
+
+    x = torch.randn(16, 16)
+    with torch.inference_mode(), widened.products(CPU, torch.float32):
+        assert isinstance(x.as_subclass(Packed) @ x, Packed)
+        assert (x.bfloat16() @ x.bfloat16()).dtype == torch.bfloat16
+        assert (x.double() @ x.double()).dtype == torch.float64
+    assert asked == []
