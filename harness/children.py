@@ -94,14 +94,24 @@ class Server:
             raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{tail}")
         self.ready = event
 
-    def run(self, folder: Path, on_event: Callable[[Json], None], timeout: float, *, apart: Sequence[str] = ()) -> Exit:
-        """Runs the job in `folder`, in a child of the branch that has imported the modules `apart`, if there are any. The
-        deadline starts anew with every `begin` event. Interrupts kill the child first."""
+    def run(
+        self,
+        folder: Path,
+        on_event: Callable[[Json], None],
+        timeout: float,
+        *,
+        apart: Sequence[str] = (),
+        ahead: Path | None = None,
+    ) -> Exit:
+        """Runs the job in `folder`, in a child of the branch that has imported the modules `apart` and has done what the file
+        `ahead` asks for, where there are any. The deadline starts anew with every `begin` event. Interrupts kill the child
+        first."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"job": str(folder), "apart": list(apart)}).encode() + b"\n")
+        line = {"job": str(folder), "apart": list(apart), "ahead": None if ahead is None else str(ahead)}
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
         self._process.stdin.flush()
         deadline, timed_out = time.monotonic() + timeout, False
         try:

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from harness.spec import (
     Question,
     Record,
     answer_from_json,
+    digest,
     phase_from_json,
     to_json,
 )
@@ -114,6 +116,7 @@ class _Matrix:
         self.ready: dict[str, envs.Ready] = {}  # environments of their own, held until the run ends
         self.unbuilt: dict[str, Failure] = {}
         self.listed: set[str] = set()  # digests whose package lists are in the run file
+        self.ahead: Path | None = None  # the questions that a branch of the fork server begins to answer for all cells
         self.jobs = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         conditions, self.context = identity.context(self.plan, packages=inputs.packages, threads=self.threads)
         folder = settings.results / self.plan.suite.name
@@ -144,12 +147,27 @@ class _Matrix:
         asked = sum(len(p.questions) for p in self.plan.cells)
         left = sum(len(questions) for _, questions in todo)
         self.observer.begin(run=self.writer.path, questions=asked, stored=asked - left)
+        self.ahead = self._write_ahead([questions for _, questions in todo])
         for planned, questions in todo:
             if questions:
                 self._measure(planned, questions)
         if left or not before.ended:
             self.writer.end({"ended_at": _now(), "questions": asked})
         return self.writer.path
+
+    def _write_ahead(self, todo: Sequence[Sequence[Question]]) -> Path | None:
+        """A file with the questions that several cells are still asked and whose probes can begin without a cell, or None."""
+        asked = [self.inputs.resolved(q) for questions in todo for q in questions if PROBES[q.probe].ahead is not None]
+        names = [digest(to_json(q)) for q in asked]
+        cells = Counter(names)
+        shared = [q for name, q in dict(zip(names, asked, strict=True)).items() if cells[name] > 1]
+        if not shared:
+            return None
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        path = self.jobs / "ahead.json"
+        data = {"questions": to_json(shared), "task_folders": dict(self.plan.task_folders), "cache": str(self.inputs.cache)}
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        return path
 
     def _stands(self, record: Record) -> bool:
         """Whether a stored record need not be made again: it is no failure to retry, and its environment, if there is one now,
@@ -366,9 +384,12 @@ class _Matrix:
         method = METHODS[planned.cell.scheme.method]
         environment = method.environment if quantizes else envs.loading(method)
         try:
-            # What `preload` and `apart` name is there where the artifacts are loaded.
-            apart = method.apart if environment == envs.loading(method) else ()
-            return self._server(environment).run(job, on_event, timeout, apart=apart)
+            server = self._server(environment)
+            if environment != envs.loading(method):
+                return server.run(job, on_event, timeout)
+            # What `preload` and `apart` name is there where the artifacts are loaded, and what questions are answered with too.
+            ahead = self.ahead if ENGINES[method.engine].modules else None
+            return server.run(job, on_event, timeout, apart=method.apart, ahead=ahead)
         except ServerFailed as error:
             self.broken[environment] = str(error)
             return Failure(kind="environment", phase="environment", message=str(error))

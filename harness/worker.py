@@ -439,19 +439,38 @@ def serve(modules: list[str]) -> None:
 
     branches: dict[tuple[str, ...], Branch] = {}
     for line in sys.stdin:
-        apart = tuple(json.loads(line)["apart"])
-        if apart and apart not in branches:
-            branches[apart] = Branch(apart, jobs, lambda pid: tell({"event": "started", "pid": pid}))
-        if not apart or not branches[apart].fit:
+        asked = json.loads(line)
+        ahead: dict[str, Callable[[], object]] = {name: partial(importlib.import_module, name) for name in asked["apart"]}
+        if asked["ahead"] is not None:
+            ahead[asked["ahead"]] = partial(_ahead, Path(asked["ahead"]))
+        key = tuple(ahead)
+        if ahead and key not in branches:
+            branches[key] = Branch(ahead, jobs, lambda pid: tell({"event": "started", "pid": pid}))
+        if not ahead or not branches[key].fit:
             jobs([line], _nothing, _nothing)
-        elif not branches[apart].run(line):
-            tell({"event": "exited", "code": branches.pop(apart).close()})
+        elif not branches[key].run(line):
+            tell({"event": "exited", "code": branches.pop(key).close()})
     for branch in branches.values():
         branch.close()
 
 
 def _nothing() -> None:
     pass
+
+
+def _ahead(path: Path) -> None:
+    """Has the probes do, once, what every child that answers one of these questions would do before it looks at its model."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    cache, folders = Path(data["cache"]), data["task_folders"]
+    by_probe: dict[str, list[tuple[Question, Path | None]]] = {}
+    for one in data["questions"]:
+        question = question_from_json(one)
+        folder = folders.get(question.subject)
+        by_probe.setdefault(question.probe, []).append((question, None if folder is None else Path(folder)))
+    for probe, questions in by_probe.items():
+        do = PROBES[probe].ahead
+        if do is not None:
+            do(questions, cache)
 
 
 def _child(folder: Path, tell: Callable[[Json], None], begin: Callable[[], None]) -> None:

@@ -21,11 +21,14 @@ import contextlib
 import functools
 import json
 import math
+import os
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.branches import die_with_parent
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.probes import sequential, taskfiles
@@ -95,8 +98,7 @@ def measure(session: Session, question: Question) -> Answer:
     name = str(question.options["task"])
     folder = session.task_folder(question)
     with _templates(sandboxed=folder is not None):
-        tasks = load(name, folder, session.cache / "datasets", question.options["shots"])
-        configure(tasks, question.options["shots"])
+        tasks = _AHEAD.pop(_key(question, folder), None) or _configured(question, folder, session.cache)
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
@@ -111,6 +113,63 @@ def measure(session: Session, question: Question) -> Answer:
     return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
 
 
+AHEAD_SECONDS = 60.0
+"""No further task is built ahead after that: a run should begin, and a branch that takes twice as long is given up."""
+
+_AHEAD: dict[str, Any] = {}
+"""Tasks built before this process was forked, each for one answer: its requests carry what a model said."""
+
+
+def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+    """Loads the tasks of these questions and builds their requests, which depend on no model: for MMLU that is minutes, for each
+    cell anew otherwise. A task that cannot be had is left to the children, whose records say why."""
+    end = time.monotonic() + AHEAD_SECONDS
+    _fill_cache(questions, cache)
+    for question, folder in questions:
+        if time.monotonic() > end:
+            break
+        with contextlib.suppress(Exception), _templates(sandboxed=folder is not None):
+            tasks = _configured(question, folder, cache)
+            _seed()
+            limit = question.options["limit"]
+            for task in tasks["tasks"].values():
+                task.build_all_requests(limit=limit)
+                task.build_all_requests = functools.partial(_as_built, limit)
+            _AHEAD[_key(question, folder)] = tasks
+
+
+def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
+    """Stands in for the `build_all_requests` of a task that has built them."""
+    if limit != built:
+        raise AssertionError(f"requests of {built} items were built, {limit} are asked for")
+
+
+def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+    """Has a child read the data of the tasks, which starts threads where it is not in `datasets`' cache yet: they would not be in
+    this process's children, and what is in the cache is mapped without any."""
+    child = os.fork()
+    if child == 0:
+        try:
+            die_with_parent()
+            for question, folder in questions:
+                with contextlib.suppress(Exception):
+                    _configured(question, folder, cache)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _key(question: Question, folder: Path | None) -> str:
+    return digest({"options": question.options, "folder": None if folder is None else str(folder)})
+
+
+def _configured(question: Question, folder: Path | None, cache: Path) -> dict[str, Any]:
+    shots = question.options["shots"]
+    tasks = load(str(question.options["task"]), folder, cache / "datasets", shots)
+    configure(tasks, shots)
+    return tasks
+
+
 PROBE = Probe(
     name="tasks",
     title="Task accuracy",
@@ -122,6 +181,7 @@ PROBE = Probe(
     measure=measure,
     preload=("lm_eval.tasks", "lm_eval.evaluator", "harness.scoring.lm", "harness.stats"),
     needs_weights=True,
+    ahead=ahead,
 )
 
 

@@ -13,7 +13,7 @@ from tiny_llama import WORDS, TinySession, llama, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
-from harness.probes import taskfiles
+from harness.probes import taskfiles, tasks
 from harness.probes.base import Wishes
 from harness.probes.tasks import PROBE, known_tasks, task_digest
 from harness.spec import Answer, Measurement, Question
@@ -177,6 +177,29 @@ def test_asking_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
     first, second = session(tmp_path / "a", folder), session(tmp_path / "b", folder)
     assert PROBE.measure(first, question(shots=1)).measurements == PROBE.measure(second, question(shots=1)).measurements
     assert first.blobs == second.blobs
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_a_task_that_was_built_ahead_gives_the_same_bytes_once(limit: int | None, folder: Path, tmp_path: Path) -> None:
+    asked = question(shots=2, limit=limit)
+    first, second = session(tmp_path / "a", folder), session(tmp_path / "b", folder)
+    plain = PROBE.measure(first, asked)
+    assert PROBE.ahead is not None
+    PROBE.ahead([(asked, folder)], second.cache)
+    assert len(tasks._AHEAD) == 1
+    (folder / "mine.yaml").unlink()  # nothing is read again
+    assert PROBE.measure(second, asked).measurements == plain.measurements
+    assert first.blobs == second.blobs
+    assert not tasks._AHEAD, "requests carry what a model said, so they answer for one model only"
+
+
+def test_a_task_that_cannot_be_built_ahead_is_left_to_the_cells(folder: Path, tmp_path: Path) -> None:
+    (folder / "items.jsonl").write_text("{broken")
+    assert PROBE.ahead is not None
+    PROBE.ahead([(question(), folder), (question("missing"), folder)], tmp_path)
+    assert not tasks._AHEAD
+    with pytest.raises(BadInput, match="cannot be read"):
+        PROBE.measure(session(tmp_path, folder), question())
 
 
 def test_a_group_is_one_number_over_all_items_of_its_tasks(folder: Path, tmp_path: Path) -> None:
