@@ -109,10 +109,11 @@ def packages() -> dict[str, str]:
     """Every installed distribution of this interpreter with its version, names normalised (PEP 503), sorted."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
+        about = distribution.metadata  # parsed anew each time it is asked for
+        name = about["Name"]
         if name:  # a half-removed package leaves a folder without a name
             # The first on the path is the one that imports; later ones of the same name are shadowed.
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version or "")
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), about["Version"] or "")
     return dict(sorted(found.items()))
 
 
@@ -206,7 +207,7 @@ class Bandwidth:
     others_cpu_share: float | None
 
 
-def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0.4, cache: Path | None = None) -> Bandwidth:
+def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0.12, cache: Path | None = None) -> Bandwidth:
     """Sustained memory bandwidth over a working set of that many bytes, with the threads this process computes with.
 
     As in STREAM (McCalpin 1995): bytes moved as the program names them over the *best* time of many passes, for `read` (a sum),

@@ -388,8 +388,7 @@ class _Matrix:
             if environment != envs.loading(method):
                 return server.run(job, on_event, timeout)
             # What `preload` and `apart` name is there where the artifacts are loaded, and what questions are answered with too.
-            ahead = self.ahead if ENGINES[method.engine].modules else None
-            return server.run(job, on_event, timeout, apart=method.apart, ahead=ahead)
+            return server.run(job, on_event, timeout, apart=method.apart, ahead=self.ahead)
         except ServerFailed as error:
             self.broken[environment] = str(error)
             return Failure(kind="environment", phase="environment", message=str(error))

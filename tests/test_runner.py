@@ -64,6 +64,14 @@ def test_every_planned_question_becomes_one_record_with_its_number_and_its_raw_s
     assert json.loads(stored.blob(measurement.blob)) == {"value": 2.5}
 
 
+def test_what_several_cells_are_asked_is_begun_once_for_all_of_them(write_suite: WriteSuite, tmp_path: Path) -> None:
+    run(write_suite("{bits: [4, 3]}"), tmp_path)
+    begun = tmp_path / "cache" / "fake-ahead.txt"
+    assert begun.read_text() == "a b c\n"
+    run(write_suite("{bits: [4, 3, 2]}"), tmp_path)
+    assert begun.read_text() == "a b c\n", "one more cell begins for itself"
+
+
 @pytest.mark.parametrize(
     ("script", "kind"),
     [
@@ -231,7 +239,7 @@ def test_a_harness_that_is_killed_takes_its_children_along_and_the_same_command_
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     children = _descendants(first.pid)
-    assert len(children) == 2  # the fork server and the measuring child
+    assert len(children) == 3  # the fork server, its branch and the measuring child
     first.send_signal(how)
     _, said = first.communicate(timeout=30)
     assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
@@ -270,7 +278,9 @@ def test_parent_and_monitors_use_at_most_one_percent_of_a_cpu_while_something_is
             time.sleep(0.05)
         time.sleep(1)
         everyone = [first.pid, *_descendants(first.pid)]
-        assert len(everyone) == 3, "the parent, the fork server, and the child, which sleeps: what it uses is its monitors'"
+        assert len(everyone) == 4, (
+            "the parent, the fork server, its branch, and the child, which sleeps: what it uses is its monitors'"
+        )
         before, began = sum(map(_cpu_seconds, everyone)), time.monotonic()
         time.sleep(4)
         used, passed = sum(map(_cpu_seconds, everyone)) - before, time.monotonic() - began

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.methods import fake
 from harness.probes import sequential
@@ -22,6 +23,12 @@ def questions(wishes: Wishes) -> list[Question]:
     items = Question(probe="fake", subject="items", options={sequential.KEY: wishes.sequential})
     scripted = [Question(probe="fake", subject=subject) for subject in ("a", "b", "c")]
     return scripted if wishes.sequential is None else [*scripted, items]
+
+
+def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+    """Tests read what was begun once for all cells; a question that hangs or crashes its cells does not do so here."""
+    with (cache / "fake-ahead.txt").open("a") as file:
+        file.write(" ".join(question.subject for question, _ in questions) + "\n")
 
 
 def measure(session: Session, question: Question) -> Answer:
@@ -81,4 +88,5 @@ PROBE = Probe(
     questions=questions,
     measure=measure,
     needs_model=False,
+    ahead=ahead,
 )
