@@ -178,4 +178,4 @@ def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int
         )
     draw = random.Random(seed)
     starts = [draw.randrange(len(ids) - length) for _ in range(samples)]
-    return [list(ids[s : s + length]) for s in starts]
+    return [[int(token) for token in ids[s : s + length]] for s in starts]

@@ -315,7 +315,7 @@ def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
 
         tokenizer = AutoTokenizer.from_pretrained(str(job.model_dir), trust_remote_code=False)
         wish = job.calibration
-        ids = tokenizer(corpora.text(Path(wish["path"])), verbose=False)["input_ids"]
+        ids = corpora.token_ids(tokenizer, corpora.text(Path(wish["path"])), job.cache / "tokens")
         rows = corpora.calibration_rows(
             ids, samples=wish["samples"], length=wish["length"], seed=wish["seed"], name=wish["corpus"]
         )
