@@ -64,8 +64,16 @@ def _tiles(view: View) -> list[Markup]:
         tiles.append(_tile(base.label, subject, ", ".join(facts)))
     asked = [o for c in view.cells for o in c.outcomes]
     answered = sum(o.status == OK for o in asked)
-    whole = sum(all(o.status == OK for o in c.outcomes) for c in view.cells)
-    tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", f"{answered} of {len(asked)} questions answered"))
+    held = [
+        sum(c.simulated and o.failure is not None and o.failure.kind == "unsupported" for o in c.outcomes) for c in view.cells
+    ]
+    whole = sum(sum(o.status == OK for o in c.outcomes) + n == len(c.outcomes) for c, n in zip(view.cells, held, strict=True))
+    detail = f"{answered} of {len(asked)} questions answered"
+    if any(held):
+        some = sum(map(bool, held))
+        those = "one cell" if some == 1 else f"{some} cells"
+        detail += f"; {sum(held)} on memory and speed are withheld, because the weights of {those} are simulated"
+    tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", detail))
     failed = [[o for o in c.outcomes if o.failure is not None and not c.simulated] for c in view.cells]
     missing = sum(o.status == NOT_RUN for o in asked)
     if any(failed):

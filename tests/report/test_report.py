@@ -182,6 +182,17 @@ def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path
     assert "</script" not in found.scripts[0]
 
 
+def test_a_simulated_cell_is_complete_without_what_it_may_not_show(shown: View, parsed: Parsed) -> None:
+    simulated = next(c for c in shown.cells if c.simulated)
+    held = [o for o in simulated.outcomes if o.failure is not None]
+    assert held
+    assert all("simulated" in o.failure.message for o in held if o.failure is not None)
+    words = f"; {len(held)} on memory and speed are withheld, because the weights of one cell are simulated"
+    whole = sum(all(o.status == "ok" for o in c.outcomes) for c in shown.cells)
+    assert f"{whole + 1} of {len(shown.cells)} cells complete" in parsed.text
+    assert words in parsed.text
+
+
 def test_a_simulated_cell_shows_neither_latency_nor_memory_on_the_page(page: bytes) -> None:
     data = json.loads(Parsed(page).scripts[0])
     simulated = next(c for c in data["cells"] if c["label"] == "inc 4-bit g64")
