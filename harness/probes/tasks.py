@@ -23,6 +23,7 @@ import json
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def measure(session: Session, question: Question) -> Answer:
 
 
 AHEAD_SECONDS = 60.0
-"""No further task is built ahead after that: a run should begin, and a branch that takes twice as long is given up."""
+"""No further task is begun ahead after that: a run should begin, and a branch that takes twice as long is given up."""
 
 _AHEAD: dict[str, Any] = {}
 """Tasks built before this process was forked, each for one answer: its requests carry what a model said."""
@@ -124,7 +125,8 @@ def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> Non
     """Loads the tasks of these questions and builds their requests, which depend on no model: for MMLU that is minutes, for each
     cell anew otherwise. A task that cannot be had is left to the children, whose records say why."""
     end = time.monotonic() + AHEAD_SECONDS
-    _fill_cache(questions, cache)
+    if not _fill_cache(questions, cache, end):
+        return
     for question, folder in questions:
         if time.monotonic() > end:
             break
@@ -144,9 +146,9 @@ def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
         raise AssertionError(f"requests of {built} items were built, {limit} are asked for")
 
 
-def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> bool:
     """Has a child read the data of the tasks, which starts threads where it is not in `datasets`' cache yet: they would not be in
-    this process's children, and what is in the cache is mapped without any."""
+    this process's children, and what is in the cache is mapped without any. False where that takes too long (the hub)."""
     child = os.fork()
     if child == 0:
         try:
@@ -156,7 +158,13 @@ def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path) 
                     _configured(question, folder, cache)
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _key(question: Question, folder: Path | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,15 @@ def test_a_task_that_was_built_ahead_gives_the_same_bytes_once(limit: int | None
     assert PROBE.measure(second, asked).measurements == plain.measurements
     assert first.blobs == second.blobs
     assert not tasks._AHEAD, "requests carry what a model said, so they answer for one model only"
+
+
+def test_data_that_take_too_long_are_left_to_the_cells(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "load", lambda *_: time.sleep(60))
+    monkeypatch.setattr(tasks, "AHEAD_SECONDS", 0.1)
+    began = time.monotonic()
+    tasks.ahead([(question(), folder)], tmp_path)
+    assert time.monotonic() - began < 30
+    assert not tasks._AHEAD
 
 
 def test_a_task_that_cannot_be_built_ahead_is_left_to_the_cells(folder: Path, tmp_path: Path) -> None:
