@@ -111,12 +111,26 @@ def held_back() -> Iterator[list[threading.Thread]]:
     def hold(self: threading.Thread) -> None:
         found.append(self)
 
-    real = threading.Thread.start
-    threading.Thread.start = hold  # type: ignore[method-assign]  # libraries start threads by this method only
-    try:
+    with _starting(hold):
         yield found
+
+
+_START = threading.Thread.start
+
+
+def let_go() -> contextlib.AbstractContextManager[None]:
+    """Inside, threads start again where they are held back: for work that waits for threads of its own and ends them."""
+    return _starting(_START)
+
+
+@contextlib.contextmanager
+def _starting(how: Callable[[threading.Thread], None]) -> Iterator[None]:
+    before = threading.Thread.start
+    threading.Thread.start = how  # type: ignore[method-assign, assignment]  # libraries start threads by this method only
+    try:
+        yield
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]  # as it was
+        threading.Thread.start = before  # type: ignore[method-assign]  # as it was
 
 
 def start(held: Sequence[threading.Thread]) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.branches import die_with_parent
+from harness.branches import die_with_parent, let_go
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.probes import sequential, taskfiles
@@ -124,7 +124,15 @@ _AHEAD: dict[str, Any] = {}
 def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
     """Loads the tasks of these questions and builds their requests, which depend on no model: for MMLU that is minutes, for each
     cell anew otherwise. A task that cannot be had is left to the children, whose records say why."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    tqdm.monitor_interval = 0  # its monitor is a thread that stays
     end = time.monotonic() + AHEAD_SECONDS
+    with let_go():  # `datasets` looks at files in threads
+        _build_ahead(questions, cache, end)
+
+
+def _build_ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> None:
     if not _fill_cache(questions, cache, end):
         return
     for question, folder in questions:
