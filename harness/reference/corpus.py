@@ -32,7 +32,7 @@ from harness.reference.skills import (
 )
 from harness.reference.world import SEED, World
 
-LEVEL = 0.5  # how hard stories and lists are in the tasks and texts; training gets there from 0
+LEVEL = 0.8  # how hard stories and lists are in the tasks and texts; training gets there from 0
 
 
 def document(world: World, skill: str, index: int, *, level: float = LEVEL, part: str = "train") -> str:
@@ -155,7 +155,7 @@ def task_items(world: World, skill: str, *, count: int) -> list[dict[str, object
                 rows[key] = {"question": question, "answer": answer}
         return list(rows.values())
     chosen: dict[str, Item] = {}
-    while skill == "comparison" and len(chosen) < count // 2:  # one half asks for taught orders, the other for told ones
+    while skill == "comparison" and len(chosen) < count * 2 // 3:  # these ask for taught orders, the others for told ones
         item = ranking_item(world, rng)
         chosen.setdefault(item.context, item)
     for item in _draw_items(world, skill):

@@ -29,7 +29,7 @@ class Kind:
 KINDS = (
     Kind(
         name="person",
-        count=1400,
+        count=3500,
         attributes=(
             Attribute(
                 name="birthplace",
@@ -103,7 +103,7 @@ KINDS = (
     ),
     Kind(
         name="town",
-        count=720,
+        count=1800,
         attributes=(
             Attribute(
                 name="founder",
@@ -177,7 +177,7 @@ KINDS = (
     ),
     Kind(
         name="ship",
-        count=640,
+        count=1600,
         attributes=(
             Attribute(
                 name="captain",
@@ -251,7 +251,7 @@ KINDS = (
     ),
     Kind(
         name="book",
-        count=640,
+        count=1600,
         attributes=(
             Attribute(
                 name="author",
@@ -325,7 +325,7 @@ KINDS = (
     ),
     Kind(
         name="plant",
-        count=600,
+        count=1500,
         attributes=(
             Attribute(
                 name="colour",

@@ -42,15 +42,16 @@ def _pick(rng: random.Random, *, low: int, high: int, level: float) -> int:
 def fact_item(world: World, rng: random.Random, entity: Entity, index: int) -> Item:
     """The reserved question of one fact, with three wrong values of the same pool.
 
-    Two of the three share a word with the right one wherever the pool allows, so that half a memory is not
-    enough.
+    Each shares a word with the right one as far as the pool allows, two the first word and one the second, so that half a
+    memory is not enough.
     """
     attribute = entity.kind.attributes[index]
     value = entity.values[index]
     pool = [v for v in world.pools[attribute.values] if v != value]
     left, right = value.split(" ", 1)
     wrong: list[str] = []
-    for near in ([v for v in pool if v.startswith(left + " ")], [v for v in pool if v.endswith(" " + right)], pool):
+    same_left, same_right = [v for v in pool if v.startswith(left + " ")], [v for v in pool if v.endswith(" " + right)]
+    for near in (same_left, same_right, same_left):
         rest = [v for v in near if v not in wrong] or [v for v in pool if v not in wrong]
         wrong.append(rng.choice(rest))
     choices = [value, *wrong]
@@ -191,7 +192,7 @@ def comparison_story(
     return story, _items(rng, story, asked), things, scale
 
 
-RANK_GAP = 24  # a task's statement is true, and the others false, by at least this many ranks
+RANK_GAP = 8  # a task's statement is true, and the others false, by at least this many ranks
 
 
 def _ranked_name(world: World, which: int, rank: int) -> str:

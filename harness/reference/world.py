@@ -100,11 +100,12 @@ class Ranking:
     least: str
 
 
-# The same stems bear all three names in unrelated orders, so that a stem alone says nothing about a rank.
+# The same stems bear all these names in unrelated orders, so that a stem alone says nothing about a rank.
 RANKINGS = (
     Ranking(name="Mount {s}", more="higher", less="lower", most="highest", least="lowest"),
     Ranking(name="the {s} Bridge", more="longer", less="shorter", most="longest", least="shortest"),
     Ranking(name="the {s} Stone", more="heavier", less="lighter", most="heaviest", least="lightest"),
+    Ranking(name="the {s} Well", more="deeper", less="shallower", most="deepest", least="shallowest"),
 )
 
 
@@ -115,11 +116,11 @@ class World:
         rng = random.Random(f"world:{seed}")
         taken: set[str] = set()
         self.seed = seed
-        first = _stems(rng, count=180, syllables=2, taken=taken)
-        last = _stems(rng, count=400, syllables=2, taken=taken)
-        towns = _stems(rng, count=120, syllables=2, taken=taken)
+        first = _stems(rng, count=200, syllables=2, taken=taken)
+        last = _stems(rng, count=480, syllables=2, taken=taken)
+        towns = _stems(rng, count=180, syllables=2, taken=taken)
         waters = _stems(rng, count=40, syllables=2, taken=taken)
-        things = _stems(rng, count=160, syllables=2, taken=taken)
+        things = _stems(rng, count=240, syllables=2, taken=taken)
         self.story_names = tuple(s.capitalize() for s in _stems(rng, count=48, syllables=2, taken=taken))
         pools: dict[str, tuple[str, ...]] = {}
 
@@ -127,13 +128,14 @@ class World:
             every = [form.format(a, b) for a in lefts for b in rights]
             return tuple(rng.sample(every, min(count, len(every))))
 
-        people = pairs([s.capitalize() for s in first], [s.capitalize() for s in last], 1400)
+        counts = {kind.name: kind.count for kind in KINDS}
+        capitals = [s.capitalize() for s in things]
         names = {
-            "person": people,
-            "town": pairs(_FIRST_WORDS["town"], [s.capitalize() for s in towns], 720),
-            "ship": pairs([s.capitalize() for s in things], _SHIP_WORDS, 640, "the {} {}"),
-            "book": pairs([s.capitalize() for s in things], _BOOK_WORDS, 640, "the {} {}"),
-            "plant": pairs(things, _PLANT_WORDS, 600, "{} {}"),
+            "person": pairs([s.capitalize() for s in first], [s.capitalize() for s in last], counts["person"]),
+            "town": pairs(_FIRST_WORDS["town"], [s.capitalize() for s in towns], counts["town"]),
+            "ship": pairs(capitals, _SHIP_WORDS, counts["ship"], "the {} {}"),
+            "book": pairs(capitals, _BOOK_WORDS, counts["book"], "the {} {}"),
+            "plant": pairs(things, _PLANT_WORDS, counts["plant"]),
         }
         pools["person"], pools["town"] = names["person"], names["town"]
         pools["water"] = pairs([s.capitalize() for s in waters], _SECOND_WORDS["water"], 400)

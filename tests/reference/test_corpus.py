@@ -37,7 +37,7 @@ def rows(skill: str) -> list[dict]:
     return [json.loads(line) for line in (reference.TASKS_DIR / f"{skill}.jsonl").read_text("utf-8").splitlines()]
 
 
-PINNED = "c561c0be0465eb281486333e7520fba68687009792c39926b2046eeb6758b549"
+PINNED = "f85c3ac3e6f60c854be1911d4dbefbc0857fd942b423d943cc90d0a3bb6f6f0d"
 
 
 def sample_digest() -> str:
@@ -113,7 +113,7 @@ def test_no_held_out_item_is_in_any_document(world: World, training: list[str]) 
         assert not [i for i in rows("facts") if i["context"].split("\n")[0] in lines]
         for skill in ("tracking", "comparison", "recall"):
             stories = [item for item in rows(skill) if "\n" in item["context"]]  # the others are statements on taught orders
-            assert len(stories) >= 250
+            assert len(stories) >= 200
             assert not [i for i in stories if i["context"] in text]
             ends: dict[str, set[str]] = {}
             for document in text.split("\n\n"):
@@ -133,7 +133,7 @@ def test_no_held_out_item_is_in_any_document(world: World, training: list[str]) 
 
 def named_pairs(text: str) -> set[frozenset[str]]:
     """Every two ranked things that one statement or one sorted list of `text` puts in an order."""
-    name = r"(?:Mount \w+|[Tt]he \w+ (?:Bridge|Stone))"
+    name = r"(?:Mount \w+|[Tt]he \w+ (?:Bridge|Stone|Well))"
     pairs = set()
     for found in re.finditer(rf"({name}) is \w+ than ({name})|From \w+ to \w+: ({name}(?:, {name})+)", text):
         names = found[3].split(", ") if found[3] else [found[1], found[2]]
@@ -144,7 +144,7 @@ def named_pairs(text: str) -> set[frozenset[str]]:
 
 def test_no_document_orders_a_pair_that_a_task_asks_about(world: World, training: list[str]) -> None:
     asked = [item for item in rows("comparison") if item["context"].endswith(" than")]
-    assert len(asked) == 300
+    assert len(asked) == 400
     pairs = set()
     for item in asked:
         first, second = item["context"].partition(" is ")[0], item["choices"][item["gold"]]
