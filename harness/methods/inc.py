@@ -111,7 +111,8 @@ def load(request: LoadRequest) -> Any:
     meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
     layers = meta["layers"]
-    model = reload.without(request, layers, {n: t for n, t in state.items() if n.rpartition(".")[0] not in layers}).float()
+    rest = {n: t for n, t in state.items() if n.rpartition(".")[0] not in layers}
+    model = reload.without(request, layers, rest, bias=False).float()
     for name, (inputs, outputs, ordered) in layers.items():
         own = {part: state[f"{name}.{part}"] for part in (*_ROLES, _BIAS) if f"{name}.{part}" in state}
         layer = INCWeightOnlyLinear(

@@ -165,9 +165,9 @@ def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
     return model.eval()
 
 
-def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any]) -> Any:
+def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any], *, bias: bool = True) -> Any:
     """The artifact's architecture in bf16 on the device with the weights `rest`. The linear `layers` have no weight: the caller
-    puts packed ones in their place.
+    puts packed ones in their place. Without `bias` they have none either: the caller's layers bring their own.
 
     They have none from the first moment on. transformers gives a weight that it does not find its full size, on the device, and
     random values: a model that fits packed would have to fit unpacked first, and filling it takes longer than reading it.
@@ -184,8 +184,7 @@ def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any])
         for name in layers:
             layer = model.get_submodule(name)
             layer.weight = None
-            if f"{name}.bias" not in rest:
-                layer.bias = None
+            layer.bias = layer.bias if bias else None
             layer._is_hf_initialized = True  # how transformers marks a module that it need not fill
 
     hollow: Any = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})

@@ -122,9 +122,9 @@ _AHEAD: dict[str, Any] = {}
 
 
 def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
-    """Loads the tasks of these questions and builds their requests, which depend on no model: for MMLU that is minutes, for each
-    cell anew otherwise. A task that cannot be had is left to the children, whose records say why."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    """Loads the tasks of these questions and builds their requests, which depend on no model: each cell would do the same anew.
+    A task that cannot be had is left to the children, whose records say why."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # it brings no types
 
     tqdm.monitor_interval = 0  # its monitor is a thread that stays
     end = time.monotonic() + AHEAD_SECONDS
@@ -138,6 +138,7 @@ def _build_ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path,
     for question, folder in questions:
         if time.monotonic() > end:
             break
+        # What is wrong with a task is said by the child that is asked for it.
         with contextlib.suppress(Exception), _templates(sandboxed=folder is not None):
             tasks = _configured(question, folder, cache)
             _seed()
@@ -156,23 +157,24 @@ def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
 
 def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> bool:
     """Has a child read the data of the tasks, which starts threads where it is not in `datasets`' cache yet: they would not be in
-    this process's children, and what is in the cache is mapped without any. False where that takes too long (the hub)."""
+    this process's children, and what is in the cache is mapped without any. False where that takes too long (the hub) or
+    crashes."""
     child = os.fork()
     if child == 0:
         try:
             die_with_parent()
             for question, folder in questions:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # as above
                     _configured(question, folder, cache)
         finally:
             os._exit(0)
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
         time.sleep(0.01)
-    return True
+    return ended[1] == 0
 
 
 def _key(question: Question, folder: Path | None) -> str:

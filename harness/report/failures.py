@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from harness.report.cells import NOT_RUN, CellView, Outcome
 from harness.report.markup import Markup, el, join
 from harness.report.section import Section, scheme, status
-from harness.report.view import WITHHELD_WHEN_SIMULATED, View
+from harness.report.view import View, withheld
 from harness.spec import Failure
 
 
@@ -15,8 +15,8 @@ def section(view: View) -> Section | None:
     failed = [row for cell in view.cells for row in _failed(view, cell)]
     waiting = [(cell, [o for o in cell.outcomes if o.status == NOT_RUN]) for cell in view.cells]
     waiting = [(cell, outcomes) for cell, outcomes in waiting if outcomes]
-    withheld = [cell for cell in view.cells if cell.simulated and any(_withheld(o) for o in cell.outcomes)]
-    if not (failed or waiting or withheld or view.unsupported):
+    held = [(cell, outcomes) for cell in view.cells if (outcomes := withheld(cell))]
+    if not (failed or waiting or held or view.unsupported):
         return None
     body: list[Markup] = []
     if failed:
@@ -24,8 +24,8 @@ def section(view: View) -> Section | None:
     if waiting:
         rows = [el("tr", _head(view, cell), el("td", _questions(outcomes))) for cell, outcomes in waiting]
         body.append(_table("Not run", ("Cell", "What"), rows))
-    if withheld:
-        rows = [el("tr", _head(view, c), el("td", _questions(o for o in c.outcomes if _withheld(o)))) for c in withheld]
+    if held:
+        rows = [el("tr", _head(view, cell), el("td", _questions(outcomes))) for cell, outcomes in held]
         body.append(_table("Withheld: weights are held dequantized at run time", ("Cell", "What"), rows))
     if view.unsupported:
         rows = [
@@ -42,15 +42,12 @@ def section(view: View) -> Section | None:
     )
 
 
-def _withheld(outcome: Outcome) -> bool:
-    return outcome.question.probe in WITHHELD_WHEN_SIMULATED and outcome.record is not None
-
-
 def _failed(view: View, cell: CellView) -> list[Markup]:
     """One row per distinct failure of a cell, with everything that it took down."""
     groups: dict[Failure, list[Outcome]] = {}
+    held = withheld(cell)
     for outcome in cell.outcomes:
-        if outcome.failure is not None and not (cell.simulated and _withheld(outcome)):
+        if outcome.failure is not None and outcome not in held:
             groups.setdefault(outcome.failure, []).append(outcome)
     rows = []
     for failure, outcomes in groups.items():

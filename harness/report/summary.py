@@ -14,7 +14,7 @@ from harness.report.numbers import MINUS, show, with_unit
 from harness.report.section import Section, column_display, interval, number, scheme
 from harness.report.standing import cost_columns, quality_columns, standings
 from harness.report.verdicts import all_within, margin_points, tasks, words
-from harness.report.view import View
+from harness.report.view import View, withheld
 from harness.spec import Json
 
 MARGIN_POINTS = 1.0
@@ -64,17 +64,16 @@ def _tiles(view: View) -> list[Markup]:
         tiles.append(_tile(base.label, subject, ", ".join(facts)))
     asked = [o for c in view.cells for o in c.outcomes]
     answered = sum(o.status == OK for o in asked)
-    held = [
-        sum(c.simulated and o.failure is not None and o.failure.kind == "unsupported" for o in c.outcomes) for c in view.cells
-    ]
-    whole = sum(sum(o.status == OK for o in c.outcomes) + n == len(c.outcomes) for c, n in zip(view.cells, held, strict=True))
+    held = {c.id: withheld(c) for c in view.cells if withheld(c)}
+    whole = sum(all(o.status == OK or o in held.get(c.id, ()) for o in c.outcomes) for c in view.cells)
     detail = f"{answered} of {len(asked)} questions answered"
-    if any(held):
-        some = sum(map(bool, held))
-        those = "one cell" if some == 1 else f"{some} cells"
-        detail += f"; {sum(held)} on memory and speed are withheld, because the weights of {those} are simulated"
+    if held:
+        those = "one cell" if len(held) == 1 else f"{len(held)} cells"
+        detail += (
+            f"; {sum(map(len, held.values()))} on memory and speed are withheld, because the weights of {those} are simulated"
+        )
     tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", detail))
-    failed = [[o for o in c.outcomes if o.failure is not None and not c.simulated] for c in view.cells]
+    failed = [[o for o in c.outcomes if o.failure is not None and o not in held.get(c.id, ())] for c in view.cells]
     missing = sum(o.status == NOT_RUN for o in asked)
     if any(failed):
         cells = sum(bool(f) for f in failed)

@@ -166,6 +166,11 @@ def _unasked(cell: CellView, column: Column) -> Value:
     return Value(status=NOT_RUN, reason="not asked of this cell")
 
 
+def withheld(cell: CellView) -> list[Outcome]:
+    """What a simulated cell was asked and may not show."""
+    return [o for o in cell.outcomes if cell.simulated and o.question.probe in WITHHELD_WHEN_SIMULATED and o.record is not None]
+
+
 def _value(cell: CellView, outcome: Outcome, column: Column) -> Value:
     record = outcome.record
     if record is None:

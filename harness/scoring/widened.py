@@ -4,8 +4,8 @@
 float32 ones, and scoring a small model takes an hour. Here these products are taken in float32 and rounded to the dtype that the
 model asked for: what a 16-bit unit does too, which multiplies exactly and adds up in float32.
 
-float32 on AMD's CPUs with AVX-512: torch has MKL multiply, which runs its AVX2 code on them; oneDNN, which is in every torch too,
-uses the wider units (2.2 times as fast on Zen 5). Here oneDNN multiplies, as it does anyway in 16 bits.
+float32 on AMD's CPUs with AVX-512: torch has MKL multiply, at the speed of AVX2 code; oneDNN, which is in every torch too,
+uses the wider units (2.2 times as fast on Zen 5, the one that was tried). Here oneDNN multiplies, as it does anyway in 16 bits.
 
 Only the order of sums differs, as it does between any two machines. Scoring and generating run this way; latency and memory
 never do, because there what torch does by itself is what a user of this CPU would get.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.errors import BadInput
 from harness.methods import reload
 from harness.methods.base import LoadRequest
 from harness.spec import Scheme
@@ -83,6 +84,19 @@ def test_rows_come_from_the_calibration_text_where_there_is_one() -> None:
     assert rows == [list(range(17)), list(range(100, 117))]
     assert reload.rows_for(512, None) == reload.rows_for(512, None)
     assert {len(row) for row in reload.rows_for(512, [[1, 2]])} == {17}
+
+
+def test_a_bias_that_the_artifact_lacks_is_bad_input(tmp_path: Path) -> None:
+    biased = llama(attention_bias=True)
+    biased.config.save_pretrained(tmp_path)
+    layers = reload.decoder_linears(biased)
+    rest = {name: tensor for name, tensor in reload.own_state(biased).items() if name.removesuffix(".weight") not in layers}
+    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
+    assert reload.without(request, layers, rest).get_submodule(layers[0]).bias is not None
+    del rest[f"{layers[0]}.bias"]
+    with pytest.raises(BadInput, match="bias"):
+        reload.without(request, layers, rest)
+    assert reload.without(request, layers, rest, bias=False).get_submodule(layers[0]).bias is None
 
 
 class Allocated(TorchDispatchMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -202,6 +203,17 @@ def test_data_that_take_too_long_are_left_to_the_cells(folder: Path, tmp_path: P
     began = time.monotonic()
     tasks.ahead([(question(), folder)], tmp_path)
     assert time.monotonic() - began < 30
+    assert not tasks._AHEAD
+
+
+def test_data_that_crash_their_reader_are_left_to_the_cells(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = os.getpid()
+    asked: list[int] = []
+    monkeypatch.setattr(tasks, "load", lambda *_: asked.append(1) if os.getpid() == ours else os.abort())
+    tasks.ahead([(question(), folder)], tmp_path)
+    assert not asked, "what killed one process is not tried in another"
     assert not tasks._AHEAD
 
 

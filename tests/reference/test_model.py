@@ -86,8 +86,10 @@ def test_the_card_states_scores_that_meet_the_promise() -> None:
     assert set(scores) == {"bf16", "8 bits", "4 bits", "3 bits", "2 bits"}
     for skill in SKILLS:
         assert float(scores["bf16"][skill]) >= (70 if skill == "arithmetic" else 85)
-    lost = {name: float(scores["bf16"]["mean"]) - float(row["mean"]) for name, row in scores.items()}
-    above_chance = float(scores["bf16"]["mean"]) - (4 * 25 + 50 + 0) / 6
+    mean = {name: float(row["mean"]) for name, row in scores.items()}
+    assert mean["bf16"] + 0.5 > mean["4 bits"] > mean["3 bits"] > mean["2 bits"]
+    lost = {name: mean["bf16"] - value for name, value in mean.items()}
+    above_chance = mean["bf16"] - (4 * 25 + 50 + 0) / 6
     assert abs(lost["8 bits"]) <= 0.3, "within the noise"
     assert 0.3 <= lost["4 bits"] <= 3
     assert 3 <= lost["3 bits"] <= 20
