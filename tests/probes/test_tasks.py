@@ -211,7 +211,7 @@ def test_data_that_crash_their_reader_are_left_to_the_cells(
 ) -> None:
     ours = os.getpid()
     asked: list[int] = []
-    monkeypatch.setattr(tasks, "load", lambda *_: asked.append(1) if os.getpid() == ours else os.abort())
+    monkeypatch.setattr(tasks, "load", lambda *_: asked.append(1) if os.getpid() == ours else os._exit(3))
     tasks.ahead([(question(), folder)], tmp_path)
     assert not asked, "what killed one process is not tried in another"
     assert not tasks._AHEAD
