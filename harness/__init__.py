@@ -27,13 +27,13 @@ def run(
     """Runs a suite (file, or name of a built-in one) and returns the run file. `settings`: fields of `runner.Settings`.
 
     Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
-    from harness import runner
-    from harness.suite import choose_device, plan
-    from harness.suite_file import find, load
+    from harness.run import runner, workspace
+    from harness.suite.file import find, load
+    from harness.suite.matrix import choose_device, plan
 
     path = find(str(suite))
     planned = plan(path, device=choose_device(device or load(path).device))
-    cache = Path(settings.pop("cache", None) or runner.default_cache())
+    cache = Path(settings.pop("cache", None) or workspace.default_cache())
     return runner.run(planned, runner.Settings(results=Path(results), cache=cache, **settings))
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from harness.spec import Cell, Measurement, Record
-    from harness.suite import Plan
+    from harness.suite.plan import Plan
 
 INTERRUPTED = 130
 
@@ -86,12 +86,12 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed in this run.")] = False,
 ) -> None:
     """Run a suite (or go on where it was stopped), then write its report."""
-    from harness import runner
+    from harness.run import runner, workspace
 
     planned = _plan(suite, device)
     _list_unsupported(planned)
     settings = runner.Settings(
-        results=results, cache=cache or runner.default_cache(), fresh=fresh, retry_failed=retry_failed, threads=threads
+        results=results, cache=cache or workspace.default_cache(), fresh=fresh, retry_failed=retry_failed, threads=threads
     )
     started = time.monotonic()
     try:
@@ -122,11 +122,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show every cell of a suite with its estimated size, and every square that cannot exist with the reason."""
-    from harness import envs, runner
+    from harness import envs
+    from harness.run import workspace
 
     planned = _plan(suite, device)
     places = [cli_env.place_of(p.cell.scheme.method) for p in planned.cells]
-    states = [envs.status(e, cache or runner.default_cache()) for e in envs.needed(p.cell.scheme.method for p in planned.cells)]
+    states = [
+        envs.status(e, cache or workspace.default_cache()) for e in envs.needed(p.cell.scheme.method for p in planned.cells)
+    ]
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         data = {"device": planned.device, **planned.to_json(), "environments": wanted}
@@ -254,11 +257,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _plan(suite: str, device: str | None) -> Plan:
-    from harness import suite as suites
-    from harness import suite_file
+    from harness.suite import file, matrix
 
-    path = suite_file.find(suite)
-    return suites.plan(path, device=suites.choose_device(device or suite_file.load(path).device))
+    path = file.find(suite)
+    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).device))
 
 
 def _budget(planned: Plan) -> list[str]:

@@ -52,11 +52,12 @@ class Here:
 
 def here() -> dict[str, Here]:
     """How every method stands on this machine."""
-    from harness import envs, runner
+    from harness import envs
     from harness.methods import METHODS
+    from harness.run import workspace
 
     found = {}
-    states = {name: envs.status(e, runner.default_cache()) for name, e in envs.environments().items()}
+    states = {name: envs.status(e, workspace.default_cache()) for name, e in envs.environments().items()}
     for method in METHODS.values():
         absent, status = envs.missing(method), states[method.environment]
         if absent is not None:
@@ -137,11 +138,10 @@ def build(
 
     wanted = [envs.own(name) for name in names or []]
     if suite is not None:
-        from harness import suite as suites
-        from harness import suite_file
+        from harness.suite import file, matrix
 
-        path = suite_file.find(suite)
-        planned = suites.plan(path, device=suites.choose_device(suite_file.load(path).device))
+        path = file.find(suite)
+        planned = matrix.plan(path, device=matrix.choose_device(file.load(path).device))
         wanted += envs.needed(p.cell.scheme.method for p in planned.cells)
     elif not wanted:
         raise BadInput(f"say what to build: a name, or --suite SUITE for all that a suite needs; names: {_known()}")
@@ -215,9 +215,9 @@ def remove(
 
 
 def _cache(given: Path | None) -> Path:
-    from harness import runner
+    from harness.run import workspace
 
-    return (given or runner.default_cache()).expanduser().resolve()
+    return (given or workspace.default_cache()).expanduser().resolve()
 
 
 def _known() -> str:

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness import corpora, envs, reference, store
+from harness import envs, reference, store
 from harness.engines.transformers import load_tokenizer
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
+from harness.models import corpora
 from harness.spec import Record
 
 SAME = 1e-3

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 import harness
-from harness import envs, runner, store
+from harness import envs, store
+from harness.run import workspace
 
 SUITE = Path(__file__).with_suffix(".yaml")
 GARBAGE = {"inc 8-bit g128 no-sym"}
@@ -21,7 +22,7 @@ GARBAGE = {"inc 8-bit g128 no-sym"}
 
 
 def main(folder: Path) -> int:
-    cache, failed = runner.default_cache(), 0
+    cache, failed = workspace.default_cache(), 0
     for environment in envs.environments().values():
         if environment.name == envs.MAIN:
             continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.children import Exit, Server
+from harness.child.fork_server import Exit, Server
 from harness.spec import Cell, Model, Scheme, to_json
 
 NOISY = """
@@ -31,7 +31,8 @@ early = ThreadPoolExecutor(1).submit(os.getpid)
 
 DRIVER = """
 import json, os, sys, time
-from harness import branches
+from harness import forking
+from harness.child import branch as branches
 branches.IMPORT_SECONDS = {seconds}
 
 def jobs(lines, begin, done):
@@ -54,7 +55,7 @@ def jobs(lines, begin, done):
 born = []
 branch = branches.Branch({{"noisy": lambda: __import__("noisy")}}, jobs, born.append)
 ran = [branch.run(line + "\\n") for line in sys.argv[1:]] if branch.fit else []
-threads = branches.threads()
+threads = forking.threads()
 print(json.dumps({{"fit": branch.fit, "ran": ran, "born": len(born), "server": threads,
                   "code": branch.close() if ran and not ran[-1] else None}}))
 """

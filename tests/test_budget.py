@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import runner, stats, store
+from harness import stats, store
 from harness.probes import fake
 from harness.report import render, terminal_table, view
 from harness.report.frame import frame
 from harness.report.verdicts import WHY_NO_P
+from harness.run import runner
 from harness.spec import Record
-from harness.suite import plan
+from harness.suite.matrix import plan
 
 WriteSuite = Callable[..., Path]
 AUTO = "budget: auto\nmargin: 0.02"

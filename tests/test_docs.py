@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import store, suite
+from harness import store
 from harness.methods import METHODS
 from harness.probes import METRICS
+from harness.suite import matrix
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +59,7 @@ def test_the_suite_of_the_readme_can_be_planned(shown_folder: Path) -> None:
     (block,) = blocks(ROOT / "README.md", "yaml")
     path = shown_folder / "shown.yaml"
     path.write_text(block)
-    planned = suite.plan(path, device="cpu")
+    planned = matrix.plan(path, device="cpu")
     assert {p.cell.scheme.method for p in planned.cells} | {u.cell.scheme.method for u in planned.unsupported} == {
         "bf16",
         "hqq",

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from harness import listening, phases
 from harness.errors import Unsupported
+from harness.measure import memory_phases, processes
 
-linux = pytest.mark.skipif(not phases.supported(), reason="/proc is Linux's")
+linux = pytest.mark.skipif(not memory_phases.supported(), reason="/proc is Linux's")
 
 
 @pytest.mark.parametrize(
     ("host", "expected"), [("127.0.0.1", True), ("localhost", True), ("192.0.2.1", False), ("x" * 300, False)]
 )
 def test_only_the_loopback_is_this_machine(host: str, expected: bool) -> None:
-    assert listening.local(host) is expected
+    assert processes.local(host) is expected
 
 
 @linux
 def test_the_owner_of_a_listening_port_is_found_and_nobody_listens_on_a_closed_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert listening.owners(port) == [os.getpid()]
-    assert listening.owners(port) == []
+        assert processes.owners(port) == [os.getpid()]
+    assert processes.owners(port) == []
 
 
 @linux
@@ -38,8 +38,8 @@ def test_a_family_holds_the_children_and_its_memory_is_theirs_too() -> None:
     with child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        assert child.pid in listening.family([os.getpid()])
-        alone, both = listening.resident([child.pid]), listening.resident([os.getpid(), child.pid])
+        assert child.pid in processes.family([os.getpid()])
+        alone, both = processes.resident([child.pid]), processes.resident([os.getpid(), child.pid])
         assert alone.processes == (child.pid,)
         assert 48 << 20 <= alone.rss <= alone.peak < 96 << 20
         assert alone.pss is not None
@@ -49,11 +49,11 @@ def test_a_family_holds_the_children_and_its_memory_is_theirs_too() -> None:
 
 def test_processes_that_cannot_be_read_are_unsupported(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="cannot be read"):
-        listening.resident([1, 2], tmp_path)
+        processes.resident([1, 2], tmp_path)
 
 
 def test_without_permission_to_see_shares_the_resident_set_is_left(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "status").write_text("VmHWM:\t     900 kB\nVmRSS:\t     700 kB\n")
-    found = listening.resident([7], tmp_path)
+    found = processes.resident([7], tmp_path)
     assert (found.pss, found.rss, found.peak) == (None, 700 * 1024, 900 * 1024)

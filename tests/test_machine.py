@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import machine
+from harness.measure import bandwidth, conditions, machine
 from harness.spec import canonical
 
 MIB = 2**20
@@ -61,14 +61,14 @@ def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: P
     assert found["cache_bytes"] == {"L3": 260 * MIB}
     assert found["memory_bytes"] == MIB
     assert found["governor"] == "powersave"
-    assert machine.snapshot(proc=proc).megahertz == 2500.0
+    assert conditions.snapshot(proc=proc).megahertz == 2500.0
 
 
 def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path):
     found = machine.facts(proc=tmp_path, sys_root=tmp_path)
     assert found["cache_bytes"] == {}
     assert found["governor"] is None
-    between = machine.between(machine.snapshot(proc=tmp_path), machine.snapshot(proc=tmp_path))
+    between = conditions.between(conditions.snapshot(proc=tmp_path), conditions.snapshot(proc=tmp_path))
     assert set(between.values()) == {None}
 
 
@@ -180,9 +180,9 @@ def test_free_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path):
 
 
 def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
-    before = machine.Snapshot(load=0.5, machine={"total": 100.0, "busy": 10.0, "steal": 1.0}, own=2.0, megahertz=None)
-    after = machine.Snapshot(load=1.5, machine={"total": 120.0, "busy": 22.0, "steal": 2.0}, own=12.0, megahertz=3000.0)
-    found = machine.between(before, after)
+    before = conditions.Snapshot(load=0.5, machine={"total": 100.0, "busy": 10.0, "steal": 1.0}, own=2.0, megahertz=None)
+    after = conditions.Snapshot(load=1.5, machine={"total": 120.0, "busy": 22.0, "steal": 2.0}, own=12.0, megahertz=3000.0)
+    found = conditions.between(before, after)
     assert found["steal_share"] == pytest.approx(1 / 20)
     assert found["others_cpu_share"] == pytest.approx((12 - 10) / 20)
     assert (found["load_before"], found["load_after"]) == (0.5, 1.5)
@@ -190,7 +190,7 @@ def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
 
 def test_bandwidth_is_positive_and_names_its_kernel():
     pytest.importorskip("torch")
-    found = machine.bandwidth(4 * MIB, seconds=0.02)
+    found = bandwidth.bandwidth(4 * MIB, seconds=0.02)
     assert found.bytes_per_second == max(found.by_kernel.values()) > 0
     assert found.by_kernel[found.kernel] == found.bytes_per_second
     assert set(found.by_kernel) == {"read", "gemv", "copy", "triad"}
@@ -200,16 +200,16 @@ def test_bandwidth_is_kept_for_the_next_time_unless_others_were_using_the_machin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("torch")
-    monkeypatch.setattr(machine, "between", lambda before, after: {"others_cpu_share": 0.5})
-    machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
+    monkeypatch.setattr(bandwidth, "between", lambda before, after: {"others_cpu_share": 0.5})
+    bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(machine, "between", lambda before, after: {"others_cpu_share": 0.0})
-    first = machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
-    near = machine.bandwidth(4 * MIB + 4096, seconds=0.02, cache=tmp_path)
+    monkeypatch.setattr(bandwidth, "between", lambda before, after: {"others_cpu_share": 0.0})
+    first = bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
+    near = bandwidth.bandwidth(4 * MIB + 4096, seconds=0.02, cache=tmp_path)
     assert first == near  # two measurements are never equal to the last bit: this one was read back
     (kept,) = tmp_path.iterdir()
     kept.write_text("{torn")
-    assert machine.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path).by_kernel.keys() == first.by_kernel.keys()
+    assert bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path).by_kernel.keys() == first.by_kernel.keys()
 
 
 def test_a_working_set_inside_the_last_cache_is_not_called_memory():
@@ -217,4 +217,4 @@ def test_a_working_set_inside_the_last_cache_is_not_called_memory():
     last = machine.caches().get("L3")
     if last is None:
         pytest.skip("this machine names no last-level cache")
-    assert machine.bandwidth(last // 8, seconds=0.01).level == "cache"
+    assert bandwidth.bandwidth(last // 8, seconds=0.01).level == "cache"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.errors import Unsupported
-from harness.phases import mapped, measure, populate, release, require, reset_peak, resident, supported
+from harness.measure.memory_phases import mapped, measure, populate, release, require, reset_peak, resident, supported
 
 MIB = 2**20
 linux = pytest.mark.skipif(not supported(), reason="the kernel's counters are Linux's")

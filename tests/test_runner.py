@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import runner, store
+from harness import store
 from harness.errors import BadInput, StoreError
+from harness.run import runner
 from harness.spec import Question, Record
-from harness.suite import plan
+from harness.suite.matrix import plan
 
 WriteSuite = Callable[..., Path]
 
@@ -130,9 +131,9 @@ def test_after_a_memory_question_that_failed_latency_gets_a_process_of_its_own(w
     memory, latency, *_ = (r.failure for r in stored.records if r.cell.scheme.bits == 4)
     assert memory is not None
     assert latency is not None
-    assert "harness.engines.fake" in memory.message  # the scripted engine is no module: both probes fail, each in its own way
+    assert "run_phase" in memory.message  # the scripted engine offers neither: both probes fail, each in its own way
     assert "time_generation" in latency.message
-    assert "harness.engines.fake" not in latency.log_tail  # the log is that of its own process
+    assert "run_phase" not in latency.log_tail  # the log is that of its own process
 
 
 def test_a_nonfinite_number_is_stored_as_what_it_is(write_suite: WriteSuite, tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: P
 def test_a_disk_that_is_too_small_is_said_before_anything_starts(
     write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.machine.free_disk_bytes", lambda path: 10)
+    monkeypatch.setattr("harness.measure.machine.free_disk_bytes", lambda path: 10)
     with pytest.raises(BadInput, match="no space left"):
         run(write_suite("{bits: 4}"), tmp_path)
     assert not (tmp_path / "results").exists()

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import fill, models, runner, store, suite
+from harness import store
 from harness.errors import BadInput
+from harness.models import find, random_weights
 from harness.report import render
 from harness.report.view import view
+from harness.run import runner
+from harness.suite import matrix
 
 TINY = {
     "architectures": ["LlamaForCausalLM"],
@@ -38,7 +41,7 @@ def suite_file(tmp_path: Path) -> Path:
 
 
 def test_a_shape_is_asked_for_cost_and_never_for_quality(suite_file: Path, tmp_path: Path) -> None:
-    planned = suite.plan(suite_file, device="cpu")
+    planned = matrix.plan(suite_file, device="cpu")
     (cell,) = planned.cells
     assert cell.cell.model.name == "tiny (random weights)"
     assert {q.probe for q in cell.questions} == {"quantize", "size", "memory", "latency"}
@@ -51,7 +54,7 @@ def test_a_shape_is_asked_for_cost_and_never_for_quality(suite_file: Path, tmp_p
 
 def test_a_filled_shape_has_exactly_the_parameters_that_its_config_describes(tmp_path: Path) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
-    shape = models.shape_of(fill.folder(tmp_path / "tiny.json", tmp_path / "cache"))
+    shape = find.shape_of(random_weights.folder(tmp_path / "tiny.json", tmp_path / "cache"))
     attention = 64 * 64 * 2 + 64 * 32 * 2
     block = attention + 3 * 64 * 128 + 2 * 64
     assert shape.parameters == 4096 * 64 + 2 * block + 64
@@ -62,6 +65,6 @@ def test_a_filled_shape_has_exactly_the_parameters_that_its_config_describes(tmp
 def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(BadInput, match="names no model_type"):
-        models.model({"shape": "x.json"}, tmp_path)
+        find.model({"shape": "x.json"}, tmp_path)
     with pytest.raises(BadInput, match=r"did you mean 'llama-3\.2-1b'"):
-        models.model({"shape": "llama-3.2-1"}, tmp_path)
+        find.model({"shape": "llama-3.2-1"}, tmp_path)

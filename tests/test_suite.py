@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from harness import suite, suite_file
 from harness.errors import BadInput, UnknownName
+from harness.suite import file, matrix, plan
 
 WriteSuite = Callable[..., Path]
 
 
-def labels(planned: suite.Plan) -> list[str]:
+def labels(planned: plan.Plan) -> list[str]:
     return [p.cell.scheme.label for p in planned.cells]
 
 
 def test_lists_inside_a_method_multiply(write_suite: WriteSuite) -> None:
-    planned = suite.plan(write_suite("{bits: [4, 3], value: [1.0, 2.0, 3.0]}"), device="cpu")
+    planned = matrix.plan(write_suite("{bits: [4, 3], value: [1.0, 2.0, 3.0]}"), device="cpu")
     assert len(planned.cells) == 1 + 2 * 3
     assert len(set(labels(planned))) == 7
 
@@ -30,12 +30,12 @@ def test_the_baseline_comes_first_whatever_its_place_in_the_file(write_suite: Wr
     path = write_suite("{bits: 4}")
     text = path.read_text().replace("    - {bits: 16}\n    - {bits: 4}", "    - {bits: 4}\n    - {bits: 16}")
     path.write_text(text)
-    assert labels(suite.plan(path, device="cpu")) == ["fake 16-bit", "fake 4-bit"]
+    assert labels(matrix.plan(path, device="cpu")) == ["fake 16-bit", "fake 4-bit"]
 
 
 def test_included_cells_are_added_and_excluded_ones_are_gone(write_suite: WriteSuite) -> None:
     extra = "include: [{method: fake, bits: 8}]\nexclude: [{method: fake, bits: [3, 2]}]"
-    assert labels(suite.plan(write_suite("{bits: [4, 3, 2]}", extra=extra), device="cpu")) == [
+    assert labels(matrix.plan(write_suite("{bits: [4, 3, 2]}", extra=extra), device="cpu")) == [
         "fake 16-bit",
         "fake 4-bit",
         "fake 8-bit",
@@ -43,14 +43,14 @@ def test_included_cells_are_added_and_excluded_ones_are_gone(write_suite: WriteS
 
 
 def test_a_square_that_cannot_exist_is_listed_with_its_reason(write_suite: WriteSuite) -> None:
-    planned = suite.plan(write_suite("{bits: 4, unsupported: needs a moon}", "{bits: 3}"), device="cpu")
+    planned = matrix.plan(write_suite("{bits: 4, unsupported: needs a moon}", "{bits: 3}"), device="cpu")
     (square,) = planned.unsupported
     assert square.reason == "needs a moon"
     assert labels(planned) == ["fake 16-bit", "fake 3-bit"]
 
 
 def test_estimated_bytes_are_linears_at_their_bits_and_the_rest_at_sixteen(write_suite: WriteSuite) -> None:
-    planned = suite.plan(write_suite("{bits: 4}"), device="cpu")
+    planned = matrix.plan(write_suite("{bits: 4}"), device="cpu")
     assert planned.cells[1].estimated_bytes == (64 * 4 + (128 + 8) * 16) // 8
 
 
@@ -85,7 +85,7 @@ def test_a_mistake_is_answered_with_file_line_and_remedy(
     path = tmp_path / "wrong.yaml"
     path.write_text(f"name: wrong\nmodels: [{{path: {model_folder}}}]\nprobes: [fake]\nbaseline: fake 16-bit\n{wrong}\n")
     with pytest.raises(BadInput) as caught:
-        suite.plan(path, device="cpu")
+        matrix.plan(path, device="cpu")
     assert f"{path}, line {line}:" in str(caught.value)
     assert says in str(caught.value)
 
@@ -94,10 +94,10 @@ def test_an_unknown_probe_or_task_is_answered_with_the_nearest_name(write_suite:
     path = write_suite("{bits: 4}")
     path.write_text(path.read_text().replace("[quantize, fake]", "[tasks]") + "tasks: [reference_fact]\n")
     with pytest.raises(UnknownName, match="did you mean 'reference_facts'"):
-        suite.plan(path, device="cpu")
+        matrix.plan(path, device="cpu")
     path.write_text(path.read_text().replace("[tasks]", "[task]"))
     with pytest.raises(UnknownName, match="did you mean 'tasks'"):
-        suite.plan(path, device="cpu")
+        matrix.plan(path, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_used_is_refused_before_anything_runs(
     path = write_suite("{bits: 4}")
     path.write_text(path.read_text().replace(str(model_folder), str(other)))
     with pytest.raises(BadInput, match=says):
-        suite.plan(path, device="cpu")
+        matrix.plan(path, device="cpu")
 
 
 def test_a_budget_makes_other_questions_of_the_cells_and_none_of_the_baseline(write_suite: WriteSuite) -> None:
@@ -142,7 +142,7 @@ def test_a_budget_makes_other_questions_of_the_cells_and_none_of_the_baseline(wr
 
     def asked(extra: str) -> list[dict[str, dict[str, float] | None]]:
         path.write_text(text + extra)
-        planned = suite.plan(path, device="cpu").cells
+        planned = matrix.plan(path, device="cpu").cells
         return [{q.subject: q.options.get("sequential") for q in p.questions} for p in planned]
 
     nothing = {"reference_facts": None, "reference_recall": None}
@@ -172,11 +172,11 @@ def test_a_plan_says_in_words_what_is_scored_until_a_verdict(write_suite: WriteS
 
 
 def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_environment() -> None:
-    names = suite_file.built_in()
+    names = file.built_in()
     assert {"quick", "smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"} <= set(names)
     for name in names:
-        path = suite_file.find(name)
-        planned = suite.plan(path, device="cpu")
+        path = file.find(name)
+        planned = matrix.plan(path, device="cpu")
         methods = {p.cell.scheme.method for p in planned.cells}
         assert {"fp32", "bf16", "fp16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name
 

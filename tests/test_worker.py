@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from harness.artifact import LayerKernel
+from harness.child.kernels import gathered, with_kernels
 from harness.engines.base import EngineFacts
-from harness.methods.base import LayerKernel
 from harness.spec import Answer
-from harness.worker import _with_kernels, gathered
 
 
 def test_every_layer_is_stored_with_its_module_its_op_and_the_type_of_its_weights() -> None:
@@ -15,7 +15,7 @@ def test_every_layer_is_stored_with_its_module_its_op_and_the_type_of_its_weight
     names = [f"model.layers.{i}.{part}" for i in (0, 1, 2, 4) for part in ("self_attn.q_proj", "mlp.down_proj")]
     kernels = tuple(layer(name, "int8" if name == "model.layers.4.mlp.down_proj" else "int32") for name in names)
     facts = EngineFacts(engine="transformers", device="cpu", kernels=kernels, simulated=False, resident_weight_bytes=1)
-    engine = _with_kernels(Answer(measurements=()), facts).facts["engine"]
+    engine = with_kernels(Answer(measurements=()), facts).facts["engine"]
     assert engine["kernels"] == {"QuantLinear · aten::int4 · int32": 7, "QuantLinear · aten::int4 · int8": 1}
     assert engine["layers"] == {
         "QuantLinear · aten::int4 · int32": ["model.layers.0-2,4.self_attn.q_proj", "model.layers.0-2.mlp.down_proj"],

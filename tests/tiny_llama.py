@@ -12,9 +12,9 @@ import tokenizers
 import torch
 import transformers
 
-from harness import corpora
 from harness.engines.transformers import Transformers
 from harness.errors import Unsupported
+from harness.models import corpora
 from harness.spec import Cell, Model, Phase, Question, Scheme
 
 VOCAB = 512

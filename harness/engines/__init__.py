@@ -57,7 +57,7 @@ ENGINES: dict[str, Engine] = {
         name="openvino",
         title="OpenVINO (CPU)",
         # Ours comes first: it takes OpenVINO's and NNCF's reports home away before either is imported.
-        modules=("torch", "transformers", "harness.engines.openvino_runtime"),
+        modules=("torch", "transformers", "harness.runtimes.openvino"),
         load=_openvino,
     ),
 }
@@ -65,7 +65,7 @@ ENGINES: dict[str, Engine] = {
 if os.environ.get("QUANT_HARNESS_FAKES"):  # the tests' scripted methods; see methods/fake.py
 
     def _scripted(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Any:
-        from harness.methods import fake
+        from harness.engines import fake
 
         return fake.Scripted(artifact_dir)
 

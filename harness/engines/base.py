@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from harness.methods.base import LayerKernel
+from harness.artifact import LayerKernel
 from harness.spec import Cell, Json
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.engines.base import WindowScores
-from harness.engines.baseline import (
+from harness.engines.reference_store import (
     REFERENCE_SCHEMA,
     STATES,
     TOKENS_PER_BATCH,
@@ -27,7 +27,7 @@ from harness.engines.baseline import (
     tokens_digest,
 )
 from harness.errors import BadInput, Unsupported
-from harness.machine import free_disk_bytes
+from harness.measure.machine import free_disk_bytes
 from harness.spec import Json
 
 Logits = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.float32]]]]

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.engines import from_logits, llama_runtime
+from harness.artifact import LayerKernel
+from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores
-from harness.engines.llama_runtime import BATCH, Context, Weights
 from harness.errors import Unsupported
-from harness.methods.base import LayerKernel, LoadRequest
-from harness.methods.gguf_convert import linear
-from harness.methods.gguf_file import Header
+from harness.formats.gguf_export import linear
+from harness.formats.gguf_reader import Header
+from harness.methods.base import LoadRequest
+from harness.runtimes import llama_cpp
+from harness.runtimes.llama_cpp import BATCH, Context, Weights
 from harness.spec import Cell, Json
 
 RERUN_BATCH = 64
@@ -182,7 +184,7 @@ class LlamaCpp:
                 "threads": self.model.threads,
                 "kv_cache": self.model.kv_type,
                 "attention": self.model.attention,
-                "system": llama_runtime.system_info(),
+                "system": llama_cpp.system_info(),
                 # A step reads every weight but the table that tokens are looked up in, unless it is the head too.
                 "active_weight_bytes": self.model.weight_bytes - looked_up,
                 "types": _types(header),

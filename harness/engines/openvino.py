@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.artifact import LayerKernel
 from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores
-from harness.engines.openvino_runtime import BATCH, Program
 from harness.errors import Unsupported
-from harness.methods.base import LayerKernel, LoadRequest
-from harness.methods.openvino_ir import constants
+from harness.formats.openvino_ir import constants
+from harness.methods.base import LoadRequest
+from harness.runtimes.openvino import BATCH, Program
 from harness.spec import Cell, Json
 
 RERUN_BATCH = 64

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from harness.artifact import LayerKernel
 from harness.engines.base import EngineFacts, Timing, WindowScores
-from harness.engines.baseline import (
+from harness.engines.reference_store import (
     HEAD,
     REFERENCE_SCHEMA,
     STATES,
@@ -33,7 +34,7 @@ from harness.engines.baseline import (
     tokens_digest,
 )
 from harness.errors import BadInput, Unsupported
-from harness.methods.base import LayerKernel, LoadRequest, Method
+from harness.methods.base import LoadRequest, Method
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.widened import remark

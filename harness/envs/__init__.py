@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from harness import machine
 from harness.envs import disk, health
 from harness.envs.build import BuildFailed, StepFailed, build, failed_since, listing
 from harness.envs.disk import Tell
 from harness.envs.health import Health
 from harness.errors import BadInput, UnknownName
+from harness.measure import machine
 from harness.methods import METHODS
 from harness.methods.base import Method
 from harness.spec import Failure, Json, digest, to_json

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from harness import children
+from harness.child import fork_server
 from harness.envs import disk
 from harness.errors import BadInput, HarnessError
 from harness.spec import Json
@@ -109,12 +109,12 @@ def failed_since(folder: Path, since: float) -> BuildFailed | None:
 
 def tail(folder: Path) -> str:
     """The end of the log, fit to be stored with results."""
-    return _public(children.tail(folder / disk.LOG, 4000), folder)
+    return _public(fork_server.tail(folder / disk.LOG, 4000), folder)
 
 
 _LISTING = """
 import json, pathlib, platform, sys
-from harness import machine
+from harness.measure import machine
 found = {"python": platform.python_version(), "packages": machine.packages()}
 pathlib.Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
 """
@@ -122,7 +122,7 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
 
 def listing(python: Path, home: Path) -> Json:
     """Version of an interpreter and of every package that it finds. Names and versions only: no folders, no addresses."""
-    target, path = home / "packages.json", children.harness_alone(home)
+    target, path = home / "packages.json", fork_server.harness_alone(home)
     env = {**os.environ, "PYTHONPATH": str(path)}
     command = [str(python), "-c", _LISTING, str(target)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=path, env=env, timeout=600, check=False)

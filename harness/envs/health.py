@@ -18,9 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import children, machine, models, reference
+from harness import reference
+from harness.artifact import Shape
+from harness.child import fork_server
 from harness.engines import ENGINES
-from harness.methods.base import Method, Shape, resolve_options
+from harness.measure import machine
+from harness.methods.base import Method, resolve_options
+from harness.models import find
 from harness.spec import Cell, Failure, Json, Model, Scheme, to_json
 
 WIDTH = 256
@@ -56,7 +60,7 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     so."""
     started = time.monotonic()
     folder = tiny_model(home / "model")
-    found = _first(method, models.shape_of(folder))
+    found = _first(method, find.shape_of(folder))
     loads = Path(sys.executable) if method.loaded_by else python
     modules = method.modules if isinstance(found, str) else ENGINES[method.engine].modules
     server = _server(python, modules, home / "server")
@@ -72,7 +76,7 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
                 wrong = Failure(kind="environment", phase="environment", message=said, log_tail=server.log_tail())
         else:
             wrong = _try(method, found, folder, home, {"quantize": server, "verify": second})
-    except children.ServerFailed as error:
+    except fork_server.ServerFailed as error:
         wrong = Failure(kind="environment", phase="environment", message=str(error))
     finally:
         server.close()
@@ -84,8 +88,8 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
 
 
-def _server(python: Path, modules: Sequence[str], home: Path) -> children.Server:
-    return children.Server(
+def _server(python: Path, modules: Sequence[str], home: Path) -> fork_server.Server:
+    return fork_server.Server(
         python=python,
         modules=modules,
         home=home,
@@ -116,7 +120,7 @@ def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
 
 
 def _try(
-    method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, servers: Mapping[str, children.Server]
+    method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, servers: Mapping[str, fork_server.Server]
 ) -> Failure | None:
     """Quantizes in one child, reloads in another, each of the server of its stage; None when both went well."""
     scheme, device = tried
@@ -153,7 +157,7 @@ def _try(
             outcome: Json = json.loads((place / left).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             outcome = None
-        wrong = children.failure(outcome, ended, log=place / "log.txt", phase=stage, timeout=SECONDS)
+        wrong = fork_server.failure(outcome, ended, log=place / "log.txt", phase=stage, timeout=SECONDS)
         if wrong is not None:
             return wrong
     return None

@@ -13,7 +13,7 @@ from harness.methods import (
     endpoint,
     fake,
     gguf,
-    gguf_given,
+    gguf_file,
     gptq,
     hqq,
     inc,
@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
     "llmcompressor": llmcompressor.METHOD,
     "modelopt": modelopt.METHOD,
     "prequantized": prequantized.METHOD,
-    "gguf_file": gguf_given.METHOD,
+    "gguf_file": gguf_file.METHOD,
     "endpoint": endpoint.METHOD,
 }
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.methods import foreign, gptqmodel, rtn
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
-from harness.methods.tensors import undivided
+from harness.artifact import Shape
+from harness.formats.safetensors_file import undivided
+from harness.methods import _gptqmodel, _transformers4, rtn
+from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
 
 BITS = (4,)
@@ -30,7 +31,7 @@ def quantize(request: QuantizeRequest) -> None:
 
     rows, written = [list(row) for row in request.calibration or ()], request.out_dir / "written"
     group = int(request.scheme.options["group_size"])
-    with foreign.older_source(request) as older, _copies():
+    with _transformers4.older_source(request) as older, _copies():
         model = AutoAWQForCausalLM.from_pretrained(
             str(older.model_dir),
             torch_dtype=torch.float32 if request.device == "cpu" else torch.float16,
@@ -43,11 +44,11 @@ def quantize(request: QuantizeRequest) -> None:
             calib_data=rows,
             max_calib_samples=len(rows),
             max_calib_seq_len=max(map(len, rows), default=1),
-            n_parallel_calib_samples=gptqmodel.batch_size(request),
+            n_parallel_calib_samples=_gptqmodel.batch_size(request),
         )
         model.save_quantized(str(written))
         entry = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
-        foreign.settle(older, request.model_dir, written, entry)
+        _transformers4.settle(older, request.model_dir, written, entry)
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def _copies() -> Iterator[None]:
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
-    return foreign.unsupported(shape, _KNOWN, "AutoAWQ") or reason or gptqmodel.supports(scheme, shape, device)
+    return _transformers4.unsupported(shape, _KNOWN, "AutoAWQ") or reason or _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -82,23 +83,23 @@ METHOD = Method(
     title="AutoAWQ",
     version="1",
     bits=BITS,
-    options={"group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point")},
+    options={"group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point")},
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
     kernel_cuda={4: "real"},
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=rtn.bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
     calibrated=True,
-    environment=foreign.ENVIRONMENT,
-    requirements=foreign.REQUIREMENTS,
+    environment=_transformers4.ENVIRONMENT,
+    requirements=_transformers4.REQUIREMENTS,
     loaded_by="awq",
     modules=("torch", "transformers", "awq"),
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="the original AWQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Lin et al. 2023, arXiv:2306.00978; github.com/casper-hansen/AutoAWQ",
 )

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.methods import foreign, gptqmodel, reload, rtn
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.artifact import Shape
+from harness.methods import _gptqmodel, _transformers4, rtn
+from harness.methods.base import Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
@@ -35,15 +37,15 @@ def quantize(request: QuantizeRequest) -> None:
         "damp_percent": float(options["damp"]),
     }
     written = request.out_dir / "written"
-    with foreign.older_source(request) as older, _on(request.device):
-        plain = reload.plain(older.model_dir, torch.float32 if request.device == "cpu" else torch.float16, request.device)
+    with _transformers4.older_source(request) as older, _on(request.device):
+        plain = build.plain(older.model_dir, torch.float32 if request.device == "cpu" else torch.float16, request.device)
         kind = GPTQ_CAUSAL_LM_MODEL_MAP[plain.config.model_type]
         model = kind(plain, False, BaseQuantizeConfig(**settings))
         rows = [{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in request.calibration or ()]
-        model.quantize(rows, batch_size=gptqmodel.batch_size(request))
+        model.quantize(rows, batch_size=_gptqmodel.batch_size(request))
         model.save_quantized(str(written))
         entry = {**settings, "quant_method": "gptq", "checkpoint_format": "gptq"}
-        foreign.settle(older, request.model_dir, written, entry)
+        _transformers4.settle(older, request.model_dir, written, entry)
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def _on(device: str) -> Iterator[None]:
 
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    return foreign.unsupported(shape, _KNOWN, "AutoGPTQ") or gptqmodel.supports(scheme, shape, device)
+    return _transformers4.unsupported(shape, _KNOWN, "AutoGPTQ") or _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -74,7 +76,7 @@ METHOD = Method(
     version="1",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
         "act_order": Option(default=False, choices=(True, False), help="most important columns first (desc_act)"),
         "true_sequential": Option(
             default=True, choices=(True, False), help="quantize the layers of a block one after another, each on quantized inputs"
@@ -82,21 +84,21 @@ METHOD = Method(
         "damp": Option(default=0.01, types=(float,), help="share of the mean diagonal added to the second moments"),
     },
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=rtn.bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
     calibrated=True,
-    environment=foreign.ENVIRONMENT,
-    requirements=foreign.REQUIREMENTS,
+    environment=_transformers4.ENVIRONMENT,
+    requirements=_transformers4.REQUIREMENTS,
     loaded_by="gptq",
     modules=("torch", "transformers", "auto_gptq"),
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="the original GPTQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Frantar et al. 2022, arXiv:2210.17323; github.com/AutoGPTQ/AutoGPTQ",
 )

@@ -15,9 +15,12 @@ import json
 import math
 from typing import Any
 
+from harness.artifact import Shape
 from harness.errors import Unsupported
-from harness.methods import gptqmodel, reload, rtn, tensors
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.formats import gptq_file, safetensors_file
+from harness.methods import _gptqmodel, reload, rtn
+from harness.methods.base import Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
@@ -32,7 +35,7 @@ def quantize(request: QuantizeRequest) -> None:
     options, rows = request.scheme.options, request.calibration or ()
     learned: dict[str, Any] = {} if int(options["iters"]) else {"disable_opt_rtn": not options["opt_rtn"]}
     AutoRound(
-        reload.plain(request.model_dir, torch.bfloat16, request.device),
+        build.plain(request.model_dir, torch.bfloat16, request.device),
         tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
         scheme="W4A16",
         bits=int(request.scheme.bits),
@@ -51,8 +54,8 @@ def quantize(request: QuantizeRequest) -> None:
         **learned,
     ).quantize_and_save(str(request.out_dir), format="auto_gptq")
     _tidy(request)
-    parameters = sum(math.prod(t.shape) for t in tensors.stored(request.model_dir))
-    state = gptqmodel.dequantize(request.out_dir, reload.reference_dtype(parameters))
+    parameters = sum(math.prod(t.shape) for t in safetensors_file.stored(request.model_dir))
+    state = gptq_file.dequantize(request.out_dir, build.reference_dtype(parameters))
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
@@ -67,10 +70,10 @@ def _tidy(request: QuantizeRequest) -> None:
             path.replace(request.out_dir / path.name)
         folder.rmdir()
     (request.out_dir / "quantization_config.json").unlink(missing_ok=True)  # the same again, under a name that nobody reads
-    packed = gptqmodel.packed_layers(request.out_dir)
+    packed = gptq_file.packed_layers(request.out_dir)
     if not packed:
         raise Unsupported("the library packed no layer of this model; choose another method")
-    where = {t.name: t.file for t in tensors.stored(request.model_dir)}
+    where = {t.name: t.file for t in safetensors_file.stored(request.model_dir)}
     kept: dict[str, str] = {}
     for path in sorted(request.out_dir.glob("*.safetensors")):
         state = {n: t for n, t in load_file(str(path)).items() if n in where or n.rpartition(".")[0] in packed}
@@ -98,7 +101,7 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
     if scheme.options["iters"] and not scheme.options["opt_rtn"]:
         return "opt_rtn belongs to iters: 0; leave it out"
-    return gptqmodel.supports(scheme, shape, device)
+    return _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -107,25 +110,25 @@ METHOD = Method(
     version="1",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale"),
+        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale"),
         "iters": Option(default=50, help="steps per block (the library's default is 200); 0 = round to nearest"),
         "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
     },
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=rtn.bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
     calibrated=True,
-    requirements=("auto-round>=0.16,<0.17", *gptqmodel.REQUIREMENTS),
+    requirements=("auto-round>=0.16,<0.17", *_gptqmodel.REQUIREMENTS),
     extra="autoround",
-    modules=("auto_round", *gptqmodel.MODULES),
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    modules=("auto_round", *_gptqmodel.MODULES),
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="rounding learned block by block with calibration text",
     source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
 )

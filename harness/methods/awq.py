@@ -17,16 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from harness.methods import gptqmodel, rtn
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
-from harness.methods.tensors import undivided
+from harness.artifact import Shape
+from harness.formats.safetensors_file import undivided
+from harness.methods import _gptqmodel, rtn
+from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
 
 
 def quantize(request: QuantizeRequest) -> None:
-    gptqmodel.settle()
+    _gptqmodel.settle()
     from gptqmodel import BACKEND
     from gptqmodel.quantization.config import AWQConfig
 
@@ -36,7 +37,7 @@ def quantize(request: QuantizeRequest) -> None:
     backend = BACKEND.AWQ_TORCH if request.device == "cpu" else BACKEND.AUTO
     float32 = request.device == "cpu"
     with _moments_for_clip(), _float32() if float32 else nullcontext():
-        gptqmodel.quantize(request, config, float32=float32, batch_size=gptqmodel.batch_size(request), backend=backend)
+        _gptqmodel.quantize(request, config, float32=float32, batch_size=_gptqmodel.batch_size(request), backend=backend)
 
 
 def best_clip(weight: Any, inputs: Any, *, bits: int, sym: bool, group: int, grid: int = 20, shrink: float = 0.5) -> Any:
@@ -134,7 +135,7 @@ def _float32() -> Iterator[None]:
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
-    return reason or gptqmodel.supports(scheme, shape, device)
+    return reason or _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -143,24 +144,24 @@ METHOD = Method(
     version="2",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
         "sym": Option(default=False, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
     kernel_cuda={8: "real", 4: "real", 3: "slow", 2: "slow"},
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=rtn.bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
     calibrated=True,
-    requirements=gptqmodel.REQUIREMENTS,
+    requirements=_gptqmodel.REQUIREMENTS,
     extra="gptqmodel",
-    modules=gptqmodel.MODULES,
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    modules=_gptqmodel.MODULES,
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.spec import Json, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
 `simulated` = weights held in 16 bits or wider, so size, memory and speed are not those of the scheme; `none` = cannot run."""
-
-Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,34 +35,6 @@ class Option:
     def at(self, bits: float) -> Json:
         """The default at a bit width."""
         return self.defaults.get(bits, self.default)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One linear layer of the source model: its name, and its weight's shape (out_features, in_features)."""
-
-    name: str
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What can be known of a model without torch: from config.json and the safetensors headers.
-
-    `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
-    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM".
-    """
-
-    architecture: str
-    parameters: int
-    linears: tuple[Layer, ...]
-    hidden: int
-    layers: int
-    vocab: int
-    tied: bool
-    dtype: str
-    config: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,32 +62,6 @@ class LoadRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerKernel:
-    """Kernel proof of one quantized layer after load: module class, the op or backend that computes, dtype of the stored
-    weight, and whether the weights are held dequantized (16 bits or wider)."""
-
-    layer: str
-    module: str
-    op: str
-    stored_dtype: str
-    dequantized: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """One tensor as stored in the artifact: `bits` = all bits on disk, `role` = which part of the ledger it belongs to.
-
-    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers;
-    `other` is everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
-    """
-
-    name: str
-    layer: str
-    role: Role
-    bits: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A row of `quant-harness methods` and of a suite's `methods:`."""
 
@@ -141,7 +86,7 @@ class Method:
     extra: str | None = None  # our extra that brings them into the main environment
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
-    apart: tuple[str, ...] = ()  # modules worth that which start threads or change other libraries; see harness/branches.py
+    apart: tuple[str, ...] = ()  # modules worth that which start threads or change other libraries; see harness/child/branch.py
     native: bool = False  # unquantized dtype rows
     prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
     served: bool = False  # somebody else's running server: nothing is quantized here, and its bits are what people say

@@ -8,8 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 4.0)
@@ -52,7 +55,7 @@ def load(request: LoadRequest) -> Any:
 
     # At 8 bits the library says at every call of every layer that it computes in float16: thousands of equal lines.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+    return build.plain(request.artifact_dir, torch.bfloat16, request.device)
 
 
 def _kernels(model: Any) -> list[LayerKernel]:
@@ -89,7 +92,7 @@ _PARTS: dict[str, Role] = {
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    names = {t.name for t in tensors.stored(artifact_dir)}
+    names = {t.name for t in safetensors_file.stored(artifact_dir)}
     layers = {n.removesuffix(".SCB") for n in names if n.endswith(".SCB")}
     layers |= {n.removesuffix(".weight.absmax") for n in names if n.endswith(".weight.absmax")}
 
@@ -101,7 +104,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
         layer = name.removesuffix(".weight")
         return (layer, "weight") if name.endswith(".weight") and layer in layers else ("", "other")
 
-    return tensors.ledger(artifact_dir, roles)
+    return safetensors_file.ledger(artifact_dir, roles)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -110,7 +113,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):
         return "type and double_quant belong to 4 bits; at 8 bits bitsandbytes has one format (LLM.int8)"
     if scheme.bits == 4:
-        return tensors.undivided(shape, columns=BLOCK)
+        return safetensors_file.undivided(shape, columns=BLOCK)
     return None
 
 

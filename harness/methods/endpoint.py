@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
-from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.spec import Json, Scheme
 
 NAME = "endpoint"
@@ -73,9 +74,9 @@ def label(options: dict[str, Json], bits: float) -> str:
 
 def quantize(request: QuantizeRequest) -> None:
     """Asks the server for its models and notes what it says; ServerTrouble where it does not answer or has no such model."""
-    from harness.engines import endpoint
+    from harness.runtimes import openai_server
 
-    said = endpoint.introduce(request.scheme)
+    said = openai_server.introduce(request.scheme)
     (request.out_dir / FACTS).write_text(json.dumps(said, indent=1), encoding="utf-8")
     reload.skip(request.out_dir, "a server: its weights are nowhere here, so there is nothing to compare its answers with")
 

@@ -22,11 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.methods import reload
-from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.spec import Scheme
 
 ARTIFACT = "fake.json"
+
 ELSEWHERE_VERSION = "1.16.0"
 
 
@@ -72,18 +74,6 @@ def _quantize_elsewhere(request: QuantizeRequest) -> None:
     if version != ELSEWHERE_VERSION:
         raise RuntimeError(f"six is {version}, not {ELSEWHERE_VERSION}")
     quantize(request)
-
-
-class Scripted:
-    """What the scripted engine loads: enough for a reload check that has nothing to compare."""
-
-    def __init__(self, artifact_dir: Path) -> None:
-        self.model = json.loads((artifact_dir / ARTIFACT).read_text())
-
-    def facts(self) -> Any:
-        from harness.engines.base import EngineFacts
-
-        return EngineFacts(engine="fake", device="cpu", kernels=(), simulated=False, resident_weight_bytes=0)
 
 
 def load(request: LoadRequest) -> Any:
@@ -139,6 +129,7 @@ ELSEWHERE = replace(
     requirements=(f"six=={ELSEWHERE_VERSION}",),
     modules=("six",),
 )
+
 UNBUILDABLE = replace(
     METHOD,
     name="fake-unbuildable",

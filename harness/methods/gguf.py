@@ -14,60 +14,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.methods import gguf_convert, gguf_file, reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.formats import gguf_export, gguf_reader, gguf_types, safetensors_file
+from harness.formats.gguf_types import FILE_TYPES
+from harness.methods import reload
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 FILE = "model.gguf"
+
 FACTS = "gguf.json"
-
-Mixture = tuple[str, dict[str, tuple[str, float]]]
-"""The type of most linear layers, and where others are: part of a block -> (type, share of the layers)."""
-
-_MORE = 0.5  # llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between
-_EARLY = 1 / 8
-FILE_TYPES: dict[str, tuple[float, Mixture]] = {
-    "F32": (32, ("F32", {})),
-    "BF16": (16, ("BF16", {})),
-    "F16": (16, ("F16", {})),
-    "Q8_0": (8, ("Q8_0", {})),
-    "Q6_K": (6, ("Q6_K", {})),
-    "Q5_K_M": (5, ("Q5_K", {"v": ("Q6_K", _MORE), "down": ("Q6_K", _MORE)})),
-    "Q5_K_S": (5, ("Q5_K", {})),
-    "Q5_1": (5, ("Q5_1", {})),
-    "Q5_0": (5, ("Q5_0", {})),
-    "Q4_K_M": (4, ("Q4_K", {"v": ("Q6_K", _MORE), "down": ("Q6_K", _MORE)})),
-    "Q4_K_S": (4, ("Q4_K", {"v": ("Q5_K", _EARLY), "down": ("Q5_K", _EARLY)})),
-    "Q4_1": (4, ("Q4_1", {})),
-    "Q4_0": (4, ("Q4_0", {})),
-    "IQ4_NL": (4, ("IQ4_NL", {})),
-    "IQ4_XS": (4, ("IQ4_XS", {})),
-    "Q3_K_L": (3, ("Q3_K", {"v": ("Q5_K", 1), "down": ("Q5_K", 1), "o": ("Q5_K", 1)})),
-    "Q3_K_M": (3, ("Q3_K", {"v": ("Q4_K", 1), "down": ("Q4_K", 1), "o": ("Q4_K", 1)})),
-    "Q3_K_S": (3, ("Q3_K", {})),
-    "IQ3_M": (3, ("IQ3_S", {"v": ("Q4_K", 1), "o": ("Q4_K", 1), "down": ("Q4_K", _EARLY)})),
-    "IQ3_S": (3, ("IQ3_S", {})),
-    "IQ3_XS": (3, ("IQ3_S", dict.fromkeys(("q", "k"), ("IQ3_XXS", 1)) | dict.fromkeys(("gate", "up"), ("IQ3_XXS", 0.75)))),
-    "IQ3_XXS": (3, ("IQ3_XXS", {"q": ("IQ2_S", 1), "k": ("IQ2_S", 1), "o": ("IQ3_S", 1)})),
-    "Q2_K": (2, ("Q2_K", {"v": ("Q3_K", 1), "down": ("Q3_K", 1), "o": ("Q3_K", 1)})),
-    "Q2_K_S": (2, ("Q2_K", {"down": ("Q4_K", _EARLY)})),
-    "IQ2_M": (2, ("IQ2_S", {"v": ("IQ3_S", 1), "o": ("IQ3_S", 1), "down": ("IQ3_S", _EARLY)})),
-    "IQ2_S": (2, ("IQ2_XS", {"v": ("IQ3_S", 1), "o": ("IQ3_S", 1), "down": ("IQ3_S", _EARLY)})),
-    "IQ2_XS": (2, ("IQ2_XS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
-    "IQ2_XXS": (2, ("IQ2_XXS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
-    "TQ2_0": (2, ("TQ2_0", {})),
-    "TQ1_0": (1.58, ("TQ1_0", {})),
-    "IQ1_M": (1, ("IQ1_M", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
-    "IQ1_S": (1, ("IQ1_S", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
-}
-"""File type -> (nominal bits, mixture as llama.cpp chooses it for a dense model, llama-quant.cpp)."""
 
 DEFAULTS = {
     32.0: "F32", 16.0: "BF16", 8.0: "Q8_0", 6.0: "Q6_K", 5.0: "Q5_K_M", 4.0: "Q4_K_M", 3.0: "Q3_K_M", 2.0: "Q2_K",
     1.58: "TQ1_0", 1.0: "IQ1_M",
 }  # fmt: skip
+
 UNQUANTIZED = ("F32", "BF16", "F16")
+
 TERNARY = ("TQ1_0", "TQ2_0")
+
 IMATRIX_TYPES = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 """File types with tensors that llama.cpp refuses to quantize without an importance matrix."""
 
@@ -82,20 +49,20 @@ def with_matrix(scheme: Scheme) -> bool:
 
 
 def quantize(request: QuantizeRequest) -> None:
-    from harness.engines import llama_runtime
+    from harness.runtimes import llama_cpp
 
     kind = str(request.scheme.options["type"])
     target, source = request.out_dir / FILE, request.out_dir / "source.gguf"
     plain = kind in UNQUANTIZED
-    facts = gguf_convert.convert(
+    facts = gguf_export.convert(
         request.model_dir,
         target if plain else source,
         dtype=kind if plain else None,
-        same_ids=lambda path, ids: llama_runtime.same_ids(path, gguf_convert.SAMPLE, ids),
+        same_ids=lambda path, ids: llama_cpp.same_ids(path, gguf_export.SAMPLE, ids),
     )
     matrix = importance(request) if with_matrix(request.scheme) and not plain else {}
     if not plain:
-        llama_runtime.quantize(source, target, file_type=kind, importance=matrix)
+        llama_cpp.quantize(source, target, file_type=kind, importance=matrix)
         source.unlink()
     described = {**facts, "type": kind, "importance_entries": len(matrix)}
     (request.out_dir / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -108,7 +75,7 @@ def importance(request: QuantizeRequest) -> dict[str, Any]:
 
     if not request.calibration:
         raise ValueError("an importance matrix needs calibration rows")
-    model = reload.plain(request.model_dir, reload.reference_dtype(_parameters(request.model_dir)), request.device)
+    model = build.plain(request.model_dir, build.reference_dtype(_parameters(request.model_dir)), request.device)
     sums: dict[str, Any] = {}
 
     def listen(name: str) -> Any:
@@ -118,7 +85,7 @@ def importance(request: QuantizeRequest) -> dict[str, Any]:
 
         return hook
 
-    for name in reload.decoder_linears(model):
+    for name in build.decoder_linears(model):
         model.get_submodule(name).register_forward_pre_hook(listen(name))
     tokens = 0
     with torch.inference_mode():
@@ -126,11 +93,15 @@ def importance(request: QuantizeRequest) -> dict[str, Any]:
             ids = torch.tensor([list(row)], dtype=torch.long, device=request.device)
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
             tokens += len(row)
-    return {str(gguf_convert.gguf_name(f"{n}.weight")): (s / tokens).float().cpu().numpy() for n, s in sums.items()}
+    return {str(gguf_export.gguf_name(f"{n}.weight")): (s / tokens).float().cpu().numpy() for n, s in sums.items()}
 
 
 def _parameters(model_dir: Path) -> int:
-    return sum(t.bits // tensors.BITS[t.dtype] for path in tensors.weight_files(model_dir) for t in tensors.header(path))
+    return sum(
+        t.bits // safetensors_file.BITS[t.dtype]
+        for path in safetensors_file.weight_files(model_dir)
+        for t in safetensors_file.header(path)
+    )
 
 
 def unpacked(path: Path, config: Any) -> dict[str, Any]:
@@ -143,8 +114,8 @@ def unpacked(path: Path, config: Any) -> dict[str, Any]:
 
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     state = {}
-    for tensor in gguf_file.header(path).tensors:
-        name = gguf_convert.source_name(tensor.name)
+    for tensor in gguf_reader.header(path).tensors:
+        name = gguf_export.source_name(tensor.name)
         if name is None:
             continue
         data = raw[tensor.offset : tensor.offset + tensor.bytes].reshape(*tensor.shape[:-1], -1)
@@ -153,8 +124,8 @@ def unpacked(path: Path, config: Any) -> dict[str, Any]:
         else:
             values = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
         found = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(tensor.shape)
-        heads = gguf_convert.rotated(config, name)
-        state[name] = gguf_convert.halved(found, heads).contiguous() if heads else found
+        heads = gguf_export.rotated(config, name)
+        state[name] = gguf_export.halved(found, heads).contiguous() if heads else found
     return state
 
 
@@ -166,9 +137,9 @@ def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None
     """
     import torch
 
-    state = unpacked(path, gguf_convert.complete_config(request.model_dir))
-    dtype = reload.reference_dtype(sum(t.numel() for t in state.values()))
-    model = reload.dense(request.model_dir, state, dtype)
+    state = unpacked(path, gguf_export.complete_config(request.model_dir))
+    dtype = build.reference_dtype(sum(t.numel() for t in state.values()))
+    model = build.dense(request.model_dir, state, dtype)
     rows = reload.rows_for(int(model.config.vocab_size), request.calibration)
     name = str(dtype).removeprefix("torch.")
 
@@ -193,7 +164,7 @@ def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def load(request: LoadRequest) -> Any:
-    from harness.engines.llama_runtime import Weights
+    from harness.runtimes.llama_cpp import Weights
 
     return Weights(request.artifact_dir / FILE, device=request.device, kv_type=str(request.scheme.options["kv_cache"]))
 
@@ -201,7 +172,7 @@ def load(request: LoadRequest) -> Any:
 def _kernels(weights: Any) -> list[LayerKernel]:
     found = []
     for tensor in weights.header.tensors:
-        layer = gguf_convert.linear(tensor.name)
+        layer = gguf_export.linear(tensor.name)
         if layer is not None:
             found.append(
                 LayerKernel(layer=layer, module="llama.cpp", op="ggml_mul_mat", stored_dtype=tensor.type, dequantized=False)
@@ -212,8 +183,8 @@ def _kernels(weights: Any) -> list[LayerKernel]:
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     """One row per tensor of the file. A block holds codes and scales together, so a quantized weight is one row with both."""
     rows = []
-    for tensor in gguf_file.header(artifact_dir / FILE).tensors:
-        layer = gguf_convert.linear(tensor.name)
+    for tensor in gguf_reader.header(artifact_dir / FILE).tensors:
+        layer = gguf_export.linear(tensor.name)
         role: Role = "other" if layer is None else "weight"
         rows.append(StoredTensor(name=tensor.name, layer=layer or "", role=role, bits=8 * tensor.bytes))
     return rows
@@ -234,10 +205,10 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return None
     if "quantization_config" in shape.config:
         return "the checkpoint is already quantized; quantize its unquantized source instead"
-    why = gguf_convert.refusal({**shape.config, "architectures": [shape.architecture]})
+    why = gguf_export.refusal({**shape.config, "architectures": [shape.architecture]})
     if why is not None or kind in UNQUANTIZED:
         return why
-    reason = tensors.undivided(shape, columns=gguf_file.BLOCKS[FILE_TYPES[kind][1][0]].weights)
+    reason = safetensors_file.undivided(shape, columns=gguf_types.BLOCKS[FILE_TYPES[kind][1][0]].weights)
     if reason is None:
         return None
     # llama.cpp itself would quietly store such a tensor in another type.
@@ -251,7 +222,7 @@ def _bits_per_weight(scheme: Scheme) -> float:
     total = 0.0
     for part, size in _PARTS.items():
         other, share = others.get(part, (main, 0.0))
-        total += size * (share * gguf_file.BLOCKS[other].bits_per_weight + (1 - share) * gguf_file.BLOCKS[main].bits_per_weight)
+        total += size * (share * gguf_types.BLOCKS[other].bits_per_weight + (1 - share) * gguf_types.BLOCKS[main].bits_per_weight)
     return total / sum(_PARTS.values())
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.methods import gptqmodel, rtn
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.artifact import Shape
+from harness.methods import _gptqmodel, rtn
+from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
@@ -15,7 +16,7 @@ ORDERS = ("grouped", "sorted", "none")
 
 
 def quantize(request: QuantizeRequest) -> None:
-    gptqmodel.settle()
+    _gptqmodel.settle()
     from gptqmodel.quantization.config import GPTAQConfig, QuantizeConfig
 
     options = request.scheme.options
@@ -33,11 +34,11 @@ def quantize(request: QuantizeRequest) -> None:
         pack_impl="original",
         **extra,
     )
-    gptqmodel.quantize(request, config, float32=True, batch_size=gptqmodel.batch_size(request))
+    _gptqmodel.quantize(request, config, float32=True, batch_size=_gptqmodel.batch_size(request))
 
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    return gptqmodel.supports(scheme, shape, device)
+    return _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -46,7 +47,7 @@ METHOD = Method(
     version="1",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
         "act_order": Option(
             default="grouped",
@@ -66,20 +67,20 @@ METHOD = Method(
         ),
     },
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=rtn.bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
     calibrated=True,
-    requirements=gptqmodel.REQUIREMENTS,
+    requirements=_gptqmodel.REQUIREMENTS,
     extra="gptqmodel",
-    modules=gptqmodel.MODULES,
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    modules=_gptqmodel.MODULES,
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
 )

@@ -16,8 +16,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.58, 1.0)
@@ -44,11 +47,11 @@ def quantize(request: QuantizeRequest) -> None:
     from hqq.core.quantize import HQQLinear
     from safetensors.torch import save_file
 
-    model = reload.plain(request.model_dir, torch.bfloat16, "cpu")
+    model = build.plain(request.model_dir, torch.bfloat16, "cpu")
     state: dict[str, Any] = {}
     dense: dict[str, Any] = {}
     layers: dict[str, Any] = {}
-    for name in reload.decoder_linears(model):
+    for name in build.decoder_linears(model):
         linear = model.get_submodule(name)
         layer = HQQLinear(linear, _config(request.scheme), compute_dtype=torch.bfloat16, device=request.device, del_orig=False)
         meta = layer.meta
@@ -58,7 +61,7 @@ def quantize(request: QuantizeRequest) -> None:
         layers[name] = {"shape": list(meta["shape"]), "packing": meta["packing"]}
         dense[f"{name}.weight"] = layer.dequantize().cpu()  # bf16, as the kernel has it
         linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
-    rest = {n: t for n, t in reload.own_state(model).items() if n.removesuffix(".weight") not in layers}
+    rest = {n: t for n, t in build.own_state(model).items() if n.removesuffix(".weight") not in layers}
     save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     meta_data = {"bits": _bits(request.scheme), **request.scheme.options, "layers": layers}
     (request.out_dir / META).write_text(json.dumps(meta_data), encoding="utf-8")
@@ -74,7 +77,7 @@ def load(request: LoadRequest) -> Any:
     meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
     packed = {f"{name}.{part}" for name in meta["layers"] for part in ("W_q", "scale", "zero")}
-    model = reload.without(request, meta["layers"], {name: tensor for name, tensor in state.items() if name not in packed})
+    model = build.without(request, meta["layers"], {name: tensor for name, tensor in state.items() if name not in packed})
     for name, entry in meta["layers"].items():
         plain = model.get_submodule(name)
         layer = HQQLinear(
@@ -119,11 +122,11 @@ def _kernels(model: Any) -> list[LayerKernel]:
     ]
 
 
-_roles = tensors.by_suffix({"W_q": "weight", "scale": "scale", "zero": "zero"})
+_roles = safetensors_file.by_suffix({"W_q": "weight", "scale": "scale", "zero": "zero"})
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return tensors.ledger(artifact_dir, _roles)
+    return safetensors_file.ledger(artifact_dir, _roles)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -131,7 +134,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "the checkpoint is already quantized; quantize its unquantized source instead"
     group = int(scheme.options["group_size"])
     along = {"columns": group} if int(scheme.options["axis"]) == 1 else {"rows": 1}
-    reason = tensors.undivided(shape, **along)
+    reason = safetensors_file.undivided(shape, **along)
     if reason:
         return f"{reason}; choose a smaller group_size"
     for layer in shape.linears if shape else ():

@@ -17,9 +17,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Role, Shape, StoredTensor
-from harness.methods.gptqmodel import batch_size
+from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods._gptqmodel import batch_size
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 4.0, 3.0, 2.0)
@@ -42,7 +45,7 @@ def quantize(request: QuantizeRequest) -> None:
 
     options, bits = request.scheme.options, int(request.scheme.bits)
     settings = {"bits": bits, "group_size": int(options["group_size"]), "use_sym": bool(options["sym"]), "use_layer_wise": False}
-    model = reload.plain(request.model_dir, torch.float32, request.device)
+    model = build.plain(request.model_dir, torch.float32, request.device)
     learned = options["algorithm"] == "gptq"
     model = prepare(model, (GPTQConfig if learned else RTNConfig)(dtype="int", **settings))
     if learned:
@@ -52,11 +55,11 @@ def quantize(request: QuantizeRequest) -> None:
                 model(torch.tensor(rows[start : start + step], device=request.device))
     model = convert(model)
     packed = {name: m for name, m in model.named_modules() if isinstance(m, INCWeightOnlyLinear)}
-    dtypes = {t.name: t.dtype for t in tensors.stored(request.model_dir)}
+    dtypes = {t.name: t.dtype for t in safetensors_file.stored(request.model_dir)}
     names = {"BF16": torch.bfloat16, "F16": torch.float16}
     state = {
         name: tensor if name.rpartition(".")[0] in packed else tensor.to(names.get(dtypes.get(name, ""), tensor.dtype))
-        for name, tensor in reload.own_state(model).items()
+        for name, tensor in build.own_state(model).items()
     }
     save_file(
         {n: t.contiguous() for n, t in state.items()}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"}
@@ -112,7 +115,7 @@ def load(request: LoadRequest) -> Any:
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
     layers = meta["layers"]
     rest = {n: t for n, t in state.items() if n.rpartition(".")[0] not in layers}
-    model = reload.without(request, layers, rest, bias=False).float()
+    model = build.without(request, layers, rest, bias=False).float()
     for name, (inputs, outputs, ordered) in layers.items():
         own = {part: state[f"{name}.{part}"] for part in (*_ROLES, _BIAS) if f"{name}.{part}" in state}
         layer = INCWeightOnlyLinear(
@@ -149,7 +152,7 @@ def _kernels(model: Any) -> list[LayerKernel]:
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return tensors.ledger(artifact_dir, tensors.by_suffix(dict(_ROLES)))
+    return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(dict(_ROLES)))
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -158,7 +161,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "the checkpoint is already quantized; quantize its unquantized source instead"
     if device != "cpu":
         return "it is offered on the CPU only"
-    reason = tensors.undivided(shape, columns=group, rows=1)
+    reason = safetensors_file.undivided(shape, columns=group, rows=1)
     return f"{reason}; choose a smaller group_size" if reason else None
 
 

@@ -19,9 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.methods import compressed, reload, tensors
-from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Shape
-from harness.methods.gptqmodel import batch_size
+from harness.artifact import Shape
+from harness.formats import compressed_tensors, safetensors_file
+from harness.methods import reload
+from harness.methods._gptqmodel import batch_size
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 4.0, 3.0, 2.0)
@@ -40,7 +43,7 @@ def quantize(request: QuantizeRequest) -> None:
     from harness.scoring.widened import products
 
     options, rows = request.scheme.options, [list(row) for row in request.calibration or ()]
-    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    model = build.plain(request.model_dir, torch.bfloat16, request.device)
     needed = options["algorithm"] != "rtn" or float(options["smooth"]) > 0
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}) if needed else None
     with _unpinned(request.device), products(torch.device(request.device), torch.bfloat16):
@@ -61,9 +64,9 @@ def quantize(request: QuantizeRequest) -> None:
         reload.write(model, positions, request.out_dir, by="the quantizing library's model in memory")
     model.save_pretrained(str(request.out_dir), save_compressed=True)
     if not rounded:
-        wide = reload.reference_dtype(sum(p.numel() for p in model.parameters()))
+        wide = build.reference_dtype(sum(p.numel() for p in model.parameters()))
         del model
-        state = compressed.dequantize(request.out_dir, int(request.scheme.bits), wide)
+        state = compressed_tensors.dequantize(request.out_dir, int(request.scheme.bits), wide)
         reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
@@ -122,7 +125,7 @@ def load(request: LoadRequest) -> Any:
     """The artifact through transformers, brought to where it stays: layers are decompressed at the first forward."""
     import torch
 
-    model = reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+    model = build.plain(request.artifact_dir, torch.bfloat16, request.device)
     with torch.inference_mode():
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=request.device), use_cache=False)
     return model
@@ -148,12 +151,12 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
             return f"type {kind} has groups of its own; write group_size: {_GROUP_OF[kind]}"
         if int(options["activations"]) != (8 if kind == "float" else 16):
             return f"type {kind} settles how activations are rounded; leave activations out"
-        return tensors.undivided(shape, columns=max(group, 1))
+        return safetensors_file.undivided(shape, columns=max(group, 1))
     if int(options["activations"]) < 16 and not options["sym"] and scheme.bits == 8:
         return "eight bits with rounded activations are symmetric; leave sym out"
     if options["algorithm"] == "awq" and group < 0:
         return "awq is offered in groups; write group_size: 32, 64 or 128"
-    reason = tensors.undivided(shape, columns=group) if group > 0 else None
+    reason = safetensors_file.undivided(shape, columns=group) if group > 0 else None
     return f"{reason}; choose a smaller group_size" if reason else None
 
 
@@ -205,8 +208,8 @@ METHOD = Method(
     load=load,
     supports=supports,
     bits_per_weight=bits_per_weight,
-    ledger=compressed.ledger,
-    kernels=compressed.kernels,
+    ledger=compressed_tensors.ledger,
+    kernels=compressed_tensors.kernels,
     calibrated=True,
     environment="llmcompressor",
     requirements=("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0", "lm-eval==0.4.13"),

@@ -20,10 +20,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape
-from harness.methods.gptqmodel import batch_size
-from harness.methods.modelopt_export import dequantize, inputs_of, ledger, read, rounded
+from harness.artifact import LayerKernel, Shape
+from harness.formats import safetensors_file
+from harness.formats.modelopt_checkpoint import dequantize, inputs_of, ledger, read, rounded
+from harness.methods import reload
+from harness.methods._gptqmodel import batch_size
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 4.0)
@@ -62,7 +65,7 @@ def quantize(request: QuantizeRequest) -> None:
             for stage in found if isinstance(found, list) else [found]:
                 if "block_sizes" in stage:
                     stage["block_sizes"][-1] = group
-    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    model = build.plain(request.model_dir, torch.bfloat16, request.device)
     rows, step = [list(row) for row in request.calibration or ()], batch_size(request)
 
     def calibrate(model: Any) -> None:
@@ -74,8 +77,10 @@ def quantize(request: QuantizeRequest) -> None:
     del model
     layers, rest = read(request.out_dir)
     rounds = any(inputs_of(parts) for parts in layers.values())
-    dtype = torch.bfloat16 if rounds else reload.reference_dtype(sum(t.bits for t in tensors.stored(request.model_dir)) // 16)
-    reference = reload.dense(request.model_dir, dequantize(layers, rest, dtype), dtype)
+    dtype = (
+        torch.bfloat16 if rounds else build.reference_dtype(sum(t.bits for t in safetensors_file.stored(request.model_dir)) // 16)
+    )
+    reference = build.dense(request.model_dir, dequantize(layers, rest, dtype), dtype)
     for name, parts in layers.items():
         reference.get_submodule(name).register_forward_pre_hook(lambda _, given, parts=parts: rounded(given[0], parts))
     reload.write(
@@ -95,7 +100,7 @@ def load(request: LoadRequest) -> Any:
 
     register_quant_backend("tensor_code", _on_cpu)
     layers, rest = read(request.artifact_dir)
-    model = reload.dense(request.artifact_dir, dequantize(layers, rest, torch.bfloat16), torch.bfloat16)
+    model = build.dense(request.artifact_dir, dequantize(layers, rest, torch.bfloat16), torch.bfloat16)
     mtq.quantize(model, {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": None})
     for name, parts in layers.items():
         quantizer, kind = model.get_submodule(name).input_quantizer, inputs_of(parts)
@@ -142,7 +147,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return f"type {kind} has groups of its own; write group_size: {_BLOCKS[kind]}"
     if kind not in _BLOCKS and group < 32:
         return f"type {kind} comes in larger groups; write group_size: 32, 64 or 128"
-    reason = tensors.undivided(shape, columns=max(group, 1), rows=1 if kind in _BLOCKS else 2)
+    reason = safetensors_file.undivided(shape, columns=max(group, 1), rows=1 if kind in _BLOCKS else 2)
     return f"{reason}; choose a smaller group_size" if reason and kind not in _BLOCKS else reason
 
 

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.errors import Unsupported
-from harness.methods import reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, QuantizeRequest, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods.base import Kernel, LoadRequest, Method, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -38,10 +41,10 @@ def quantize(request: QuantizeRequest) -> None:
     index = request.model_dir / "model.safetensors.index.json"
     if index.is_file():
         (request.out_dir / index.name).write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
-    files = tensors.weight_files(request.model_dir)
+    files = safetensors_file.weight_files(request.model_dir)
     for path in files:
         target = request.out_dir / (path.name if index.is_file() or len(files) > 1 else "model.safetensors")
-        if all(t.dtype == stored_name or t.dtype not in _FLOATS for t in tensors.header(path)):
+        if all(t.dtype == stored_name or t.dtype not in _FLOATS for t in safetensors_file.header(path)):
             target.symlink_to(path.resolve())
         else:
             _cast(path, target, torch_name, stored_name)
@@ -54,12 +57,12 @@ def _cast(source: Path, target: Path, torch_name: str, stored_name: str) -> None
     from safetensors import safe_open
 
     dtype = getattr(torch, torch_name)
-    rows = tensors.header(source)
+    rows = safetensors_file.header(source)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for row in rows:
         kept = row.dtype not in _FLOATS
-        size = row.bits // 8 if kept else row.bits // tensors.BITS[row.dtype] * tensors.BITS[stored_name] // 8
+        size = row.bits // 8 if kept else row.bits // safetensors_file.BITS[row.dtype] * safetensors_file.BITS[stored_name] // 8
         name = row.dtype if kept else stored_name
         header[row.name] = {"dtype": name, "shape": list(row.shape), "data_offsets": [offset, offset + size]}
         offset += size
@@ -81,7 +84,7 @@ def load(request: LoadRequest) -> Any:
     import torch
 
     torch_name, _ = _DTYPES[request.scheme.method]
-    return reload.plain(request.artifact_dir, getattr(torch, torch_name), request.device)
+    return build.plain(request.artifact_dir, getattr(torch, torch_name), request.device)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -93,8 +96,8 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return [
         StoredTensor(name=t.name, layer="", role="other", bits=t.bits)
-        for path in tensors.weight_files(artifact_dir)
-        for t in tensors.header(path)
+        for path in safetensors_file.weight_files(artifact_dir)
+        for t in safetensors_file.header(path)
     ]
 
 

@@ -15,8 +15,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.methods import openvino_export, openvino_ir, reload, tensors
-from harness.methods.base import Kernel, LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.formats import openvino_export, openvino_ir, safetensors_file
+from harness.methods import reload
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 FACTS = "openvino.json"
@@ -26,19 +29,19 @@ _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 
 
 def quantize(request: QuantizeRequest) -> None:
-    from harness.engines import openvino_runtime
+    from harness.runtimes import openvino
 
-    openvino_runtime.quiet()
+    openvino.quiet()
     import openvino as ov
     import torch
 
-    model = reload.plain(request.model_dir, torch.float32, request.device)
+    model = build.plain(request.model_dir, torch.float32, request.device)
     config = model.config.get_text_config()
-    linears = reload.decoder_linears(model)
-    vectors = {name: t.detach().clone() for name, t in reload.own_state(model).items() if t.dim() < 2}
+    linears = build.decoder_linears(model)
+    vectors = {name: t.detach().clone() for name, t in build.own_state(model).items() if t.dim() < 2}
     if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
         vectors = {name: t.half().float() for name, t in vectors.items()}
-    matrices = {name for name, t in reload.own_state(model).items() if t.dim() > 1}
+    matrices = {name for name, t in build.own_state(model).items() if t.dim() > 1}
     graph = openvino_export.export(model)
     if request.scheme.bits < 16:
         graph = _compressed(graph, request)
@@ -104,15 +107,15 @@ def _write_answers(request: QuantizeRequest, vectors: dict[str, Any], matrices: 
     found = openvino_ir.unpacked(request.out_dir)
     lost = sorted(matrices - found.keys())
     if lost:
-        raise RuntimeError(f"the IR does not name the weights of {tensors.common(lost)}, so it cannot be checked")
+        raise RuntimeError(f"the IR does not name the weights of {safetensors_file.common(lost)}, so it cannot be checked")
     state = vectors | {name: torch.from_numpy(found[name]) for name in matrices}
-    dtype = reload.reference_dtype(sum(t.numel() for t in state.values()))
-    model = reload.dense(request.model_dir, state, dtype)
+    dtype = build.reference_dtype(sum(t.numel() for t in state.values()))
+    model = build.dense(request.model_dir, state, dtype)
     rows = reload.rows_for(int(model.config.get_text_config().vocab_size), request.calibration)
 
     def noisy() -> Any:
         rough = model.to(torch.bfloat16)
-        for name in reload.decoder_linears(rough) if request.scheme.bits < 16 else ():
+        for name in build.decoder_linears(rough) if request.scheme.bits < 16 else ():
             rough.get_submodule(name).register_forward_pre_hook(_round_inputs)
         return rough
 
@@ -128,7 +131,7 @@ def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def load(request: LoadRequest) -> Any:
-    from harness.engines.openvino_runtime import Program
+    from harness.runtimes.openvino import Program
 
     return Program(request.artifact_dir, execution=str(request.scheme.options["execution"]))
 
@@ -169,7 +172,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "the checkpoint is already quantized; quantize its unquantized source instead"
     reason = openvino_export.refusal(shape.config)
     if reason is None and group > 0:
-        reason = tensors.undivided(shape, columns=group)
+        reason = safetensors_file.undivided(shape, columns=group)
         reason = f"{reason}; choose a smaller group_size" if reason else None
     return reason
 

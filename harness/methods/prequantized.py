@@ -18,30 +18,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.artifact import LayerKernel, Role, Shape, StoredTensor
 from harness.errors import BadInput, MissingPackage, Unsupported
-from harness.methods import bnb, gguf_given, gptqmodel, reload, tensors
-from harness.methods.base import LayerKernel, LoadRequest, Method, QuantizeRequest, Role, Shape, StoredTensor
+from harness.formats import gptq_file, safetensors_file
+from harness.formats.quantization_config import entry, format_of
+from harness.methods import _gptqmodel, bnb, gguf_file, reload
+from harness.methods.base import LoadRequest, Method, QuantizeRequest
+from harness.models import build
 from harness.spec import Json, Scheme
 
 NAME = "prequantized"
+
 _OURS = {"artifact.json", "verified.json", reload.FILE}
+
 _LINKED = {".json", ".jinja", ".txt", ".model"}
-
-# ------------------------------------------------------------------------------------------------ what a config says
-
-
-def entry(config: Mapping[str, Json]) -> Mapping[str, Json] | None:
-    """The quantization entry of a config.json, or None when the checkpoint is not quantized."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    return found if isinstance(found, dict) else None
-
-
-def format_of(quantization: Mapping[str, Json]) -> str:
-    """The format's name, e.g. "gptq"; "?" when the entry names none."""
-    named = quantization.get("quant_method")
-    if named is None and ("load_in_4bit" in quantization or "load_in_8bit" in quantization):
-        named = "bitsandbytes"
-    return str(named or "?")
 
 
 def _grouped(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
@@ -125,7 +115,7 @@ def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
         raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
     name = format_of(quantization)
     if name == "gguf" and checkpoint is not None:
-        return gguf_given.scheme(config, checkpoint)
+        return gguf_file.scheme(config, checkpoint)
     if name not in _READERS:
         raise Unsupported(f"it is quantized in a format that is not known here ({name}); known: {', '.join(sorted(_READERS))}")
     try:
@@ -143,9 +133,6 @@ def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
     return Scheme(method=NAME, bits=bits, options=options, label=" ".join(parts))
 
 
-# ------------------------------------------------------------------------------------------------ artifact
-
-
 def quantize(request: QuantizeRequest) -> None:
     """Links to the checkpoint in `request.model_dir`, and leaves the reload check."""
     name = str(request.scheme.options["format"])
@@ -155,7 +142,7 @@ def quantize(request: QuantizeRequest) -> None:
     for path in sorted(request.model_dir.iterdir()):
         if path.suffix in _LINKED and path.name not in _OURS:
             (request.out_dir / path.name).symlink_to(path.resolve())
-    for path in tensors.weight_files(request.model_dir):
+    for path in safetensors_file.weight_files(request.model_dir):
         (request.out_dir / path.name).symlink_to(path.resolve())
     if name not in ("gptq", "awq"):
         reload.skip(request.out_dir, f"{name}: given as it is, and read by nothing but its own library")
@@ -163,8 +150,8 @@ def quantize(request: QuantizeRequest) -> None:
     import torch
 
     try:
-        small = sum(t.bits for t in tensors.stored(request.out_dir)) < 8 * 2 * 10**9
-        state = gptqmodel.dequantize(request.out_dir, torch.float32 if small else torch.bfloat16)
+        small = sum(t.bits for t in safetensors_file.stored(request.out_dir)) < 8 * 2 * 10**9
+        state = gptq_file.dequantize(request.out_dir, torch.float32 if small else torch.bfloat16)
     except BadInput as error:
         reload.skip(request.out_dir, f"{name}: given as it is, in a layout that only its own library reads: {error}")
         return
@@ -176,17 +163,17 @@ def load(request: LoadRequest) -> Any:
 
     name = str(request.scheme.options["format"])
     if name in ("gptq", "awq"):
-        model = gptqmodel.load(request)
+        model = _gptqmodel.load(request)
     elif name == "bitsandbytes":
         model = bnb.METHOD.load(request)
     else:
-        model = reload.plain(request.artifact_dir, torch.bfloat16, request.device)
+        model = build.plain(request.artifact_dir, torch.bfloat16, request.device)
     model.prequantized_format = name
     return model
 
 
 def _kernels(model: Any) -> list[LayerKernel]:
-    known = {"gptq": gptqmodel.kernels, "awq": gptqmodel.kernels, "bitsandbytes": bnb.METHOD.kernels}
+    known = {"gptq": _gptqmodel.kernels, "awq": _gptqmodel.kernels, "bitsandbytes": bnb.METHOD.kernels}
     return known.get(model.prequantized_format, _any_kernels)(model)
 
 
@@ -215,18 +202,19 @@ _SUFFIXES: dict[str, Role] = {
     "weight_zero_point": "zero", "qzeros": "zero", "zero": "zero", "_shift": "zero",
     "codebooks": "codebook", "quant_map": "codebook", "g_idx": "index", "weight_g_idx": "index", "weight_shape": "index",
 }  # fmt: skip
+
 _NARROW = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     name = str(scheme.options["format"])
     if name in ("gptq", "awq", "auto-round"):
-        return gptqmodel.ledger(artifact_dir, scheme)
+        return _gptqmodel.ledger(artifact_dir, scheme)
     if name == "bitsandbytes":
         return bnb.METHOD.ledger(artifact_dir, scheme)
     packed = {
         t.name.rpartition(".")[0]
-        for t in tensors.stored(artifact_dir)
+        for t in safetensors_file.stored(artifact_dir)
         if _SUFFIXES.get(t.name.rpartition(".")[2]) == "weight" or (t.name.endswith(".weight") and t.dtype in _NARROW)
     }
 
@@ -236,23 +224,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
             return "", "other"
         return layer.removesuffix(".weight"), "weight" if suffix == "weight" else _SUFFIXES.get(suffix, "other")
 
-    return tensors.ledger(artifact_dir, roles)
-
-
-def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
-    """(dtype, shape) by name of every parameter that a quantized checkpoint stands for, from its architecture, without memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return {name: ("BF16", list(parameter.shape)) for name, parameter in model.named_parameters()}
-
-
-# ------------------------------------------------------------------------------------------------ what is offered
+    return safetensors_file.ledger(artifact_dir, roles)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -282,9 +254,9 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     kernels=_kernels,
-    requirements=(*gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
+    requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     modules=("torch", "transformers"),
-    preload=gptqmodel.PRELOAD,
+    preload=_gptqmodel.PRELOAD,
     prequantized=True,
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
 )

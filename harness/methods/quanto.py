@@ -21,8 +21,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 4.0, 2.0)
@@ -60,10 +63,10 @@ def quantize(request: QuantizeRequest) -> None:
 
     bits, options = request.scheme.bits, request.scheme.options
     qtype, group = _qtype(bits, str(options["type"])), int(options["group_size"])
-    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    model = build.plain(request.model_dir, torch.bfloat16, request.device)
     state: dict[str, Any] = {}
     dense: dict[str, Any] = {}
-    names = reload.decoder_linears(model)
+    names = build.decoder_linears(model)
     for name in names:
         linear = model.get_submodule(name)
         weight = linear.weight.detach()
@@ -80,7 +83,7 @@ def quantize(request: QuantizeRequest) -> None:
         state.update({f"{name}.{part}": t.detach().cpu().contiguous() for part, t in parts.items() if t is not None})
         dense[f"{name}.weight"] = found.dequantize().detach().cpu()
         linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
-    rest = {n: t for n, t in reload.own_state(model).items() if n not in dense}
+    rest = {n: t for n, t in build.own_state(model).items() if n not in dense}
     save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     shapes = {name: list(dense[f"{name}.weight"].shape) for name in names}
     (request.out_dir / META).write_text(json.dumps({"bits": bits, **options, "layers": shapes}), encoding="utf-8")
@@ -97,7 +100,7 @@ def load(request: LoadRequest) -> Any:
     meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
     packed = {f"{name}.{part}" for name in meta["layers"] for part in _PARTS}
-    model = reload.without(request, meta["layers"], {n: t for n, t in state.items() if n not in packed})
+    model = build.without(request, meta["layers"], {n: t for n, t in state.items() if n not in packed})
     for name, size in meta["layers"].items():
         parts = {part: state.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in state}
         weight = _tensor(parts, torch.Size(size), float(meta["bits"]), str(meta["type"]), int(meta["group_size"]))
@@ -156,11 +159,11 @@ def _kernels(model: Any) -> list[LayerKernel]:
     return found
 
 
-_roles = tensors.by_suffix({"data": "weight", "scale": "scale", "shift": "zero"})
+_roles = safetensors_file.by_suffix({"data": "weight", "scale": "scale", "shift": "zero"})
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return tensors.ledger(artifact_dir, _roles)
+    return safetensors_file.ledger(artifact_dir, _roles)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -175,7 +178,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "type float is an 8-bit format; write bits: 8, or leave type out"
     if group < 0:
         return f"{scheme.bits:g} bits come in groups; write group_size: 32, 64 or 128"
-    reason = tensors.undivided(shape, columns=group, rows=16)
+    reason = safetensors_file.undivided(shape, columns=group, rows=16)
     return f"{reason}; choose a smaller group_size" if reason else None
 
 

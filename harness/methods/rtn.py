@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from harness.methods import gptqmodel
-from harness.methods.base import Method, Option, QuantizeRequest, Shape
+from harness.artifact import Shape
+from harness.methods import _gptqmodel
+from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
 
 
 def quantize(request: QuantizeRequest) -> None:
-    gptqmodel.settle()
+    _gptqmodel.settle()
     from gptqmodel.quantization.config import RTNConfig
 
     options = request.scheme.options
     config = RTNConfig(
         bits=int(request.scheme.bits), group_size=int(options["group_size"]), sym=bool(options["sym"]), pack_impl="original"
     )
-    gptqmodel.quantize(request, config, float32=True)
+    _gptqmodel.quantize(request, config, float32=True)
 
 
 def bits_per_weight(scheme: Scheme) -> float:
@@ -27,7 +28,7 @@ def bits_per_weight(scheme: Scheme) -> float:
 
 
 def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    return gptqmodel.supports(scheme, shape, device)
+    return _gptqmodel.supports(scheme, shape, device)
 
 
 METHOD = Method(
@@ -36,23 +37,23 @@ METHOD = Method(
     version="1",
     bits=BITS,
     options={
-        "group_size": Option(default=64, choices=gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(default=64, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
     engine="transformers",
-    kernel_cpu=gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=gptqmodel.KERNEL_CUDA,
+    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
+    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=gptqmodel.load,
+    load=_gptqmodel.load,
     supports=supports,
     bits_per_weight=bits_per_weight,
-    ledger=gptqmodel.ledger,
-    kernels=gptqmodel.kernels,
-    requirements=gptqmodel.REQUIREMENTS,
+    ledger=_gptqmodel.ledger,
+    kernels=_gptqmodel.kernels,
+    requirements=_gptqmodel.REQUIREMENTS,
     extra="gptqmodel",
-    modules=gptqmodel.MODULES,
-    preload=gptqmodel.PRELOAD,
-    apart=gptqmodel.APART,
+    modules=_gptqmodel.MODULES,
+    preload=_gptqmodel.PRELOAD,
+    apart=_gptqmodel.APART,
     summary="plain rounding in groups, packed in the GPTQ format; needs no data",
     source="GPTQModel (RTNConfig)",
 )

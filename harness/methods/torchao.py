@@ -19,8 +19,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from harness.methods import reload, tensors
-from harness.methods.base import LayerKernel, LoadRequest, Method, Option, QuantizeRequest, Shape, StoredTensor
+from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.formats import safetensors_file
+from harness.methods import reload
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.models import build
 from harness.spec import Scheme
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
@@ -70,9 +73,9 @@ def quantize(request: QuantizeRequest) -> None:
     from safetensors.torch import save_file
     from torchao.quantization import quantize_
 
-    model = reload.plain(request.model_dir, torch.bfloat16, request.device)
+    model = build.plain(request.model_dir, torch.bfloat16, request.device)
     state: dict[str, Any] = {}
-    names = reload.decoder_linears(model)
+    names = build.decoder_linears(model)
     packed = kind(request.scheme) == "Int4"
     for name in names:
         linear = model.get_submodule(name)
@@ -90,7 +93,7 @@ def quantize(request: QuantizeRequest) -> None:
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
     for name in names:
         model.get_submodule(name).weight = None
-    state.update(reload.own_state(model))
+    state.update(build.own_state(model))
     save_file(state, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
     meta = {"tensor": kind(request.scheme), "bits": request.scheme.bits, **request.scheme.options, "layers": names}
     (request.out_dir / META).write_text(json.dumps(meta), encoding="utf-8")
@@ -123,7 +126,7 @@ def load(request: LoadRequest) -> Any:
 
     meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
     state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
-    model = reload.without(request, meta["layers"], {n: t for n, t in state.items() if n.rpartition(".")[2] not in _PARTS})
+    model = build.without(request, meta["layers"], {n: t for n, t in state.items() if n.rpartition(".")[2] not in _PARTS})
     for name in meta["layers"]:
         parts = {part: state.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in state}
         weight = _tensor(meta["tensor"], parts, float(meta["bits"]), int(meta["group_size"]))
@@ -182,11 +185,11 @@ def _kernels(model: Any) -> list[LayerKernel]:
     return found
 
 
-_roles = tensors.by_suffix({"qdata": "weight", "scale": "scale", "zero_point": "zero", "scale_and_zero": "scale"})
+_roles = safetensors_file.by_suffix({"qdata": "weight", "scale": "scale", "zero_point": "zero", "scale_and_zero": "scale"})
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return tensors.ledger(artifact_dir, _roles)
+    return safetensors_file.ledger(artifact_dir, _roles)
 
 
 def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
@@ -206,10 +209,10 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "packed 4 bits are this library's CPU format; on CUDA take type: intx, or another method at 4 bits"
     if tensor == "Int4" and group < 0:
         return "packed 4 bits come in groups; write group_size: 32, 64 or 128"
-    reason = tensors.undivided(shape, columns=group) if group > 0 else None
+    reason = safetensors_file.undivided(shape, columns=group) if group > 0 else None
     if reason:
         return f"{reason}; choose a smaller group_size"
-    return tensors.undivided(shape, rows=16, columns=2) if tensor == "Int4" else None
+    return safetensors_file.undivided(shape, rows=16, columns=2) if tensor == "Int4" else None
 
 
 def _bits_per_weight(scheme: Scheme) -> float:

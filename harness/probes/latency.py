@@ -23,39 +23,42 @@ Versions
 
 from __future__ import annotations
 
-import gc
 import json
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import machine
-from harness.engines.base import EngineFacts, Loaded, Timing
-from harness.errors import BadInput, Unsupported
-from harness.models import shape_of, tensors
+from harness.engines.base import Loaded, Timing
+from harness.errors import Unsupported
+from harness.measure import conditions, machine
 from harness.probes.base import Probe, Session, Wishes
+from harness.probes.roofline import floor as floor_of
+from harness.probes.rounds import (
+    LEAST_ROUNDS,
+    NARROW,
+    NARROW_RATIO,
+    Rounds,
+    _compared,
+    _settled,
+    _tpot_ratios,
+    _ttft_ratios,
+    median,
+    nearest_rank,
+    quiet,
+    run_rounds,
+    tpot,
+)
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
 
-NARROW = 0.05
-"""Rounds stop once the interval of the median is narrower than this share of the median."""
-NARROW_RATIO = 0.03
-"""The same for the ratios to the baseline: then a model against itself is within 2 % in at least 96 of 100 measurements for noise
-of 1 to 4 % a run, normal, skewed or with spikes (simulated; without this rule 83 to 99)."""
-LEAST_ROUNDS = 6
-"""The smallest and largest of 6 hold the median with 1 - 2/2^6 = 96.9 %: with fewer there is no 95 % interval."""
-MOST_ROUNDS = 1000
+
 TOLERANCE = 1.05
 """A measured floor has noise too: only beyond this share of it is a figure called wrong."""
-_ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
 QUIET = 0.10
 """Share of all CPU time taken by others above which the machine was not ours alone."""
 
@@ -68,6 +71,7 @@ TTFT = Metric(
     scale="log",
     description="From the prompt's token ids to the first new token, at the prompt length and batch of the shape.",
 )
+
 TPOT = Metric(
     name="tpot",
     title="Time per output token",
@@ -77,6 +81,7 @@ TPOT = Metric(
     scale="log",
     description="One decode step of the whole batch, after the prompt of the shape.",
 )
+
 THROUGHPUT = Metric(
     name="throughput",
     title="Decode throughput",
@@ -86,6 +91,7 @@ THROUGHPUT = Metric(
     scale="log",
     description="New tokens per second over all rows of the batch: what llama-bench calls tg, here after the prompt.",
 )
+
 PREFILL = Metric(
     name="prefill_throughput",
     title="Prefill throughput",
@@ -95,15 +101,21 @@ PREFILL = Metric(
     scale="log",
     description="Prompt tokens per second over all rows of the batch: what llama-bench calls pp.",
 )
+
 _OVER_RUNS = "nearest rank over runs"
+
 TTFT_P90 = Metric(name="ttft_p90", title="Time to first token, p90", unit="s", better="lower", definition=_OVER_RUNS)
+
 TTFT_P99 = Metric(name="ttft_p99", title="Time to first token, p99", unit="s", better="lower", definition=_OVER_RUNS)
+
 STEP_P90 = Metric(
     name="step_p90", title="Decode step, p90", unit="s", better="lower", definition="nearest rank over all steps of all runs"
 )
+
 STEP_P99 = Metric(
     name="step_p99", title="Decode step, p99", unit="s", better="lower", definition="nearest rank over all steps of all runs"
 )
+
 TTFT_RATIO = Metric(
     name="ttft_ratio",
     title="Time to first token against the baseline",
@@ -112,6 +124,7 @@ TTFT_RATIO = Metric(
     definition="cell / baseline within one round, median over rounds",
     description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
 )
+
 TPOT_RATIO = Metric(
     name="tpot_ratio",
     title="Time per output token against the baseline",
@@ -120,6 +133,7 @@ TPOT_RATIO = Metric(
     definition="cell / baseline within one round, median over rounds",
     description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
 )
+
 ROOFLINE = Metric(
     name="roofline_share",
     title="Share of the roofline",
@@ -128,19 +142,6 @@ ROOFLINE = Metric(
     definition="floor / time per output token, floor = active weight bytes / bandwidth measured at that size",
     description="1 would be decoding as fast as the weights can be read. Low shares are the kernel's, not the machine's.",
 )
-
-
-def median(samples: Sequence[float]) -> Interval:
-    """Median with its order-statistic interval; a plan, which imports this module, needs no statistics."""
-    from harness import stats
-
-    return stats.median_interval(samples)
-
-
-def nearest_rank(samples: Sequence[float], q: float) -> float:
-    """The smallest sample with at least the share `q` of all samples at or below it."""
-    ordered = sorted(samples)
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,22 +155,6 @@ class Shape:
     @property
     def name(self) -> str:
         return f"pp{self.prompt} tg{self.new} b{self.batch}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
-    """All timed runs: `base` has one entry per entry of `cell`, or is empty. `stopped` = why no more were made."""
-
-    cell: list[Timing]
-    base: list[Timing]
-    discarded: int
-    stopped: str
-    seconds: float
-
-
-def tpot(timing: Timing) -> float:
-    """(end to end - time to first token) / (new tokens - 1): the mean of the steps."""
-    return math.fsum(timing.step_seconds) / len(timing.step_seconds)
 
 
 def questions(wishes: Wishes) -> list[Question]:
@@ -192,7 +177,7 @@ def measure(session: Session, question: Question) -> Answer:
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their speed is not that of the scheme")
     base, beside = _baseline(session)
-    before = machine.snapshot()
+    before = conditions.snapshot()
     with quiet():
         rounds = run_rounds(
             runner(cell, shape),
@@ -200,9 +185,9 @@ def measure(session: Session, question: Question) -> Answer:
             budget_seconds=budget,
             seed=session.seed,
         )
-    conditions = machine.between(before, machine.snapshot())
-    floor = _floor(session, engine)
-    found, withheld = _measurements(rounds, shape, floor, conditions)
+    during = conditions.between(before, conditions.snapshot())
+    reachable = floor_of(session, engine)
+    found, withheld = _measurements(rounds, shape, reachable, during)
     blob = session.blob("latency", _raw(shape, rounds), "json")
     found = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in found]
     facts: dict[str, Json] = {
@@ -212,87 +197,12 @@ def measure(session: Session, question: Question) -> Answer:
         "stopped": rounds.stopped,
         "measured_seconds": rounds.seconds,
         "baseline": {"beside": beside, **_summary(rounds.base, shape)},
-        "conditions": {**conditions, **_settings(session)},
-        "roofline": floor,
+        "conditions": {**during, **_settings(session)},
+        "roofline": reachable,
         "withheld": withheld,
-        "notes": _notes(rounds, conditions),
+        "notes": _notes(rounds, during),
     }
     return Answer(measurements=tuple(found), facts=facts)
-
-
-def run_rounds(
-    cell: Callable[[int], Timing],
-    base: Callable[[int], Timing] | None,
-    *,
-    budget_seconds: float,
-    seed: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Rounds:
-    """Warm-up, then rounds until both medians are known to 5 % and both ratios to 3 %, or the budget is spent (at least one round
-    is always made).
-
-    `cell(seed)` and `base(seed)` make one run each. The order within a round alternates. The budget counts everything, the
-    warm-up too, which ends when a round is within 10 % of the one before, after 5 rounds, or at a quarter of the budget.
-    """
-    began = clock()
-
-    def both(index: int) -> tuple[Timing, Timing | None]:
-        if base is None:
-            return cell(seed + index), None
-        if index % 2 == 0:
-            first = cell(seed + index)
-            return first, base(seed + index)
-        second = base(seed + index)
-        return cell(seed + index), second
-
-    discarded, before = 0, 0.0
-    while discarded < 5:
-        started = clock()
-        both(discarded)
-        discarded += 1
-        now = clock() - started
-        if abs(now - before) <= 0.1 * before or clock() - began > budget_seconds / 4:
-            break
-        before = now
-
-    cells: list[Timing] = []
-    bases: list[Timing] = []
-    stopped = f"{MOST_ROUNDS} rounds"
-    while len(cells) < MOST_ROUNDS:
-        ours, theirs = both(len(cells))
-        cells.append(ours)
-        if theirs is not None:
-            bases.append(theirs)
-        if len(cells) >= LEAST_ROUNDS and _settled(cells) and (not bases or (_settled(bases) and _compared(cells, bases))):
-            beside = f", of the ratios below {NARROW_RATIO:.0%}" if bases else ""
-            stopped = f"interval of the median below {NARROW:.0%}{beside}"
-            break
-        spent = clock() - began
-        if spent + spent / (len(cells) + discarded) > budget_seconds:  # another round would not fit
-            stopped = f"budget of {budget_seconds:g} s spent"
-            break
-    return Rounds(cell=cells, base=bases, discarded=discarded, stopped=stopped, seconds=clock() - began)
-
-
-def _settled(timings: Sequence[Timing]) -> bool:
-    return (
-        median([t.ttft_seconds for t in timings]).relative_width < NARROW
-        and median([tpot(t) for t in timings]).relative_width < NARROW
-    )
-
-
-def _compared(cells: Sequence[Timing], bases: Sequence[Timing]) -> bool:
-    return all(
-        median(ratios).relative_width < NARROW_RATIO for ratios in (_ttft_ratios(cells, bases), _tpot_ratios(cells, bases))
-    )
-
-
-def _ttft_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
-    return [a.ttft_seconds / b.ttft_seconds for a, b in zip(cells, bases, strict=True)]
-
-
-def _tpot_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
-    return [tpot(a) / tpot(b) for a, b in zip(cells, bases, strict=True)]
 
 
 def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
@@ -313,79 +223,6 @@ def _baseline(session: Session) -> tuple[Loaded | None, str]:
         session.memo["latency baseline"] = session.load_baseline()
     base: Loaded | None = session.memo["latency baseline"]
     return base, "interleaved" if base is not None else "not interleaved: it does not fit beside the cell, or there is none"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No garbage collection while the clock runs: a pause of the collector is no property of the cell."""
-    was = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
-    """What bounds a decode step from below: active weight bytes, bandwidth at that working set, floor in seconds."""
-    resident = engine.resident_weight_bytes
-    if resident <= 0:
-        return {"reason": "the engine does not say how many bytes it holds"}
-    active = engine.details.get("active_weight_bytes")
-    if active is None:
-        active = active_weight_bytes(session.model_dir, resident)
-    if isinstance(active, str):
-        return {"reason": active}
-    memo = f"bandwidth {active}"
-    if memo not in session.memo:
-        cache = getattr(session, "cache", None)
-        try:
-            session.memo[memo] = machine.bandwidth(
-                active, device=session.device, cache=None if cache is None else Path(cache) / "machine"
-            )
-        except ImportError as error:
-            session.memo[memo] = f"bandwidth cannot be measured here: {error}"
-    measured = session.memo[memo]
-    if not isinstance(measured, machine.Bandwidth):
-        return {"reason": str(measured)}
-    return {
-        "active_weight_bytes": active,
-        "resident_weight_bytes": resident,
-        "bandwidth_bytes_per_second": measured.bytes_per_second,
-        "bandwidth_kernel": measured.kernel,
-        "bandwidth_by_kernel": dict(measured.by_kernel),
-        "bandwidth_working_set_bytes": measured.working_set_bytes,
-        "level": measured.level,
-        "others_cpu_share": measured.others_cpu_share,
-        "floor_seconds": active / measured.bytes_per_second,
-    }
-
-
-def active_weight_bytes(model_dir: Path, resident: int) -> int | str:
-    """Of the bytes an engine holds, those that every decode step reads, or why that cannot be said.
-
-    All but the input embedding, of which a step reads a row per sequence, unless it is the output head too (tied). It is taken
-    at its size in the source model: methods leave it as it is. Where a step reads only some experts there is no one number.
-    """
-    try:
-        shape = shape_of(model_dir)
-        stored = tensors(model_dir)
-    except (BadInput, OSError) as error:
-        return f"the source model's shape cannot be read: {error}"
-    text = shape.config.get("text_config")
-    config = text if isinstance(text, dict) else shape.config
-    if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return "a mixture of experts: how many weights a step reads depends on the token"
-    if shape.tied:
-        return resident
-    tables = [
-        math.prod(sizes) * _ELEMENT_BYTES.get(dtype, 0)
-        for name, (dtype, sizes) in stored.items()
-        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"))
-    ]
-    return max(0, resident - max(tables, default=0))
 
 
 def _measurements(

@@ -1,6 +1,7 @@
 """Peak memory of loading, prefill and decoding at a declared context, in a fresh process that has done nothing else.
 
-What is counted: the resident set's high-water mark within each phase (`harness.phases`), *beyond* what the process held
+What is counted: the resident set's high-water mark within each phase (`harness.measure.memory_phases`), *beyond*
+what the process held
 before it loaded the model, and without the code pages of libraries that were touched on the way. A process forked from a
 server that has torch imported holds the server's pages from its first moment, and a runtime's hundreds of MB would drown a
 small model: both belong to the runtime, whose size is given apart (`runtime_bytes`), and not to the weights, the cache and
@@ -34,8 +35,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness import listening, phases
 from harness.errors import Unsupported
+from harness.measure import memory_phases, processes
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Phase, Question
 
@@ -106,7 +107,7 @@ class Start:
     """The process before load: `total` resident bytes, and what of it are pages of files, split as `phases.Mapped`."""
 
     total: int
-    files: phases.Mapped | None
+    files: memory_phases.Mapped | None
 
 
 def questions(wishes: Wishes) -> list[Question]:
@@ -122,7 +123,7 @@ def measure(session: Session, question: Question) -> Answer:
     method = METHODS.get(session.cell.scheme.method)
     if method is not None and method.served:
         return _server(session, asked)
-    phases.require()
+    memory_phases.require()
     rehearsal = rehearse(session)
     start = _start(session)
     beyond: dict[str, Beyond] = {}
@@ -131,7 +132,7 @@ def measure(session: Session, question: Question) -> Answer:
         loaded = session.loaded
         engine = loaded.facts()
         # Mapped weights come into memory only as they are read. A model that can answer has them there, mapped or not.
-        whole = phases.populate(_weight_roots(session))
+        whole = memory_phases.populate(_weight_roots(session))
     beyond["load"] = _beyond(session, start)
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
@@ -166,18 +167,18 @@ def _server(session: Session, asked: Mapping[str, int]) -> Answer:
     """The memory of the processes behind a server's port, if it runs on this machine and may be looked at."""
     url = urlsplit(str(session.cell.scheme.options["url"]))
     host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
-    if not listening.local(host):
+    if not processes.local(host):
         raise Unsupported(f"the server is not on this machine ({host}), so its memory cannot be seen from here")
-    phases.require()
-    pids = listening.owners(port)
+    memory_phases.require()
+    pids = processes.owners(port)
     if not pids:
         raise Unsupported(
             f"no process that may be looked at listens on port {port}: the server runs in a container or as another user; run "
             "quant-harness as that user to see its memory"
         )
-    idle = listening.resident(listening.family(pids))
+    idle = processes.resident(processes.family(pids))
     decode = session.loaded.run_phase("decode", **asked)
-    after = listening.resident(listening.family(pids))
+    after = processes.resident(processes.family(pids))
     found = [] if after.pss is None else [_plain(SERVER, after.pss)]
     found.append(_plain(SERVER_RSS, after.rss))
     facts: dict[str, Json] = {
@@ -209,15 +210,15 @@ class Beyond:
 
 def _start(session: Session) -> Start:
     _give_back_free_heap()
-    files = phases.mapped(_weight_roots(session))
-    return Start(total=phases.require().total, files=files)
+    files = memory_phases.mapped(_weight_roots(session))
+    return Start(total=memory_phases.require().total, files=files)
 
 
 def _settle(session: Session) -> None:
     """What one phase left behind is not needed by the next: free heap, and pages of a weight file that a loader mapped, copied
     from and still holds. Mapped weights that the next phase reads come back, and count, by being read."""
     _give_back_free_heap()
-    phases.release(_weight_roots(session))
+    memory_phases.release(_weight_roots(session))
 
 
 def _weight_roots(session: Session) -> list[Path]:
@@ -226,10 +227,10 @@ def _weight_roots(session: Session) -> list[Path]:
 
 def _beyond(session: Session, start: Start) -> Beyond:
     phase = session.phases()[-1]
-    return against(start, phase, phases.mapped(_weight_roots(session)))
+    return against(start, phase, memory_phases.mapped(_weight_roots(session)))
 
 
-def against(start: Start, phase: Phase, files: phases.Mapped | None) -> Beyond:
+def against(start: Start, phase: Phase, files: memory_phases.Mapped | None) -> Beyond:
     """The phase's peak less the start, less code pages and doubly mapped pages that came since; `files` was read at its end.
 
     Pages of libraries only ever come, so their count at the end is the most they can have been at the peak: the figure is
@@ -245,7 +246,9 @@ def against(start: Start, phase: Phase, files: phases.Mapped | None) -> Beyond:
     if "host_peak" in peaks:
         host = peaks["host_peak"] - start.total - code - doubled
     else:
-        missing = f"the peak could not be set back ({phases.PROC}/clear_refs is not writable) and an earlier one was higher"
+        missing = (
+            f"the peak could not be set back ({memory_phases.PROC}/clear_refs is not writable) and an earlier one was higher"
+        )
     facts: dict[str, Json] = {
         "seconds": phase.seconds,
         "peak_bytes": dict(peaks),

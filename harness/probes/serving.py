@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness import machine
 from harness.errors import ServerTrouble, Unsupported
+from harness.measure import conditions
 from harness.probes.base import Probe, Session, Wishes
-from harness.probes.latency import median, nearest_rank, quiet
+from harness.probes.rounds import median, nearest_rank, quiet
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
 TTFT = Metric(
@@ -96,7 +96,7 @@ def questions(wishes: Wishes) -> list[Question]:
 
 def measure(session: Session, question: Question) -> Answer:
     """Unsupported for what is no server; ServerTrouble when no request at all was answered."""
-    from harness.engines.endpoint import Endpoint, run_load
+    from harness.runtimes.openai_server import Endpoint, run_load
 
     server: Any = session.loaded
     if not isinstance(server, Endpoint):
@@ -106,10 +106,10 @@ def measure(session: Session, question: Question) -> Answer:
     warm = run_load(
         server, **{**shape, "requests": shape["clients"]}, seed=session.seed + 1, budget_seconds=options["budget_seconds"]
     )
-    before = machine.snapshot()
+    before = conditions.snapshot()
     with quiet():
         load = run_load(server, **shape, seed=session.seed + 2, budget_seconds=float(options["budget_seconds"]))
-    conditions = machine.between(before, machine.snapshot())
+    during = conditions.between(before, conditions.snapshot())
     if not load.rows:
         raise ServerTrouble(f"none of {len(load.failures)} requests was answered: {(load.failures or warm.failures)[0]}", "error")
     sent = len(load.rows) + len(load.failures)
@@ -133,7 +133,7 @@ def measure(session: Session, question: Question) -> Answer:
         "prompt_tokens": load.prompt_tokens,
         "new_tokens": load.new_tokens,
         "ignore_eos": server.ignores_eos,
-        "conditions": conditions,
+        "conditions": during,
         "notes": notes,
     }
     return Answer(measurements=tuple(_measurements(load, question.subject, blob)), facts=facts)

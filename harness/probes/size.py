@@ -14,10 +14,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness.artifact import Shape, StoredTensor
 from harness.errors import BadInput
-from harness.methods import prequantized
-from harness.methods.base import Method, Shape, StoredTensor
-from harness.models import shape_of, tensors
+from harness.formats import quantization_config
+from harness.methods.base import Method
+from harness.models import build
+from harness.models.find import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Question
 
@@ -78,8 +80,8 @@ def measure(session: Session, question: Question) -> Answer:
     method = METHODS[scheme.method]
     source = shape_of(session.model_dir)
     known = tensors(session.model_dir)
-    if prequantized.entry(source.config) is not None:  # packed tensors do not say how many parameters they stand for
-        known = prequantized.unpacked(session.model_dir)
+    if quantization_config.entry(source.config) is not None:  # packed tensors do not say how many parameters they stand for
+        known = build.unpacked(session.model_dir)
         source = shape_of(session.model_dir, known)
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:

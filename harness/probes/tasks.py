@@ -17,25 +17,19 @@ Version 1 (2026-11-21): first definition.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import math
-import os
-import random
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.branches import die_with_parent, let_go
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
-from harness.probes import sequential, taskfiles
+from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
+from harness.probes.lm_eval_tasks import evaluate, seed_of, templates
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
+from harness.probes.tasks_ahead import AHEAD, ahead, configured, key_of
 from harness.spec import Answer, Json, Measurement, Metric, Question, digest, to_json
 
 __all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
@@ -98,94 +92,20 @@ def measure(session: Session, question: Question) -> Answer:
     """Runs one task or group. Raises BadInput for a task that cannot be used or has no items, Nonfinite if nothing is finite."""
     name = str(question.options["task"])
     folder = session.task_folder(question)
-    with _templates(sandboxed=folder is not None):
-        tasks = _AHEAD.pop(_key(question, folder), None) or _configured(question, folder, session.cache)
+    with templates(sandboxed=folder is not None):
+        tasks = AHEAD.pop(key_of(question, folder), None) or configured(question, folder, session.cache)
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
-        _seed()
+        seed_of()
         if sequential.settings(question) is not None:
             answer = _until_verdict(session, question, lm, tasks)
         else:
-            results = _evaluate(lm, tasks, question.options["limit"])
+            results = evaluate(lm, tasks, question.options["limit"])
             outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
             answer = _answer(session, name, outcomes, results)
     report = getattr(lm, "report", None)
     return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
-
-
-AHEAD_SECONDS = 60.0
-"""No further task is begun ahead after that: a run should begin, and a branch that takes twice as long is given up."""
-
-_AHEAD: dict[str, Any] = {}
-"""Tasks built before this process was forked, each for one answer: its requests carry what a model said."""
-
-
-def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
-    """Loads the tasks of these questions and builds their requests, which depend on no model: each cell would do the same anew.
-    A task that cannot be had is left to the children, whose records say why."""
-    from tqdm import tqdm  # type: ignore[import-untyped]  # it brings no types
-
-    tqdm.monitor_interval = 0  # its monitor is a thread that stays
-    end = time.monotonic() + AHEAD_SECONDS
-    with let_go():  # `datasets` looks at files in threads
-        _build_ahead(questions, cache, end)
-
-
-def _build_ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> None:
-    if not _fill_cache(questions, cache, end):
-        return
-    for question, folder in questions:
-        if time.monotonic() > end:
-            break
-        # What is wrong with a task is said by the child that is asked for it.
-        with contextlib.suppress(Exception), _templates(sandboxed=folder is not None):
-            tasks = _configured(question, folder, cache)
-            _seed()
-            limit = question.options["limit"]
-            for task in tasks["tasks"].values():
-                task.build_all_requests(limit=limit)
-                task.build_all_requests = functools.partial(_as_built, limit)
-            _AHEAD[_key(question, folder)] = tasks
-
-
-def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
-    """Stands in for the `build_all_requests` of a task that has built them."""
-    if limit != built:
-        raise AssertionError(f"requests of {built} items were built, {limit} are asked for")
-
-
-def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> bool:
-    """Has a child read the data of the tasks, which starts threads where it is not in `datasets`' cache yet: they would not be in
-    this process's children, and what is in the cache is mapped without any. False where that takes too long (the hub) or
-    crashes."""
-    child = os.fork()
-    if child == 0:
-        try:
-            die_with_parent()
-            for question, folder in questions:
-                with contextlib.suppress(Exception):  # as above
-                    _configured(question, folder, cache)
-        finally:
-            os._exit(0)
-    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False
-        time.sleep(0.01)
-    return ended[1] == 0
-
-
-def _key(question: Question, folder: Path | None) -> str:
-    return digest({"options": question.options, "folder": None if folder is None else str(folder)})
-
-
-def _configured(question: Question, folder: Path | None, cache: Path) -> dict[str, Any]:
-    shots = question.options["shots"]
-    tasks = load(str(question.options["task"]), folder, cache / "datasets", shots)
-    configure(tasks, shots)
-    return tasks
 
 
 PROBE = Probe(
@@ -201,114 +121,6 @@ PROBE = Probe(
     needs_weights=True,
     ahead=ahead,
 )
-
-
-# ---------------------------------------------------------------------- lm-eval
-
-
-def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict[str, Any]:
-    """lm-eval's `{"tasks", "groups", "group_map"}` of a name. Only the YAMLs that it needs are indexed: all of them take ten
-    seconds.
-
-    `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`. `shots`: what `configure` will
-    be asked for; where there are none, lm-eval is spared listing the documents to draw examples from.
-    """
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import TaskIndex
-
-    datasets.disable_progress_bars()
-    root = taskfiles.lm_eval_tasks() if folder is None else folder
-    configs = taskfiles.configs(name, root)
-    manager = TaskManager(include_defaults=False)
-    for path, config in configs.items():
-        if folder is not None:
-            taskfiles.check(config, path, root)
-            _check_metrics(config, path)
-            config = taskfiles.localized(config, path, root, cache)
-            if len(configs) == 1 and _shots(config.get("num_fewshot"), shots) == 0:  # a group may give its tasks examples
-                config.setdefault("fewshot_config", {"samples": []})
-        TaskIndex.process_cfg(config, path, manager.task_index)
-        entry = manager.task_index.get(str(config.get("group") or config.get("task")))
-        if folder is not None and entry is not None:
-            # Built from the checked config instead of being read once more; lm-eval resolves the functions of its own.
-            entry.yaml_path, entry.cfg = None, config
-    if name not in manager.task_index:
-        raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(map(str, configs))}")
-    try:
-        loaded: dict[str, Any] = manager.load([name])
-    except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
-        raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
-    except (DatasetsError, StopIteration, ValueError) as error:
-        # A file with no rows at all ends datasets' reader with a bare StopIteration.
-        reason = str(error) or "there is nothing in it"
-        first = next(iter(configs))
-        raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {first} names") from error
-    return loaded
-
-
-def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
-    """Few-shot examples as `lm_eval.simple_evaluate` sets them: a task that fixes 0 keeps 0, None takes the task's own number."""
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
-
-    for task in tasks["tasks"].values():
-        task.set_config(key="num_fewshot", value=_shots(task.get_config("num_fewshot"), shots))
-        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-
-
-def _shots(own: int | None, asked: int | None) -> int:
-    return (own or 0) if asked is None or own == 0 else asked
-
-
-def _seed() -> None:
-    """As `lm_eval.simple_evaluate` does before it builds its requests."""
-    import numpy as np
-    import torch
-    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-
-    random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)
-    torch.manual_seed(DEFAULT_OTHER_SEED)
-
-
-def _evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own."""
-    from lm_eval.evaluator import evaluate
-
-    results: dict[str, Any] = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
-    return results
-
-
-@contextlib.contextmanager
-def _templates(*, sandboxed: bool) -> Iterator[None]:
-    """lm-eval's templates, each compiled once: it compiles a template again for every item and field, which is half of a small
-    task's time. Foreign ones run in Jinja's sandbox: in lm-eval's plain environment a hostile one reaches all of Python."""
-    import lm_eval.utils
-    from jinja2 import Environment
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    plain = lm_eval.utils.env
-    kind = ImmutableSandboxedEnvironment if sandboxed else Environment
-    once = kind(loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
-    once.filters.update(plain.filters)
-    compiled = functools.lru_cache(maxsize=256)(once.from_string)
-    once.from_string = compiled  # type: ignore[assignment, method-assign]  # on this one environment, for a while
-    lm_eval.utils.env = once
-    try:
-        yield
-    finally:
-        lm_eval.utils.env = plain
-
-
-def _check_metrics(config: Mapping[str, Any], path: Path) -> None:
-    """lm-eval looks for metrics that it does not know on the hub, where they are code."""
-    from lm_eval.api import metrics  # noqa: F401  (fills the registry)
-    from lm_eval.api.registry import metric_registry
-
-    for entry in config.get("metric_list") or []:
-        if entry.get("metric") not in metric_registry:
-            raise BadInput(f"{path}: lm-eval has no metric {entry.get('metric')!r}, and none is fetched from the hub")
 
 
 def _check_items(tasks: Mapping[str, Any], name: str) -> None:
@@ -330,9 +142,6 @@ def _check_finite(session: Session, name: str) -> None:
         session.memo["answers"] = bool(np.isfinite(scores.nll).any())
     if not session.memo["answers"]:
         raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; the artifact is broken")
-
-
-# ---------------------------------------------------------------------- outcomes
 
 
 def _outcome(name: str, task: Any, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -419,7 +228,7 @@ def _until_verdict(session: Session, question: Question, lm: Any, tasks: Mapping
         places: dict[str, list[int]] = {}
         for row in asked:
             places.setdefault(row.get("task", only), []).append(row["doc"])
-        results = chunks(places, lambda chosen: _evaluate(lm, chosen, None))
+        results = chunks(places, lambda chosen: evaluate(lm, chosen, None))
         outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in places}
         found = {(task, item["doc"]): item for task, outcome in outcomes.items() for item in outcome["items"]}
         return [_as_the_baseline(found[row.get("task", only), row["doc"]], row) for row in asked]

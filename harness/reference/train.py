@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from harness import machine
+from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
 from harness.reference.reserved import bucket

@@ -27,8 +27,8 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
-from harness.engines.endpoint import AT_ONCE, Endpoint
 from harness.errors import ServerTrouble, Unsupported
+from harness.runtimes.openai_server import AT_ONCE, Endpoint
 from harness.scoring.generate import is_greedy
 from harness.scoring.lm import FastLM, Pair, strings_to_encode
 

@@ -19,8 +19,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from numpy.typing import NDArray
 
-from harness.engines.llama_runtime import BATCH, MOST_SEQUENCES, Context, Weights
 from harness.errors import Unsupported
+from harness.runtimes.llama_cpp import BATCH, MOST_SEQUENCES, Context, Weights
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.lm import FastLM, Pair
 from harness.scoring.plan import HEADER_OVERHEAD, Plan, common_prefix, header_order, make_plan

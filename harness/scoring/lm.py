@@ -36,7 +36,7 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
-from harness.corpora import tokenizer_digest
+from harness.models.corpora import tokenizer_digest
 from harness.scoring.execute import Executor
 from harness.scoring.generate import Stops, generate, generate_plain, is_greedy
 from harness.scoring.head import Split, device_of, split, unwrap

@@ -17,8 +17,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from numpy.typing import NDArray
 
-from harness.engines.openvino_runtime import BATCH, Program
 from harness.errors import Unsupported
+from harness.runtimes.openvino import BATCH, Program
 from harness.scoring.execute import CALL_TOKENS, batches
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.lm import FastLM, Pair

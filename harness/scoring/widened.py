@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import machine
+from harness.measure import machine
 
 _NARROW = (torch.bfloat16, torch.float16)
 _aten = torch.ops.aten

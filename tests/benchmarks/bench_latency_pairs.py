@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import machine
 from harness.engines.base import Timing
-from harness.probes.latency import Shape, median, quiet, run_rounds, runner, tpot
+from harness.measure import conditions
+from harness.probes.latency import Shape, runner
+from harness.probes.rounds import median, quiet, run_rounds, tpot
 
 
 def load(folder: Path, dtype: str) -> Any:
@@ -66,14 +67,14 @@ def main() -> int:
     print(f"{given.model.name} {given.dtype} against itself at {shape.name}, {torch.get_num_threads()} threads")
     rows: list[dict[str, Any]] = []
     for index in range(given.repeats):
-        before = machine.snapshot()
+        before = conditions.snapshot()
         with quiet():
             rounds = run_rounds(one, two, budget_seconds=given.budget, seed=index)
-        conditions = machine.between(before, machine.snapshot())
+        during = conditions.between(before, conditions.snapshot())
         found = ratios(rounds.cell, rounds.base)
-        rows.append({"ratios": found, "rounds": len(rounds.cell), "stopped": rounds.stopped, "conditions": conditions})
+        rows.append({"ratios": found, "rounds": len(rounds.cell), "stopped": rounds.stopped, "conditions": during})
         shown = "  ".join(f"{value:.4f}" for value in found.values())
-        others = conditions["others_cpu_share"]
+        others = during["others_cpu_share"]
         print(
             f"{index + 1:4d}  {shown}  {len(rounds.cell):3d} rounds  others {'?' if others is None else f'{others:.0%}'}",
             flush=True,

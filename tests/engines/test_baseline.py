@@ -12,7 +12,7 @@ import transformers
 from plain import SCALED, engine, joined, plain_logprobs, scaled
 from tiny_llama import VOCAB, llama, nudged, windows
 
-from harness.engines.baseline import divergence
+from harness.engines.reference_store import divergence
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
 from harness.scoring.widened import products

@@ -20,16 +20,16 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from harness.child.failures import failure_kind
 from harness.engines.base import Loaded, Partial
-from harness.engines.endpoint import Endpoint, introduce, run_load
-from harness.engines.endpoint_http import Client, Limits
 from harness.engines.transformers import Transformers
 from harness.errors import ServerTrouble, Unsupported
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
+from harness.runtimes.http import Client, Limits
+from harness.runtimes.openai_server import Endpoint, introduce, run_load
 from harness.scoring import FastLM
 from harness.spec import Scheme
-from harness.worker import failure_kind
 from tests.openai_server import NAME, Canned, Served, whole
 from tests.tiny_llama import TinySession, corpus_question, llama, text, tokenizer, windows
 
@@ -378,9 +378,9 @@ def llama_cpp_server(source: Path, out: Path) -> Iterator[tuple[Endpoint, Any]]:
     """llama-cpp-python's own server over a model in Q8_0: the engine that asks it, and one that runs the same file."""
     from transformers import AutoTokenizer
 
-    from harness.engines.llama_runtime import Weights
     from harness.engines.llamacpp import LlamaCpp
     from harness.methods.base import QuantizeRequest
+    from harness.runtimes.llama_cpp import Weights
 
     made = Scheme(method="gguf", bits=8.0, options=resolve_options(METHODS["gguf"], {}, 8.0))
     asked = QuantizeRequest(model_dir=source, out_dir=out, scheme=made, calibration=None, device="cpu", seed=0)
@@ -437,7 +437,8 @@ def test_llama_cpp_pythons_server_answers_as_the_file_that_it_serves(folder: Pat
 @pytest.mark.usefixtures("_server_is_here")
 def test_llama_cpp_pythons_server_is_not_believed_where_its_log_probabilities_are_one_token_late(tmp_path: Path) -> None:
     """A model without BOS. Generation, timing and memory are what they are."""
-    from harness import listening, reference
+    from harness import reference
+    from harness.measure import processes
 
     with llama_cpp_server(reference.MODEL_DIR, tmp_path) as (found, local):
         assert "changes with the token that stands there" in str(found.lacks("windows"))
@@ -447,5 +448,5 @@ def test_llama_cpp_pythons_server_is_not_believed_where_its_log_probabilities_ar
         load = run_load(found, clients=2, requests=4, prompt=32, new=8, seed=0, budget_seconds=60)
         assert len(load.rows) == 4, load.failures
         assert all(0 < row.first_seconds <= row.last_seconds for row in load.rows)
-        pids = listening.owners(int(found.client.url.split(":")[2].partition("/")[0]))
-        assert listening.resident(listening.family(pids)).rss > 20 << 20
+        pids = processes.owners(int(found.client.url.split(":")[2].partition("/")[0]))
+        assert processes.resident(processes.family(pids)).rss > 20 << 20

@@ -20,12 +20,12 @@ import pytest
 import torch
 import transformers
 
-from harness import phases
 from harness.engines import ENGINES
 from harness.engines.base import Loaded, Rerun, WindowScores
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
-from harness.methods import gguf_convert
+from harness.formats import gguf_export
+from harness.measure import memory_phases
 from harness.probes import memory
 from harness.probes.perplexity import PROBE as PERPLEXITY
 from harness.spec import Cell, Model, Phase, Question, Scheme
@@ -35,7 +35,7 @@ from tests.tiny_llama import TinySession, corpus_question, llama, nudged, text, 
 for package in ("llama_cpp", "gguf"):
     pytest.importorskip(package, reason=f"{package} is not installed (it compiles for minutes): pip install -e '.[gguf]'")
 llamacpp: Any = importlib.import_module("harness.engines.llamacpp")
-llama_runtime: Any = importlib.import_module("harness.engines.llama_runtime")
+llama_runtime: Any = importlib.import_module("harness.runtimes.llama_cpp")
 segments: Any = importlib.import_module("harness.scoring.llamacpp").segments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::FutureWarning")
@@ -80,8 +80,8 @@ def _settled() -> Iterator[None]:
 def convert(model: Any, folder: Path, dtype: str = "F32") -> Path:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    gguf_convert.convert(
-        folder, folder / "m.gguf", dtype=dtype, same_ids=lambda path, ids: llama_runtime.same_ids(path, gguf_convert.SAMPLE, ids)
+    gguf_export.convert(
+        folder, folder / "m.gguf", dtype=dtype, same_ids=lambda path, ids: llama_runtime.same_ids(path, gguf_export.SAMPLE, ids)
     )
     return folder / "m.gguf"
 
@@ -162,7 +162,7 @@ def test_a_wide_vocabulary_is_scored_in_parts_with_the_same_answers(
 ) -> None:
     rows = windows(2, 100)
     wanted = joined(list(engine(base[1]).score_windows(rows, None)), "nll")
-    monkeypatch.setattr("harness.engines.llama_runtime.LOGIT_BYTES", 32 * 4 * 512)
+    monkeypatch.setattr("harness.runtimes.llama_cpp.LOGIT_BYTES", 32 * 4 * 512)
     found = engine(base[1])
     np.testing.assert_allclose(joined(list(found.score_windows(rows, None)), "nll"), wanted, rtol=1e-5, atol=1e-5)
     assert found.model.context(99).outputs == 32
@@ -440,7 +440,7 @@ class Weighed:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        with phases.measure(name) as meter:
+        with memory_phases.measure(name) as meter:
             yield
         assert meter.phase is not None
         self._phases.append(meter.phase)
@@ -470,7 +470,7 @@ def weigh_each(path: Path) -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+@pytest.mark.skipif(not memory_phases.supported(), reason="the kernel's counters are Linux's")
 def test_a_file_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path) -> None:
     shape = {"hidden_size": 1024, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 8}
     path = convert(llama(dtype=torch.bfloat16, **shape), tmp_path, "BF16")

@@ -10,11 +10,11 @@ import torch
 from plain import engine, joined, plain_logprobs, scaled
 from tiny_llama import VOCAB, llama, nudged, tokenizer, windows
 
+from harness.artifact import LayerKernel
 from harness.engines import ENGINES
 from harness.engines.base import Loaded, Rerun
 from harness.engines.transformers import Transformers, bytes_of
 from harness.errors import Unsupported
-from harness.methods.base import LayerKernel
 
 # torch warns of its own use of torch.jit when parts of it are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import children, envs
+from harness import envs
+from harness.child import fork_server
 from harness.errors import BadInput, UnknownName
 from tests.envs.conftest import Installer
 
@@ -51,9 +52,9 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_the_worker_starts_in_an_interpreter_that_has_nothing_but_the_standard_library(tmp_path: Path) -> None:
-    path = children.harness_alone(tmp_path)
+    path = fork_server.harness_alone(tmp_path)
     assert [p.name for p in path.iterdir()] == ["harness"]
-    code = f"import sys; sys.path.insert(0, {str(path)!r}); import harness.worker, harness.envs.health; print(*sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(path)!r}); import harness.child.serve, harness.envs.health; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in done.stdout.split()} - {"__main__", "harness"}

@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy
 import pytest
 
-from harness import models
 from harness.envs import health
-from harness.methods import METHODS, tensors
+from harness.formats import safetensors_file
+from harness.methods import METHODS
+from harness.models import find
 from harness.spec import Scheme
 
 
 def test_the_tiny_model_is_a_checkpoint_that_every_group_and_block_divides(tmp_path: Path) -> None:
     folder = health.tiny_model(tmp_path / "model")
-    shape = models.shape_of(folder)
+    shape = find.shape_of(folder)
     assert len(shape.linears) == 7 * health.LAYERS
     assert {(layer.rows, layer.columns) for layer in shape.linears} == {(256, 256)}
-    assert {row.dtype for row in tensors.header(folder / "model.safetensors")} == {"BF16"}
+    assert {row.dtype for row in safetensors_file.header(folder / "model.safetensors")} == {"BF16"}
     with (folder / "model.safetensors").open("rb") as file:
         stored = file.read()[-2 * 256 * 256 :]
     weights = (numpy.frombuffer(stored, dtype="<u2").astype(numpy.uint32) << 16).view(numpy.float32)
@@ -51,7 +52,7 @@ def test_a_method_that_fails_says_in_which_phase(tmp_path: Path, monkeypatch: py
 def test_a_method_that_can_run_on_no_device_here_is_imported_and_says_that_it_was_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.machine.gpus", list)
+    monkeypatch.setattr("harness.measure.machine.gpus", list)
     needs_cuda = replace(METHODS["fake"], kernel_cpu=dict.fromkeys(METHODS["fake"].bits, "none"), modules=("json",))
     found = health.check(needs_cuda, python=Path(sys.executable), home=tmp_path / "home")
     assert found.ok

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import machine, store
+from harness import store
+from harness.measure import machine
 from harness.methods import METHODS
 
 WriteSuite = Callable[..., Path]

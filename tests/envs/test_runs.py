@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import machine, runner, store
+from harness import store
+from harness.measure import machine
+from harness.run import runner
 from harness.spec import Record
-from harness.suite import plan
+from harness.suite.matrix import plan
 from tests.envs.conftest import Installer
 
 WriteSuite = Callable[..., Path]

@@ -12,14 +12,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from harness.methods import METHODS, gguf, gguf_file, reload
+from harness.formats import gguf_reader, gguf_types
+from harness.methods import METHODS, gguf, reload
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
 from harness.spec import Scheme
 from tests.methods.cells import ROWS
 
 METHOD = METHODS["gguf"]
 CELLS: dict[str, dict[str, Any]] = {
-    **{name: {"type": name} for name in gguf.FILE_TYPES},
+    **{name: {"type": name} for name in gguf_types.FILE_TYPES},
     "Q2_K matrix": {"type": "Q2_K", "imatrix": True},
     "Q3_K_S matrix": {"type": "Q3_K_S", "imatrix": True},
     "Q8_0 quantized cache": {"type": "Q8_0", "kv_cache": "q8_0"},
@@ -27,7 +28,7 @@ CELLS: dict[str, dict[str, Any]] = {
 
 
 def scheme(cell: str) -> Scheme:
-    bits = float(gguf.FILE_TYPES[CELLS[cell]["type"]][0])
+    bits = float(gguf_types.FILE_TYPES[CELLS[cell]["type"]][0])
     return Scheme(method="gguf", bits=bits, options=resolve_options(METHOD, CELLS[cell], bits))
 
 
@@ -58,7 +59,7 @@ def damage(folder: Path, cell: str) -> Path:
     shutil.copytree(folder / "artifacts" / cell, copy)
     path = copy / gguf.FILE
     data = bytearray(path.read_bytes())
-    for tensor in gguf_file.header(path).tensors:
+    for tensor in gguf_reader.header(path).tensors:
         if "attn_v" in tensor.name:
             row = tensor.bytes // tensor.shape[0]
             part = data[tensor.offset : tensor.offset + tensor.bytes]

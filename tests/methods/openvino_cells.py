@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.engines import ENGINES
-from harness.methods import METHODS, openvino_ir, reload
+from harness.formats import openvino_ir
+from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
 from harness.spec import Cell, Model, Scheme
 from tests.methods.cells import ROWS as ALL_ROWS

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from harness.formats.safetensors_file import stored
 from harness.methods import METHODS, torchao
-from harness.methods.tensors import stored
 from tests.methods.cells import CELLS, DAMAGED, GIVEN, LIBRARY, ROWS, absent, here, scheme
 from tests.tiny_llama import llama, tokenizer
 

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from harness.errors import Unsupported
-from harness.methods import gguf, gguf_convert, gguf_file, reload
+from harness.formats import gguf_export, gguf_reader
+from harness.methods import gguf
+from harness.models import build
 from tests.methods.gguf_cells import CELLS, METHOD, ROWS, request, scheme
 from tests.tiny_llama import llama, tokenizer
 
 for package in ("llama_cpp", "gguf"):
     pytest.importorskip(package, reason=f"{package} is not installed (it compiles for minutes): pip install -e '.[gguf]'")
-llama_runtime: Any = importlib.import_module("harness.engines.llama_runtime")
+llama_runtime: Any = importlib.import_module("harness.runtimes.llama_cpp")
 
 # Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -48,8 +50,8 @@ def outcome(folder: Path, stage: str, cell: str) -> Any:
     return json.loads((folder / f"{stage}.json").read_text())[cell]
 
 
-def stored(folder: Path, cell: str) -> dict[str, gguf_file.Tensor]:
-    return {t.name: t for t in gguf_file.header(folder / "artifacts" / cell / gguf.FILE).tensors}
+def stored(folder: Path, cell: str) -> dict[str, gguf_reader.Tensor]:
+    return {t.name: t for t in gguf_reader.header(folder / "artifacts" / cell / gguf.FILE).tensors}
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -101,7 +103,7 @@ def test_the_estimate_of_a_mixture_is_near_what_is_stored(folder: Path, cell: st
 def test_the_ledger_covers_every_byte_of_the_tensors_and_the_engine_holds_them(folder: Path, cell: str) -> None:
     path = folder / "artifacts" / cell / gguf.FILE
     ledger = METHOD.ledger(path.parent, scheme(cell))
-    last = max(gguf_file.header(path).tensors, key=lambda t: t.offset)
+    last = max(gguf_reader.header(path).tensors, key=lambda t: t.offset)
     assert 0 <= path.stat().st_size - last.offset - last.bytes < 32
     assert sum(t.bits for t in ledger) == 8 * outcome(folder, "reload", cell)["weight_bytes"]
 
@@ -139,7 +141,7 @@ def test_the_matrix_is_the_mean_square_of_what_enters_a_layer(folder: Path) -> N
     """Against the inputs of one layer written out from the model's own modules."""
     found = gguf.importance(request(folder, "Q2_K matrix", folder))
     assert len(found) == 7 * LAYERS
-    model = reload.plain(folder / "source", torch.float32, "cpu")
+    model = build.plain(folder / "source", torch.float32, "cpu")
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor(ROWS), output_hidden_states=True).hidden_states[1]
         entering = model.model.layers[1].input_layernorm(hidden).double()
@@ -152,13 +154,13 @@ def test_the_matrix_is_the_mean_square_of_what_enters_a_layer(folder: Path) -> N
 def test_a_matrix_lowers_the_weighted_error_that_it_weighs(folder: Path) -> None:
     """Sum over columns of importance x squared error of the stored weights: lower with the matrix than without."""
     matrix = gguf.importance(request(folder, "Q3_K_S matrix", folder))
-    config = gguf_convert.complete_config(folder / "source")
+    config = gguf_export.complete_config(folder / "source")
     exact = gguf.unpacked(folder / "artifacts" / "F32" / gguf.FILE, config)
     errors = {}
     for cell in ("Q3_K_S matrix", "Q3_K_S"):
         state = gguf.unpacked(folder / "artifacts" / cell / gguf.FILE, config)
         errors[cell] = sum(
-            float(((state[n] - exact[n]).double().square() * torch.from_numpy(matrix[str(gguf_convert.gguf_name(n))])).sum())
+            float(((state[n] - exact[n]).double().square() * torch.from_numpy(matrix[str(gguf_export.gguf_name(n))])).sum())
             for n in exact
             if "proj" in n
         )
@@ -166,7 +168,7 @@ def test_a_matrix_lowers_the_weighted_error_that_it_weighs(folder: Path) -> None
 
 
 def test_unpacked_weights_are_the_sources_where_nothing_is_quantized(folder: Path) -> None:
-    config = gguf_convert.complete_config(folder / "source")
+    config = gguf_export.complete_config(folder / "source")
     state = gguf.unpacked(folder / "artifacts" / "BF16" / gguf.FILE, config)
     source = llama(dtype=torch.bfloat16, intermediate_size=INTERMEDIATE).state_dict()
     assert set(state) == set(source) - {"lm_head.weight"}
@@ -184,7 +186,7 @@ def test_an_artifact_holds_no_source_file_and_no_path_of_this_machine(folder: Pa
     for cell in CELLS:
         artifact = folder / "artifacts" / cell
         assert {p.name for p in artifact.iterdir()} == {"model.gguf", "gguf.json", "reload_check.json"}
-        said = str(gguf_file.header(artifact / gguf.FILE).metadata)
+        said = str(gguf_reader.header(artifact / gguf.FILE).metadata)
         assert str(folder) not in said
 
 
@@ -192,7 +194,7 @@ def test_the_tokenizer_in_the_file_gives_the_ids_of_the_source(folder: Path) -> 
     path = folder / "artifacts" / "Q4_K_M" / gguf.FILE
     assert json.loads((path.parent / gguf.FACTS).read_text())["tokenizer"] == "embedded"
     words = tokenizer()
-    for text in ("the river runs", "Größe, naïve – 你好 🙂\n\ttab  12 it's", gguf_convert.SAMPLE):
+    for text in ("the river runs", "Größe, naïve – 你好 🙂\n\ttab  12 it's", gguf_export.SAMPLE):
         assert llama_runtime.same_ids(path, text, words(text, add_special_tokens=False)["input_ids"])
     assert not llama_runtime.same_ids(path, "the river", words("the stone", add_special_tokens=False)["input_ids"])
 
@@ -205,8 +207,8 @@ def test_a_tokenizer_with_another_rule_is_left_out_and_said(folder: Path, tmp_pa
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     plain = words.backend_tokenizer.pre_tokenizer
     words.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([plain, digits])
-    assert "only byte-level BPE" in str(gguf_convert.vocabulary(words, VOCAB))
-    facts = gguf_convert.convert(folder / "source", tmp_path / "m.gguf", dtype="BF16", same_ids=lambda path, ids: False)
+    assert "only byte-level BPE" in str(gguf_export.vocabulary(words, VOCAB))
+    facts = gguf_export.convert(folder / "source", tmp_path / "m.gguf", dtype="BF16", same_ids=lambda path, ids: False)
     assert "not embedded" in str(facts["tokenizer"])
     weights = llama_runtime.Weights(tmp_path / "m.gguf")
     assert weights.vocab_size == VOCAB
@@ -221,7 +223,7 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "source")
     tokenizer().save_pretrained(tmp_path / "source")
     with pytest.raises(Unsupported, match="beyond the range of F16; choose type BF16"):
-        gguf_convert.convert(tmp_path / "source", tmp_path / "m.gguf", dtype="F16", same_ids=lambda path, ids: True)
+        gguf_export.convert(tmp_path / "source", tmp_path / "m.gguf", dtype="F16", same_ids=lambda path, ids: True)
 
 
 def test_what_llama_cpp_refuses_is_said_in_its_words(folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.artifact import Layer, Shape
 from harness.errors import BadInput, Unsupported
-from harness.methods import METHODS, gguf, gguf_convert, gguf_file
-from harness.methods.base import Layer, Shape, resolve_options
+from harness.formats import gguf_export, gguf_reader, gguf_types
+from harness.methods import METHODS, gguf
+from harness.methods.base import resolve_options
 from harness.spec import Scheme
 
 # Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
@@ -43,7 +45,7 @@ def file(*, shape: tuple[int, ...] = (256, 2), kind: int = 12, data: int = 288) 
 def test_a_header_gives_names_types_shapes_and_bytes(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(file())
-    found = gguf_file.header(path)
+    found = gguf_reader.header(path)
     assert found.metadata == {"general.architecture": "llama", "tokenizer.ggml.tokens": 2}
     (tensor,) = found.tensors
     assert (tensor.name, tensor.type, tensor.shape, tensor.bytes) == ("blk.0.attn_q.weight", "Q4_K", (2, 256), 288)
@@ -67,11 +69,11 @@ def test_a_damaged_file_is_bad_input(tmp_path: Path, content: bytes, why: str) -
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=why):
-        gguf_file.header(path)
+        gguf_reader.header(path)
 
 
 def test_the_blocks_have_the_bits_that_llama_cpp_documents() -> None:
-    assert {name: block.bits_per_weight for name, block in gguf_file.BLOCKS.items()} == BITS_BY_HAND
+    assert {name: block.bits_per_weight for name, block in gguf_types.BLOCKS.items()} == BITS_BY_HAND
 
 
 def scheme(bits: float, **options: Any) -> Scheme:
@@ -98,12 +100,12 @@ def test_the_default_type_of_each_width_is_its_k_quant() -> None:
     assert {b: found[b] for b in (8, 6, 5, 4, 3, 2)} == {
         8: "Q8_0", 6: "Q6_K", 5: "Q5_K_M", 4: "Q4_K_M", 3: "Q3_K_M", 2: "Q2_K",
     }  # fmt: skip
-    assert all(gguf.FILE_TYPES[found[bits]][0] == bits for bits in METHOD.bits)
+    assert all(gguf_types.FILE_TYPES[found[bits]][0] == bits for bits in METHOD.bits)
 
 
-@pytest.mark.parametrize("kind", gguf.FILE_TYPES)
+@pytest.mark.parametrize("kind", gguf_types.FILE_TYPES)
 def test_every_type_is_offered_at_its_bits_only(kind: str) -> None:
-    bits = gguf.FILE_TYPES[kind][0]
+    bits = gguf_types.FILE_TYPES[kind][0]
     assert METHOD.supports(scheme(bits, type=kind), shape(), "cpu") is None
     assert f"belongs to {bits:g} bits" in (METHOD.supports(scheme(7, type=kind), shape(), "cpu") or "")
 
@@ -121,7 +123,7 @@ def test_every_type_is_offered_at_its_bits_only(kind: str) -> None:
     ],
 )
 def test_rows_that_are_no_whole_blocks_are_refused_by_name(kind: str, columns: int, reason: str | None) -> None:
-    found = METHOD.supports(scheme(gguf.FILE_TYPES[kind][0], type=kind), shape(columns=columns), "cpu")
+    found = METHOD.supports(scheme(gguf_types.FILE_TYPES[kind][0], type=kind), shape(columns=columns), "cpu")
     assert found is None if reason is None else found is not None and "down_proj" in found and reason in found
 
 
@@ -159,23 +161,23 @@ def test_names_go_to_gguf_and_back() -> None:
         "model.norm.weight",
         "lm_head.weight",
     ]
-    ours = [gguf_convert.gguf_name(name) for name in names]
+    ours = [gguf_export.gguf_name(name) for name in names]
     assert ours[1] == "blk.11.attn_q.weight"
-    assert [gguf_convert.source_name(str(name)) for name in ours] == names
-    assert [gguf_convert.linear(str(name)) for name in ours] == [None, "model.layers.11.self_attn.q_proj", *[None] * 5]
-    assert gguf_convert.gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
+    assert [gguf_export.source_name(str(name)) for name in ours] == names
+    assert [gguf_export.linear(str(name)) for name in ours] == [None, "model.layers.11.self_attn.q_proj", *[None] * 5]
+    assert gguf_export.gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
     with pytest.raises(Unsupported, match="no place for"):
-        gguf_convert.gguf_name("model.layers.0.block_sparse_moe.gate.weight")
+        gguf_export.gguf_name("model.layers.0.block_sparse_moe.gate.weight")
 
 
 def test_rows_are_reordered_as_rotation_needs_and_back() -> None:
     import torch
 
     weight = torch.arange(2 * 6 * 3).reshape(12, 3)
-    moved = gguf_convert.interleaved(weight, 2)
+    moved = gguf_export.interleaved(weight, 2)
     assert moved[:, 0].tolist() == [3 * row for row in (0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11)]
-    assert torch.equal(gguf_convert.halved(moved, 2), weight)
-    assert torch.equal(gguf_convert.halved(gguf_convert.interleaved(weight[:, 0], 2), 2), weight[:, 0])
+    assert torch.equal(gguf_export.halved(moved, 2), weight)
+    assert torch.equal(gguf_export.halved(gguf_export.interleaved(weight[:, 0], 2), 2), weight[:, 0])
 
 
 def test_llama_3s_divisors_are_those_of_transformers() -> None:
@@ -188,7 +190,7 @@ def test_llama_3s_divisors_are_those_of_transformers() -> None:
     config = transformers.LlamaConfig(hidden_size=512, num_attention_heads=8, rope_parameters=settings)
     plain = 500000.0 ** -(np.arange(0, 64, 2) / 64)
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
-    found = gguf_convert._frequency_divisors(config.to_dict())
+    found = gguf_export._frequency_divisors(config.to_dict())
     assert found is not None
     assert max(found) == 32.0
     np.testing.assert_allclose(plain / found, scaled, rtol=1e-5)

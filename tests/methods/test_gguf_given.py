@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness import models, runner, store, suite
+from harness import store
 from harness.errors import BadInput
-from harness.methods import METHODS, gguf, gguf_given
+from harness.formats import gguf_reader, gguf_types
+from harness.methods import METHODS, gguf, gguf_file
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
+from harness.models import find
+from harness.run import runner
 from harness.spec import Scheme
+from harness.suite import matrix, plan
 from tests.tiny_llama import llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -40,10 +44,10 @@ def written(path: Path, *, kind: int = 12, named: int | None = 15, layers: int =
     return path
 
 
-def planned(tmp_path: Path, entries: str) -> suite.Plan:
+def planned(tmp_path: Path, entries: str) -> plan.Plan:
     path = tmp_path / "given.yaml"
     path.write_text(f"name: given\nmodels: {entries}\nbaseline: fake 4-bit\nmethods: {{fake: {{bits: 4}}}}\nprobes: [size]\n")
-    return suite.plan(path, device="cpu")
+    return matrix.plan(path, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -61,13 +65,13 @@ def planned(tmp_path: Path, entries: str) -> suite.Plan:
 def test_the_type_is_read_from_the_header_and_not_believed_where_the_file_holds_another(
     kind: int, named: int | None, expected: str, bits: float, tmp_path: Path
 ) -> None:
-    shape = gguf_given.shape_of(written(tmp_path / "m.gguf", kind=kind, named=named))
-    scheme = gguf_given.scheme(shape.config, "mine")
+    shape = gguf_reader.shape_of(written(tmp_path / "m.gguf", kind=kind, named=named))
+    scheme = gguf_file.scheme(shape.config, "mine")
     assert (scheme.label, scheme.bits) == (f"mine gguf {expected}", bits)
 
 
 def test_every_file_type_of_the_method_is_known_by_its_number() -> None:
-    assert set(gguf_given._FILE_TYPES.values()) == set(gguf.FILE_TYPES)
+    assert set(gguf_types.FILE_TYPE_NAMES.values()) == set(gguf_types.FILE_TYPES)
 
 
 def test_it_is_a_cell_of_the_model_that_it_was_made_of(tmp_path: Path, model_folder: Path) -> None:
@@ -100,18 +104,18 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, model_folder:
 def test_its_digest_is_that_of_its_bytes_and_not_of_its_name(tmp_path: Path) -> None:
     one, two = written(tmp_path / "a.gguf"), written(tmp_path / "b.gguf")
     memo = tmp_path / "digests.json"
-    assert models.weights_digest(one, memo) == models.weights_digest(two, memo)
+    assert find.weights_digest(one, memo) == find.weights_digest(two, memo)
     two.write_bytes(two.read_bytes()[:-1] + b"\2")
-    assert models.weights_digest(one, memo) != models.weights_digest(two, memo)
+    assert find.weights_digest(one, memo) != find.weights_digest(two, memo)
 
 
 @llama_cpp
 def test_a_file_of_another_shape_than_its_source_is_refused(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / gguf.FILE).symlink_to(written(tmp_path / "m.gguf", layers=7))
-    scheme = gguf_given.scheme(gguf_given.shape_of(tmp_path / "m.gguf").config, "mine")
+    scheme = gguf_file.scheme(gguf_reader.shape_of(tmp_path / "m.gguf").config, "mine")
     with pytest.raises(BadInput, match="has 7 layers and the model it is given"):
-        gguf_given.METHOD.load(LoadRequest(artifact_dir=tmp_path / "out", model_dir=model_folder, scheme=scheme, device="cpu"))
+        gguf_file.METHOD.load(LoadRequest(artifact_dir=tmp_path / "out", model_dir=model_folder, scheme=scheme, device="cpu"))
 
 
 @llama_cpp
@@ -131,7 +135,7 @@ def test_a_given_file_answers_as_the_cell_that_it_was(tmp_path: Path) -> None:
         "methods: {bf16: , gguf: {bits: 4, type: Q4_0}}\ncorpora: [{path: text.txt, window: 64}]\ndevice: cpu\n"
         "memory: {prompt: 8, new: 4}\nprobes: [size, perplexity, divergence, memory]\n"
     )
-    plan = suite.plan(tmp_path / "given.yaml", device="cpu")
+    plan = matrix.plan(tmp_path / "given.yaml", device="cpu")
     run = store.read(runner.run(plan, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache")))
     found: dict[str, dict[str, float]] = {}
     for record in run.records:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from harness.artifact import Layer, Shape
 from harness.engines import ENGINES
 from harness.methods import METHODS
-from harness.methods.base import Layer, Shape, resolve_options
+from harness.methods.base import resolve_options
 from harness.spec import Scheme
 
 REAL = [name for name in METHODS if not name.startswith("fake")]

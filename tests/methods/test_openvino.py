@@ -21,7 +21,8 @@ from harness.engines import ENGINES
 from harness.engines.base import Loaded, Rerun
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
-from harness.methods import METHODS, openvino_ir
+from harness.formats import openvino_ir
+from harness.methods import METHODS
 from harness.methods.base import LoadRequest, resolve_options
 from harness.spec import Scheme
 from tests.methods.openvino_cells import CELLS, DAMAGED, LIBRARY, METHOD, VARIANTS, load, scheme
@@ -307,7 +308,7 @@ def test_log_likelihoods_are_those_of_lm_eval_and_headers_are_run_once(exact: An
     report = lm.report()
     assert report["tokens_run"] < report["tokens_of_plain_rows"] / 2
     assert report["tokens_run"] <= exact.model.tokens - before
-    monkeypatch.setattr("harness.engines.openvino_runtime.LOGIT_BYTES", 4 * VOCAB * 17)
+    monkeypatch.setattr("harness.runtimes.openvino.LOGIT_BYTES", 4 * VOCAB * 17)
     again = lm.loglikelihood(requests)  # in calls of fewer tokens: a wide vocabulary
     np.testing.assert_allclose([a for a, _ in again], [a for a, _ in found], rtol=1e-4, atol=1e-3)
     rolling = tiny.instances("loglikelihood_rolling", [(tiny.sentence(random.Random(5), words),) for words in (3, 400)])

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import envs, suite
+from harness import envs
 from harness.errors import BadInput, Unsupported
-from harness.methods import METHODS, compressed, foreign, gptqmodel, inc, modelopt_export, reload
+from harness.formats import compressed_tensors, gptq_file, modelopt_checkpoint
+from harness.formats.safetensors_file import stored
+from harness.methods import METHODS, _transformers4, inc, reload
 from harness.methods.base import QuantizeRequest
-from harness.methods.tensors import stored
+from harness.models import build
+from harness.suite import matrix
 from tests.methods.test_offers import scheme, shape
 from tests.tiny_llama import llama, tokenizer
 
@@ -137,7 +140,7 @@ def test_packed_integers_of_compressed_tensors_are_read_as_they_are(tmp_path: Pa
     folder = checkpoint(tmp_path / "c", parts)
     offsets = torch.full_like(zeros, middle) if sym else zeros
     expected = (found - offsets.repeat_interleave(GROUP, 1)).float() * scale.float().repeat_interleave(GROUP, 1)
-    state = compressed.dequantize(folder, bits, torch.float32)
+    state = compressed_tensors.dequantize(folder, bits, torch.float32)
     assert torch.equal(state[f"{LAYER}.weight"], expected)
     assert set(state) == {f"{LAYER}.weight", "model.norm.weight"}
     assert counted(folder, "llmcompressor", "weight") == ROWS * COLUMNS * bits
@@ -152,7 +155,7 @@ def test_eight_bit_rows_and_fp8_are_read_as_they_are(tmp_path: Path) -> None:
     for place, dtype in enumerate((torch.int8, torch.float8_e4m3fn)):
         weight = torch.randint(-100, 100, (ROWS, COLUMNS)).to(dtype)
         folder = checkpoint(tmp_path / str(place), {"weight": weight, "weight_scale": scale})
-        found = compressed.dequantize(folder, 8, torch.float32)[f"{LAYER}.weight"]
+        found = compressed_tensors.dequantize(folder, 8, torch.float32)[f"{LAYER}.weight"]
         assert torch.equal(found, weight.float() * scale.float())
         assert counted(folder, "llmcompressor", "weight") == ROWS * COLUMNS * 8
 
@@ -171,7 +174,7 @@ def test_four_bit_floats_are_read_as_they_are(tmp_path: Path, kind: str) -> None
         steps = torch.tensor([[2.0 ** (e - 127) for e in row] for row in parts["weight_scale"].tolist()])
     folder = checkpoint(tmp_path / "c", parts)
     expected = torch.tensor([[values[c] for c in row] for row in found.tolist()]) * steps.repeat_interleave(block, 1)
-    assert torch.equal(compressed.dequantize(folder, 4, torch.float32)[f"{LAYER}.weight"], expected)
+    assert torch.equal(compressed_tensors.dequantize(folder, 4, torch.float32)[f"{LAYER}.weight"], expected)
     stated = METHODS["llmcompressor"].bits_per_weight(scheme("llmcompressor", 4, type=kind, algorithm="rtn"))
     quantized = counted(folder, "llmcompressor", "weight") + counted(folder, "llmcompressor", "scale")
     assert quantized - (32 if kind == "nv" else 0) == stated * ROWS * COLUMNS
@@ -180,7 +183,7 @@ def test_four_bit_floats_are_read_as_they_are(tmp_path: Path, kind: str) -> None
 def test_a_layout_that_is_not_known_is_named(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "c", {"weight_scale": torch.ones(ROWS, 1)})
     with pytest.raises(BadInput, match=r"up_proj are of no layout known here: \['weight_scale'\]"):
-        compressed.dequantize(folder, 4, torch.float32)
+        compressed_tensors.dequantize(folder, 4, torch.float32)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2])
@@ -281,9 +284,9 @@ def test_what_modelopt_exports_is_read_as_it_is_and_counted(
     parts, expected = exported(kind)
     inputs = {"pre_quant_scale": torch.ones(COLUMNS, dtype=torch.bfloat16), "input_scale": torch.tensor(0.5)}
     folder = checkpoint(tmp_path / "c", {**parts, **inputs})
-    layers, rest = modelopt_export.read(folder)
+    layers, rest = modelopt_checkpoint.read(folder)
     assert set(layers) == {LAYER}
-    state = modelopt_export.dequantize(layers, rest, torch.float32)
+    state = modelopt_checkpoint.dequantize(layers, rest, torch.float32)
     assert set(state) == {f"{LAYER}.weight", "model.norm.weight"}
     assert np.array_equal(state[f"{LAYER}.weight"].numpy(), expected)
     assert counted(folder, "modelopt", "weight") == ROWS * COLUMNS * bits
@@ -296,7 +299,7 @@ def test_what_modelopt_exports_is_read_as_it_is_and_counted(
 def test_w4a8_rounds_what_its_integers_give_to_fp8_once_more() -> None:
     parts, expected = exported("int4")
     parts["weight_scale_2"] = torch.tensor(float(np.abs(expected).max() / 448))
-    found = modelopt_export.dequantize({LAYER: parts}, {}, torch.float32)[f"{LAYER}.weight"].numpy()
+    found = modelopt_checkpoint.dequantize({LAYER: parts}, {}, torch.float32)[f"{LAYER}.weight"].numpy()
     assert not np.array_equal(found, expected)
     assert np.all(np.abs(found - expected) <= np.abs(expected) / 16 + parts["weight_scale_2"].item() * 2.0**-10)  # half a step
     assert len(np.unique(np.abs(found))) <= 127  # of e4m3's values
@@ -308,7 +311,7 @@ def test_inputs_are_multiplied_and_rounded_as_stored(kind: str | None) -> None:
     parts["pre_quant_scale"] = torch.full((COLUMNS,), 2.0, dtype=torch.bfloat16)
     if kind is not None:
         parts["input_scale"] = torch.tensor(0.5)
-    assert modelopt_export.inputs_of(parts) == kind
+    assert modelopt_checkpoint.inputs_of(parts) == kind
     half = [0.3, 0.6, -40.0, 500.0, -500.0, 0.25, 0.75, 0.0] * (COLUMNS // 8)
     x = np.array(half, dtype=np.float32)
     if kind == "int8":
@@ -320,7 +323,7 @@ def test_inputs_are_multiplied_and_rounded_as_stored(kind: str | None) -> None:
         expected = np.array([0, 0, -80, 6 * step, -6 * step, 0, 0, 0] * (COLUMNS // 8))
     else:
         expected = 2 * x
-    found = modelopt_export.rounded(torch.tensor(x)[None, None], parts)
+    found = modelopt_checkpoint.rounded(torch.tensor(x)[None, None], parts)
     assert np.array_equal(found[0, 0].numpy(), expected)
 
 
@@ -328,27 +331,27 @@ def test_ties_of_nvfp4_inputs_go_to_the_even_code() -> None:
     parts, _ = exported("nvfp4")
     parts["input_scale"] = torch.tensor(1.0)
     ties = [6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5.0, 0.0]
-    found = modelopt_export.rounded(torch.tensor([ties]), parts)[0].tolist()
+    found = modelopt_checkpoint.rounded(torch.tensor([ties]), parts)[0].tolist()
     assert found == [6, 0, 1, 1, 2, 2, 4, 4, 0, -1, -1, -2, -2, -4, -4, 0]
 
 
 def test_a_layer_of_an_export_that_is_of_no_known_layout_is_named() -> None:
     with pytest.raises(BadInput, match="up_proj are of no layout known here"):
-        modelopt_export.dequantize({LAYER: {"weight_scale": torch.ones(2)}}, {}, torch.float32)
+        modelopt_checkpoint.dequantize({LAYER: {"weight_scale": torch.ones(2)}}, {}, torch.float32)
 
 
 def test_an_older_transformers_is_told_the_rotary_base_in_its_own_words() -> None:
     rope = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}
-    found = foreign.older({"model_type": "llama", "dtype": "bfloat16", "rope_parameters": rope})
+    found = _transformers4.older({"model_type": "llama", "dtype": "bfloat16", "rope_parameters": rope})
     assert found == {
         "model_type": "llama",
         "torch_dtype": "bfloat16",
         "rope_theta": 500000.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
     }
-    assert "rope_scaling" not in foreign.older({"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}})
+    assert "rope_scaling" not in _transformers4.older({"rope_parameters": {"rope_theta": 1.0, "rope_type": "default"}})
     with pytest.raises(Unsupported, match="differs by layer"):
-        foreign.older({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}})
+        _transformers4.older({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}})
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -364,7 +367,7 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
     theirs: dict[str, torch.Tensor] = {n: t.half() for n, t in dense.items()}
     theirs["model.norm.weight"] *= 2  # as AWQ does, which scales norms
     theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"].clone()
-    for name in reload.decoder_linears(model):
+    for name in build.decoder_linears(model):
         rows, columns = model.get_submodule(name).weight.shape
         theirs[f"{name}.qweight"] = words(codes(4, rows, columns).tolist(), 4).t().contiguous()
         theirs[f"{name}.qzeros"] = torch.full((columns // 64, rows // 8), 0x77777777, dtype=torch.int32)
@@ -375,9 +378,9 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
         model_dir=source, out_dir=out, scheme=scheme("autogptq", 4, group_size=64), calibration=None, device="cpu", seed=0
     )
     entry = {"bits": 4, "group_size": 64, "sym": True, "desc_act": False, "quant_method": "gptq", "checkpoint_format": "gptq"}
-    with foreign.older_source(request) as older:
+    with _transformers4.older_source(request) as older:
         assert "rope_parameters" not in json.loads((older.model_dir / "config.json").read_text())
-        foreign.settle(older, source, written, entry)
+        _transformers4.settle(older, source, written, entry)
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -394,10 +397,10 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"] == entry
     assert config["rope_parameters"] == json.loads((source / "config.json").read_text())["rope_parameters"]
-    q = reload.decoder_linears(model)[0]
+    q = build.decoder_linears(model)[0]
     rows, columns = model.get_submodule(q).weight.shape
     expected = (codes(4, rows, columns) - 8).float() * torch.tensor(0.01).half().float()
-    assert torch.equal(gptqmodel.dequantize(out, torch.float32)[f"{q}.weight"], expected)
+    assert torch.equal(gptq_file.dequantize(out, torch.float32)[f"{q}.weight"], expected)
     said = json.loads((out / reload.FILE).read_text())
     assert said["by"] == "the packed weights, unpacked and run in float32"
 
@@ -410,11 +413,11 @@ def test_an_original_that_packed_nothing_is_refused(tmp_path: Path) -> None:
         model_dir=written, out_dir=tmp_path, scheme=scheme("autogptq"), calibration=None, device="cpu", seed=0
     )
     with pytest.raises(Unsupported, match="packed no layer"):
-        foreign.settle(request, written, written, {})
+        _transformers4.settle(request, written, written, {})
 
 
 def test_the_suite_that_runs_them_all_for_real_can_be_planned_and_every_cell_of_it_is_offered() -> None:
-    planned = suite.plan(Path(__file__).parents[1] / "own_environments.yaml", device="cpu")
+    planned = matrix.plan(Path(__file__).parents[1] / "own_environments.yaml", device="cpu")
     assert not planned.unsupported
     asked = {p.cell.scheme.method for p in planned.cells}
     assert {name for name, method in METHODS.items() if method.environment != "main" and not name.startswith("fake")} <= asked

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from harness.errors import BadInput
-from harness.methods import awq, gptqmodel, quanto, tensors
+from harness.formats import gptq_file, safetensors_file
+from harness.methods import awq, quanto
 
 
 def test_a_header_gives_names_shapes_and_bits(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7, dtype=torch.int32)}, tmp_path / "m.safetensors")
-    found = {t.name: (t.dtype, t.shape, t.bits) for t in tensors.stored(tmp_path)}
+    found = {t.name: (t.dtype, t.shape, t.bits) for t in safetensors_file.stored(tmp_path)}
     assert found == {"a": ("BF16", (3, 5), 240), "b": ("I32", (7,), 224)}
 
 
@@ -26,7 +27,7 @@ def test_a_header_gives_names_shapes_and_bits(tmp_path: Path) -> None:
 def test_a_damaged_file_is_bad_input(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(BadInput, match=r"m\.safetensors"):
-        tensors.stored(tmp_path)
+        safetensors_file.stored(tmp_path)
 
 
 @pytest.mark.parametrize(("bits", "count"), list(itertools.product((2, 3, 4, 8), (32, 64))))
@@ -38,7 +39,7 @@ def test_a_bit_stream_is_read_as_a_long_integer_would_be(bits: int, count: int) 
         number = sum(code << (bits * i) for i, code in enumerate(row))
         unsigned = [(number >> (32 * i)) & 0xFFFFFFFF for i in range(count * bits // 32)]
         words.append([u - 2**32 if u >= 2**31 else u for u in unsigned])
-    assert torch.equal(gptqmodel.unpack(torch.tensor(words, dtype=torch.int32), bits, count), codes.int())
+    assert torch.equal(gptq_file.unpack(torch.tensor(words, dtype=torch.int32), bits, count), codes.int())
 
 
 @pytest.mark.parametrize(("bits", "sym"), list(itertools.product((2, 3, 4), (True, False))))
@@ -89,7 +90,7 @@ def test_int8_codes_are_put_where_torchs_kernel_can_read_them() -> None:
 )
 def test_gptqmodel_is_imported_without_openvino_which_reports_each_import_home() -> None:
     code = (
-        "import sys; from harness.methods import gptqmodel; gptqmodel.settle(); "
+        "import sys; from harness.methods import _gptqmodel; _gptqmodel.settle(); "
         "print([name for name in sys.modules if name.startswith('openvino')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness import runner, store, suite
+from harness import store
 from harness.errors import BadInput, UnknownName, Unsupported
 from harness.methods import prequantized
+from harness.run import runner
+from harness.suite import matrix, plan
 from tests.tiny_llama import llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -97,12 +99,12 @@ def packed_folder(model_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def planned(tmp_path: Path, models: str, methods: str = "{fake: {bits: 4}}", extra: str = "") -> suite.Plan:
+def planned(tmp_path: Path, models: str, methods: str = "{fake: {bits: 4}}", extra: str = "") -> plan.Plan:
     path = tmp_path / "given.yaml"
     path.write_text(
         f"name: given\nmodels: {models}\nbaseline: fake 4-bit\nmethods: {methods}\nprobes: [quantize, size]\n{extra}\n"
     )
-    return suite.plan(path, device="cpu")
+    return matrix.plan(path, device="cpu")
 
 
 def test_a_quantized_model_is_one_cell_and_its_own_baseline(tmp_path: Path, packed_folder: Path) -> None:
@@ -154,7 +156,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, model_folder:
 
 def measured(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     """Values by metric of every cell of a suite that is run; no failure is accepted."""
-    plan = suite.plan(path, device="cpu")
+    plan = matrix.plan(path, device="cpu")
     run = store.read(runner.run(plan, runner.Settings(results=path.parent / "results", cache=path.parent / "cache")))
     found: dict[tuple[str, str], dict[str, float]] = {}
     for record in run.records:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.errors import BadInput
 from harness.methods import reload
 from harness.methods.base import LoadRequest
+from harness.models import build
 from harness.spec import Scheme
 from tests.tiny_llama import llama, nudged, windows
 
@@ -89,14 +90,14 @@ def test_rows_come_from_the_calibration_text_where_there_is_one() -> None:
 def test_a_bias_that_the_artifact_lacks_is_bad_input(tmp_path: Path) -> None:
     biased = llama(attention_bias=True)
     biased.config.save_pretrained(tmp_path)
-    layers = reload.decoder_linears(biased)
-    rest = {name: tensor for name, tensor in reload.own_state(biased).items() if name.removesuffix(".weight") not in layers}
+    layers = build.decoder_linears(biased)
+    rest = {name: tensor for name, tensor in build.own_state(biased).items() if name.removesuffix(".weight") not in layers}
     request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
-    assert reload.without(request, layers, rest).get_submodule(layers[0]).bias is not None
+    assert build.without(request, layers, rest).get_submodule(layers[0]).bias is not None
     del rest[f"{layers[0]}.bias"]
     with pytest.raises(BadInput, match="bias"):
-        reload.without(request, layers, rest)
-    assert reload.without(request, layers, rest, bias=False).get_submodule(layers[0]).bias is None
+        build.without(request, layers, rest)
+    assert build.without(request, layers, rest, bias=False).get_submodule(layers[0]).bias is None
 
 
 class Allocated(TorchDispatchMode):
@@ -116,11 +117,11 @@ class Allocated(TorchDispatchMode):
 def test_layers_that_are_packed_are_never_made_unpacked(model: Any, tmp_path: Path) -> None:
     wide = llama(intermediate_size=4096)
     wide.config.save_pretrained(tmp_path)
-    layers = reload.decoder_linears(wide)
-    rest = {name: tensor for name, tensor in reload.own_state(wide).items() if name.removesuffix(".weight") not in layers}
+    layers = build.decoder_linears(wide)
+    rest = {name: tensor for name, tensor in build.own_state(wide).items() if name.removesuffix(".weight") not in layers}
     request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
     with Allocated() as allocated:
-        found = reload.without(request, layers, rest)
+        found = build.without(request, layers, rest)
     assert type(found) is type(wide)
     assert [name for name in layers if found.get_submodule(name).weight is not None] == []
     assert torch.equal(found.model.norm.weight, wide.model.norm.weight.to(torch.bfloat16))

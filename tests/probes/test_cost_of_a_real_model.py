@@ -17,8 +17,8 @@ import safetensors
 import torch
 import transformers
 
-from harness import phases
 from harness.engines import ENGINES
+from harness.measure import memory_phases
 from harness.methods import METHODS
 from harness.methods.base import QuantizeRequest
 from harness.probes import latency, memory, size
@@ -88,7 +88,7 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        with phases.measure(name) as meter:
+        with memory_phases.measure(name) as meter:
             yield
         assert meter.phase is not None
         self._phases.append(meter.phase)
@@ -111,7 +111,7 @@ def test_the_ledger_of_a_bf16_model_is_sixteen_bits_for_each_of_its_parameters(c
     assert 0 < answer.facts["header_bytes"] < 10_000
 
 
-@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+@pytest.mark.skipif(not memory_phases.supported(), reason="the kernel's counters are Linux's")
 def test_the_memory_of_a_model_is_its_weights_its_cache_and_little_more(cell: tuple[Path, Path]):
     prompt, new, batch = 64, 8, 2
     question = Question(probe="memory", subject="", options={"prompt": prompt, "new": new, "batch": batch})
@@ -154,7 +154,7 @@ def weigh_each(source: Path, artifact: Path) -> None:
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+@pytest.mark.skipif(not memory_phases.supported(), reason="the kernel's counters are Linux's")
 def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path):
     # 177 MiB, of which 3 % are more than an allocator's slack.
     shape = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 22, "num_attention_heads": HEADS}

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness import machine
 from harness.engines.base import EngineFacts, Timing
 from harness.errors import Unsupported
-from harness.probes import latency
-from harness.probes.latency import PROBE, Shape, active_weight_bytes, median, nearest_rank, run_rounds, tpot
+from harness.measure import bandwidth, conditions
+from harness.probes import roofline as roofline_probe
+from harness.probes.latency import PROBE, Shape
+from harness.probes.roofline import active_weight_bytes
+from harness.probes.rounds import median, nearest_rank, run_rounds, tpot
 from harness.spec import Answer, Cell, Model, Question, Scheme
 
 SHAPE = Shape(prompt=100, new=5, batch=2)
@@ -77,8 +79,8 @@ def steady(name: str, log: list[str], ttft: float, step: float, **more: Any) -> 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine of these tests is idle, whatever else runs on it."""
-    found = machine.between(machine.snapshot(), machine.snapshot())
-    monkeypatch.setattr(machine, "between", lambda before, after: {**found, "others_cpu_share": 0.0, "steal_share": 0.0})
+    found = conditions.between(conditions.snapshot(), conditions.snapshot())
+    monkeypatch.setattr(conditions, "between", lambda before, after: {**found, "others_cpu_share": 0.0, "steal_share": 0.0})
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 7, 12, 25, 100])
@@ -210,8 +212,8 @@ def test_conditions_name_what_could_have_disturbed():
 
 
 def test_a_machine_that_others_use_is_noted(monkeypatch: pytest.MonkeyPatch):
-    quiet = machine.between(machine.snapshot(), machine.snapshot())
-    monkeypatch.setattr(machine, "between", lambda before, after: {**quiet, "others_cpu_share": 0.4, "steal_share": 0.05})
+    quiet = conditions.between(conditions.snapshot(), conditions.snapshot())
+    monkeypatch.setattr(conditions, "between", lambda before, after: {**quiet, "others_cpu_share": 0.4, "steal_share": 0.05})
     _, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     assert any("40%" in note for note in answer.facts["notes"])
     assert any("hypervisor" in note for note in answer.facts["notes"])
@@ -343,8 +345,8 @@ def test_one_run_is_made_even_if_it_takes_the_whole_budget_and_then_there_is_no_
     assert median([1.0]).low is None
 
 
-def bandwidth(level: str, bytes_per_second: float, others: float = 0.0) -> machine.Bandwidth:
-    return machine.Bandwidth(
+def measured_bandwidth(level: str, bytes_per_second: float, others: float = 0.0) -> bandwidth.Bandwidth:
+    return bandwidth.Bandwidth(
         bytes_per_second=bytes_per_second,
         working_set_bytes=1,
         kernel="read",
@@ -355,21 +357,21 @@ def bandwidth(level: str, bytes_per_second: float, others: float = 0.0) -> machi
     )
 
 
-def roofline(monkeypatch: pytest.MonkeyPatch, measured: machine.Bandwidth) -> tuple[dict[str, Any], Answer]:
-    monkeypatch.setattr(machine, "bandwidth", lambda size, device, cache: measured)
-    monkeypatch.setattr(latency, "active_weight_bytes", lambda model_dir, resident: resident)
+def roofline(monkeypatch: pytest.MonkeyPatch, measured: bandwidth.Bandwidth) -> tuple[dict[str, Any], Answer]:
+    monkeypatch.setattr(bandwidth, "bandwidth", lambda size, device, cache: measured)
+    monkeypatch.setattr(roofline_probe, "active_weight_bytes", lambda model_dir, resident: resident)
     return ask(Session(steady("cell", [], 0.5, 0.02, weights=10**9), None))
 
 
 def test_the_share_of_the_roofline_is_the_floor_over_the_step(monkeypatch: pytest.MonkeyPatch):
-    found, answer = roofline(monkeypatch, bandwidth("memory", 100e9))  # 1 GB at 100 GB/s: 10 ms of the 20
+    found, answer = roofline(monkeypatch, measured_bandwidth("memory", 100e9))  # 1 GB at 100 GB/s: 10 ms of the 20
     assert found["roofline_share"].value == pytest.approx(0.5)
     assert answer.facts["roofline"]["floor_seconds"] == pytest.approx(0.01)
     assert answer.facts["withheld"] == []
 
 
 def test_a_step_faster_than_memory_can_be_read_is_withheld(monkeypatch: pytest.MonkeyPatch):
-    found, answer = roofline(monkeypatch, bandwidth("memory", 25e9))
+    found, answer = roofline(monkeypatch, measured_bandwidth("memory", 25e9))
     assert {"tpot", "throughput", "roofline_share"}.isdisjoint(found)
     assert "ttft" in found
     assert "200%" in answer.facts["withheld"][0]
@@ -377,7 +379,7 @@ def test_a_step_faster_than_memory_can_be_read_is_withheld(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("level", "others"), [("cache", 0.0), ("memory", 0.5)])
 def test_where_the_floor_is_unsure_only_the_share_is_withheld(monkeypatch: pytest.MonkeyPatch, level: str, others: float):
-    found, answer = roofline(monkeypatch, bandwidth(level, 25e9, others))
+    found, answer = roofline(monkeypatch, measured_bandwidth(level, 25e9, others))
     assert found["tpot"].value == pytest.approx(0.02)
     assert "roofline_share" not in found
     assert len(answer.facts["withheld"]) == 1
@@ -418,4 +420,4 @@ def test_every_shape_of_the_suite_is_one_question():
     asked = PROBE.questions(wishes)  # type: ignore[arg-type]
     assert [question.subject for question in asked] == ["pp128 tg64 b1", "pp512 tg64 b4"]
     assert asked[1].options == {"prompt": 512, "new": 64, "batch": 4, "budget_seconds": 7.5}
-    assert latency.PROBE.isolation == "latency"
+    assert PROBE.isolation == "latency"

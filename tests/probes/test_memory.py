@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import phases
 from harness.engines.base import EngineFacts
 from harness.errors import Unsupported
+from harness.measure import memory_phases
 from harness.probes import memory
 from harness.probes.memory import PROBE, Start, against, rehearse
 from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
 
 MIB = 2**20
 NEAR = 4 * MIB
-linux = pytest.mark.skipif(not phases.supported(), reason="the kernel's counters are Linux's")
+linux = pytest.mark.skipif(not memory_phases.supported(), reason="the kernel's counters are Linux's")
 
 
 def block(mebibytes: int) -> np.ndarray:
@@ -68,7 +68,7 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        with phases.measure(name) as meter:
+        with memory_phases.measure(name) as meter:
             yield
         assert meter.phase is not None
         self.done.append(meter.phase)
@@ -177,17 +177,17 @@ def test_a_simulated_engine_shows_no_memory(tmp_path: Path):
 
 
 def test_where_the_kernel_counts_nothing_the_probe_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(phases, "resident", lambda proc=None: None)
+    monkeypatch.setattr(memory_phases, "resident", lambda proc=None: None)
     with pytest.raises(Unsupported, match="Linux"):
         ask(tmp_path, lambda: Engine(block(1)))
 
 
-START = Start(total=1000, files=phases.Mapped(weights=0, other=300, doubled=5))
+START = Start(total=1000, files=memory_phases.Mapped(weights=0, other=300, doubled=5))
 
 
 def test_code_pages_and_second_mappings_that_came_since_are_taken_off():
     phase = Phase(name="load", seconds=1.0, peak_bytes={"host_peak": 1900})
-    beyond = against(START, phase, phases.Mapped(weights=400, other=350, doubled=25))
+    beyond = against(START, phase, memory_phases.Mapped(weights=400, other=350, doubled=25))
     assert beyond.host == 1900 - 1000 - 50 - 20
     assert beyond.facts["code_growth_bytes"] == 50
 

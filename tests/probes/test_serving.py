@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from harness import report, runner, store, suite
+from harness import report, store
 from harness.errors import BadInput, UnknownName
+from harness.run import runner
 from harness.spec import Record
+from harness.suite import matrix, plan
 from tests.openai_server import NAME, Served
 from tests.tiny_llama import llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 
-def planned(tmp_path: Path, folder: Path, entry: str, extra: str = "", models: str = "") -> suite.Plan:
+def planned(tmp_path: Path, folder: Path, entry: str, extra: str = "", models: str = "") -> plan.Plan:
     path = tmp_path / "served.yaml"
     models = models or f"[{{path: {folder}, name: tiny}}]"
     path.write_text(f"name: served\nmodels: {models}\nbaseline: bf16\nmethods:\n  bf16:\n  endpoint: {entry}\n{extra}\n")
-    return suite.plan(path, device="cpu")
+    return matrix.plan(path, device="cpu")
 
 
 def test_a_server_is_a_cell_with_the_questions_that_it_can_be_asked(tmp_path: Path, model_folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import harness.methods
+from harness.artifact import StoredTensor
 from harness.errors import BadInput
-from harness.methods.base import Method, StoredTensor
+from harness.methods.base import Method
 from harness.probes.size import PROBE, carriers
 from harness.spec import Cell, Model, Question, Scheme
 

@@ -248,7 +248,7 @@ def test_rendering_imports_no_torch_and_no_runner(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from harness import store; from harness.report import render;"
         f"render(store.read(Path({str(path)!r})));"
-        "bad = {'torch', 'transformers', 'lm_eval', 'harness.runner', 'harness.worker'};"
+        "bad = {'torch', 'transformers', 'lm_eval', 'harness.run.runner', 'harness.child.worker'};"
         "print(sorted(bad & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

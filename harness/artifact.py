@@ -1,0 +1,68 @@
+"""What an artifact is made of: the layers of the source model, the tensors that are stored, the kernels that run.
+
+Standard library only: workers import this inside foreign environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harness.spec import Json
+
+Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One linear layer of the source model: its name, and its weight's shape (out_features, in_features)."""
+
+    name: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What can be known of a model without torch: from config.json and the safetensors headers.
+
+    `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
+    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM".
+    """
+
+    architecture: str
+    parameters: int
+    linears: tuple[Layer, ...]
+    hidden: int
+    layers: int
+    vocab: int
+    tied: bool
+    dtype: str
+    config: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKernel:
+    """Kernel proof of one quantized layer after load: module class, the op or backend that computes, dtype of the stored
+    weight, and whether the weights are held dequantized (16 bits or wider)."""
+
+    layer: str
+    module: str
+    op: str
+    stored_dtype: str
+    dequantized: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor as stored in the artifact: `bits` = all bits on disk, `role` = which part of the ledger it belongs to.
+
+    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers;
+    `other` is everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
+    """
+
+    name: str
+    layer: str
+    role: Role
+    bits: int

@@ -1,0 +1,100 @@
+"""A process between the fork server and some of its children, for what a fork server must not do itself and every child would.
+
+Importing GPTQModel costs 0.4 s and more of CPU time, in each of the four children of a cell. It starts threads, which a fork
+does not carry along, and changes transformers, which other methods' cells should not see. So the fork server forks a branch
+when the first job asks for one: the branch imports the library once, and children of the jobs that ask for it are forked there.
+
+A thread that Python code starts during that import is held back: the branch stays a process of one thread, and each child
+starts the threads itself before its job begins. The fork loses nothing, because nothing has run. Where an import brings threads
+of another kind (CUDA's, say), waits for one that is held back, or ends the process, there is no branch: children are forked from
+the server and import for themselves, and the server's log says so. The same holds for what else a branch does ahead of its
+children, such as building the requests of a suite's tasks: where that hangs or crashes, it has cost time and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+
+from harness.forking import die_with_parent, held_back, start, threads
+
+Jobs = Callable[[Iterable[str], Callable[[], None], Callable[[], None]], None]
+"""(lines, begin, done): forks a child for each job that a line names, which calls `begin` first; calls `done` after each."""
+
+IMPORT_SECONDS = 120.0
+"""An import that takes longer waits for a thread that is held back."""
+
+
+class Branch:
+    """The fork server's side of a branch. `fit` is False where no children can be forked from it."""
+
+    def __init__(self, ahead: Mapping[str, Callable[[], object]], jobs: Jobs, born: Callable[[int], None]) -> None:
+        """Forks it, and returns once it has done what is `ahead` of its children, each under the name that the log gives it.
+        `born` gets its process id before: that may take long."""
+        self._socket, theirs = socket.socketpair()
+        self._code: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._socket.close()
+            _serve(ahead, jobs, theirs)
+        theirs.close()
+        born(self._pid)
+        self._socket.settimeout(IMPORT_SECONDS)
+        try:
+            self.fit = self._socket.recv(1) == b"+"  # nothing: it died
+        except (TimeoutError, ConnectionError):
+            self.fit = False
+            os.kill(self._pid, signal.SIGKILL)
+        self._socket.settimeout(None)
+        if not self.fit:
+            names = ", ".join(ahead)
+            sys.stderr.write(f"{names}: no branch (exit code {self.close()}), so every child does that for itself\n")
+
+    def run(self, line: str) -> bool:
+        """Has it run the job of a line; False where it is no more, and a child that it may have had is no more with it."""
+        try:
+            self._socket.sendall(line.encode())
+            return self._socket.recv(1) == b"."
+        except OSError:
+            return False
+
+    def close(self) -> int:
+        """Has it end, if it has not yet; returns its exit code (negative = signal)."""
+        self._socket.close()
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._code
+
+
+def _serve(ahead: Mapping[str, Callable[[], object]], jobs: Jobs, server: socket.socket) -> None:
+    code = 70
+    try:
+        die_with_parent()
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # as a child's is, because libraries look at it
+        with held_back() as held:
+            for do in ahead.values():
+                try:
+                    do()
+                except Exception:  # what needs it will fail, and its record says so
+                    traceback.print_exc()
+        gc.collect()
+        gc.freeze()
+
+        def begin() -> None:
+            os.close(server.fileno())
+            start(held)
+
+        fit = threads() == 1
+        server.sendall(b"+" if fit else b"-")
+        if fit:
+            jobs(server.makefile("r", encoding="utf-8"), begin, lambda: server.sendall(b"."))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)

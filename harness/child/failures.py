@@ -1,0 +1,51 @@
+"""What happened to a child, sorted into the kinds of failure."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported
+from harness.spec import Failure, FailureKind, Json, to_json
+
+
+def guarded(phase: str, work: Callable[[], Json]) -> dict[str, Json]:
+    """The work's plain data, or {"failure": ...} with the exception sorted into a kind; the traceback goes to the log."""
+    try:
+        return dict(work())
+    except BaseException as error:  # a child reports whatever happened to it, SystemExit of a library included
+        traceback.print_exc()
+        failure = Failure(
+            kind=failure_kind(error), phase="reload" if isinstance(error, BadReload) else phase, message=_message(error)
+        )
+        return {"failure": to_json(failure)}
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """Sorts an exception into a failure kind. Out of memory has no common type: torch, numpy and C++ each say it their way."""
+    if isinstance(error, ServerTrouble):  # before its words are looked at: they may be the server's, about its own memory
+        return error.kind
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(
+        sign in said
+        for sign in (
+            "OutOfMemoryError",
+            "can't allocate memory",
+            "std::bad_alloc",
+            "CUDA out of memory",
+            "Cannot allocate memory",
+        )
+    ):
+        return "oom"
+    if isinstance(error, Unsupported):
+        return "unsupported"
+    if isinstance(error, Nonfinite):
+        return "nonfinite"
+    if isinstance(error, (MissingPackage, ImportError)):
+        return "environment"
+    return "error"
+
+
+def _message(error: BaseException) -> str:
+    said = str(error).strip() or "no message"
+    return said if isinstance(error, HarnessError) else f"{type(error).__name__}: {said[:2000]}"

@@ -1,0 +1,205 @@
+"""The parent's side of the fork server: starts one per environment, runs one job at a time, kills what overstays.
+
+The parent waits blocking on the server's pipe; it wakes only for an event or a deadline, so that it uses no CPU while a child
+is timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.spec import Failure, Json, failure_from_json
+
+
+class ServerFailed(HarnessError):
+    """The fork server did not start or died; carries the tail of its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a child ended: exit code (negative = signal), and whether this side killed it for overstaying."""
+
+    code: int
+    timed_out: bool
+
+
+def failure(outcome: Json | None, ended: Exit | Failure, *, log: Path, phase: str, timeout: float) -> Failure | None:
+    """What a child's outcome, or the way it ended without one, stands for; None when all went well."""
+    if isinstance(ended, Failure):
+        return ended
+    end = tail(log)
+    if outcome is not None and "failure" in outcome:
+        said = failure_from_json(outcome["failure"])
+        return Failure(kind=said.kind, phase=said.phase, message=said.message, log_tail=end)
+    if outcome is not None:
+        return None
+    if ended.timed_out:
+        message = f"stopped after {timeout:g} s; raise `timeout` in the suite if it needs more"
+        return Failure(kind="timeout", phase=phase, message=message, log_tail=end)
+    if ended.code == -signal.SIGKILL:
+        message = (
+            "killed by signal 9, which the harness did not send: almost always the kernel's out-of-memory killer; "
+            "use a smaller model or batch, or a machine with more memory"
+        )
+        return Failure(kind="oom", phase=phase, message=message, log_tail=end)
+    if ended.code < 0:
+        message = f"the child died of {signal.Signals(-ended.code).name}; the log's end may say where"
+        return Failure(kind="crash", phase=phase, message=message, log_tail=end)
+    return Failure(kind="crash", phase=phase, message=f"the child left with exit code {ended.code} and no outcome", log_tail=end)
+
+
+class Server:
+    """One fork server: `python -m harness.child.serve MODULES` in an environment's interpreter."""
+
+    def __init__(self, *, python: Path, modules: Sequence[str], home: Path, env: dict[str, str]) -> None:
+        """`home` gets the server's log and a folder with nothing but the `harness` package, the only thing put on its path."""
+        self._python = python
+        self._modules = list(modules)
+        self._home = home
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._child: int | None = None
+        self.ready: Json = None
+
+    def start(self) -> None:
+        """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk)."""
+        path = harness_alone(self._home)
+        env = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
+        with (self._home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._python), "-m", "harness.child.serve", *self._modules],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=path,  # `python -m` puts the folder it stands in on the path
+                env=env,
+                start_new_session=True,  # Ctrl-C is for the parent alone
+            )
+        self._buffer = b""
+        event = self._event(time.monotonic() + 600)
+        if event is None or event.get("event") != "ready":
+            tail = self.log_tail()
+            self.close()
+            raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{tail}")
+        self.ready = event
+
+    def run(
+        self,
+        folder: Path,
+        on_event: Callable[[Json], None],
+        timeout: float,
+        *,
+        apart: Sequence[str] = (),
+        ahead: Path | None = None,
+    ) -> Exit:
+        """Runs the job in `folder`, in a child of the branch that has imported the modules `apart` and has done what the file
+        `ahead` asks for, where there are any. The deadline starts anew with every `begin` event. Interrupts kill the child
+        first."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        line = {"job": str(folder), "apart": list(apart), "ahead": None if ahead is None else str(ahead)}
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        self._process.stdin.flush()
+        deadline, timed_out = time.monotonic() + timeout, False
+        try:
+            while True:
+                event = self._event(deadline)
+                if event is None:
+                    if self._process.poll() is not None:  # the server itself is gone, and its child with it
+                        code = self._process.returncode
+                        self.close()
+                        return Exit(code=code or 1, timed_out=timed_out)  # 0 would be a child that ended well
+                    timed_out, deadline = True, time.monotonic() + 60
+                    self._kill()
+                    continue
+                if event["event"] == "started":
+                    self._child = int(event["pid"])
+                elif event["event"] == "exited":
+                    self._child = None
+                    return Exit(code=int(event["code"]), timed_out=timed_out)
+                else:
+                    if event["event"] == "begin" and not timed_out:
+                        deadline = time.monotonic() + timeout
+                    on_event(event)
+        except BaseException:
+            self._kill()
+            self.close()
+            raise
+
+    def log_tail(self) -> str:
+        return tail(self._home / "server.log")
+
+    def close(self) -> None:
+        """Ends the server; its child, if any, dies with it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        try:
+            process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+
+    def _event(self, deadline: float) -> Json | None:
+        """The next event, or None at the deadline or when the server has closed its pipe."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(fd, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = deadline - time.monotonic()
+                if left <= 0 or not selector.select(left):
+                    return None
+                chunk = os.read(fd, 1 << 16)
+                if not chunk:
+                    self._process.wait()
+                    return None
+                self._buffer += chunk
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        event: Json = json.loads(line)
+        return event
+
+
+def harness_alone(home: Path) -> Path:
+    """A folder in `home` to put on an interpreter's path: `harness` can be imported from it, and nothing that lies beside it."""
+    path = home / "path"
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (path / "harness").symlink_to(Path(__file__).parents[1])
+    return path
+
+
+def tail(path: Path, characters: int = 2000) -> str:
+    """The end of a log, readable whatever bytes are in it; '' when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4 * characters))
+            return file.read().decode("utf-8", errors="replace")[-characters:]
+    except OSError:
+        return ""

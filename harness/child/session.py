@@ -1,0 +1,139 @@
+"""What a probe sees inside a child: the loaded cell, its texts and references, and a place for raw samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.child.job import VERIFIED, Job, reference_name, write_json
+from harness.engines import ENGINES
+from harness.engines.base import EngineFacts, Loaded
+from harness.errors import BadReload, Unsupported
+from harness.measure import memory_phases
+from harness.methods import METHODS, reload
+from harness.models import corpora
+from harness.spec import Json, Phase, Question, cell_from_json
+
+_BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
+
+
+class WorkerSession:
+    """`probes.base.Session` inside a child: loads on first use, keeps blobs in the job's folder, measures phases."""
+
+    def __init__(self, job: Job, tell: Callable[[Json], None]) -> None:
+        self.cell = job.cell
+        self.is_baseline = job.is_baseline
+        self.artifact_dir = job.artifact_dir
+        self.model_dir = job.model_dir
+        self.device = job.device
+        self.seed = job.seed
+        self.cache = job.cache
+        self.memo: dict[str, Any] = {}
+        self._job = job
+        self._tell = tell
+        self._loaded: Loaded | None = None
+        self._facts: EngineFacts | None = None
+        self._wrong: str | None = None
+        self._phases: list[Phase] = []
+
+    @property
+    def loaded(self) -> Loaded:
+        if self._loaded is None:
+            method = METHODS[self.cell.scheme.method]
+            loaded = ENGINES[method.engine].load(self.cell, self.artifact_dir, self.model_dir, self.device)
+            self._facts = loaded.facts()
+            self._loaded = loaded
+        return self._loaded
+
+    def verify(self) -> None:
+        """Raises BadReload when the artifact loads but answers otherwise than its weights say. Done once per artifact, by
+        the child that asks the quality probes or by one of its own; never by a child that measures memory or latency."""
+        if self._wrong is None:
+            if (self.artifact_dir / VERIFIED).is_file():
+                return
+            self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
+            if not self._wrong:
+                write_json(self.artifact_dir / VERIFIED, {"ok": True}, lasting=True)
+        if self._wrong:
+            raise BadReload(self._wrong)
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        """What the engine holds, once loaded."""
+        return self._facts
+
+    @property
+    def model_seconds(self) -> float:
+        """Seconds that the loaded model has spent in scoring and generating (0 for engines that do not count them)."""
+        return float(getattr(self._loaded, "model_seconds", 0.0))
+
+    def load_baseline(self) -> Loaded | None:
+        from harness.measure.machine import available_memory_bytes
+
+        if self._job.baseline is None or self.is_baseline:
+            return None
+        cell = cell_from_json(self._job.baseline["cell"])
+        folder = Path(self._job.baseline["artifact_dir"])
+        size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+        room = available_memory_bytes()
+        if room is not None and size * 2 > room:
+            return None
+        return ENGINES[METHODS[cell.scheme.method].engine].load(cell, folder, self.model_dir, self.device)
+
+    def windows(self, question: Question) -> list[list[int]]:
+        key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"
+        if key not in self.memo:
+            ids = corpora.token_ids(self.loaded.tokenizer, self.corpus_text(question), self.cache / "tokens")
+            self.memo[key] = corpora.windows(
+                ids, int(question.options["window"]), question.options.get("tokens"), question.subject
+            )
+        found: list[list[int]] = self.memo[key]
+        return found
+
+    def corpus_text(self, question: Question) -> str:
+        return corpora.text(Path(self._job.texts[question.subject]))
+
+    def baseline_items(self, question: Question) -> Json:
+        given = self._job.baseline_items[question.subject]
+        return {**json.loads(Path(given["path"]).read_bytes()), "definition": given["definition"]}
+
+    def task_folder(self, question: Question) -> Path | None:
+        folder = self._job.task_folders.get(question.subject)
+        return None if folder is None else Path(folder)
+
+    def reference(self, question: Question) -> Path:
+        """The baseline's stored answers; the baseline itself writes them when they are missing."""
+        folder = Path(self._job.references[reference_name(question)])
+        if folder.is_dir():
+            return folder
+        if not self.is_baseline:
+            raise Unsupported(f"the baseline has no stored answers on {question.subject!r}: it failed or was not measured")
+        with self.phase("reference"):
+            self.loaded.write_reference(self.windows(question), folder)
+        return folder
+
+    def blob(self, name: str, data: bytes, extension: str) -> str:
+        if extension not in _BLOB_EXTENSIONS:
+            raise ValueError(f"{extension!r} is no extension of raw samples: {sorted(_BLOB_EXTENSIONS)}")
+        path = self._job.folder / "outbox" / f"{len(os.listdir(self._job.folder / 'outbox')):04d}-{name}.{extension}"
+        path.write_bytes(data)
+        return path.name
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._tell({"event": "phase", "name": name})
+        with memory_phases.measure(name) as meter:
+            yield
+        if meter.phase is not None:
+            self._phases.append(meter.phase)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(self._phases)
+
+    def take_phases(self) -> tuple[Phase, ...]:
+        taken, self._phases = tuple(self._phases), []
+        return taken

@@ -1,0 +1,64 @@
+"""Processes that fork: threads held back until a fork is over, and children that die with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[list[threading.Thread]]:
+    """Threads that Python code starts inside are not started but listed, in order, for `start` in a forked child."""
+    found: list[threading.Thread] = []
+
+    def hold(self: threading.Thread) -> None:
+        found.append(self)
+
+    with _starting(hold):
+        yield found
+
+
+_START = threading.Thread.start
+
+
+def let_go() -> contextlib.AbstractContextManager[None]:
+    """Inside, threads start again where they are held back: for work that waits for threads of its own and ends them."""
+    return _starting(_START)
+
+
+@contextlib.contextmanager
+def _starting(how: Callable[[threading.Thread], None]) -> Iterator[None]:
+    before = threading.Thread.start
+    threading.Thread.start = how  # type: ignore[method-assign, assignment]  # libraries start threads by this method only
+    try:
+        yield
+    finally:
+        threading.Thread.start = before  # type: ignore[method-assign]  # as it was
+
+
+def start(held: Sequence[threading.Thread]) -> None:
+    """Starts what was held back. A fork marks every thread but the forking one as ended, so each is made anew first."""
+    for thread in held:
+        made: dict[str, object] = {name: getattr(thread, f"_{name}") for name in ("target", "args", "kwargs")}
+        threading.Thread.__init__(thread, name=thread.name, daemon=thread.daemon, **made)  # type: ignore[arg-type]  # its own arguments
+        thread.start()
+
+
+def threads() -> int:
+    """Threads of this process, of any kind; 1 where the kernel does not say."""
+    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
+
+
+def die_with_parent() -> None:
+    """Linux: the kernel kills this process when its parent ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent died before prctl
+            os._exit(70)

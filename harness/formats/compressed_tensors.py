@@ -1,0 +1,112 @@
+"""The compressed-tensors format, as llm-compressor writes and vLLM reads it: what is stored, and what its weights mean.
+
+Per linear layer of N outputs and K inputs, groups of g inputs: `weight_packed` int32 [N, K*bits/32], a little-endian bit stream
+of codes plus 2^(bits-1) along each row; `weight_scale` [N, K/g]; `weight_zero_point` int32 [N*bits/32, K/g] (packed along the
+rows, the same offset; absent where steps are symmetric). Eight bits with rounded activations and FP8 keep `weight` as int8 or
+e4m3 with one scale per row. FP4 packs two e2m1 codes to a byte, the first in the low half: NVFP4 with e4m3 scales per 16 inputs
+over one float32 `weight_global_scale` that divides, MXFP4 with power-of-two exponents (bias 127) per 32 inputs.
+
+`dequantize` is this project's own reading, the independent side of the reload check. It holds what is stored and nothing of
+how activations are rounded while a model runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.artifact import LayerKernel, Role, StoredTensor
+from harness.errors import BadInput
+from harness.formats import safetensors_file
+from harness.formats.gptq_file import unpack
+from harness.spec import Scheme
+
+_ROLES: dict[str, Role] = {
+    "weight_packed": "weight",
+    "weight": "weight",
+    "weight_scale": "scale",
+    "weight_global_scale": "scale",
+    "input_global_scale": "scale",
+    "input_scale": "scale",
+    "weight_zero_point": "zero",
+    "weight_shape": "index",
+    "weight_g_idx": "index",
+}
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def quantized_layers(folder: Path) -> set[str]:
+    """Names of the layers that have a scale."""
+    return {t.name.removesuffix(".weight_scale") for t in safetensors_file.stored(folder) if t.name.endswith(".weight_scale")}
+
+
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    layers = quantized_layers(artifact_dir)
+
+    def roles(name: str) -> tuple[str, Role]:
+        layer, _, suffix = name.rpartition(".")
+        return (layer, _ROLES[suffix]) if layer in layers and suffix in _ROLES else ("", "other")
+
+    return safetensors_file.ledger(artifact_dir, roles)
+
+
+def dequantize(folder: Path, bits: int, dtype: Any) -> dict[str, Any]:
+    """All weights of a checkpoint as dense tensors [outputs, inputs] in `dtype` under the source's names; the rest as stored.
+
+    `bits` of the integer codes. BadInput names a layer whose parts are not those of a layout above."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for path in safetensors_file.weight_files(folder):
+        state.update(load_file(str(path)))
+    for layer in sorted(quantized_layers(folder)):
+        parts = {p: state.pop(f"{layer}.{p}") for p in _ROLES if f"{layer}.{p}" in state}
+        try:
+            state[f"{layer}.weight"] = _dense(parts, bits).to(dtype)
+        except (KeyError, RuntimeError) as error:
+            raise BadInput(f"{folder}: the parts of {layer} are of no layout known here: {sorted(parts)} ({error!r})") from None
+    return state
+
+
+def _dense(parts: dict[str, Any], bits: int) -> Any:
+    """One layer's weight, float32."""
+    import torch
+
+    scale = parts["weight_scale"]
+    if "weight" in parts:  # int8 or e4m3, a scale per row
+        return parts["weight"].float() * scale.float()
+    packed = parts["weight_packed"]
+    if packed.dtype == torch.uint8:
+        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+        values = torch.tensor(_E2M1)[(codes & 7).long()] * torch.where(codes > 7, -1.0, 1.0)
+        if scale.dtype == torch.uint8:
+            steps = torch.pow(2.0, scale.float() - 127)
+        else:
+            steps = scale.float() / parts["weight_global_scale"].float()
+        return values * steps.repeat_interleave(values.shape[1] // steps.shape[1], 1)
+    rows, columns = (int(n) for n in parts["weight_shape"])
+    middle = 1 << (bits - 1)
+    codes = unpack(packed, bits, columns) - middle
+    group = columns // scale.shape[1]
+    if "weight_zero_point" in parts:
+        zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, rows).t() - middle
+        codes = codes - zeros.repeat_interleave(group, 1)
+    return codes.float() * scale.float().repeat_interleave(group, 1)
+
+
+def kernels(model: Any) -> list[LayerKernel]:
+    """Every linear layer of the decoder: the dtype that its weight is held in once the model has answered."""
+    import torch
+
+    head, found = model.get_output_embeddings(), []
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        weight = next((t for part in ("weight", "weight_packed") if (t := getattr(module, part, None)) is not None), None)
+        if weight is None:
+            raise BadInput(f"{name} holds no weight that is known here; its kernel cannot be told")
+        held = weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
+        op = "decompressed once + aten::linear" if held else "decompressed + aten::linear"
+        dtype = str(weight.dtype).removeprefix("torch.")
+        found.append(LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=dtype, dequantized=held))
+    return found

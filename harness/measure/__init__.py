@@ -1,0 +1,1 @@
+"""What is measured of a process and its machine: memory by phase, bandwidth, clock and load, who listens where."""

@@ -1,0 +1,275 @@
+"""Finds a model and says what can be known of it without torch: folder, digest, shape.
+
+A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
+a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers (8 bytes of length, then JSON),
+never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness import reference
+from harness.artifact import Layer, Shape
+from harness.errors import BadInput, UnknownName
+from harness.formats import gguf_reader
+from harness.formats import safetensors_file as headers
+from harness.models import random_weights
+from harness.spec import Json, Model, digest
+
+FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
+"""What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model(entry: str | Mapping[str, Json], base: Path) -> Model:
+    """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
+
+    A plain string is ``reference``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
+    if isinstance(entry, str):
+        if entry == "reference":
+            return Model(name="reference", path=str(reference.MODEL_DIR))
+        if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
+            return model({"path": entry}, base)
+        return model({"repo": entry}, base)
+    unknown = sorted(set(entry) - {"path", "repo", "shape", "name", "revision"})
+    if unknown:
+        raise UnknownName("key of a model", unknown[0], ["path", "repo", "shape", "name", "revision"])
+    if sum(entry.get(kind) is not None for kind in ("path", "repo", "shape")) != 1:
+        raise BadInput(f"a model names one of path, repo and shape, this one: {dict(entry)}")
+    if entry.get("shape") is not None:
+        return _shaped(str(entry["shape"]), entry.get("name"), base)
+    if entry.get("path") is not None:
+        folder = (base / Path(str(entry["path"])).expanduser()).resolve()
+        return Model(name=str(entry.get("name") or folder.name), path=str(folder))
+    repo = str(entry["repo"])
+    if not _HUB_ID.fullmatch(repo):
+        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
+    revision = entry.get("revision")
+    return Model(
+        name=str(entry.get("name") or repo.split("/")[-1]), repo=repo, revision=None if revision is None else str(revision)
+    )
+
+
+def _shaped(wish: str, name: Json, base: Path) -> Model:
+    path = random_weights.KNOWN / f"{wish}.json" if wish in random_weights.known() else (base / Path(wish).expanduser()).resolve()
+    if not path.exists():
+        raise UnknownName("shape", wish, [*random_weights.known(), "a path to a config.json"])
+    random_weights.config_of(path)
+    label = str(name or (path.stem if path.is_file() and path.name != "config.json" else path.parent.name))
+    return Model(name=f"{label} (random weights)", path=str(path), random=True)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
+    return path.suffix.lower() == ".gguf"
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
+    if is_gguf(folder):
+        if not folder.is_file():
+            raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
+        return
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf")):
+        raise BadInput(
+            f"model {name!r}: {folder} holds GGUF files; give one of them as `path`, and with `of` the checkpoint in "
+            "safetensors that it was made of"
+        )
+    if not folder.is_dir():
+        raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model {name!r}: {folder} has no config.json, so it is not a transformers checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        why = f"only pickled weights ({pickled[0]}), which can run code when loaded" if pickled else "no weights"
+        raise BadInput(
+            f"model {name!r}: {folder} holds {why}; save it as safetensors first: "
+            'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
+        )
+
+
+def locate(source: Model) -> Path | None:
+    """The local folder of a model, or None when it is a hub model that is not in the local cache yet, or a shape."""
+    if source.random:
+        return None
+    if source.path is not None:
+        return Path(source.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def fetch(source: Model, cache: Path) -> Path:
+    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. BadInput says why it
+    cannot be had."""
+    if source.random:
+        return random_weights.folder(Path(str(source.path)), cache)
+    if source.path is not None:
+        check_folder(Path(source.path), source.name)
+        return Path(source.path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(FILES)))
+    except LocalEntryNotFoundError:
+        raise BadInput(
+            f"model {source.name!r}: {source.repo} is not in the local cache and the hub cannot be reached; connect, or give a "
+            "local folder: models: [{path: ./folder}]"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BadInput(
+            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the "
+            "revision, and for a gated model log in once with: hf auth login"
+        ) from None
+    check_folder(folder, source.name)
+    return folder
+
+
+def modeling_modules(sources: Iterable[Model]) -> list[str]:
+    """transformers' modules that hold the architectures of models which lie here: importing one takes as long as loading a small
+    model, so it is done once, before forking. The package is looked at as files, never imported; a name that it does not know
+    (the config is the checkpoint's word) is left out, and loading says what is wrong with it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return []
+    known = Path(spec.origin).parent / "models"
+    found: dict[str, None] = {}
+    for source in sources:
+        place = Path(str(source.path)) if source.random else locate(source)  # a shape's config, or a checkpoint's folder
+        if place is None:
+            continue
+        try:
+            kind = str(random_weights.config_of(place)["model_type"])
+        except BadInput:
+            continue
+        if re.fullmatch(r"[a-z0-9_]+", kind) and (known / kind / f"modeling_{kind}.py").is_file():
+            found[f"transformers.models.{kind}.modeling_{kind}"] = None
+    return list(found)
+
+
+def shape(source: Model) -> Shape | None:
+    """Shape of a model from its headers; None when it is on a hub that cannot be reached from here."""
+    folder = locate(source)
+    if folder is not None:
+        check_folder(folder, source.name)
+        return shape_of(folder)
+    if source.random or os.environ.get("HF_HUB_OFFLINE") == "1":
+        return None
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+    try:
+        config = json.loads(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).read_text())
+        metadata = get_safetensors_metadata(source.repo, revision=source.revision)
+    except Exception:  # any refusal of the network means the same here: not known yet
+        return None
+    tensors = {
+        name: (info.dtype, list(info.shape)) for file in metadata.files_metadata.values() for name, info in file.tensors.items()
+    }
+    return _shape(config, tensors)
+
+
+def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> Shape:
+    """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
+    if is_gguf(folder):
+        return gguf_reader.shape_of(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder / 'config.json'}: cannot be read ({error})") from None
+    return _shape(config, tensors(folder) if stored is None else stored)
+
+
+def stored_bytes(source: Model) -> int | None:
+    """Bytes of the checkpoint's tensors; None when it is not in the local cache yet."""
+    folder = locate(source)
+    if folder is None:
+        return None
+    if is_gguf(folder):
+        return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
+    return sum(tensor.bits for path in headers.weight_files(folder) for tensor in headers.header(path)) // 8
+
+
+def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Every stored tensor: name -> (safetensors dtype such as "BF16", shape), from the headers alone."""
+    found: dict[str, tuple[str, list[int]]] = {}
+    for path in headers.weight_files(folder):
+        for tensor in headers.header(path):
+            found[tensor.name] = (tensor.dtype, list(tensor.shape))
+    return found
+
+
+def weights_digest(folder: Path, memo: Path) -> str:
+    """SHA-256 over names and bytes of the weights, config and tokenizer files. Hashes of large files are remembered in `memo`
+    by path, size and modification time, so that a 140 GB checkpoint is read once."""
+    known: dict[str, str] = {}
+    if memo.is_file():
+        try:
+            known = dict(json.loads(memo.read_text()))
+        except (ValueError, TypeError):
+            known = {}
+    parts: dict[str, str] = {}
+    for path in [folder] if is_gguf(folder) else sorted(_identity_files(folder)):
+        info = path.stat()
+        stamp = f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}"
+        if stamp not in known:
+            known[stamp] = _sha256(path)
+        parts["" if path == folder else path.name] = known[stamp]  # a GGUF file is the same under any name
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    draft = memo.with_name(f".{memo.name}.{os.getpid()}")
+    draft.write_text(json.dumps(known))
+    draft.replace(memo)
+    return digest(parts)
+
+
+def _identity_files(folder: Path) -> Iterable[Path]:
+    yield from headers.weight_files(folder)
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        if (folder / name).is_file():
+            yield folder / name
+
+
+def _sha256(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
+_NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
+
+
+def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> Shape:
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    linears = tuple(
+        Layer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
+        for name, (_, sizes) in sorted(stored.items())
+        if len(sizes) == 2 and name.endswith(".weight") and _BLOCK.search(name) and not _NOT_LINEAR.search(name)
+    )
+    dtypes = [dtype for dtype, _ in stored.values()]
+    return Shape(
+        architecture=str((config.get("architectures") or ["?"])[0]),
+        parameters=sum(math.prod(sizes) for _, sizes in stored.values()),
+        linears=linears,
+        hidden=int(text.get("hidden_size") or text.get("n_embd") or 0),
+        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
+        vocab=int(text.get("vocab_size") or 0),
+        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        dtype=max(set(dtypes), key=dtypes.count) if dtypes else "?",
+        config=config,
+    )

@@ -1,0 +1,112 @@
+"""Speed without weights: a checkpoint of random weights in the shape that a config describes.
+
+Memory and latency of a model depend on its shape and its kernels, not on what it knows, so they can be measured at real
+sizes where the real weights cannot be had. Run as a child process
+(`python -m harness.models.random_weights CONFIG FOLDER SEED`), because it
+needs torch. The weights are drawn tensor by tensor into shards, so that a 70B shape needs no more memory than one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import reference
+from harness.errors import BadInput
+from harness.spec import Json, digest
+
+KNOWN = Path(__file__).parents[1] / "shapes"
+SHARD_BYTES = 2 * 10**9
+DEVIATION = 0.02
+"""Standard deviation of the weights: what the common initializers use; norms are ones."""
+
+
+def known() -> list[str]:
+    """Shapes that come with the package."""
+    return sorted(p.stem for p in KNOWN.glob("*.json"))
+
+
+def config_of(path: Path) -> Json:
+    """The config of a shape: a JSON file, or a folder with a config.json."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config: Json = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"shape {file}: cannot be read as a model's config.json ({error})") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadInput(f"shape {file}: names no model_type, so it is no model's config.json")
+    return config
+
+
+def folder(path: Path, cache: Path, seed: int = 0) -> Path:
+    """The filled checkpoint of a shape, made once per config and seed in the cache."""
+    target = cache / "shapes" / digest({"config": config_of(path), "seed": seed, "version": 1})[:32]
+    if (target / "config.json").is_file():
+        return target
+    draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    command = [sys.executable, "-m", "harness.models.random_weights", str(path), str(draft), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        shutil.rmtree(draft, ignore_errors=True)
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BadInput(f"shape {path}: no model can be made of it: {last}")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.replace(target)
+    return target
+
+
+def fill(path: Path, out: Path, seed: int) -> None:
+    """Writes random bf16 weights of the config's shape into `out`, with the reference model's tokenizer; config.json last."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    shaped = config_of(path)
+    settings = {k: v for k, v in shaped.items() if k not in {"architectures", "model_type", "quantization_config"}}
+    config = transformers.AutoConfig.for_model(shaped["model_type"], **settings)
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    draw = torch.Generator().manual_seed(seed)
+    shards: list[dict[str, Any]] = [{}]
+    size, index = 0, {}
+    for name, parameter in model.named_parameters():
+        if name in tied:
+            continue
+        if parameter.dim() < 2:
+            tensor = torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
+        else:
+            tensor = torch.empty(parameter.shape).normal_(0, DEVIATION, generator=draw)
+        tensor = tensor.to(torch.bfloat16)
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            save_file(shards[-1], out / _shard(len(shards)), metadata={"format": "pt"})
+            shards[-1] = {}
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+        index[name] = _shard(len(shards))
+    save_file(shards[-1], out / _shard(len(shards)), metadata={"format": "pt"})
+    if len(shards) == 1:
+        (out / _shard(1)).rename(out / "model.safetensors")
+    else:
+        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(reference.MODEL_DIR / name, out / name)
+    written = {**config.to_dict(), "architectures": [type(model).__name__], "dtype": "bfloat16"}
+    (out / "config.json").write_text(json.dumps(written, indent=2))
+
+
+def _shard(number: int) -> str:
+    return f"model-{number:05d}.safetensors"
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

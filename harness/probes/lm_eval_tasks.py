@@ -1,0 +1,118 @@
+"""lm-eval's tasks as they are: loading, configuring and evaluating one, with the parts of lm-eval that this needs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput, Unsupported
+from harness.probes import taskfiles
+
+
+def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict[str, Any]:
+    """lm-eval's `{"tasks", "groups", "group_map"}` of a name. Only the YAMLs that it needs are indexed: all of them take ten
+    seconds.
+
+    `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`. `shots`: what `configure` will
+    be asked for; where there are none, lm-eval is spared listing the documents to draw examples from.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
+
+    datasets.disable_progress_bars()
+    root = taskfiles.lm_eval_tasks() if folder is None else folder
+    configs = taskfiles.configs(name, root)
+    manager = TaskManager(include_defaults=False)
+    for path, config in configs.items():
+        if folder is not None:
+            taskfiles.check(config, path, root)
+            _check_metrics(config, path)
+            config = taskfiles.localized(config, path, root, cache)
+            if len(configs) == 1 and _shots(config.get("num_fewshot"), shots) == 0:  # a group may give its tasks examples
+                config.setdefault("fewshot_config", {"samples": []})
+        TaskIndex.process_cfg(config, path, manager.task_index)
+        entry = manager.task_index.get(str(config.get("group") or config.get("task")))
+        if folder is not None and entry is not None:
+            # Built from the checked config instead of being read once more; lm-eval resolves the functions of its own.
+            entry.yaml_path, entry.cfg = None, config
+    if name not in manager.task_index:
+        raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(map(str, configs))}")
+    try:
+        loaded: dict[str, Any] = manager.load([name])
+    except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
+        raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
+    except (DatasetsError, StopIteration, ValueError) as error:
+        # A file with no rows at all ends datasets' reader with a bare StopIteration.
+        reason = str(error) or "there is nothing in it"
+        first = next(iter(configs))
+        raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {first} names") from error
+    return loaded
+
+
+def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
+    """Few-shot examples as `lm_eval.simple_evaluate` sets them: a task that fixes 0 keeps 0, None takes the task's own number."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    for task in tasks["tasks"].values():
+        task.set_config(key="num_fewshot", value=_shots(task.get_config("num_fewshot"), shots))
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+def _shots(own: int | None, asked: int | None) -> int:
+    return (own or 0) if asked is None or own == 0 else asked
+
+
+def seed_of() -> None:
+    """As `lm_eval.simple_evaluate` does before it builds its requests."""
+    import numpy as np
+    import torch
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+
+
+def evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own."""
+    from lm_eval.evaluator import evaluate
+
+    results: dict[str, Any] = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    return results
+
+
+@contextlib.contextmanager
+def templates(*, sandboxed: bool) -> Iterator[None]:
+    """lm-eval's templates, each compiled once: it compiles a template again for every item and field, which is half of a small
+    task's time. Foreign ones run in Jinja's sandbox: in lm-eval's plain environment a hostile one reaches all of Python."""
+    import lm_eval.utils
+    from jinja2 import Environment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    plain = lm_eval.utils.env
+    kind = ImmutableSandboxedEnvironment if sandboxed else Environment
+    once = kind(loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
+    once.filters.update(plain.filters)
+    compiled = functools.lru_cache(maxsize=256)(once.from_string)
+    once.from_string = compiled  # type: ignore[assignment, method-assign]  # on this one environment, for a while
+    lm_eval.utils.env = once
+    try:
+        yield
+    finally:
+        lm_eval.utils.env = plain
+
+
+def _check_metrics(config: Mapping[str, Any], path: Path) -> None:
+    """lm-eval looks for metrics that it does not know on the hub, where they are code."""
+    from lm_eval.api import metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    for entry in config.get("metric_list") or []:
+        if entry.get("metric") not in metric_registry:
+            raise BadInput(f"{path}: lm-eval has no metric {entry.get('metric')!r}, and none is fetched from the hub")

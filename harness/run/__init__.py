@@ -1,0 +1,1 @@
+"""Who starts what: from a plan to records, one child at a time."""

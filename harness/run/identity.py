@@ -1,0 +1,182 @@
+"""What makes two questions, two artifacts or two contexts the same.
+
+`Inputs` is everything a plan names, found on this machine with its digests; keys and cache paths are derived from it and
+from nothing else, so that what is reused is exactly what would be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import __version__, envs
+from harness.child.job import reference_name
+from harness.measure import machine
+from harness.methods import METHODS
+from harness.models import corpora, find
+from harness.probes import PROBES, sequential
+from harness.spec import Cell, Json, Question, digest, to_json
+from harness.suite.plan import Plan, PlannedCell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The plan's models and texts as local paths with digests, and the packages of the main environment.
+
+    `environments`: the locked packages of the other environments by name. Those that are not built yet are missing; who builds
+    one adds it."""
+
+    plan: Plan
+    cache: Path
+    model_dirs: Mapping[str, Path]
+    weights: Mapping[str, str]
+    texts: Mapping[str, Path]
+    text_digests: Mapping[str, str]
+    calibrations: Mapping[str, Path]
+    calibration_digests: Mapping[str, str]
+    packages: Mapping[str, str]
+    environments: dict[str, Mapping[str, str]]
+
+    def installed(self, method: str) -> Mapping[str, str] | None:
+        """The packages of the environment that a method runs in; None when it is not built yet."""
+        name = METHODS[method].environment
+        return self.packages if name == envs.MAIN else self.environments.get(name)
+
+    def source(self, cell: Cell) -> str:
+        """Name of the model whose weights make the artifact: the cell's own, or a given checkpoint that is quantized already."""
+        return str(cell.scheme.options.get("checkpoint", cell.model.name))
+
+    def baseline(self, cell: Cell) -> PlannedCell:
+        """The baseline of the cell's model."""
+        return next(p for p in self.plan.cells if p.baseline and p.cell.model == cell.model)
+
+    def resolved(self, question: Question) -> Question:
+        """The question with the digest of a hub corpus in the place of its name, now that the text is here."""
+        if not str(question.options.get("corpus_digest", "")).startswith("hub:"):
+            return question
+        options = {**question.options, "corpus_digest": self.text_digests[question.subject]}
+        return Question(probe=question.probe, subject=question.subject, options=options)
+
+    def key(self, cell: Cell, question: Question) -> str:
+        """Digest of the exact question; see `spec.Record`."""
+        resolved = self.resolved(question)
+        probe = PROBES[question.probe]
+        compared: Json = None
+        if sequential.settings(question) is not None:
+            compared = self.baseline_key(cell, question)
+        elif probe.needs_reference or probe.isolation == "latency":
+            compared = self._scheme(self.baseline(cell).cell)
+        return digest(
+            {
+                "model": cell.model.name,
+                "weights": self.weights[cell.model.name],
+                "scheme": self._scheme(cell),
+                "method_version": METHODS[cell.scheme.method].version,
+                "probe": probe.name,
+                "probe_version": probe.version,
+                "subject": resolved.subject,
+                "options": to_json(resolved.options),
+                "seed": self.plan.suite.seed,
+                "device": self._device(),
+                "baseline": compared,
+            }
+        )
+
+    def baseline_key(self, cell: Cell, question: Question) -> str:
+        """Key of the baseline's answer to all items of a question that the cell is asked until a verdict."""
+        return self.key(self.baseline(cell).cell, sequential.whole(question))
+
+    def artifact(self, cell: Cell) -> Path:
+        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included. Before its
+        environment is built the versions are not known, and the place that is named holds nothing."""
+        method = METHODS[cell.scheme.method]
+        libraries = {
+            "torch",
+            "transformers",
+            "safetensors",
+            *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in method.requirements),
+        }
+        identity = {
+            "weights": self.weights[cell.model.name],
+            "scheme": self._scheme(cell),
+            "method_version": method.version,
+            "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
+            **({"loader": self._loader(method.loaded_by)} if method.loaded_by else {}),
+            "device": self._device(),
+            "seed": self.plan.suite.seed,
+        }
+        return self.cache / "artifacts" / f"{method.name}-{cell.scheme.bits:g}-{digest(identity)[:32]}"
+
+    def reference(self, cell: Cell, question: Question) -> Path:
+        """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
+        name = f"{self.artifact(self.baseline(cell).cell).name}|{reference_name(self.resolved(question))}"
+        return self.cache / "references" / digest(name)[:32]
+
+    def _loader(self, method: str) -> Json:
+        """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""
+        wanted = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in METHODS[method].requirements)}
+        return {n: v for n, v in self.packages.items() if n.lower() in wanted}
+
+    def _scheme(self, cell: Cell) -> Json:
+        identity = cell.scheme.identity()
+        calibration = cell.scheme.options.get("calibration")
+        if calibration is not None:
+            identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
+        if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
+            identity["checkpoint_digest"] = self.weights[self.source(cell)]
+        identity["options"].pop("token_env", None)  # how one may ask is no part of what is asked
+        return identity
+
+    def _device(self) -> str:
+        return self.plan.device.split(":")[0]
+
+
+def gather(plan: Plan, cache: Path) -> Inputs:
+    """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests."""
+    folders = {m.name: find.fetch(m, cache) for m in dict.fromkeys([*(p.cell.model for p in plan.cells), *plan.checkpoints])}
+    texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
+    calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
+    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.scheme.method for p in plan.cells)}
+    return Inputs(
+        plan=plan,
+        cache=cache,
+        model_dirs=folders,
+        weights={name: find.weights_digest(folder, cache / "digests.json") for name, folder in folders.items()},
+        texts=texts,
+        text_digests={name: corpora.digest(path) for name, path in texts.items()},
+        calibrations=calibrations,
+        calibration_digests={name: corpora.digest(path) for name, path in calibrations.items()},
+        packages=machine.packages(),
+        environments={name: packages for name, packages in built.items() if packages is not None},
+    )
+
+
+def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> tuple[Json, str]:
+    """The conditions of a run as stored in its header, and their digest. Facts that vary by the minute are left out of it."""
+    conditions = {
+        "host": machine.host_id(),
+        "python": sys.version.split()[0],
+        "packages_digest": machine.packages_digest(packages),
+        "harness": __version__,
+        "commit": machine.commit(Path(__file__).parents[1]),
+        "source": _source_digest(),
+        "device": plan.device,
+        "threads": threads,
+    }
+    return {**conditions, "machine": machine.facts(), "packages": dict(packages)}, digest(conditions)
+
+
+def _source_digest() -> str:
+    """Digest of the package's own code that can change a number: everything but the report, the command line, and statistics
+    that are recomputed from raw samples. What the sequential test decides is not: it says how many items are scored."""
+    root = Path(__file__).parents[1]
+    hasher = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")) or name == "stats/sequential.py":
+            hasher.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return hasher.hexdigest()

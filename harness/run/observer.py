@@ -1,0 +1,36 @@
+"""Who watches a run: the command line's progress display, or nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from harness.spec import Cell, Record
+
+
+class Observer(Protocol):
+    """Who watches a run: the command line's progress display, or nobody."""
+
+    def begin(self, *, run: Path, questions: int, stored: int) -> None: ...
+
+    def doing(self, cell: Cell, what: str) -> None: ...
+
+    def answered(self, record: Record) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def begin(self, *, run: Path, questions: int, stored: int) -> None:
+        pass
+
+    def doing(self, cell: Cell, what: str) -> None:
+        pass
+
+    def answered(self, record: Record) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass

@@ -1,0 +1,66 @@
+"""The cache on disk: where it is, whether the matrix fits into it, what killed invocations left in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from harness.child.job import MANIFEST
+from harness.errors import BadInput
+from harness.measure import machine
+from harness.methods import METHODS
+from harness.models import find
+from harness.suite.plan import Plan
+
+
+def default_cache() -> Path:
+    """`$QUANT_HARNESS_CACHE`, else `$XDG_CACHE_HOME/quant-harness`, else `~/.cache/quant-harness`."""
+    named = os.environ.get("QUANT_HARNESS_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quant-harness"
+
+
+def whole(artifact: Path, model_dir: Path) -> bool:
+    """Whether an artifact is complete, and its links, if any, lead to this model's files: a checkpoint may have moved."""
+    if not (artifact / MANIFEST).is_file():
+        return False
+    links = [p for p in artifact.iterdir() if p.is_symlink()]
+    if find.is_gguf(model_dir):  # a model in one file
+        return all(p.resolve() == model_dir.resolve() and p.exists() for p in links)
+    return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in links)
+
+
+def check_disk(plan: Plan, cache: Path) -> None:
+    """BadInput when the cache cannot be written or the matrix's artifacts cannot fit on its disk."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
+    made = [p for p in plan.cells if not ((m := METHODS[p.cell.scheme.method]).native or m.prequantized or m.served)]
+    need = sum(p.estimated_bytes or 0 for p in made)
+    have = machine.free_disk_bytes(cache)
+    if need > have:
+        raise BadInput(
+            f"the artifacts of this matrix need about {need / 1e9:.1f} GB and {cache} has {have / 1e9:.1f} GB free: no space "
+            "left on that disk; free some, choose another disk with --cache DIR, or take cells out of the suite"
+        )
+
+
+def sweep(cache: Path) -> None:
+    """Removes what killed invocations left: job folders and drafts named by a process that is no more."""
+    for folder in (*cache.glob("jobs/*"), *cache.glob("artifacts/.draft-*")):
+        pid = folder.name.split("-")[0] if folder.parent.name == "jobs" else folder.name.rsplit("-", 1)[-1]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's process
+    return True

@@ -1,0 +1,1 @@
+"""Runtimes that are not torch: llama.cpp, OpenVINO, HTTP servers. Engines and scorers stand on these."""

@@ -1,0 +1,216 @@
+"""suites/*.yaml -> Suite: what a person writes, found by path or name, read and validated.
+
+Reads with `yaml.safe_load`, validates with pydantic, and reports a mistake with file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import BadInput, UnknownName
+
+
+def unique(names: Sequence[str], what: str) -> None:
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise BadInput(f"{what} {twice[0]!r} is used twice; names must differ")
+
+
+_PACKAGED = Path(__file__).parents[1] / "suites"
+
+BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "suites"
+"""Suites that come with the package (or lie beside it in a checkout); `quant-harness run quick` finds them by name."""
+
+DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency", "serving")
+
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(_Strict):
+    """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus."""
+
+    corpus: str | dict[str, Any] = "reference"
+    samples: int = Field(default=128, ge=1)
+    length: int = Field(default=512, ge=8)
+    seed: int = 0
+
+
+class CorpusEntry(_Strict):
+    """A text to measure on. `window` in tokens; `tokens` limits how many are scored."""
+
+    corpus: str | None = None
+    path: str | None = None
+    name: str | None = None
+    window: int = Field(default=2048, ge=2)
+    tokens: int | None = Field(default=None, ge=2)
+    definition: str | None = None
+
+
+def _margin(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{value:g} is no share of the items: write 0.01 for a margin of 1 point of accuracy")
+    return value
+
+
+def _error_rate(value: float) -> float:
+    if not 0 < value < 0.5:
+        raise ValueError(f"{value:g} is no error rate: write 0.05 for at most one false verdict in twenty")
+    return value
+
+
+Budget = Literal["fixed", "auto"]
+"""How many items of a task a cell is scored on: all (that `limit` leaves), or until the verdict of `probes/sequential.py`."""
+
+
+class TaskEntry(_Strict):
+    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget` takes the place of the suite's."""
+
+    task: str
+    shots: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    include: str | None = None
+    budget: Budget | None = None
+
+
+class Latency(_Strict):
+    """Shapes to time: each prompt length x batch, generating `new` tokens; `budget` in seconds per shape."""
+
+    prompt: list[int] = [128, 512]
+    new: int = Field(default=64, ge=2)
+    batch: list[int] = [1]
+    budget: float = Field(default=30.0, gt=0)
+
+
+class Memory(_Strict):
+    """The declared context of the memory figures, in tokens, and the batch."""
+
+    prompt: int = Field(default=512, ge=1)
+    new: int = Field(default=64, ge=1)
+    batch: int = Field(default=1, ge=1)
+
+
+class Serving(_Strict):
+    """How running servers are loaded: so many clients at once, each asking `prompt` + `new` tokens again and again, until
+    `requests` are answered or `budget` seconds are spent, for each number of clients."""
+
+    concurrency: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default=[1, 2, 4, 8], min_length=1)
+    prompt: int = Field(default=128, ge=1)
+    new: int = Field(default=64, ge=2)
+    requests: int = Field(default=24, ge=1)
+    budget: float = Field(default=60.0, gt=0)
+
+
+class Suite(_Strict):
+    """A matrix and what to measure, as written by a person. Lists inside a method's options multiply."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    title: str = ""
+    models: list[str | dict[str, Any]] = Field(min_length=1)
+    baseline: str = "bf16"
+    bits: list[float] | None = None
+    methods: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = Field(min_length=1)
+    include: list[dict[str, Any]] = []
+    exclude: list[dict[str, Any]] = []
+    calibration: Calibration = Calibration()
+    corpora: list[str | CorpusEntry] = []
+    tasks: list[str | TaskEntry] = []
+    limit: int | None = Field(default=None, ge=1)
+    budget: Budget = "fixed"
+    margin: Annotated[float, AfterValidator(_margin)] = 0.01
+    alpha: Annotated[float, AfterValidator(_error_rate)] = 0.05
+    beta: Annotated[float, AfterValidator(_error_rate)] = 0.05
+    latency: Latency = Latency()
+    memory: Memory = Memory()
+    serving: Serving = Serving()
+    probes: list[str] = list(DEFAULT_PROBES)
+    device: str = Field(default="auto", pattern=DEVICE)
+    seed: int = 0
+    timeout: float = Field(default=3600.0, gt=0, description="seconds for one question")
+    quantize_timeout: float = Field(default=14400.0, gt=0, description="seconds to quantize one cell")
+
+
+def find(name: str) -> Path:
+    """A suite by path, or by the name of a built-in one. UnknownName with the nearest names when there is none."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise BadInput(f"{path}: no such suite file; built-in suites: {', '.join(built_in())}")
+        return path
+    if name not in built_in():
+        raise UnknownName("suite", name, built_in())
+    return BUILT_IN / f"{name}.yaml"
+
+
+def built_in() -> list[str]:
+    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+
+
+def load(path: Path) -> Suite:
+    """Reads and validates a suite file. BadInput names the file and the line."""
+    try:
+        raw = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}, line 1: a suite is a mapping with `name`, `models` and `methods`")
+    try:
+        return Suite.model_validate(data)
+    except ValidationError as error:
+        places = lines(raw)
+        problems = []
+        for item in error.errors():
+            where = tuple(part for part in item["loc"] if part not in _UNION_ARMS)
+            if item["type"] == "extra_forbidden":
+                known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
+                message = f"unknown key {where[-1]!r}; known: {known}"
+            else:
+                message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
+            problems.append(f"{path}, line {line_of(places, where)}: {message}")
+        raise BadInput("\n".join(dict.fromkeys(problems))) from None
+
+
+_UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]"}
+"""What pydantic puts into an error's place for each arm of a union; people know nothing of them."""
+
+
+def lines(raw: str) -> dict[tuple[str | int, ...], int]:
+    """Line number (from 1) of every key and item of a YAML text."""
+    places: dict[tuple[str | int, ...], int] = {}
+
+    def walk(node: yaml.Node, keys: tuple[str | int, ...]) -> None:
+        places.setdefault(keys, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = (*keys, key.value)
+                places[below] = key.start_mark.line + 1
+                walk(value, below)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                walk(item, (*keys, index))
+
+    node = yaml.compose(raw, Loader=yaml.SafeLoader)
+    if node is not None:
+        walk(node, ())
+    return places
+
+
+def line_of(places: Mapping[tuple[str | int, ...], int], keys: Sequence[str | int]) -> int:
+    """Line of the longest known prefix of `keys`."""
+    for length in range(len(keys), -1, -1):
+        if tuple(keys[:length]) in places:
+            return places[tuple(keys[:length])]
+    return 1

@@ -1,0 +1,74 @@
+"""The plan of a suite on one device, as types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.artifact import Shape
+from harness.methods.base import Method
+from harness.models.corpora import Corpus
+from harness.spec import Cell, Json, Model, Question, to_json
+from harness.suite.file import BUILT_IN, Suite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCell:
+    """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here)."""
+
+    cell: Cell
+    questions: tuple[Question, ...]
+    baseline: bool
+    estimated_bpw: float
+    estimated_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsupported:
+    """A square that cannot exist, and why."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All squares of a suite on one device, with where the inputs are found (paths are no part of any question)."""
+
+    suite: Suite
+    file: Path
+    device: str
+    cells: tuple[PlannedCell, ...]
+    unsupported: tuple[Unsupported, ...]
+    texts: Mapping[str, Corpus]
+    calibrations: Mapping[str, Corpus]
+    task_folders: Mapping[str, str]
+    checkpoints: tuple[Model, ...] = ()
+    """Models that are quantized already and stand for another model of the suite: cells of that one."""
+
+    def to_json(self) -> Json:
+        """The plan line of a run file: everything that decides what the report must draw."""
+        return {
+            "suite": self.suite.model_dump(mode="json"),
+            "baseline": self.suite.baseline,
+            "cells": [
+                {
+                    "cell": to_json(p.cell),
+                    "questions": to_json(p.questions),
+                    "baseline": p.baseline,
+                    "estimated_bpw": p.estimated_bpw,
+                    "estimated_bytes": p.estimated_bytes,
+                }
+                for p in self.cells
+            ],
+            "unsupported": [{"cell": to_json(u.cell), "reason": u.reason} for u in self.unsupported],
+            "commands": [f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}"],
+        }
+
+
+def estimated_bytes(shape: Shape, bpw: float, method: Method) -> int:
+    """Bytes of the artifact: quantized linears at `bpw`, the rest as stored (16 bits), all at the dtype for native rows."""
+    linear = sum(layer.rows * layer.columns for layer in shape.linears)
+    rest_bits = bpw if method.native else 16
+    return round((linear * bpw + (shape.parameters - linear) * rest_bits) / 8)
