@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from harness.spec import Better
+
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
 
 DRAWS = 1000
 CONFIDENCE = 0.975
@@ -30,8 +34,8 @@ class Point:
     id: str
     x: float
     y: float
-    x_draws: Any = None
-    y_draws: Any = None
+    x_draws: Floats | None = None
+    y_draws: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +55,13 @@ class Standing:
     ties: tuple[str, ...] = ()
 
 
-def draws_from_interval(value: float, low: float | None, high: float | None, *, seed: int, count: int = DRAWS) -> Any:
+def draws_from_interval(value: float, low: float | None, high: float | None, *, seed: int, count: int = DRAWS) -> Floats | None:
     """Normal replicates [count] whose central 95 % matches the interval; None when there is no interval (an exact number)."""
     if low is None or high is None or not np.isfinite([value, low, high]).all() or high <= low:
         return None
     deviation = (high - low) / (2 * 1.959963984540054)
-    return value + deviation * np.random.default_rng(seed).standard_normal(count)
+    draws: Floats = value + deviation * np.random.default_rng(seed).standard_normal(count)
+    return draws
 
 
 def frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> list[Standing]:
@@ -92,7 +97,7 @@ def frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> 
     return standings
 
 
-def _oriented(values: Any, better: Better) -> Any:
+def _oriented(values: ArrayLike, better: Better) -> Floats:
     """As float array in which lower is better."""
     if better == "neither":
         raise ValueError("a frontier needs metrics that have a better direction")
@@ -100,7 +105,7 @@ def _oriented(values: Any, better: Better) -> Any:
     return -array if better == "higher" else array
 
 
-def _better(a: float, b: float, a_draws: Any, b_draws: Any) -> bool:
+def _better(a: float, b: float, a_draws: Floats | None, b_draws: Floats | None) -> bool:
     """Whether a (lower is better) beats b beyond the noise; two exact numbers differ when they differ."""
     if not a < b:
         return False
@@ -109,14 +114,15 @@ def _better(a: float, b: float, a_draws: Any, b_draws: Any) -> bool:
     return bool(np.mean((a if a_draws is None else a_draws) < (b if b_draws is None else b_draws)) >= CONFIDENCE)
 
 
-def _probabilities(x: Any, y: Any, x_draws: list[Any], y_draws: list[Any]) -> Any:
+def _probabilities(x: Floats, y: Floats, x_draws: list[Floats | None], y_draws: list[Floats | None]) -> Floats:
     count = max((len(d) for d in (*x_draws, *y_draws) if d is not None), default=1)
     xs = np.stack([np.full(count, v) if d is None else d for v, d in zip(x, x_draws, strict=True)])
     ys = np.stack([np.full(count, v) if d is None else d for v, d in zip(y, y_draws, strict=True)])
-    return _on_frontier(xs, ys).mean(axis=1)
+    shares: Floats = _on_frontier(xs, ys).mean(axis=1)
+    return shares
 
 
-def _on_frontier(x: Any, y: Any) -> Any:
+def _on_frontier(x: Floats, y: Floats) -> Bools:
     """x, y [points, draws], lower is better -> bool [points, draws]. One sort by (x, y) and one sweep that keeps the best y so
     far: n log n in the points, vectorised over draws. Equal points are on the frontier together."""
     by_y = np.argsort(y, axis=0, kind="stable")

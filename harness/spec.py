@@ -25,6 +25,19 @@ FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "en
 
 Better = Literal["lower", "higher", "neither"]
 
+Axis = Literal["quality", "cost"]
+"""What a metric says of a cell when cells are chosen between: what is kept, or what is paid."""
+
+Samples = Literal["losses", "tokens", "items"]
+"""What a measurement's raw samples are, and with that how the report resamples them and compares them with the baseline's.
+
+- `losses`: float [windows, tokens], negative log-likelihoods in nats. The value is the exponential of their mean; it is compared
+  token by token, as the logarithm of the ratio.
+- `tokens`: float [windows, tokens]. The value is their mean; it is about the baseline already and is compared with nothing.
+- `items`: JSON {"items": [{"id", "correct", "cluster"}]}, the cluster where items share a passage. The value is the mean of
+  `correct`; it is compared item by item: difference, flips, exact test, recovery, and the mean over all subjects.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
@@ -71,16 +84,52 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the report shows a metric unasked. A number is a place there: the lowest comes first; None is not shown there.
+
+    Places leave gaps, so that a new metric fits between two. In `choices`, `baseline` and `terminal`, metrics with the same place
+    stand in for each other: of those that were measured, the one with the lowest place on its axis is shown.
+    """
+
+    axis: int | None = None  # in the menu of its axis; axes without a place follow there in column order
+    headline: int | None = None  # among the columns that the table of all cells shows first
+    ladder: int | None = None  # in the menus of the charts by bits
+    choices: int | None = None  # among the costs beside each cell that is worth choosing
+    baseline: int | None = None  # among what the summary says of the baseline
+    terminal: int | None = None  # among the columns of the table at the end of a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A named number. `definition` is the default definition's name; a measurement may carry a more exact one."""
+    """A named number and all that is to be known of it: the report, the frontier, the exports and the terminal hold no names of
+    metrics, they ask the row. Raises ValueError where fields contradict each other.
+
+    `definition` is the default definition's name; a measurement may carry a more exact one. `description` says to people what
+    the number means; metrics without one are folded away in the glossary.
+    """
 
     name: str
     title: str
-    unit: str
+    unit: str  # decides how numbers are written, see report/numbers.py
     better: Better
     definition: str
-    scale: Literal["linear", "log"] = "linear"
+    scale: Literal["linear", "log"] = "linear"  # of a chart's axis
     description: str = ""
+    short: str = ""  # heading of a narrow column, with line breaks; the title where there is none
+    phrase: str = ""  # follows the number in a sentence; of the costs that have one, the first decides which cell is smallest
+    axis: Axis | None = None  # the side of the frontier on which cells may be compared by it; None: on neither
+    places: Places = Places()
+    signed: bool = False  # a change: positive numbers are written with a plus
+    when_simulated: bool = True  # whether a cell whose weights are held dequantized may show it (contract 5)
+    samples: Samples | None = None  # None: values are compared by their intervals only
+    monotone: bool = False  # never worse with more bits of one scheme: where it is, beyond the noise, the report warns
+    floor: str = ""  # the metric that is its noise floor, measured on the baseline's own cell
+
+    def __post_init__(self) -> None:
+        if self.axis is not None and self.better == "neither":
+            raise ValueError(f"metric {self.name!r}: an axis needs a better direction")
+        if self.axis is None and self.places.axis is not None:
+            raise ValueError(f"metric {self.name!r}: has a place on an axis, and no axis")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.probes import PROBES
-from harness.report.compare import DERIVED
+from harness.report.derived import DERIVED
 
 PAGE = (Path(__file__).parents[1] / "docs" / "definitions.md").read_text(encoding="utf-8")
 METRICS = {m.name: m for p in PROBES.values() if p.name != "fake" for m in p.metrics} | DERIVED

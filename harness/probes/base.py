@@ -84,15 +84,14 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A row of PROBES. `simulated` says whether a fake-quantized cell may show this number. `version` is bumped, with a dated
-    line in the file, whenever a definition changes."""
+    """A row of PROBES. `title` heads its metrics in the report. `version` is bumped, with a dated line in the file, whenever a
+    definition changes."""
 
     name: str
     title: str
     version: str
     metrics: tuple[Metric, ...]
     isolation: Isolation
-    simulated: bool
     questions: Callable[[Wishes], list[Question]]
     measure: Callable[[Session, Question], Answer]
     needs_reference: bool = False
@@ -102,3 +101,8 @@ class Probe:
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     # (questions, each with its task's folder; cache): what every cell's answers begin with, done once in a branch (branches.py)
     ahead: Callable[[Sequence[tuple[Question, Path | None]], Path], None] | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it is asked of a cell whose weights are held dequantized: it has a metric that such a cell may show."""
+        return any(metric.when_simulated for metric in self.metrics)

@@ -24,7 +24,7 @@ from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.probes.base import Probe, Session, Wishes
 from harness.probes.perplexity import corpus_options, corpus_pass, npy
-from harness.spec import Answer, Json, Measurement, Metric, Question
+from harness.spec import Answer, Json, Measurement, Metric, Places, Question
 
 QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999))
 DELTA_QUANTILES = (("p01", 0.01), ("p05", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95), ("p99", 0.99))
@@ -51,6 +51,18 @@ def _bucket(low: float, high: float) -> str:
     return f"kl_confidence_{round(low * 100):02d}_{round(high * 100):02d}"
 
 
+LN_PPL_RATIO = Metric(
+    name="ln_ppl_ratio",
+    title="ln(perplexity / baseline's)",
+    unit="nat",
+    better="lower",
+    definition="mean paired difference of negative log-likelihoods",
+    description="Mean extra loss per token: 0.01 is one percent of perplexity. Tokens not finite in either are left out.",
+    axis="quality",
+    places=Places(axis=50, ladder=60),
+    signed=True,
+)
+
 METRICS = (
     Metric(
         name="kl_mean",
@@ -61,6 +73,12 @@ METRICS = (
         scale="log",
         description="Mean over scored tokens of the Kullback-Leibler divergence from the baseline's next-token distribution to "
         "the cell's, over the full vocabulary.",
+        short="KL",
+        axis="quality",
+        places=Places(axis=40, headline=40, ladder=30, terminal=30),
+        samples="tokens",
+        monotone=True,
+        floor="kl_floor",
     ),
     *(
         Metric(
@@ -70,6 +88,9 @@ METRICS = (
             better="lower",
             definition=f"{name.replace('_', '.')} of KL(baseline || cell) over tokens",
             scale="log",
+            # The others order the cells as the mean or the 99th percentile does.
+            axis="quality" if name == "p99" else None,
+            places=Places(ladder=40 if name == "p99" else None),
         )
         for name, _ in (*QUANTILES, ("max", 1.0))
     ),
@@ -91,6 +112,8 @@ METRICS = (
         better="higher",
         definition="share of tokens with equal argmax",
         description="Share of scored tokens at which the cell's most likely next token is the baseline's.",
+        axis="quality",
+        places=Places(headline=50, ladder=50),
     ),
     Metric(
         name="delta_p_mean",
@@ -98,6 +121,7 @@ METRICS = (
         unit="probability",
         better="higher",
         definition="mean of p(cell) - p(baseline) of the true token",
+        signed=True,
     ),
     Metric(
         name="delta_p_rms",
@@ -105,6 +129,7 @@ METRICS = (
         unit="probability",
         better="lower",
         definition="root mean square of p(cell) - p(baseline) of the true token",
+        signed=True,
     ),
     *(
         Metric(
@@ -113,17 +138,11 @@ METRICS = (
             unit="probability",
             better="higher" if level < 0.5 else "neither",
             definition=f"{name} of p(cell) - p(baseline) of the true token",
+            signed=True,
         )
         for name, level in DELTA_QUANTILES
     ),
-    Metric(
-        name="ln_ppl_ratio",
-        title="ln(PPL / baseline's PPL)",
-        unit="nat",
-        better="lower",
-        definition="mean paired difference of negative log-likelihoods",
-        description="Logarithm of the ratio of perplexities, from the paired differences at each token; the interval is paired.",
-    ),
+    LN_PPL_RATIO,
     Metric(
         name="kl_floor",
         title="Noise floor of the KL divergence",
@@ -183,7 +202,6 @@ PROBE = Probe(
     version="2",
     metrics=METRICS,
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     preload=("harness.engines.transformers", "harness.stats"),

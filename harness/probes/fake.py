@@ -13,7 +13,7 @@ from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Question, digest
 
-METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted")
+METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted", axis="quality")
 
 ITEMS, RIGHT = 3000, 0.7
 """Items of the scripted task, and the share that the baseline answers."""
@@ -84,7 +84,6 @@ PROBE = Probe(
     version="1",
     metrics=(METRIC,),
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     needs_model=False,

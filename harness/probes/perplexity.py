@@ -24,7 +24,7 @@ from typing import Any
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Json, Measurement, Metric, Question, digest
+from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
 
 ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
 """What one rolling pass answers; asking for any of them gives all three."""
@@ -39,6 +39,11 @@ METRICS = (
         scale="log",
         description="exp of the mean negative log-likelihood per token (or per word or byte, as the definition says). Token "
         "perplexities of different tokenizers are never compared.",
+        short="PPL",
+        axis="quality",
+        places=Places(axis=20, headline=30, ladder=10, baseline=20, terminal=20),
+        samples="losses",
+        monotone=True,
     ),
     Metric(
         name="bits_per_byte",
@@ -47,6 +52,8 @@ METRICS = (
         better="lower",
         definition="bits-per-byte",
         description="Negative log-likelihood in bits over the bytes of the scored text: comparable between tokenizers.",
+        axis="quality",
+        places=Places(axis=30, ladder=20),
     ),
     Metric(
         name="nonfinite_tokens",
@@ -97,7 +104,6 @@ PROBE = Probe(
     version="1",
     metrics=METRICS,
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     preload=("harness.engines.transformers", "harness.stats"),

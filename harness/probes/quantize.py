@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Measurement, Metric, Question
+from harness.spec import Answer, Measurement, Metric, Places, Question
 
 SECONDS = Metric(
     name="quantize_seconds",
@@ -16,6 +16,8 @@ SECONDS = Metric(
     definition="wall time of the quantizing call",
     scale="log",
     description="From the call of the library to the packed artifact on disk: loading the source, calibrating, packing, saving.",
+    axis="cost",
+    places=Places(headline=130),
 )
 PEAK = Metric(
     name="quantize_peak_bytes",
@@ -25,6 +27,7 @@ PEAK = Metric(
     definition="VmHWM of the quantizing process within the call",
     scale="log",
     description="Largest resident set of the quantizing process, counted by the kernel; what it held before is included.",
+    axis="cost",
 )
 
 
@@ -51,7 +54,6 @@ PROBE = Probe(
     version="1",
     metrics=(SECONDS, PEAK),
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     served=False,

@@ -32,42 +32,44 @@ third of what was scored was in vain."""
 WITHIN, WORSE, UNDECIDED = 1.0, -1.0, 0.0
 """Values of `sequential_verdict`; report/numbers.py writes them as words."""
 
-METRICS = (
-    Metric(
-        name="sequential_verdict",
-        title="Verdict",
-        unit="verdict",
-        better="neither",
-        definition="anytime-valid paired test against the baseline",
-        description="Whether the loss of accuracy is within the margin (1), worse than it (-1), or undecided after all items "
-        "(0); n is the number of items that it took. It is false with at most its stated error rate, whenever scoring stopped.",
-    ),
-    Metric(
-        name="sequential_items",
-        title="Items to the verdict",
-        unit="items",
-        better="neither",
-        definition="items fed to the anytime-valid test",
-        description="How many items the verdict took, in the order that all cells share; all of them where it is undecided.",
-    ),
-    Metric(
-        name="sequential_difference",
-        title="Accuracy against the baseline, up to the verdict",
-        unit="points",
-        better="higher",
-        definition="paired difference over the items scored, anytime-valid interval",
-        description="Percentage points. The value leans towards the verdict, because scoring stopped when it looked clear; the "
-        "interval holds all the same. It answers every question at once, so it is wider than the test of the one margin.",
-    ),
-    Metric(
-        name="sequential_accuracy",
-        title="Accuracy, up to the verdict",
-        unit="share",
-        better="higher",
-        definition="lm-eval acc or exact_match over the items scored, anytime-valid interval",
-        description="Of the items that were scored only, which differ in number from cell to cell: not to be ranked by.",
-    ),
+VERDICT = Metric(
+    name="sequential_verdict",
+    title="Verdict",
+    unit="verdict",
+    better="neither",
+    definition="anytime-valid paired test against the baseline",
+    description="Whether the loss of accuracy is within the margin (1), worse than it (-1), or undecided after all items "
+    "(0); n is the number of items that it took. It is false with at most its stated error rate, whenever scoring stopped.",
 )
+ITEMS = Metric(
+    name="sequential_items",
+    title="Items to the verdict",
+    unit="items",
+    better="neither",
+    definition="items fed to the anytime-valid test",
+    description="How many items the verdict took, in the order that all cells share; all of them where it is undecided.",
+)
+DIFFERENCE = Metric(
+    name="sequential_difference",
+    title="Accuracy against the baseline, up to the verdict",
+    unit="points",
+    better="higher",
+    definition="paired difference over the items scored, anytime-valid interval",
+    description="Percentage points. The value leans towards the verdict, because scoring stopped when it looked clear; the "
+    "interval holds all the same. It answers every question at once, so it is wider than the test of the one margin.",
+    signed=True,
+    axis=None,  # of a part of the items, another one in each cell
+)
+ACCURACY = Metric(
+    name="sequential_accuracy",
+    title="Accuracy, up to the verdict",
+    unit="share",
+    better="higher",
+    definition="lm-eval acc or exact_match over the items scored, anytime-valid interval",
+    description="Of the items that were scored only, which differ in number from cell to cell: not to be ranked by.",
+    axis=None,  # as above
+)
+METRICS = (VERDICT, ITEMS, DIFFERENCE, ACCURACY)
 
 Score = Callable[[Sequence[Json]], Sequence[Json]]
 """The cell's rows of the items that these rows of the baseline's are about, in the same order."""
@@ -140,10 +142,10 @@ def until_verdict(
     said = {stats.Verdict.WITHIN: WITHIN, stats.Verdict.WORSE: WORSE, stats.Verdict.UNDECIDED: UNDECIDED}[made.verdict]
     under, name = f"{definition}, until a verdict on a margin of {points(made.margin)}", keep(rows)
     measurements = (
-        Measurement(metric="sequential_verdict", value=said, unit="verdict", n=made.items, definition=under),
-        Measurement(metric="sequential_items", value=float(made.items), unit="items", n=len(base), definition=under),
-        _estimate("sequential_difference", stats.anytime_interval(changes, sizes=sizes, largest=largest), 100, under, name),
-        _estimate("sequential_accuracy", stats.anytime_interval(right, sizes=sizes, largest=largest, least=0), 1, under, name),
+        Measurement(metric=VERDICT.name, value=said, unit=VERDICT.unit, n=made.items, definition=under),
+        Measurement(metric=ITEMS.name, value=float(made.items), unit=ITEMS.unit, n=len(base), definition=under),
+        _estimate(DIFFERENCE, stats.anytime_interval(changes, sizes=sizes, largest=largest), 100, under, name),
+        _estimate(ACCURACY, stats.anytime_interval(right, sizes=sizes, largest=largest, least=0), 1, under, name),
     )
     facts = {
         "verdict": made.verdict.value,
@@ -177,11 +179,18 @@ def _bet(passage: Sequence[Json], answered: Mapping[str, Json]) -> tuple[float, 
     return right - sum(float(row["correct"]) for row in passage), right, len(passage)
 
 
-def _estimate(metric: str, interval: Interval, scale: float, definition: str, blob: str) -> Measurement:
+def _estimate(metric: Metric, interval: Interval, scale: float, definition: str, blob: str) -> Measurement:
     low, high = (None if limit is None else scale * limit for limit in (interval.low, interval.high))
-    unit = next(m.unit for m in METRICS if m.name == metric)
-    value, n = scale * interval.value, interval.n
-    return Measurement(metric=metric, value=value, low=low, high=high, n=n, unit=unit, definition=definition, blob=blob)
+    return Measurement(
+        metric=metric.name,
+        value=scale * interval.value,
+        low=low,
+        high=high,
+        n=interval.n,
+        unit=metric.unit,
+        definition=definition,
+        blob=blob,
+    )
 
 
 def _check(rows: Sequence[Json], whose: str) -> None:

@@ -33,6 +33,7 @@ TTFT = Metric(
     definition="request sent to first streamed text, median over requests",
     scale="log",
     description="As a client sees it: queue, tokenizer and HTTP included.",
+    axis="quality",
 )
 TPOT = Metric(
     name="served_tpot",
@@ -42,6 +43,7 @@ TPOT = Metric(
     definition="(end of the answer - first streamed text) / (new tokens - 1), median over requests",
     scale="log",
     description="As one client sees it while the others are served too.",
+    axis="quality",
 )
 THROUGHPUT = Metric(
     name="served_throughput",
@@ -51,6 +53,7 @@ THROUGHPUT = Metric(
     definition="new tokens of all requests / seconds from the first sent to the last answered",
     scale="log",
     description="Of all clients together, prompts included in the time.",
+    axis="quality",
 )
 TTFT_P90 = Metric(
     name="served_ttft_p90",
@@ -58,6 +61,7 @@ TTFT_P90 = Metric(
     unit="s",
     better="lower",
     definition="nearest rank over requests",
+    axis="quality",
 )
 TPOT_P90 = Metric(
     name="served_tpot_p90",
@@ -65,6 +69,7 @@ TPOT_P90 = Metric(
     unit="s",
     better="lower",
     definition="nearest rank over requests",
+    axis="quality",
 )
 FAILED = Metric(
     name="served_failed",
@@ -72,6 +77,7 @@ FAILED = Metric(
     unit="share",
     better="lower",
     definition="requests that ended in an error / requests sent",
+    axis="quality",
 )
 
 
@@ -175,7 +181,6 @@ PROBE = Probe(
     version="1",
     metrics=(TTFT, TPOT, THROUGHPUT, TTFT_P90, TPOT_P90, FAILED),
     isolation="latency",
-    simulated=True,
     questions=questions,
     measure=measure,
     served=True,

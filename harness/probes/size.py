@@ -21,7 +21,7 @@ from harness.methods.base import Method
 from harness.models import build
 from harness.models.find import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Json, Measurement, Metric, Question
+from harness.spec import Answer, Json, Measurement, Metric, Places, Question
 
 NOMINAL = Metric(
     name="nominal_bits",
@@ -38,6 +38,7 @@ QUANTIZED = Metric(
     better="lower",
     definition="stored bits of the quantized linear weights with scales, zero points, codebooks and indices / their parameters",
     description="What a quantized weight really takes. Symmetric 4-bit in groups of 128 with 16-bit scales is 4.125.",
+    axis="cost",
 )
 MODEL = Metric(
     name="bpw_model",
@@ -46,6 +47,10 @@ MODEL = Metric(
     better="lower",
     definition="all stored tensor bits / all parameters of the source model",
     description="Embeddings, norms and the head included. Parameters that are tied are stored, and counted, once.",
+    short="bits per\nweight",
+    phrase="bits per weight over the whole model",
+    axis="cost",
+    places=Places(axis=10, headline=10, terminal=10),
 )
 FILE = Metric(
     name="file_bytes",
@@ -55,6 +60,8 @@ FILE = Metric(
     definition="files on disk that carry tensors",
     scale="log",
     description="Bytes of the tensor-carrying files that deploying this cell would copy, links resolved, each file once.",
+    axis="cost",
+    places=Places(axis=20, headline=20, choices=10),
 )
 COMPRESSION = Metric(
     name="compression",
@@ -206,7 +213,6 @@ PROBE = Probe(
     version="1",
     metrics=(NOMINAL, QUANTIZED, MODEL, FILE, COMPRESSION),
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     needs_model=False,

@@ -30,7 +30,7 @@ from harness.probes.lm_eval_tasks import evaluate, seed_of, templates
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
 from harness.probes.tasks_ahead import AHEAD, ahead, configured, key_of
-from harness.spec import Answer, Json, Measurement, Metric, Question, digest, to_json
+from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest, to_json
 
 __all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
 
@@ -43,6 +43,10 @@ METRICS = (
         definition="lm-eval acc or exact_match",
         description="Share of the task's items that are answered right, with its Wilson interval. Prompts, filters and metric "
         "are lm-eval's.",
+        short="accuracy",
+        axis="quality",
+        places=Places(axis=60, terminal=40),
+        samples="items",
     ),
     Metric(
         name="accuracy_norm",
@@ -51,6 +55,7 @@ METRICS = (
         better="higher",
         definition="lm-eval acc_norm",
         description="As accuracy, the choice's log-likelihood divided by its number of characters.",
+        axis="quality",
     ),
     Metric(
         name="task_score",
@@ -59,6 +64,8 @@ METRICS = (
         better="higher",
         definition="lm-eval",
         description="The first metric of a task that has no accuracy, as lm-eval aggregates it.",
+        axis="quality",
+        places=Places(axis=70),
     ),
     *sequential.METRICS,
 )
@@ -110,11 +117,10 @@ def measure(session: Session, question: Question) -> Answer:
 
 PROBE = Probe(
     name="tasks",
-    title="Task accuracy",
+    title="Accuracy by task",
     version="1",
     metrics=METRICS,
     isolation="shared",
-    simulated=True,
     questions=questions,
     measure=measure,
     preload=("lm_eval.tasks", "lm_eval.evaluator", "harness.scoring.lm", "harness.stats"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harness.spec import Cell, Failure, Metric, Question, Record, digest
+from harness.spec import Cell, Failure, Measurement, Metric, Question, Record, digest
 
 OK, NOT_RUN, SIMULATED, BASELINE, NOT_COMPARABLE, ABSENT = "ok", "not run", "simulated", "baseline", "not comparable", "absent"
 """Status of a value beside the failure kinds: a number; planned and not done; withheld because the weights are held dequantized;
@@ -42,10 +42,13 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one planned question of one cell: its record, or None when it was not run."""
+    """What became of one planned question of one cell: its record, or None when it was not run. `metrics`: the rows of the
+    question's probe. `simulated`: the cell's weights are held dequantized, by this record or another of the cell."""
 
     question: Question
     record: Record | None
+    metrics: tuple[Metric, ...] = ()
+    simulated: bool = False
 
     @property
     def status(self) -> str:
@@ -54,6 +57,15 @@ class Outcome:
     @property
     def failure(self) -> Failure | None:
         return None if self.record is None else self.record.failure
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        return () if self.record is None or self.record.answer is None else self.record.answer.measurements
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What explains the answer, plain data of any shape; empty where there is no answer."""
+        return {} if self.record is None or self.record.answer is None else self.record.answer.facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +86,18 @@ class CellView:
     @property
     def label(self) -> str:
         return self.cell.scheme.label
+
+
+def withheld(outcome: Outcome, *metrics: Metric) -> bool:
+    """Whether none of these metrics (by default all that its probe measures) may be shown of an outcome: the cell's weights are
+    held dequantized, and these numbers would not be those of its scheme (contract 5). What was not run is "not run"."""
+    asked = metrics or outcome.metrics
+    return outcome.simulated and outcome.record is not None and bool(asked) and not any(m.when_simulated for m in asked)
+
+
+def plain_table(value: object) -> Mapping[str, object]:
+    """A table of plain data whose shape nobody promised; empty where it is no table."""
+    return value if isinstance(value, dict) else {}
 
 
 def column_key(metric: str, subject: str, definition: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.report.cells import NOT_RUN, CellView, Outcome
+from harness.report.cells import NOT_RUN, CellView, Outcome, withheld
 from harness.report.markup import Markup, el, join
 from harness.report.section import Section, scheme, status
-from harness.report.view import View, withheld
+from harness.report.view import View
 from harness.spec import Failure
 
 
@@ -15,7 +15,7 @@ def section(view: View) -> Section | None:
     failed = [row for cell in view.cells for row in _failed(view, cell)]
     waiting = [(cell, [o for o in cell.outcomes if o.status == NOT_RUN]) for cell in view.cells]
     waiting = [(cell, outcomes) for cell, outcomes in waiting if outcomes]
-    held = [(cell, outcomes) for cell in view.cells if (outcomes := withheld(cell))]
+    held = [(cell, outcomes) for cell in view.cells if (outcomes := [o for o in cell.outcomes if withheld(o)])]
     if not (failed or waiting or held or view.unsupported):
         return None
     body: list[Markup] = []
@@ -45,9 +45,8 @@ def section(view: View) -> Section | None:
 def _failed(view: View, cell: CellView) -> list[Markup]:
     """One row per distinct failure of a cell, with everything that it took down."""
     groups: dict[Failure, list[Outcome]] = {}
-    held = withheld(cell)
     for outcome in cell.outcomes:
-        if outcome.failure is not None and outcome not in held:
+        if outcome.failure is not None and not withheld(outcome):
             groups.setdefault(outcome.failure, []).append(outcome)
     rows = []
     for failure, outcomes in groups.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.report.cells import ABSENT, BASELINE
 from harness.report.numbers import display, show, show_interval
@@ -19,6 +19,7 @@ from harness.store import Run
 
 if TYPE_CHECKING:
     import pandas
+    from pandas._libs.missing import NAType
 
 COLUMNS = ("model", "method", "bits", "scheme", "metric", "subject", "definition", "value", "low", "high", "n", "unit", "status")
 
@@ -75,10 +76,14 @@ def _json(table: pandas.DataFrame) -> bytes:
     return (json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
+Scalar: TypeAlias = "str | int | float | NAType | None"
+
+
+def _plain(value: Scalar) -> str | int | float | None:
+    """What JSON can say of a square: None where there is nothing, an infinite number by its name."""
     import pandas
 
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
     if pandas.isna(value):
         return None
@@ -94,7 +99,7 @@ def _markdown(table: pandas.DataFrame) -> bytes:
 _NUMERIC = {"bits", "value", "low", "high", "n"}
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Scalar) -> str:
     plain = _plain(value)
     if plain is None:
         return ""

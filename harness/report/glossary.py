@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from harness.report.cells import Column
 from harness.report.markup import Markup, el, join
-from harness.report.pareto import GROUPS
 from harness.report.section import Section
-from harness.report.standing import NO_AXIS_PREFIXES
 from harness.report.view import View
 
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", "neither": ""}
@@ -17,7 +15,7 @@ LISTED = 6
 def section(view: View) -> Section | None:
     groups: dict[str, dict[str, list[Column]]] = {}
     for column in view.columns:
-        groups.setdefault(column.probe, {}).setdefault(column.metric.name, []).append(column)
+        groups.setdefault(view.group(column), {}).setdefault(column.metric.name, []).append(column)
     if not groups:
         return None
     intervals = el(
@@ -30,14 +28,14 @@ def section(view: View) -> Section | None:
         nav="Glossary",
         title="What the numbers mean",
         lead="Every metric in this report, with the definition it was measured under.",
-        body=join(intervals, *(_group(GROUPS.get(probe, probe.capitalize()), metrics) for probe, metrics in groups.items())),
+        body=join(intervals, *(_group(title, metrics) for title, metrics in groups.items())),
     )
 
 
 def _group(title: str, metrics: dict[str, list[Column]]) -> Markup:
-    """A probe's metrics; those without a description or of a long family are folded away."""
-    main = {n: c for n, c in metrics.items() if c[0].metric.description and not n.startswith(NO_AXIS_PREFIXES)} or metrics
-    rest = {n: c for n, c in metrics.items() if n not in main}
+    """A probe's metrics; those without a description are folded away."""
+    main = {name: columns for name, columns in metrics.items() if columns[0].metric.description} or metrics
+    rest = {name: columns for name, columns in metrics.items() if name not in main}
     shown = el("dl", *(_term(name, columns) for name, columns in main.items()), cls="glossary")
     if not rest:
         return join(el("h3", title), shown)

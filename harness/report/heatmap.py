@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from harness.report.cells import OK, CellView, Column
 from harness.report.compare import ALPHA
+from harness.report.derived import (
+    ACCURACY_DIFFERENCE,
+    FLIPS_GAINED,
+    FLIPS_LOST,
+    MCNEMAR_P_HOLM,
+    MEAN_ACCURACY,
+    MEAN_ACCURACY_DIFFERENCE,
+    MINIMUM_DETECTABLE_EFFECT,
+)
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import show
 from harness.report.section import Section, scheme, status
 from harness.report.view import View
+from harness.spec import Metric
 
 FULL_POINTS = 30.0
 """Difference in points at which the colour is full."""
@@ -16,10 +26,10 @@ _RULE = " changed beyond chance: tasks by exact McNemar, Holm-corrected over all
 
 
 def section(view: View) -> Section | None:
-    tasks = view.of("accuracy_difference")
+    tasks = view.of(ACCURACY_DIFFERENCE.name)
     if not tasks:
         return None
-    mean = view.column("mean_accuracy_difference")
+    mean = view.column(MEAN_ACCURACY_DIFFERENCE.name)
     columns = [*([mean] if mean is not None else []), *tasks]
     tables = [_table(view, model, columns) for model in view.models]
     legend = el(
@@ -47,8 +57,8 @@ def section(view: View) -> Section | None:
 
 def _table(view: View, model: str, columns: list[Column]) -> Markup:
     base = view.baseline_of(model)
-    accuracies = {c.subject: c for c in view.of("accuracy")}
-    mean = view.column("mean_accuracy")
+    accuracies = {c.subject: c for c in view.columns if c.metric.samples == "items"}
+    mean = view.column(MEAN_ACCURACY.name)
     head = [el("th", "Cell", scope="col")]
     reference = [el("th", scheme(view, base), scope="row")] if base is not None else []
     for column in columns:
@@ -86,18 +96,9 @@ def _square(view: View, cell: CellView, column: Column) -> Markup:
         tip.append(f"95 % interval {show(value.low, 'points', signed=True)} to {show(value.high, 'points', signed=True)}")
     clear = False
     if column.subject:
-        found = {
-            name: _of(view, cell, name, column.subject)
-            for name in ("flips_lost", "flips_gained", "mcnemar_p_holm", "minimum_detectable_effect")
-        }
-        p = found["mcnemar_p_holm"]
+        p = _of(view, cell, MCNEMAR_P_HOLM, column.subject)
         clear = p is not None and p < ALPHA
-        if found["flips_lost"] is not None and found["flips_gained"] is not None:
-            tip.append(f"{found['flips_lost']:.0f} items lost, {found['flips_gained']:.0f} gained of {value.n}")
-        if p is not None:
-            tip.append(f"corrected p {show(p, 'p')}")
-        if found["minimum_detectable_effect"] is not None:
-            tip.append(f"smallest loss this could show {show(found['minimum_detectable_effect'], 'points')} points")
+        tip += _evidence(view, cell, column.subject, p, value.n)
     elif value.low is not None and value.high is not None:
         clear = value.low > 0 or value.high < 0
     sign = "neg" if value.value < 0 else "pos"
@@ -113,8 +114,22 @@ def _square(view: View, cell: CellView, column: Column) -> Markup:
     )
 
 
-def _of(view: View, cell: CellView, metric: str, subject: str) -> float | None:
-    column = view.column(metric, subject)
+def _evidence(view: View, cell: CellView, subject: str, p: float | None, n: int | None) -> list[str]:
+    """Flips, corrected p, and what could have been seen, as far as each is there."""
+    said = []
+    lost, gained = (_of(view, cell, metric, subject) for metric in (FLIPS_LOST, FLIPS_GAINED))
+    if lost is not None and gained is not None:
+        said.append(f"{lost:.0f} items lost, {gained:.0f} gained of {n}")
+    if p is not None:
+        said.append(f"corrected p {show(p, 'p')}")
+    effect = _of(view, cell, MINIMUM_DETECTABLE_EFFECT, subject)
+    if effect is not None:
+        said.append(f"smallest loss this could show {show(effect, 'points')} points")
+    return said
+
+
+def _of(view: View, cell: CellView, metric: Metric, subject: str) -> float | None:
+    column = view.column(metric.name, subject)
     if column is None or cell.values[column.key].status != OK:
         return None
     return cell.values[column.key].value

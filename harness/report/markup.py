@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
-
-from harness.spec import Json
 
 _VOID = frozenset({"meta", "br", "hr", "input", "col", "link", "img"})
 _NAME = re.compile(r"[a-z][a-zA-Z0-9-]*")
@@ -52,8 +51,15 @@ def el(name: str, /, *children: str | None, **attributes: str | int | bool | Non
     return opening if name in _VOID else Markup(f"{opening}{join(*children)}</{name}>")
 
 
-def data_block(identifier: str, value: Json) -> Markup:
-    """Plain data as an inert JSON block; `<`, `>`, `&` and line separators are escaped, so nothing can end the element."""
-    body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+def data_block(identifier: str, value: object) -> Markup:
+    """Plain data and dataclasses as an inert JSON block; `<`, `>`, `&` and line separators are escaped, so nothing can end the
+    element. ValueError on numbers that JSON does not have."""
+    body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_fields)
     body = body.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Markup(f'<script type="application/json" id="{text(identifier)}">{body}</script>')
+
+
+def _fields(value: object) -> dict[str, object]:
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -8,17 +8,6 @@ from harness.report.section import SHAPES, Section, figure, select
 from harness.report.standing import cost_columns, quality_columns
 from harness.report.view import View
 
-GROUPS = {
-    "size": "Size",
-    "memory": "Memory",
-    "latency": "Latency",
-    "quantize": "Quantizing",
-    "perplexity": "Perplexity",
-    "divergence": "Divergence from the baseline",
-    "tasks": "Accuracy by task",
-    "comparison": "Against the baseline",
-}
-
 
 def section(view: View) -> Section | None:
     qualities, costs = quality_columns(view), cost_columns(view)
@@ -26,8 +15,8 @@ def section(view: View) -> Section | None:
         return None
     numbers = {c.key: i for i, c in enumerate((*qualities, *costs))}
     menus = [
-        select("pareto-quality", "Quality", [_option(c, numbers[c.key]) for c in qualities]),
-        select("pareto-cost", "Cost", [_option(c, numbers[c.key]) for c in costs]),
+        select("pareto-quality", "Quality", [_option(view, c, numbers[c.key]) for c in qualities]),
+        select("pareto-cost", "Cost", [_option(view, c, numbers[c.key]) for c in costs]),
     ]
     if len(view.models) > 1:
         menus.append(select("pareto-model", "Model", [(str(i), name, "") for i, name in enumerate(view.models)]))
@@ -45,9 +34,9 @@ def section(view: View) -> Section | None:
     )
 
 
-def _option(column: Column, index: int) -> tuple[str, str, str]:
-    first = column.metric.name == "mean_accuracy"
-    return str(index), column.title, "" if first else GROUPS.get(column.probe, column.probe)
+def _option(view: View, column: Column, index: int) -> tuple[str, str, str]:
+    overall = column.derived and not column.subject  # a mean over subjects stands above the groups
+    return str(index), column.title, "" if overall else view.group(column)
 
 
 def _shapes(view: View) -> Markup:

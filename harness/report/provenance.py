@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from harness.report.cells import CellView, Outcome, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show, with_unit
 from harness.report.section import Section
-from harness.report.view import View
-from harness.spec import Json
+from harness.report.view import Environment, View
 
 PACKAGES = (
     "torch", "transformers", "lm-eval", "numpy", "gptqmodel", "hqq", "bitsandbytes", "auto-round", "torchao", "optimum-quanto",
@@ -36,13 +38,17 @@ NAMES = {
 def section(view: View) -> Section | None:
     context = view.context
     commands = [el("pre", el("code", command), tabindex="0") for command in view.commands]
-    machine = context.get("machine") or {}
-    rows = [("Run", view.run), ("Started", view.started_at), ("Commit", context.get("commit")), ("Device", context.get("device"))]
+    machine = plain_table(context.get("machine"))
+    rows: list[tuple[str, object]] = [
+        ("Run", view.run),
+        ("Started", view.started_at),
+        ("Commit", context.get("commit")),
+        ("Device", context.get("device")),
+    ]
     rows += [("Threads", context.get("threads"))]
     known = {"machine", "packages", "commit", "device", "threads"}
     rows += [(key.replace("_", " ").capitalize(), value) for key, value in sorted(context.items()) if key not in known]
-    packages = context.get("packages") or {}
-    packages = packages if isinstance(packages, dict) else {}
+    packages = plain_table(context.get("packages"))
     main = {name: packages[name] for name in PACKAGES if name in packages}
     rest = {name: version for name, version in sorted(packages.items()) if name not in main}
     body = [
@@ -59,7 +65,7 @@ def section(view: View) -> Section | None:
     if environments:
         listed = ", ".join(e[:12] for e in environments)
         body.append(el("p", f"Environments (digest of the installed package list): {listed}", cls="muted"))
-    body += [_environment(e) for e in view.environments if e["digest"] in environments]
+    body += [_environment(e) for e in view.environments if e.digest in environments]
     stores = _stores(view)
     if stores:
         body += [el("h3", "What cells are compared with"), el("ul", *(el("li", line) for line in stores))]
@@ -74,21 +80,25 @@ def section(view: View) -> Section | None:
 
 def _stores(view: View) -> list[str]:
     """How each baseline's answers are kept, in both sizes: what the store takes, and what its float16 logits would."""
-    found = []
-    for cell in view.cells:
-        for outcome in cell.outcomes if cell.baseline else ():
-            answer = None if outcome.record is None else outcome.record.answer
-            kept = None if answer is None else answer.facts.get("reference")
-            if not isinstance(kept, dict) or not kept.get("states_bytes") or not kept.get("float16_logit_bytes"):
-                continue
-            stored, logits = kept["states_bytes"], kept["float16_logit_bytes"]
-            ratio = f"{logits / stored:.1f} times smaller" if logits >= stored else f"{stored / logits:.1f} times larger"
-            found.append(
-                f"{cell.model} {cell.label} on {outcome.question.subject}: kept as {kept.get('kind')} ({kept.get('dtype')}), "
-                f"{_size(stored)}, {ratio} than its logits in float16 ({_size(logits)})"
-                + (f"; the output head beside them takes {_size(kept['head_bytes'])}" if kept.get("head_bytes") else "")
-            )
-    return found
+    kept = (_store(cell, outcome) for cell in view.cells if cell.baseline for outcome in cell.outcomes)
+    return [line for line in kept if line is not None]
+
+
+def _store(cell: CellView, outcome: Outcome) -> str | None:
+    kept = plain_table(outcome.facts.get("reference"))
+    stored, logits, head = (_bytes(kept.get(name)) for name in ("states_bytes", "float16_logit_bytes", "head_bytes"))
+    if not stored or not logits:
+        return None
+    ratio = f"{logits / stored:.1f} times smaller" if logits >= stored else f"{stored / logits:.1f} times larger"
+    beside = f"; the output head beside them takes {_size(head)}" if head else ""
+    return (
+        f"{cell.model} {cell.label} on {outcome.question.subject}: kept as {kept.get('kind')} ({kept.get('dtype')}), "
+        f"{_size(stored)}, {ratio} than its logits in float16 ({_size(logits)}){beside}"
+    )
+
+
+def _bytes(value: object) -> float:
+    return value if isinstance(value, (int, float)) else 0
 
 
 def _size(count: float) -> str:
@@ -96,21 +106,22 @@ def _size(count: float) -> str:
     return with_unit(show(count, "B", how), how)
 
 
-def _environment(listing: Json) -> Markup:
-    """What was installed in an environment other than the main one, folded away."""
-    installed = sorted(listing["packages"].items())
-    title = f"Environment {listing['name']} ({listing['digest'][:12]}), Python {listing['python']}: {len(installed)} packages"
+def _environment(environment: Environment) -> Markup:
+    """What was installed there, folded away."""
+    installed = sorted(environment.packages.items())
+    which = f"Environment {environment.name} ({environment.digest[:12]}), Python {environment.python}"
+    title = f"{which}: {len(installed)} packages"
     return el("details", el("summary", title), el("p", ", ".join(f"{name} {version}" for name, version in installed)))
 
 
-def _facts(title: str, rows: list[tuple[str, Json]]) -> Markup:
+def _facts(title: str, rows: Sequence[tuple[str, object]]) -> Markup:
     lines = [
         el("tr", el("th", name, scope="row"), el("td", _plain(name, value))) for name, value in rows if value not in (None, "")
     ]
     return el("div", el("h3", title), el("table", el("tbody", *lines), cls="facts"))
 
 
-def _plain(name: str, value: Json) -> str:
+def _plain(name: str, value: object) -> str:
     """Facts for people: bytes as GB, lists joined, nested tables flattened."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -96,18 +96,13 @@ def column_display(view: View, column: Column, cells: Sequence[CellView] | None 
     return display(column.metric.unit, values)
 
 
-def signed(column: Column) -> bool:
-    return column.metric.unit == "points" or column.metric.name == "ln_ppl_ratio" or column.metric.name.startswith("delta_p")
-
-
 def number(column: Column, value: Value, how: Display) -> str:
     """Value in its column's unit, without the unit."""
-    plus = signed(column) and column.metric.name != "minimum_detectable_effect"
-    return show(value.value, column.metric.unit, how, signed=plus)
+    return show(value.value, column.metric.unit, how, signed=column.metric.signed)
 
 
 def interval(column: Column, value: Value, how: Display) -> str:
-    return show_interval(value.low, value.high, column.metric.unit, how, value=value.value, signed=signed(column))
+    return show_interval(value.low, value.high, column.metric.unit, how, value=value.value, signed=column.metric.signed)
 
 
 def whole(column: Column, value: Value, how: Display) -> str:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from harness import stats
 from harness.frontier import Standing
-from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome, Value
+from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome, Value, plain_table, withheld
 from harness.report.charts import series
+from harness.report.derived import LN_PPL_RATIO, MEAN_ACCURACY_DIFFERENCE, MINIMUM_DETECTABLE_EFFECT
 from harness.report.markup import Markup, el, join
-from harness.report.numbers import MINUS, show, with_unit
+from harness.report.numbers import MINUS, display, show, with_unit
 from harness.report.section import Section, column_display, interval, number, scheme
 from harness.report.standing import cost_columns, quality_columns, standings
 from harness.report.verdicts import all_within, margin_points, tasks, words
-from harness.report.view import View, withheld
-from harness.spec import Json
+from harness.report.view import View
 
 MARGIN_POINTS = 1.0
 """The loss of mean accuracy that the words of the table are about."""
@@ -35,13 +35,11 @@ def section(view: View) -> Section | None:
 
 def _lead(view: View) -> str:
     models = ", ".join(view.models) or "no model"
-    machine = view.context.get("machine") or {}
-    gpus = machine.get("gpus") or []
-    device = (
-        str(gpus[0].get("name"))
-        if gpus and str(view.context.get("device", "")).startswith("cuda")
-        else str(machine.get("cpu") or "")
-    )
+    machine = plain_table(view.context.get("machine"))
+    listed = machine.get("gpus")
+    gpus = [plain_table(gpu) for gpu in listed] if isinstance(listed, list) else []
+    on_gpu = gpus and str(view.context.get("device", "")).startswith("cuda")
+    device = str(gpus[0].get("name")) if on_gpu else str(machine.get("cpu") or "")
     threads = view.context.get("threads")
     where = f" on {device}" if device else ""
     using = f" with {threads} threads" if threads and not gpus else ""
@@ -56,29 +54,32 @@ def _tiles(view: View) -> list[Markup]:
         if base is None:
             continue
         facts = []
-        for column, name in ((view.column("mean_accuracy"), "mean accuracy"), (view.column("perplexity"), "perplexity")):
-            if column is not None and (value := base.values[column.key]).status == OK:
+        for column in view.first(lambda places: places.baseline):
+            if (value := base.values[column.key]).status == OK:
                 how = column_display(view, column)
-                facts.append(f"{name} {with_unit(number(column, value, how), how)}")
+                facts.append(f"{_lower(column.metric.title)} {with_unit(number(column, value, how), how)}")
         subject = f"baseline of {model}" if len(view.models) > 1 else "the baseline"
         tiles.append(_tile(base.label, subject, ", ".join(facts)))
+    return [*tiles, *_progress(view)]
+
+
+def _progress(view: View) -> list[Markup]:
+    """How much of what was asked is answered, withheld, failed, and not run."""
     asked = [o for c in view.cells for o in c.outcomes]
     answered = sum(o.status == OK for o in asked)
-    held = {c.id: withheld(c) for c in view.cells if withheld(c)}
-    whole = sum(all(o.status == OK or o in held.get(c.id, ()) for o in c.outcomes) for c in view.cells)
+    whole = sum(all(o.status == OK or withheld(o) for o in c.outcomes) for c in view.cells)
     detail = f"{answered} of {len(asked)} questions answered"
+    held = [count for c in view.cells if (count := sum(map(withheld, c.outcomes)))]
     if held:
         those = "one cell" if len(held) == 1 else f"{len(held)} cells"
-        detail += (
-            f"; {sum(map(len, held.values()))} on memory and speed are withheld, because the weights of {those} are simulated"
-        )
-    tiles.append(_tile(f"{whole} of {len(view.cells)}", "cells complete", detail))
-    failed = [[o for o in c.outcomes if o.failure is not None and o not in held.get(c.id, ())] for c in view.cells]
+        detail += f"; {sum(held)} on memory and speed are withheld, because the weights of {those} are simulated"
+    tiles = [_tile(f"{whole} of {len(view.cells)}", "cells complete", detail)]
+    failed = [count for c in view.cells if (count := sum(o.failure is not None and not withheld(o) for o in c.outcomes))]
     missing = sum(o.status == NOT_RUN for o in asked)
-    if any(failed):
-        cells = sum(bool(f) for f in failed)
-        detail = f"{sum(map(len, failed))} questions failed, {missing} not run; reasons below"
-        tiles.append(_tile(f"{cells} {'cell' if cells == 1 else 'cells'}", "with failures", detail, alarm=True))
+    if failed:
+        cells = f"{len(failed)} {'cell' if len(failed) == 1 else 'cells'}"
+        detail = f"{sum(failed)} questions failed, {missing} not run; reasons below"
+        tiles.append(_tile(cells, "with failures", detail, alarm=True))
     elif missing:
         tiles.append(_tile(str(missing), "questions not run", "the run was stopped; the same command goes on"))
     return tiles
@@ -87,7 +88,8 @@ def _tiles(view: View) -> list[Markup]:
 def _pick(view: View, model: str) -> Markup | None:
     """The smallest cell whose loss of mean accuracy is shown to be under the margin, and whose verdicts all say so where tasks
     are scored until one."""
-    difference, cost = view.column("mean_accuracy_difference"), view.column("bpw_model")
+    difference = view.column(MEAN_ACCURACY_DIFFERENCE.name)
+    cost = next((c for c in cost_columns(view) if c.metric.phrase), None)
     base = view.baseline_of(model)
     if (difference is None and not tasks(view)) or cost is None or base is None or base.values[cost.key].status != OK:
         return None
@@ -109,7 +111,7 @@ def _pick(view: View, model: str) -> Markup | None:
         return _tile("none", label, "more items, or more bits, would be needed")
     bits_value, cell = min(safe, key=lambda pair: pair[0])
     share = bits_value / base.values[cost.key].value
-    detail = f"{show(bits_value, 'bit/weight')} bits per weight over the whole model, {share:.0%} of the baseline's"
+    detail = f"{show(bits_value, cost.metric.unit)} {cost.metric.phrase}, {share:.0%} of the baseline's"
     return _tile(cell.label, label, detail, main=True)
 
 
@@ -137,7 +139,7 @@ def _chosen(view: View, model: str) -> Markup | None:
     if not on:
         return None
     kept, merged = _merge(on, stands)
-    extra = [c for c in (view.column("file_bytes"), _memory(view), view.column("tpot")) if c is not None and c.key != cost.key]
+    extra = [c for c in view.first(lambda places: places.choices) if c.key != cost.key]
     columns = [cost, *extra, quality]
     head = el("tr", el("th", "Scheme", scope="col"), *(_head(view, c) for c in columns), el("th", "In words", scope="col"))
     rows = []
@@ -172,10 +174,6 @@ def _merge(on: Sequence[CellView], stands: Mapping[str, Standing]) -> tuple[list
     return kept, merged
 
 
-def _memory(view: View) -> Column | None:
-    return next((c for name in ("peak_device_bytes", "peak_host_bytes", "peak_decode_bytes") if (c := view.column(name))), None)
-
-
 def _lower(title: str) -> str:
     return title if title[:2].isupper() or title.startswith("ln") else title[:1].lower() + title[1:]
 
@@ -198,7 +196,7 @@ def _words(view: View, cell: CellView) -> str:
     """What the paired comparison allows to be said; never 'no loss'."""
     if cell.baseline:
         return "The baseline."
-    column = view.column("mean_accuracy_difference")
+    column = view.column(MEAN_ACCURACY_DIFFERENCE.name)
     if column is not None and (value := cell.values[column.key]).status == OK:
         said = stats.state(_interval(value), MARGIN_POINTS)
         low, high = (None if x is None else show(x, "points", signed=True) for x in (value.low, value.high))
@@ -213,7 +211,7 @@ def _words(view: View, cell: CellView) -> str:
             "" if said.largest_loss is None else f"; up to {show(said.largest_loss, 'points')} points of loss cannot be excluded"
         )
         return f"No loss shown: {change}{worst}."
-    column = view.column("ln_ppl_ratio")
+    column = view.column(LN_PPL_RATIO.name)
     if column is not None and (value := cell.values[column.key]).status == OK:
         return f"Perplexity {_percent(value.value)} ({_percent(value.low)} to {_percent(value.high)})."
     return ""
@@ -231,33 +229,33 @@ def _percent(log_ratio: float | None) -> str:
 
 
 def _warnings(view: View) -> list[str]:
-    found = []
+    said = []
     if not view.ended:
         missing = sum(o.status == NOT_RUN for c in view.cells for o in c.outcomes)
-        found.append(
+        said.append(
             f"This run has not ended: {missing} planned questions have no answer yet. Run the same command again to go on."
         )
-    found += _unanswered(view)
-    found += _resolution(view)
-    found += _floor(view)
-    found += _suspicious(view)
+    said += _unanswered(view)
+    said += _resolution(view)
+    said += _floor(view)
+    said += _suspicious(view)
     simulated = [c.label for c in view.cells if c.simulated]
     if simulated:
-        found.append(f"Simulated at run time (weights held dequantized), so without memory and latency: {', '.join(simulated)}.")
+        said.append(f"Simulated at run time (weights held dequantized), so without memory and latency: {', '.join(simulated)}.")
     random = sorted({c.model for c in view.cells if c.cell.model.random})
     if random:
-        found.append(
+        said.append(
             f"Without quality: {', '.join(random)}. The shape is filled with random weights: size, memory and speed are its own."
         )
     if view.derived.missing:
         count = len(view.derived.missing)
         first = view.derived.missing[0]
-        found.append(f"Raw samples of {count} answers are not on disk, so their paired comparisons are absent, e.g. {first}.")
+        said.append(f"Raw samples of {count} answers are not on disk, so their paired comparisons are absent, e.g. {first}.")
     if view.unplanned:
-        found.append(
+        said.append(
             f"{view.unplanned} stored outcomes belong to squares that the last plan no longer asks for; they are not shown."
         )
-    return found + _notes(view)
+    return said + _notes(view)
 
 
 def _unanswered(view: View) -> list[str]:
@@ -265,7 +263,7 @@ def _unanswered(view: View) -> list[str]:
     tasks: dict[str, list[Outcome]] = {}
     for cell in view.cells:
         for outcome in cell.outcomes:
-            if outcome.question.probe == "tasks":
+            if any(metric.samples == "items" for metric in outcome.metrics):
                 tasks.setdefault(outcome.question.subject, []).append(outcome)
     none = [task for task, outcomes in tasks.items() if not any(o.status == OK for o in outcomes)]
     if not none or len(none) == len(tasks):
@@ -277,7 +275,7 @@ def _resolution(view: View) -> list[str]:
     """The smallest loss that single tasks could show."""
     effects = [
         cell.values[column.key].value
-        for column in view.of("minimum_detectable_effect")
+        for column in view.of(MINIMUM_DETECTABLE_EFFECT.name)
         for cell in view.cells
         if cell.values[column.key].status == OK
     ]
@@ -292,44 +290,48 @@ def _resolution(view: View) -> list[str]:
 
 def _floor(view: View) -> list[str]:
     """Cells whose divergence is inside the baseline's own noise floor."""
-    found = []
-    for column in view.of("kl_mean"):
-        floor = view.column("kl_floor", column.subject)
-        for model in view.models:
+    said = []
+    for column in view.columns:
+        floor = view.column(column.metric.floor, column.subject) if column.metric.floor else None
+        for model in view.models if floor is not None else ():
+            assert floor is not None
             base = view.baseline_of(model)
-            if floor is None or base is None or base.values[floor.key].status != OK:
+            if base is None or base.values[floor.key].status != OK:
                 continue
             limit = base.values[floor.key].value
-            inside = [
-                c.label
-                for c in view.cells
-                if c.model == model
-                and not c.baseline
-                and c.values[column.key].status == OK
-                and c.values[column.key].value <= limit
-            ]
+            how = display(floor.metric.unit, [limit])
+            inside = [c.label for c in view.cells if c.model == model and not c.baseline and _inside(c.values[column.key], limit)]
             if inside:
-                found.append(
+                said.append(
                     f"Indistinguishable from the baseline on {column.subject} (divergence inside the noise floor of "
-                    f"{show(limit, 'nat')} nats): {', '.join(inside)}. Choose among them by cost."
+                    f"{with_unit(show(limit, floor.metric.unit, how), how)}): {', '.join(inside)}. Choose among them by cost."
                 )
-    return found
+    return said
+
+
+def _inside(value: Value, limit: float) -> bool:
+    return value.status == OK and value.value <= limit
 
 
 def _suspicious(view: View) -> list[str]:
     """A cell that is worse beyond the noise than one of its own method and options with fewer bits: most likely a broken path."""
-    found = []
-    for column in view.of("kl_mean", "perplexity"):
+    said = []
+    for column in (c for c in view.columns if c.metric.monotone):
         measured = [c for c in view.cells if c.values[column.key].status == OK]
         for cell in measured:
-            low = cell.values[column.key].low
             for other in measured:
-                high = other.values[column.key].high
                 twins = cell.cell.scheme.bits > other.cell.scheme.bits and series(cell) == series(other)
-                if twins and low is not None and high is not None and low > high:
+                if twins and _worse(column, cell.values[column.key], other.values[column.key]):
                     name = _lower(column.title)
-                    found.append(f"Suspicious: {cell.label} has a worse {name} than {other.label}, which has fewer bits.")
-    return found
+                    said.append(f"Suspicious: {cell.label} has a worse {name} than {other.label}, which has fewer bits.")
+    return said
+
+
+def _worse(column: Column, value: Value, other: Value) -> bool:
+    """Whether the intervals lie apart, with `value` on the worse side."""
+    if column.metric.better == "higher":
+        return value.high is not None and other.low is not None and value.high < other.low
+    return value.low is not None and other.high is not None and value.low > other.high
 
 
 def _notes(view: View) -> list[str]:
@@ -345,19 +347,16 @@ def _notes(view: View) -> list[str]:
 
 
 def _notes_of(outcome: Outcome) -> list[str]:
-    if outcome.record is None or outcome.record.answer is None:
-        return []
-    facts = outcome.record.answer.facts
+    facts = outcome.facts
     notes = [f"{outcome.question.probe}: {n}" for n in _texts(facts.get("notes"))]
     notes += [f"{outcome.question.probe} withheld: {n}" for n in _texts(facts.get("withheld"))]
-    engine = facts.get("engine")
-    notes += _texts(engine.get("notes")) if isinstance(engine, dict) else []
+    notes += _texts(plain_table(facts.get("engine")).get("notes"))
     if facts.get("marked") == "nonfinite":
         notes.append(f"{outcome.question.probe}: some answers were NaN or infinite; they are left out or counted as wrong")
     return notes
 
 
-def _texts(value: Json) -> list[str]:
+def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value] if value else []
     if isinstance(value, dict):

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.frontier import Standing
-from harness.report.cells import OK, CellView, Column, Value
+from harness.report.cells import OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display
-from harness.report.pareto import GROUPS
 from harness.report.section import Section, column_display, interval, number, scheme, select, status
 from harness.report.standing import headline
-from harness.report.view import View
-
-HEADLINE = (
-    "bpw_model", "file_bytes", "perplexity", "kl_mean", "same_top", "mean_accuracy", "mean_accuracy_difference",
-    "peak_device_bytes", "peak_host_bytes", "tpot", "ttft", "throughput", "quantize_seconds",
-)  # fmt: skip
-"""What is shown first; of these, what was measured."""
+from harness.report.view import View, place_or_last
 
 STANDINGS = {"frontier": "on the frontier", "tied": "tied with the frontier", "dominated": "beaten on both axes"}
 
@@ -26,11 +19,9 @@ def section(view: View) -> Section | None:
     if not view.cells:
         return None
     columns = [c for c in view.columns if any(cell.values[c.key].status != "absent" for cell in view.cells)]
-    columns.sort(key=lambda c: HEADLINE.index(c.metric.name) if c.metric.name in HEADLINE else len(HEADLINE))
+    columns.sort(key=lambda c: place_or_last(c.metric.places.headline))
     head_keys = {c.key for c in _headline(columns)}
-    groups = (
-        {"headline": "Headline"} | {c.probe: GROUPS.get(c.probe, c.probe.capitalize()) for c in columns} | {"all": "Everything"}
-    )
+    groups = {"headline": "Headline"} | {c.probe: view.group(c) for c in columns} | {"all": "Everything"}
     menu = select("table-group", "Columns", [(key, title, "") for key, title in groups.items()])
     hint = el("span", "Select a column's title to sort by it.", cls="muted small")
     displays = {c.key: column_display(view, c) for c in columns}
@@ -38,7 +29,7 @@ def section(view: View) -> Section | None:
     fixed = [_sorter("Cell", "", "text", "scheme"), _sorter("Frontier", "", "text", "g-headline")]
     if len(view.models) > 1:
         fixed.insert(0, _sorter("Model", "", "text", "model"))
-    fixed.append(_sorter("Kernel", "", "text", "g-latency g-memory"))
+    fixed.append(_sorter("Kernel", "", "text", _kernel_groups(view)))
     head = el("tr", *fixed, *(_title(c, displays[c.key], c.key in head_keys) for c in columns))
     rows = [_row(view, cell, columns, displays, head_keys, standing) for cell in view.cells]
     table = el("table", el("thead", head), el("tbody", *rows), id="cells", cls="cells")
@@ -57,17 +48,17 @@ def section(view: View) -> Section | None:
 
 
 def _headline(columns: list[Column]) -> list[Column]:
-    """The headline columns; of a latency metric the first shape only, of a text metric every corpus."""
-    found, shapes = [], set()
-    for column in columns:
-        if column.metric.name not in HEADLINE:
-            continue
-        if column.probe == "latency":
-            if column.metric.name in shapes:
-                continue
-            shapes.add(column.metric.name)
-        found.append(column)
-    return found
+    """The columns that are shown first; of a cost the first shape only, of a quality every corpus."""
+    placed = [c for c in columns if c.metric.places.headline is not None]
+    first: dict[str, str] = {}
+    for column in placed:
+        first.setdefault(column.metric.name, column.subject)
+    return [c for c in placed if c.metric.axis != "cost" or c.subject == first[c.metric.name]]
+
+
+def _kernel_groups(view: View) -> str:
+    """Classes of the columns beside which kernels are shown: those that a simulated cell may not show, being the kernels'."""
+    return " ".join(sorted(f"g-{name}" for name, probe in view.probes.items() if not probe.simulated))
 
 
 def _sorter(title: str, unit: str, kind: str, cls: str, tip: str = "") -> Markup:
@@ -96,7 +87,7 @@ def _row(
         cells.insert(0, el("td", cell.model, cls="model", data_sort=cell.model))
     cells.append(_standing(cell, standing.get(cell.id), view))
     kernel, layers = _kernel(cell)
-    cells.append(el("td", kernel, cls="g-latency g-memory kernel", data_sort=kernel, data_tip=layers or None))
+    cells.append(el("td", kernel, cls=f"{_kernel_groups(view)} kernel", data_sort=kernel, data_tip=layers or None))
     for column in columns:
         cells.append(_value(column, cell.values[column.key], displays[column.key], column.key in head_keys))
     return el("tr", *cells, data_cell=cell.id)
@@ -137,11 +128,10 @@ def _standing(cell: CellView, standing: Standing | None, view: View) -> Markup:
 def _kernel(cell: CellView) -> tuple[str, str]:
     """What really ran: module, op and stored type of the quantized layers, as the engine reported it, and which layers."""
     for outcome in cell.outcomes:
-        if outcome.record is not None and outcome.record.answer is not None:
-            engine = outcome.record.answer.facts.get("engine")
-            if isinstance(engine, dict) and isinstance(engine.get("kernels"), dict) and engine["kernels"]:
-                layers = engine.get("layers")
-                named = layers.items() if isinstance(layers, dict) else ()
-                said = "; ".join(f"{name}: {', '.join(map(str, found))}" for name, found in named if isinstance(found, list))
-                return "; ".join(f"{count} × {name}" for name, count in engine["kernels"].items()), said
+        engine = plain_table(outcome.facts.get("engine"))
+        kernels = plain_table(engine.get("kernels"))
+        if kernels:
+            layers = plain_table(engine.get("layers")).items()
+            said = "; ".join(f"{name}: {', '.join(map(str, names))}" for name, names in layers if isinstance(names, list))
+            return "; ".join(f"{count} × {name}" for name, count in kernels.items()), said
     return "–", ""

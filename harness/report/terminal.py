@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.cells import OK, Column
+from harness.report.cells import OK
 from harness.report.numbers import VERDICTS
 from harness.report.section import column_display, number
 from harness.report.standing import headline, headline_axes
@@ -14,14 +14,6 @@ from harness.report.view import View
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = (
-    ("bits per\nweight", ("bpw_model",)),
-    ("PPL", ("perplexity",)),
-    ("KL", ("kl_mean",)),
-    ("accuracy", ("mean_accuracy", "accuracy")),
-    ("peak\nmemory", ("peak_device_bytes", "peak_host_bytes", "peak_decode_bytes")),
-    ("per\ntoken", ("tpot",)),
-)
 MARKS = {"frontier": "●", "tied": "◐", "dominated": ""}
 SHORT = {
     "simulated": "sim",
@@ -40,7 +32,7 @@ def terminal_table(view: View) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    chosen = [(title, column) for title, names in COLUMNS if (column := _first(view, names)) is not None]
+    chosen = view.first(lambda places: places.terminal)
     notes = ["● on the frontier, ◐ tied with it within the noise"] if headline_axes(view) else []
     sequential = tasks(view)
     if sequential:
@@ -55,12 +47,11 @@ def terminal_table(view: View) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("cell", no_wrap=True, vertical="bottom")
-    displays = {column.key: column_display(view, column) for _, column in chosen}
-    for title, column in chosen:
-        unit = displays[column.key].label
-        table.add_column(
-            "\n".join(filter(None, (title, unit if unit != "bits/weight" else ""))), justify="right", vertical="bottom"
-        )
+    displays = {column.key: column_display(view, column) for column in chosen}
+    for column in chosen:
+        title, unit = column.metric.short or column.metric.title, displays[column.key].label
+        told = " ".join(title.split()) == unit.replace("/", " per ")  # "bits per weight" needs no unit
+        table.add_column("\n".join(filter(None, (title, "" if told else unit))), justify="right", vertical="bottom")
     if sequential:
         table.add_column("verdicts", justify="right", vertical="bottom")
     table.add_column("", justify="center")
@@ -69,23 +60,19 @@ def terminal_table(view: View) -> Table:
         name = _plain(cell.cell.name if len(view.models) > 1 else cell.label)
         name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
         texts = [Text(name, style="bold" if cell.baseline else "")]
-        for _, column in chosen:
+        for column in chosen:
             value = cell.values[column.key]
             if value.status == OK:
                 texts.append(Text(number(column, value, displays[column.key])))
             else:
                 texts.append(Text(SHORT.get(value.status, value.status), style="dim"))
         if sequential:
-            found = counts(view, cell)
-            texts.append(Text("" if cell.baseline else " / ".join(str(len(found[verdict])) for verdict in VERDICTS)))
+            verdicts = counts(view, cell)
+            texts.append(Text("" if cell.baseline else " / ".join(str(len(verdicts[verdict])) for verdict in VERDICTS)))
         stand = standing.get(cell.id)
         texts.append(Text(MARKS[stand.status] if stand is not None else "", style="green"))
         table.add_row(*texts)
     return table
-
-
-def _first(view: View, names: tuple[str, ...]) -> Column | None:
-    return next((c for name in names if (c := view.column(name)) is not None and view.comparable(c)), None)
 
 
 def _plain(text: str) -> str:

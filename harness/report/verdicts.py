@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from harness.probes import sequential
-from harness.report.cells import NOT_RUN, OK, CellView, Value
+from harness.report.cells import NOT_RUN, OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import THIN, VERDICTS, show
 from harness.report.section import Section, scheme, status
 from harness.report.view import View
-from harness.spec import Json
+from harness.spec import Metric
 
 COLOURS = {sequential.WITHIN: "pos", sequential.WORSE: "neg"}
 WHY_NO_P = (
@@ -46,17 +47,17 @@ def tasks(view: View) -> list[str]:
 
 def margin_points(view: View) -> str:
     """`1 point`, `2.5 points`: the margin of the verdicts."""
-    return sequential.points(next(wish["margin"] for _, wish in _asked(view)))
+    return sequential.points(_rule(view).margin)
 
 
 def counts(view: View, cell: CellView) -> dict[float, list[str]]:
     """The tasks by the verdict that the cell has on them; those without one are in none."""
-    found: dict[float, list[str]] = {verdict: [] for verdict in VERDICTS}
+    by_verdict: dict[float, list[str]] = {verdict: [] for verdict in VERDICTS}
     for task in tasks(view):
-        value = _value(view, cell, "sequential_verdict", task)
-        if value.status == OK and value.value in found:
-            found[value.value].append(task)
-    return found
+        value = _value(view, cell, sequential.VERDICT, task)
+        if value.status == OK and value.value in by_verdict:
+            by_verdict[value.value].append(task)
+    return by_verdict
 
 
 def all_within(view: View, cell: CellView) -> bool:
@@ -82,22 +83,46 @@ def effort(view: View) -> str:
     scored = available = 0
     for cell in view.cells:
         for task in tasks(view):
-            value, items = (_value(view, cell, name, task) for name in ("sequential_difference", "sequential_items"))
+            value, items = (_value(view, cell, metric, task) for metric in (sequential.DIFFERENCE, sequential.ITEMS))
             if value.n and items.n:
                 scored, available = scored + value.n, available + items.n
     return f"{_count(scored)} of {_count(available)} items scored ({100 * scored / available:.0f}{THIN}%)" if available else ""
 
 
-def _asked(view: View) -> Iterator[tuple[str, Json]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """The margin of the verdicts as a share of the items, and how often each kind of verdict may be false."""
+
+    margin: float
+    within_error: float
+    worse_error: float
+
+
+def _rule(view: View) -> Rule:
+    return next(rule for _, rule in _asked(view))
+
+
+def _asked(view: View) -> Iterator[tuple[str, Rule]]:
+    """Each task that is scored until a verdict, with its rule."""
     for cell in view.cells:
         for outcome in cell.outcomes:
             wish = sequential.settings(outcome.question)
             if wish is not None:
-                yield outcome.question.subject, wish
+                rule = Rule(margin=wish["margin"], within_error=wish["alpha"], worse_error=wish["beta"])
+                yield outcome.question.subject, rule
 
 
-def _value(view: View, cell: CellView, metric: str, task: str) -> Value:
-    column = view.column(metric, task)
+def _value(view: View, cell: CellView, metric: Metric, task: str) -> Value:
+    return _square_of(cell, view.column(metric.name, task), task)
+
+
+def _accuracy(view: View, cell: CellView, task: str) -> Value:
+    """Over all items: the baseline's."""
+    column = next((c for c in view.columns if c.subject == task and c.metric.samples == "items"), None)
+    return _square_of(cell, column, task)
+
+
+def _square_of(cell: CellView, column: Column | None, task: str) -> Value:
     if column is not None:
         return cell.values[column.key]
     # No cell has an answer: this one failed, or was not run.
@@ -108,10 +133,10 @@ def _value(view: View, cell: CellView, metric: str, task: str) -> Value:
 
 
 def _notes(view: View) -> Markup:
-    wish = next(wish for _, wish in _asked(view))
-    made = sum(_value(view, cell, "sequential_verdict", task).status == OK for cell in view.cells for task in tasks(view))
-    rates = f"{100 * wish['alpha']:g} % (within) or {100 * wish['beta']:g} % (worse)"
-    expected = made * max(wish["alpha"], wish["beta"])
+    rule = _rule(view)
+    made = sum(_value(view, cell, sequential.VERDICT, task).status == OK for cell in view.cells for task in tasks(view))
+    rates = f"{100 * rule.within_error:g} % (within) or {100 * rule.worse_error:g} % (worse)"
+    expected = made * max(rule.within_error, rule.worse_error)
     lines = [
         f"Each verdict is false with a chance of at most {rates}, whenever its scoring stopped: of {made} here, at most "
         f"{expected:.1f} are to be expected false. Undecided: all of the task's items could not tell.",
@@ -126,7 +151,7 @@ def _table(view: View, model: str, names: list[str]) -> Markup:
     head = [el("th", "Cell", scope="col")]
     reference = [el("th", scheme(view, base), scope="row")] if base is not None else []
     for task in names:
-        value = None if base is None else _value(view, base, "accuracy", task)
+        value = None if base is None else _accuracy(view, base, task)
         n = f"n = {_count(value.n)}" if value is not None and value.n else ""
         head.append(el("th", task.replace("_", "_\u200b"), el("small", n), scope="col", cls="num"))
         if value is not None:
@@ -143,15 +168,15 @@ def _table(view: View, model: str, names: list[str]) -> Markup:
 
 
 def _square(view: View, cell: CellView, task: str) -> Markup:
-    value = _value(view, cell, "sequential_verdict", task)
+    value = _value(view, cell, sequential.VERDICT, task)
     if value.status != OK or value.value not in VERDICTS:
         return el("td", status(value.status, value.reason), cls="num none")
-    available = _value(view, cell, "sequential_items", task).n
+    available = _value(view, cell, sequential.ITEMS, task).n
     took = f"{_count(value.n or 0)} of {_count(available or 0)} items"
     word = VERDICTS[value.value]
     said = f"{word}, {took}" if value.value != sequential.UNDECIDED else f"undecided after all {_count(available or 0)} items"
     tip = [f"{cell.label}, {task}: {said}"]
-    change = _value(view, cell, "sequential_difference", task)
+    change = _value(view, cell, sequential.DIFFERENCE, task)
     if change.status == OK and change.low is not None and change.high is not None:
         tip.append(
             f"difference {show(change.value, 'points', signed=True)} points over the {_count(change.n or 0)} scored "
@@ -174,18 +199,19 @@ def _square(view: View, cell: CellView, task: str) -> Markup:
 def _evidence(cell: CellView, task: str) -> list[str]:
     """The bettors' wealth and what each needs, as stored."""
     for outcome in cell.outcomes:
-        if outcome.question.subject == task and outcome.record is not None and outcome.record.answer is not None:
-            facts = outcome.record.answer.facts.get(sequential.KEY)
-            if isinstance(facts, dict):
-                pairs = (("within", "e_within", "needed_within"), ("worse", "e_worse", "needed_worse"))
-                return [f"evidence for {name} {_number(facts.get(e))} of {_number(facts.get(need))}" for name, e, need in pairs]
+        if outcome.question.subject == task and isinstance(outcome.facts.get(sequential.KEY), dict):
+            facts = plain_table(outcome.facts.get(sequential.KEY))
+            pairs = (("within", "e_within", "needed_within"), ("worse", "e_worse", "needed_worse"))
+            return [f"evidence for {name} {_number(facts.get(e))} of {_number(facts.get(need))}" for name, e, need in pairs]
     return []
 
 
-def _number(value: Json) -> str:
+def _number(value: object) -> str:
+    if not isinstance(value, (int, float, str)):
+        return "?"
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return "?"
     return f"{number:.3g}" if math.isfinite(number) else "∞"
 

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.report.cells import ABSENT, NOT_RUN, OK, SIMULATED, CellView, Column, Outcome, Value, column_key, identity
-from harness.report.compare import DERIVED, Derived, compare
-from harness.spec import Cell, Json, Measurement, Metric, Record, cell_from_json, digest, question_from_json
+from harness.probes.base import Probe
+from harness.report import derived
+from harness.report.cells import (
+    ABSENT,
+    NOT_RUN,
+    OK,
+    SIMULATED,
+    CellView,
+    Column,
+    Outcome,
+    Value,
+    column_key,
+    identity,
+    plain_table,
+    withheld,
+)
+from harness.report.compare import compare
+from harness.report.derivation import Derived
+from harness.spec import Cell, Measurement, Metric, Places, Question, Record, cell_from_json, digest, question_from_json
 from harness.store import Run
-
-WITHHELD_WHEN_SIMULATED = frozenset({"memory", "latency"})
-"""Probes whose numbers a cell with dequantized weights never shows, whatever was stored (contract 5)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +43,16 @@ class UnsupportedCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What was installed in an environment other than the main one: versions by package."""
+
+    name: str
+    digest: str
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """All that the sections, the tidy frame and the terminal table need. Cells in plan order, columns in the order asked."""
 
@@ -37,7 +60,7 @@ class View:
     suite: str
     title: str
     started_at: str
-    context: Json
+    context: Mapping[str, object]
     commands: tuple[str, ...]
     models: tuple[str, ...]
     methods: tuple[str, ...]
@@ -47,7 +70,8 @@ class View:
     unplanned: int
     ended: bool
     derived: Derived
-    environments: tuple[Json, ...] = ()  # package lists of environments other than the main one
+    probes: Mapping[str, Probe]  # rows by name
+    environments: tuple[Environment, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -56,6 +80,27 @@ class View:
     def of(self, *metrics: str) -> list[Column]:
         """All columns of these metrics, in column order."""
         return [c for c in self.columns if c.metric.name in metrics]
+
+    def placed(self, place: Callable[[Places], int | None]) -> list[Column]:
+        """The columns whose metrics have this place, in its order and then in column order."""
+        columns = [c for c in self.columns if place(c.metric.places) is not None]
+        return sorted(columns, key=lambda c: place_or_last(place(c.metric.places)))
+
+    def first(self, place: Callable[[Places], int | None]) -> list[Column]:
+        """One comparable column for each number of this place, in its order: of metrics that stand in for each other the one that
+        comes first on its axis, of a metric its first subject."""
+        chosen: dict[float, Column] = {}
+        for column in sorted(self.placed(place), key=lambda c: place_or_last(c.metric.places.axis)):
+            if self.comparable(column):
+                chosen.setdefault(place_or_last(place(column.metric.places)), column)
+        return [chosen[number] for number in sorted(chosen)]
+
+    def group(self, column: Column) -> str:
+        """What a column belongs to, as people read it: the title of its probe."""
+        if column.derived:
+            return derived.TITLE
+        probe = self.probes.get(column.probe)
+        return column.probe.capitalize() if probe is None else probe.title
 
     def comparable(self, column: Column) -> bool:
         """Whether others than baselines may have a number there: of a task that is scored until a verdict only the baseline has
@@ -67,95 +112,135 @@ class View:
         return next((c for c in self.cells if c.baseline and c.model == model), None)
 
 
-def view(run: Run, metrics: Mapping[str, Metric] | None = None) -> View:
-    """Builds the view. `metrics`: rows by name; by default those of all probes. A metric that no row describes is shown as
-    stored, without a direction."""
-    rows = {**(probe_metrics() if metrics is None else metrics), **DERIVED}
-    planned = [(cell_from_json(p["cell"]), p) for p in run.plan["cells"]]
-    asked = [tuple(question_from_json(q) for q in p["questions"]) for _, p in planned]
-    found = _newest(run.records)
-    cells = []
-    for index, ((cell, plan), questions) in enumerate(zip(planned, asked, strict=True)):
-        outcomes = tuple(Outcome(question=q, record=found.pop((identity(cell), digest(q)), None)) for q in questions)
-        simulated = any(o.record is not None and o.record.simulated for o in outcomes)
-        cells.append(
-            CellView(id=f"c{index}", cell=cell, baseline=bool(plan.get("baseline")), simulated=simulated, outcomes=outcomes)
-        )
-    measured, squares = _measured(cells, rows)
-    derived = compare(run.blob, cells)
-    columns = (*measured, *_derived_columns(derived, rows))
-    finished = tuple(dataclasses.replace(c, values={**squares[c.id], **derived.values.get(c.id, {})}) for c in cells)
-    suite = run.plan.get("suite") or {}
+def place_or_last(place: int | None) -> float:
+    """A place to sort by."""
+    return math.inf if place is None else place
+
+
+def view(run: Run, probes: Mapping[str, Probe] | None = None) -> View:
+    """Builds the view. `probes`: rows by name; by default all. A metric that no row describes is shown as stored, without a
+    direction."""
+    probes = _all_probes() if probes is None else probes
+    rows = {m.name: m for probe in probes.values() for m in probe.metrics} | derived.DERIVED
+    cells, unplanned = _cells(run, probes)
+    columns, squares = _measured(cells, rows)
+    comparisons = compare(run.blob, cells)
+    finished = tuple(dataclasses.replace(c, values={**squares[c.id], **comparisons.values.get(c.id, {})}) for c in cells)
+    suite = plain_table(run.plan.get("suite"))
     return View(
         run=str(run.header.get("run", "")),
         suite=str(suite.get("name", "")),
         title=str(suite.get("title", "") or ""),
         started_at=str(run.header.get("started_at", "")),
-        context=run.header.get("context") or {},
+        context=plain_table(run.header.get("context")),
         commands=tuple(str(c) for c in run.plan.get("commands", [])),
         models=tuple(dict.fromkeys(c.model for c in finished)),
         methods=tuple(dict.fromkeys(c.cell.scheme.method for c in finished)),
         cells=finished,
-        columns=columns,
+        columns=(*columns, *_derived_columns(comparisons)),
         unsupported=tuple(
             UnsupportedCell(cell=cell_from_json(u["cell"]), reason=str(u["reason"])) for u in run.plan.get("unsupported", [])
         ),
-        unplanned=len(found),
+        unplanned=unplanned,
         ended=run.ended,
-        derived=derived,
-        environments=tuple(run.environments[name] for name in sorted(run.environments)),
+        derived=comparisons,
+        probes=probes,
+        environments=_environments(run),
     )
 
 
-def probe_metrics() -> dict[str, Metric]:
-    """The metric rows of all probes."""
+def _all_probes() -> Mapping[str, Probe]:
     from harness.probes import PROBES
 
-    return {metric.name: metric for probe in PROBES.values() for metric in probe.metrics}
+    return PROBES
+
+
+def _environments(run: Run) -> tuple[Environment, ...]:
+    listings = (run.environments[name] for name in sorted(run.environments))
+    return tuple(
+        Environment(
+            name=str(listing.get("name", "")),
+            digest=str(listing.get("digest", "")),
+            python=str(listing.get("python", "")),
+            packages={name: str(version) for name, version in plain_table(listing.get("packages")).items()},
+        )
+        for listing in listings
+    )
+
+
+def _cells(run: Run, probes: Mapping[str, Probe]) -> tuple[list[CellView], int]:
+    """The planned cells with their outcomes, without values, and the number of records that belong to none of them."""
+    newest = _newest(run.records)
+    cells = []
+    for index, planned in enumerate(run.plan["cells"]):
+        cell = cell_from_json(planned["cell"])
+        questions = [question_from_json(q) for q in planned["questions"]]
+        records = [newest.pop((identity(cell), digest(q)), None) for q in questions]
+        simulated = any(record is not None and record.simulated for record in records)
+        outcomes = tuple(
+            Outcome(question=q, record=r, metrics=_metrics_of(q, probes), simulated=simulated)
+            for q, r in zip(questions, records, strict=True)
+        )
+        baseline = bool(planned.get("baseline"))
+        cells.append(CellView(id=f"c{index}", cell=cell, baseline=baseline, simulated=simulated, outcomes=outcomes))
+    return cells, len(newest)
+
+
+def _metrics_of(question: Question, probes: Mapping[str, Probe]) -> tuple[Metric, ...]:
+    probe = probes.get(question.probe)
+    return () if probe is None else probe.metrics
 
 
 def _newest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
     """The newest record of each square, whatever their order: by start, then by key."""
-    found: dict[tuple[str, str], Record] = {}
+    newest: dict[tuple[str, str], Record] = {}
     for record in sorted(records, key=lambda r: (r.started_at, r.key)):
-        found[identity(record.cell), digest(record.question)] = record
-    return found
+        newest[identity(record.cell), digest(record.question)] = record
+    return newest
 
 
 def _measured(cells: Sequence[CellView], rows: Mapping[str, Metric]) -> tuple[list[Column], dict[str, dict[str, Value]]]:
     """Columns of all measured metrics (every planned question has at least one), and each cell's value in each."""
     columns: dict[str, Column] = {}
     by_question: dict[str, list[str]] = {}
-    questions = {digest(o.question): o.question for c in cells for o in c.outcomes}
-    samples: dict[str, list[Measurement]] = {key: [] for key in questions}
+    outcomes = {digest(o.question): o for c in cells for o in c.outcomes}
+    samples: dict[str, list[Measurement]] = {key: [] for key in outcomes}
     for cell in cells:
         for outcome in cell.outcomes:
-            if outcome.record is not None and outcome.record.answer is not None:
-                samples[digest(outcome.question)].extend(outcome.record.answer.measurements)
+            samples[digest(outcome.question)].extend(outcome.measurements)
     order = {name: place for place, name in enumerate(rows)}
-    for key, question in questions.items():
-        present = {column_key(m.metric, question.subject, m.definition): m for m in reversed(samples[key])}
+    for key, outcome in outcomes.items():
+        subject, probe = outcome.question.subject, outcome.question.probe
+        present = {column_key(m.metric, subject, m.definition): m for m in reversed(samples[key])}
         shown = sorted(present.items(), key=lambda pair: (order.get(pair[1].metric, len(order)), pair[0]))
-        for name, sample in shown:
-            row = rows.get(sample.metric) or Metric(
-                name=sample.metric, title=sample.metric, unit=sample.unit, better="neither", definition=sample.definition
-            )
-            metric = dataclasses.replace(row, unit=sample.unit, definition=sample.definition)
-            columns[name] = Column(key=name, metric=metric, subject=question.subject, probe=question.probe, derived=False)
-        if not shown:  # nobody has answered it yet: it is drawn all the same
-            metric = Metric(name=question.probe, title=question.probe, unit="", better="neither", definition="not measured")
-            name = column_key(question.probe, question.subject, metric.definition)
-            columns[name] = Column(key=name, metric=metric, subject=question.subject, probe=question.probe, derived=False)
-            by_question[key] = [name]
-        else:
-            by_question[key] = [name for name, _ in shown]
+        metrics = {name: _as_measured(sample, rows, outcome) for name, sample in shown}
+        if not metrics:  # nobody has answered it yet: it is drawn all the same
+            metric = _unknown(probe, unit="", definition="not measured", outcome=outcome)
+            metrics[column_key(probe, subject, metric.definition)] = metric
+        for name, metric in metrics.items():
+            columns[name] = Column(key=name, metric=metric, subject=subject, probe=probe, derived=False)
+        by_question[key] = list(metrics)
     squares: dict[str, dict[str, Value]] = {}
     for cell in cells:
         mine = squares[cell.id] = {name: _unasked(cell, column) for name, column in columns.items()}
         for outcome in cell.outcomes:
             for name in by_question[digest(outcome.question)]:
-                mine[name] = _value(cell, outcome, columns[name])
+                mine[name] = _value(outcome, columns[name])
     return list(columns.values()), squares
+
+
+def _as_measured(sample: Measurement, rows: Mapping[str, Metric], outcome: Outcome) -> Metric:
+    """The metric's row with the unit and the definition that it was measured under."""
+    row = rows.get(sample.metric)
+    if row is None:
+        return _unknown(sample.metric, unit=sample.unit, definition=sample.definition, outcome=outcome)
+    return dataclasses.replace(row, unit=sample.unit, definition=sample.definition)
+
+
+def _unknown(name: str, *, unit: str, definition: str, outcome: Outcome) -> Metric:
+    """A row for what no row describes. A simulated cell shows it only if it may show all that the probe measures."""
+    shown = all(m.when_simulated for m in outcome.metrics)
+    return Metric(name=name, title=name, unit=unit, better="neither", definition=definition, when_simulated=shown)
 
 
 def _unasked(cell: CellView, column: Column) -> Value:
@@ -166,21 +251,15 @@ def _unasked(cell: CellView, column: Column) -> Value:
     return Value(status=NOT_RUN, reason="not asked of this cell")
 
 
-def withheld(cell: CellView) -> list[Outcome]:
-    """What a simulated cell was asked and may not show."""
-    return [o for o in cell.outcomes if cell.simulated and o.question.probe in WITHHELD_WHEN_SIMULATED and o.record is not None]
-
-
-def _value(cell: CellView, outcome: Outcome, column: Column) -> Value:
+def _value(outcome: Outcome, column: Column) -> Value:
     record = outcome.record
     if record is None:
         return Value(status=NOT_RUN, reason="planned, no outcome stored yet")
-    if (cell.simulated or record.simulated) and outcome.question.probe in WITHHELD_WHEN_SIMULATED:
+    if withheld(outcome, column.metric):
         return Value(status=SIMULATED, reason="weights are held dequantized: memory and speed would not be those of the scheme")
     if record.failure is not None:
         return Value(status=record.failure.kind, reason=record.failure.message)
-    assert record.answer is not None
-    for m in record.answer.measurements:
+    for m in outcome.measurements:
         if column_key(m.metric, outcome.question.subject, m.definition) == column.key:
             if not math.isfinite(m.value):
                 return Value(status="nonfinite", n=m.n, reason=f"the stored value is {m.value}")
@@ -192,14 +271,9 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _derived_columns(derived: Derived, rows: Mapping[str, Metric]) -> list[Column]:
+def _derived_columns(comparisons: Derived) -> list[Column]:
+    rows = [(derived.DERIVED[name], subject) for name, subject in comparisons.columns]
     return [
-        Column(
-            key=column_key(name, subject, rows[name].definition),
-            metric=rows[name],
-            subject=subject,
-            probe="comparison",
-            derived=True,
-        )
-        for name, subject in derived.columns
+        Column(key=column_key(row.name, subject, row.definition), metric=row, subject=subject, probe=derived.GROUP, derived=True)
+        for row, subject in rows
     ]
