@@ -129,7 +129,6 @@ METRICS = (
         unit="probability",
         better="lower",
         definition="root mean square of p(cell) - p(baseline) of the true token",
-        signed=True,
     ),
     *(
         Metric(

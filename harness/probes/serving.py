@@ -33,7 +33,7 @@ TTFT = Metric(
     definition="request sent to first streamed text, median over requests",
     scale="log",
     description="As a client sees it: queue, tokenizer and HTTP included.",
-    axis="quality",
+    axis="cost",
 )
 TPOT = Metric(
     name="served_tpot",
@@ -43,7 +43,7 @@ TPOT = Metric(
     definition="(end of the answer - first streamed text) / (new tokens - 1), median over requests",
     scale="log",
     description="As one client sees it while the others are served too.",
-    axis="quality",
+    axis="cost",
 )
 THROUGHPUT = Metric(
     name="served_throughput",
@@ -53,7 +53,7 @@ THROUGHPUT = Metric(
     definition="new tokens of all requests / seconds from the first sent to the last answered",
     scale="log",
     description="Of all clients together, prompts included in the time.",
-    axis="quality",
+    axis="cost",
 )
 TTFT_P90 = Metric(
     name="served_ttft_p90",
@@ -61,7 +61,7 @@ TTFT_P90 = Metric(
     unit="s",
     better="lower",
     definition="nearest rank over requests",
-    axis="quality",
+    axis="cost",
 )
 TPOT_P90 = Metric(
     name="served_tpot_p90",
@@ -69,7 +69,7 @@ TPOT_P90 = Metric(
     unit="s",
     better="lower",
     definition="nearest rank over requests",
-    axis="quality",
+    axis="cost",
 )
 FAILED = Metric(
     name="served_failed",
@@ -77,7 +77,6 @@ FAILED = Metric(
     unit="share",
     better="lower",
     definition="requests that ended in an error / requests sent",
-    axis="quality",
 )
 
 

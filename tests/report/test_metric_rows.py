@@ -188,6 +188,17 @@ def test_memory_and_latency_alone_are_not_shown_of_simulated_cells() -> None:
         assert {m.when_simulated for m in probe.metrics} == {probe.simulated}, "no probe is half shown"
 
 
+def test_what_a_server_takes_is_a_cost_and_no_quality() -> None:
+    assert {m.name for m in PROBES["serving"].metrics if m.axis != "cost"} == {"served_failed"}
+
+
+def test_only_what_can_be_negative_is_written_with_a_sign() -> None:
+    signed = {row.name for row in {**METRICS, **DERIVED}.values() if row.signed}
+    assert "delta_p_mean" in signed
+    assert not {name for name in signed if name.endswith("_rms")}
+    assert {row.name for row in {**METRICS, **DERIVED}.values() if row.unit == "points"} - signed == {"minimum_detectable_effect"}
+
+
 # ---------------------------------------------------------------------- what each field does
 
 
