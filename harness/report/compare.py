@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from harness import stats
 from harness.probes import sequential
 from harness.report.cells import ABSENT, NOT_COMPARABLE, OK, CellView, Outcome, Value, column_key
-from harness.report.compare_items import Task, compare_tasks
+from harness.report.compare_items import ItemTask, compare_tasks
 from harness.report.compare_tokens import losses, tokens
 from harness.report.derivation import IS_BASELINE, Derivation, Derived
 from harness.report.derived import DERIVED, LN_PPL_RATIO, MCNEMAR_P_HOLM
@@ -47,7 +47,7 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=tuple(sorted(work.missing)))
 
 
-def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[Task]:
+def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[ItemTask]:
     """The questions that are answered by items, without those on which cells cannot be compared: tasks that know no right and
     wrong, and those that are scored until a verdict, since what follows assumes that the number of items was fixed beforehand
     (verdicts have a section of their own)."""
@@ -60,7 +60,7 @@ def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[Task]:
             continue
         answers = [o.measurements for c in cells for o in c.outcomes if o.question == question and o.measurements]
         if not answers or any(m.metric == metric.name for measurements in answers for m in measurements):
-            tasks.append(Task(question=question, metric=metric))
+            tasks.append(ItemTask(question=question, metric=metric))
     return tasks
 
 

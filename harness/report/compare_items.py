@@ -34,7 +34,7 @@ from harness.spec import Measurement, Metric, Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class ItemTask:
     """A question that is answered by items, and the metric that is their mean."""
 
     question: Question
@@ -58,7 +58,7 @@ class _Items:
     clusters: tuple[str, ...] | None
 
 
-def compare_tasks(work: Derivation, cells: Sequence[CellView], tasks: Sequence[Task]) -> None:
+def compare_tasks(work: Derivation, cells: Sequence[CellView], tasks: Sequence[ItemTask]) -> None:
     """All comparisons of the cells of one model, task by task and over the mean of the tasks."""
     base_cell = next((c for c in cells if c.baseline), None)
     bases: dict[str, _Items | str] = {}
@@ -75,7 +75,7 @@ def compare_tasks(work: Derivation, cells: Sequence[CellView], tasks: Sequence[T
         _compare_means(work, cell, answered, bases, own_answers)
 
 
-def _items_or_reason(work: Derivation, cell: CellView | None, task: Task) -> _Items | str:
+def _items_or_reason(work: Derivation, cell: CellView | None, task: ItemTask) -> _Items | str:
     outcome = outcome_of(cell, task.question)
     sample = task.sample(cell)
     if cell is None or outcome is None or sample is None:
@@ -117,7 +117,7 @@ def _paired(base: _Items, own: _Items) -> _Pair:
     return base.correct, own.correct[[place[name] for name in base.ids]], base.clusters
 
 
-def _compare_task(work: Derivation, cell: CellView, task: Task, base: _Items | str, own: _Items | str) -> None:
+def _compare_task(work: Derivation, cell: CellView, task: ItemTask, base: _Items | str, own: _Items | str) -> None:
     sample = task.sample(cell)
     if isinstance(own, _Items) and sample is not None:
         key = column_key(sample.metric, task.subject, sample.definition)
@@ -190,7 +190,7 @@ def _item_draws(items: _Items, subject: str) -> Floats:
 def _compare_means(
     work: Derivation,
     cell: CellView,
-    tasks: Sequence[Task],
+    tasks: Sequence[ItemTask],
     bases: Mapping[str, _Items | str],
     answers: Mapping[str, _Items | str],
 ) -> None:

@@ -43,7 +43,7 @@ class UnsupportedCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
+class PackageList:
     """What was installed in an environment other than the main one: versions by package."""
 
     name: str
@@ -71,7 +71,7 @@ class View:
     ended: bool
     derived: Derived
     probes: Mapping[str, Probe]  # rows by name
-    environments: tuple[Environment, ...] = ()
+    environments: tuple[PackageList, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -155,10 +155,10 @@ def _all_probes() -> Mapping[str, Probe]:
     return PROBES
 
 
-def _environments(run: Run) -> tuple[Environment, ...]:
+def _environments(run: Run) -> tuple[PackageList, ...]:
     listings = (run.environments[name] for name in sorted(run.environments))
     return tuple(
-        Environment(
+        PackageList(
             name=str(listing.get("name", "")),
             digest=str(listing.get("digest", "")),
             python=str(listing.get("python", "")),
