@@ -90,3 +90,21 @@ class ServerTrouble(HarnessError):
     def __init__(self, message: str, kind: FailureKind) -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
+
+
+_OUT_OF_MEMORY = (
+    "OutOfMemoryError",  # the name of torch's own type
+    "can't allocate memory",  # torch on a host
+    "CUDA out of memory",
+    "Cannot allocate memory",  # the C library (ENOMEM)
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out here. It has no common type: torch, numpy and C++ each say it their way. What a server says of its
+    own memory is not meant."""
+    if isinstance(error, ServerTrouble):
+        return False
+    said = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY)

@@ -24,7 +24,7 @@ from typing import Any
 
 import harness
 from harness import envs, reference, store
-from harness.engines.transformers import load_tokenizer
+from harness.engines.base import load_tokenizer
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
 from harness.models import corpora

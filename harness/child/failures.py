@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported
+from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported, is_out_of_memory
 from harness.spec import Failure, FailureKind, Json, to_json
 
 
@@ -22,20 +22,10 @@ def guarded(phase: str, work: Callable[[], Json]) -> dict[str, Json]:
 
 
 def failure_kind(error: BaseException) -> FailureKind:
-    """Sorts an exception into a failure kind. Out of memory has no common type: torch, numpy and C++ each say it their way."""
-    if isinstance(error, ServerTrouble):  # before its words are looked at: they may be the server's, about its own memory
+    """Sorts an exception into a failure kind."""
+    if isinstance(error, ServerTrouble):
         return error.kind
-    said = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or any(
-        sign in said
-        for sign in (
-            "OutOfMemoryError",
-            "can't allocate memory",
-            "std::bad_alloc",
-            "CUDA out of memory",
-            "Cannot allocate memory",
-        )
-    ):
+    if is_out_of_memory(error):
         return "oom"
     if isinstance(error, Unsupported):
         return "unsupported"

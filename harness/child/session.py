@@ -15,8 +15,9 @@ from harness.engines.base import EngineFacts, Loaded
 from harness.errors import BadReload, Unsupported
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
+from harness.methods.base import LoadRequest
 from harness.models import corpora
-from harness.spec import Json, Phase, Question, cell_from_json
+from harness.spec import Cell, Json, Phase, Question, cell_from_json
 
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
 
@@ -44,7 +45,7 @@ class WorkerSession:
     def loaded(self) -> Loaded:
         if self._loaded is None:
             method = METHODS[self.cell.scheme.method]
-            loaded = ENGINES[method.engine].load(self.cell, self.artifact_dir, self.model_dir, self.device)
+            loaded = ENGINES[method.engine].load(method, self._request(self.cell, self.artifact_dir))
             self._facts = loaded.facts()
             self._loaded = loaded
         return self._loaded
@@ -82,7 +83,11 @@ class WorkerSession:
         room = available_memory_bytes()
         if room is not None and size * 2 > room:
             return None
-        return ENGINES[METHODS[cell.scheme.method].engine].load(cell, folder, self.model_dir, self.device)
+        method = METHODS[cell.scheme.method]
+        return ENGINES[method.engine].load(method, self._request(cell, folder))
+
+    def _request(self, cell: Cell, artifact_dir: Path) -> LoadRequest:
+        return LoadRequest(artifact_dir=artifact_dir, model_dir=self.model_dir, scheme=cell.scheme, device=self.device)
 
     def windows(self, question: Question) -> list[list[int]]:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 from harness.engines.base import Engine, Loaded
-from harness.spec import Cell
+from harness.methods.base import LoadRequest, Method
 
 
-def _transformers(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+def _transformers(method: Method, request: LoadRequest) -> Loaded:
     from harness.engines import transformers
 
-    return transformers.load(cell, artifact_dir, model_dir, device)
+    return transformers.load(method, request)
 
 
-def _llamacpp(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+def _llamacpp(method: Method, request: LoadRequest) -> Loaded:
     from harness.engines import llamacpp
 
-    return llamacpp.load(cell, artifact_dir, model_dir, device)
+    return llamacpp.load(method, request)
 
 
-def _endpoint(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+def _endpoint(method: Method, request: LoadRequest) -> Loaded:
     from harness.engines import endpoint
 
-    return endpoint.load(cell, artifact_dir, model_dir, device)
+    return endpoint.load(method, request)
 
 
-def _openvino(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Loaded:
+def _openvino(method: Method, request: LoadRequest) -> Loaded:
     from harness.engines import openvino
 
-    return openvino.load(cell, artifact_dir, model_dir, device)
+    return openvino.load(method, request)
 
 
 ENGINES: dict[str, Engine] = {
@@ -64,9 +62,9 @@ ENGINES: dict[str, Engine] = {
 
 if os.environ.get("QUANT_HARNESS_FAKES"):  # the tests' scripted methods; see methods/fake.py
 
-    def _scripted(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Any:
+    def _scripted(method: Method, request: LoadRequest) -> Loaded:
         from harness.engines import fake
 
-        return fake.Scripted(artifact_dir)
+        return fake.load(method, request)
 
     ENGINES["fake"] = Engine(name="fake", title="Scripted", modules=(), load=_scripted)

@@ -6,30 +6,37 @@ prefill and decode, and facts (which kernel ran, what it holds). Probes speak to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from harness.artifact import LayerKernel
-from harness.spec import Cell, Json
+from harness.methods.base import LoadRequest, Method
+from harness.spec import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from lm_eval.api.model import LM
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowScores:
-    """Scores of one window of T token ids: arrays of length T-1, position i scores token i+1 (numpy float32).
+    """Scores of one window of T token ids: arrays [T-1], position i scores token i+1.
 
-    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` (bool), `base_top`
-    = the
-    reference's top probability, `delta_p` = p_this(true) - p_reference(true), `base_nll`. None without a reference.
+    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` = whether both
+    have the same most likely token, `base_top` = the reference's top probability, `delta_p` = p_this(true) -
+    p_reference(true), `base_nll`. None without a reference.
     """
 
-    nll: Any
-    kl: Any = None
-    same_top: Any = None
-    base_top: Any = None
-    delta_p: Any = None
-    base_nll: Any = None
+    nll: NDArray[np.float32]
+    kl: NDArray[np.float32] | None = None
+    same_top: NDArray[np.bool_] | None = None
+    base_top: NDArray[np.float32] | None = None
+    delta_p: NDArray[np.float32] | None = None
+    base_nll: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +57,7 @@ class EngineFacts:
     simulated: bool
     resident_weight_bytes: int
     notes: tuple[str, ...] = ()
-    details: dict[str, Json] = field(default_factory=dict)
+    details: Mapping[str, Json] = field(default_factory=dict)
 
 
 REFERENCE_FACTS = "reference.json"
@@ -61,28 +68,28 @@ class Loaded(Protocol):
     """A loaded artifact that answers. Lives in one child process and is never pickled."""
 
     @property
-    def model(self) -> Any:
+    def model(self) -> object:
         """What the method's `load` returned."""
 
     @property
-    def tokenizer(self) -> Any:
-        """The tokenizer (transformers) of the source model."""
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the source model."""
 
     def facts(self) -> EngineFacts: ...
 
     def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
         """Scores windows in order, batched as memory allows; `reference` is a folder written by `write_reference`."""
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> Mapping[str, object]:
         """Keeps this model's answers on `windows` so that others can be compared with it; returns facts (bytes, kind)."""
 
-    def lm(self, *, plans: Path | None = None) -> Any:
+    def lm(self, *, plans: Path | None = None) -> LM:
         """An `lm_eval.api.model.LM` over this model; what it plans for a set of requests may be kept in the folder `plans`."""
 
     def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
         """One timed greedy generation of exactly `new_tokens` after `prompt_tokens` random ids, `batch` rows, KV cache on."""
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Mapping[str, Json]:
         """Runs `prefill` or `decode` once for the memory probe and returns its facts: {"kv_cache_bytes": ..., "continued": ...}.
 
         A prefill's cache is kept until the next call; a decode of the same prompt goes on from it (`continued`), so that its
@@ -113,4 +120,12 @@ class Engine:
     name: str
     title: str
     modules: tuple[str, ...]
-    load: Callable[[Cell, Path, Path, str], Loaded]  # (cell, artifact_dir, model_dir, device)
+    load: Callable[[Method, LoadRequest], Loaded]  # through the loader of the method's row
+
+
+def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in the source model's folder; code that a checkpoint brings along is never run."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+    return tokenizer

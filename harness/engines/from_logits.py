@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,18 @@ from numpy.typing import NDArray
 
 from harness.engines.base import WindowScores
 from harness.engines.reference_store import (
-    REFERENCE_SCHEMA,
     STATES,
-    TOKENS_PER_BATCH,
     Reference,
+    StoredFacts,
     equal_length,
     keep_reference,
     states_file,
+    stored_facts,
     token_scores,
-    tokens_digest,
+    window_scores,
 )
 from harness.errors import BadInput, Unsupported
 from harness.measure.machine import free_disk_bytes
-from harness.spec import Json
 
 Logits = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.float32]]]]
 """Window -> (first position, logits [n, vocabulary]) parts; each may be a view that the next one overwrites."""
@@ -54,30 +52,25 @@ def checked(windows: Sequence[Sequence[int]], *, context_length: int) -> None:
             )
 
 
-def scores(windows: Sequence[Sequence[int]], baseline: Any, logits: Logits) -> Iterator[WindowScores]:
+def scores(windows: Sequence[Sequence[int]], baseline: Reference | None, logits: Logits) -> Iterator[WindowScores]:
     """Scores of each window of T ids at its T-1 targets, in order; with `baseline`, compared with what is stored there."""
     for number, window in enumerate(windows):
         targets = torch.tensor(list(window[1:]), dtype=torch.long)
         states = None if baseline is None else baseline.states(number, 1)[0]
-        columns: dict[str, list[Any]] = {}
+        parts: dict[str, list[NDArray[np.float32]]] = {}
         for start, part_logits in logits(window):
             part = slice(start, start + len(part_logits))
-            theirs = None if states is None else baseline.head(states[part])
+            theirs = None if states is None or baseline is None else baseline.head(states[part])
             for name, values in token_scores(torch.from_numpy(part_logits), targets[part], theirs).items():
-                columns.setdefault(name, []).append(values.numpy())
-        arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-        if "same_top" in arrays:
-            arrays["same_top"] = arrays["same_top"].astype(bool)
-        yield WindowScores(**arrays)
+                parts.setdefault(name, []).append(values.numpy())
+        yield window_scores({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
-def write_reference(
-    windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str
-) -> dict[str, Json]:
+def write_reference(windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str) -> StoredFacts:
     """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
     length = equal_length(windows)
 
-    def write(partial: Path) -> dict[str, Json]:
+    def write(partial: Path) -> StoredFacts:
         shape = (len(windows), length - 1, vocab_size)
         size = 4 * shape[0] * shape[1] * shape[2]
         if size > free_disk_bytes(partial) // 2:
@@ -89,23 +82,6 @@ def write_reference(
             for window in windows:
                 for _, part in logits(window):
                     append(torch.from_numpy(part))
-        stored = (partial / STATES).stat().st_size
-        return {
-            "schema": REFERENCE_SCHEMA,
-            "kind": "logits",
-            "cut": cut,
-            "tokens_digest": tokens_digest(windows),
-            "windows": len(windows),
-            "window": length,
-            "hidden_size": vocab_size,
-            "vocab_size": vocab_size,
-            "dtype": "float32",
-            "head": None,
-            "tokens_per_batch": TOKENS_PER_BATCH,
-            "states_bytes": stored,
-            "head_bytes": 0,
-            "float16_logit_bytes": size // 2,
-            "times_smaller_than_logits": round(size / 2 / stored, 2),
-        }
+        return stored_facts(windows, partial, cut=cut, width=vocab_size, vocab_size=vocab_size, dtype=torch.float32, head=None)
 
     return keep_reference(folder, write)

@@ -13,53 +13,58 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.artifact import LayerKernel
 from harness.engines import from_logits
-from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines.reference_store import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.gguf_export import linear
 from harness.formats.gguf_reader import Header
-from harness.methods.base import LoadRequest
+from harness.methods.base import LoadRequest, Method
 from harness.runtimes import llama_cpp
 from harness.runtimes.llama_cpp import BATCH, Context, Weights
-from harness.spec import Cell, Json
+from harness.scoring.plan import Ints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.scoring.llamacpp import LlamaCppLM
 
 RERUN_BATCH = 64
 """Tokens of one call when windows are run again for the noise floor."""
 
 
-def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> LlamaCpp:
+def load(method: Method, request: LoadRequest) -> LlamaCpp:
     """Reloads the GGUF artifact from disk through its method's own loader."""
-    from transformers import AutoTokenizer
-
-    from harness.methods import METHODS
-
-    method = METHODS[cell.scheme.method]
-    weights = method.load(LoadRequest(artifact_dir=artifact_dir, model_dir=model_dir, scheme=cell.scheme, device=device))
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
-    return LlamaCpp(weights, tokenizer, model_dir=model_dir, kernels=lambda: method.kernels(weights))
+    weights = method.load(request)
+    tokenizer = load_tokenizer(request.model_dir)
+    return LlamaCpp(weights, tokenizer, model_dir=request.model_dir, kernels=lambda: method.kernels(weights))
 
 
 class LlamaCpp:
     """A loaded GGUF file that answers (the engines' `Loaded`, and `Rerun`)."""
 
     def __init__(
-        self, weights: Weights, tokenizer: Any, *, model_dir: Path, kernels: Callable[[], list[LayerKernel]] = list
+        self,
+        weights: Weights,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_dir: Path,
+        kernels: Callable[[], list[LayerKernel]] = list,
     ) -> None:
         self.model = weights
         self._tokenizer = tokenizer
         self._model_dir = model_dir
         self._kernels = kernels
-        self._lm: Any = None
-        self._prefilled: tuple[tuple[int, int, int, int], Context, NDArray[Any]] | None = None
+        self._lm: LlamaCppLM | None = None
+        self._prefilled: tuple[tuple[int, int, int, int], Context, Ints] | None = None
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._tokenizer
 
     # ------------------------------------------------------------------ windows
@@ -94,7 +99,7 @@ class LlamaCpp:
         if tokens > self.model.context_length:
             raise Unsupported(said.format(tokens + more, self.model.context_length))
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
         return from_logits.write_reference(
             windows,
@@ -106,7 +111,7 @@ class LlamaCpp:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self, *, plans: Path | None = None) -> Any:
+    def lm(self, *, plans: Path | None = None) -> LlamaCppLM:
         """The `lm_eval.api.model.LM` over this file, made once; `plans` is where it keeps what it planned."""
         if self._lm is None:
             from harness.scoring.llamacpp import LlamaCppLM
@@ -129,7 +134,7 @@ class LlamaCpp:
             steps.append(time.perf_counter() - began)
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
         """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there, or,
         if that prompt was not prefilled just before, prefill and those steps; `continued` says which. llama.cpp allocates the
         cache for the whole declared context at once, so its bytes are the same in both."""
@@ -154,7 +159,7 @@ class LlamaCpp:
             "continued": continued,
         }
 
-    def _generation(self, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> tuple[Context, NDArray[Any]]:
+    def _generation(self, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> tuple[Context, Ints]:
         """An empty context for the shape, and random prompts [batch, prompt_tokens]: those of every engine for that seed."""
         import torch
 
@@ -192,17 +197,17 @@ class LlamaCpp:
         )
 
 
-def _step(context: Context, chosen: NDArray[Any], place: int) -> NDArray[Any]:
+def _step(context: Context, chosen: Ints, place: int) -> Ints:
     """One decode step of all rows at position `place`: the next greedy ids [rows]."""
     rows = len(chosen)
     logits = context.decode(chosen, np.full(rows, place), np.arange(rows), np.ones(rows, bool))
     return np.asarray(logits.argmax(axis=1))
 
 
-def _types(header: Header) -> dict[str, Json]:
+def _types(header: Header) -> dict[str, dict[str, int]]:
     """Bytes by ggml type, decoder linears apart from the rest."""
     found: dict[str, dict[str, int]] = {"linears": {}, "others": {}}
     for tensor in header.tensors:
         kind = found["others" if linear(tensor.name) is None else "linears"]
         kind[tensor.type] = kind.get(tensor.type, 0) + tensor.bytes
-    return dict(found)
+    return found

@@ -11,34 +11,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.artifact import LayerKernel
 from harness.engines import from_logits
-from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines.reference_store import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.openvino_ir import constants
-from harness.methods.base import LoadRequest
+from harness.methods.base import LoadRequest, Method
 from harness.runtimes.openvino import BATCH, Program
-from harness.spec import Cell, Json
+from harness.scoring.plan import Ints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.scoring.openvino import OpenVinoLM
 
 RERUN_BATCH = 64
 """Tokens of one call when windows are run again for the noise floor."""
 
 
-def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> OpenVino:
+def load(method: Method, request: LoadRequest) -> OpenVino:
     """Reloads the IR from disk through its method's own loader."""
-    from transformers import AutoTokenizer
-
-    from harness.methods import METHODS
-
-    method = METHODS[cell.scheme.method]
-    program = method.load(LoadRequest(artifact_dir=artifact_dir, model_dir=model_dir, scheme=cell.scheme, device=device))
-    tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
-    return OpenVino(program, tokenizer, model_dir=model_dir, artifact_dir=artifact_dir, kernels=lambda: method.kernels(program))
+    program = method.load(request)
+    return OpenVino(
+        program,
+        load_tokenizer(request.model_dir),
+        model_dir=request.model_dir,
+        artifact_dir=request.artifact_dir,
+        kernels=lambda: method.kernels(program),
+    )
 
 
 class OpenVino:
@@ -47,7 +52,7 @@ class OpenVino:
     def __init__(
         self,
         program: Program,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         model_dir: Path,
         artifact_dir: Path,
@@ -58,11 +63,11 @@ class OpenVino:
         self._model_dir = model_dir
         self._artifact_dir = artifact_dir
         self._kernels = kernels
-        self._lm: Any = None
-        self._prefilled: tuple[tuple[int, int, int], int, NDArray[Any]] | None = None
+        self._lm: OpenVinoLM | None = None
+        self._prefilled: tuple[tuple[int, int, int], int, Ints] | None = None
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._tokenizer
 
     # ------------------------------------------------------------------ windows
@@ -83,7 +88,7 @@ class OpenVino:
         from_logits.checked(windows, context_length=self.model.context_length)
         return from_logits.scores(windows, baseline, lambda window: self.model.each_logits(window[:-1], step=step))
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
         from_logits.checked(windows, context_length=self.model.context_length)
         return from_logits.write_reference(
@@ -96,7 +101,7 @@ class OpenVino:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self, *, plans: Path | None = None) -> Any:
+    def lm(self, *, plans: Path | None = None) -> OpenVinoLM:
         """The `lm_eval.api.model.LM` over this IR, made once; `plans` is where it keeps what it planned."""
         if self._lm is None:
             from harness.scoring.openvino import OpenVinoLM
@@ -121,7 +126,7 @@ class OpenVino:
             steps.append(time.perf_counter() - began)
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
         """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there, or,
         if that prompt was not prefilled just before, prefill and those steps; `continued` says which."""
         if phase not in ("prefill", "decode"):
@@ -146,17 +151,17 @@ class OpenVino:
             "continued": continued,
         }
 
-    def _next(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def _next(self, ids: Ints) -> Ints:
         """The greedy ids [batch] after the last of ids [batch, tokens]."""
         batch, length = ids.shape
         return np.asarray(self.model.run(ids, length * np.arange(1, batch + 1) - 1).argmax(axis=1))
 
-    def _prompt(self, tokens: int, batch: int, seed: int) -> NDArray[Any]:
+    def _prompt(self, tokens: int, batch: int, seed: int) -> Ints:
         """Random prompts [batch, tokens]: those of every engine for that seed."""
         import torch
 
         generator = torch.Generator().manual_seed(seed)
-        prompt: NDArray[Any] = torch.randint(0, self.model.vocab_size, (batch, tokens), generator=generator).numpy()
+        prompt: Ints = torch.randint(0, self.model.vocab_size, (batch, tokens), generator=generator).numpy()
         return prompt
 
     def _fits(self, tokens: int) -> None:

@@ -12,19 +12,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from harness.engines.base import REFERENCE_FACTS
+from harness.engines.base import REFERENCE_FACTS, WindowScores
 from harness.errors import BadInput, Unsupported
 from harness.scoring.head import Split
 from harness.scoring.widened import products
-from harness.spec import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TOKENS_PER_BATCH = 2048
 """Tokens of one forward. Wide enough to keep a CPU's matrix units busy, small enough for activations of any model that fits at
@@ -34,6 +38,38 @@ REFERENCE_SCHEMA = 1
 
 STATES = "states.safetensors"
 HEAD = "head.safetensors"
+
+
+class HeadSettings(TypedDict):
+    """The constants of a `PlainHead`, and whether it has a bias."""
+
+    bias: bool
+    multiply: float | None
+    divide: float | None
+    cap: float | None
+    cap_wide: bool
+
+
+class StoredFacts(TypedDict):
+    """What `reference.json` says of the store beside it: `windows` windows of `window` ids, states of width `hidden_size` (the
+    vocabulary's where logits are kept), bytes, and those of the float16 logits that the store stands for."""
+
+    schema: int
+    kind: Literal["logits", "final hidden states"]
+    cut: str
+    tokens_digest: str
+    windows: int
+    window: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    head: HeadSettings | None
+    tokens_per_batch: int
+    states_bytes: int
+    head_bytes: int
+    float16_logit_bytes: int
+    times_smaller_than_logits: float
+
 
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -56,6 +92,20 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor, reference: torch.T
         "delta_p": ours_true.exp() - theirs_true.exp(),
         "base_nll": -theirs_true,
     }
+
+
+def window_scores(columns: Mapping[str, NDArray[np.float32]]) -> WindowScores:
+    """The scores of one window from its columns [T-1] by name, as `token_scores` names them."""
+    if "kl" not in columns:
+        return WindowScores(nll=columns["nll"])
+    return WindowScores(
+        nll=columns["nll"],
+        kl=columns["kl"],
+        same_top=columns["same_top"].astype(bool),
+        base_top=columns["base_top"],
+        delta_p=columns["delta_p"],
+        base_nll=columns["base_nll"],
+    )
 
 
 LARGEST = 20.0
@@ -121,7 +171,7 @@ class PlainHead:
             logits = torch.tanh(logits / self.cap) * self.cap
         return logits.float()
 
-    def settings(self) -> dict[str, Json]:
+    def settings(self) -> HeadSettings:
         return {
             "bias": self.bias is not None,
             "multiply": self.multiply,
@@ -137,7 +187,7 @@ class PlainHead:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path))
 
 
-def plain_head(cut: Split, model: Any, window: Sequence[int]) -> PlainHead | None:
+def plain_head(cut: Split, model: PreTrainedModel, window: Sequence[int]) -> PlainHead | None:
     """The model's head as weight, bias and constants, if that gives the head's own logits bit for bit on a real window; else
     None."""
     output = model.get_output_embeddings()
@@ -159,7 +209,7 @@ def plain_head(cut: Split, model: Any, window: Sequence[int]) -> PlainHead | Non
     return None
 
 
-def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: Any) -> Iterator[PlainHead]:
+def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: PreTrainedConfig) -> Iterator[PlainHead]:
     """Every reading of the constants that transformers' configurations name (Granite divides, Cohere and Falcon-H1 multiply,
     Gemma caps)."""
 
@@ -171,11 +221,11 @@ def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: Any) ->
 
     scale = constant("logits_scaling", "logit_scale", "lm_head_multiplier")
     cap = constant("final_logit_softcapping", "logits_soft_cap")
-    caps: list[dict[str, Any]] = [{}] if cap is None else [{"cap": cap}, {"cap": cap, "cap_wide": True}, {}]
-    scales: list[dict[str, Any]] = [{}] if scale is None else [{"divide": scale}, {"multiply": scale}, {}]
-    for scaling in scales:
-        for capping in caps:
-            yield PlainHead(weight=weight, bias=bias, **scaling, **capping)
+    caps = [(None, False)] if cap is None else [(cap, False), (cap, True), (None, False)]
+    scales = [(None, None)] if scale is None else [(scale, None), (None, scale), (None, None)]
+    for divide, multiply in scales:
+        for limit, wide in caps:
+            yield PlainHead(weight=weight, bias=bias, multiply=multiply, divide=divide, cap=limit, cap_wide=wide)
 
 
 class Reference:
@@ -190,12 +240,12 @@ class Reference:
             raise Unsupported(
                 f"no stored baseline answers in {folder}: {REFERENCE_FACTS} is missing; run the baseline's cell first"
             )
-        self.meta: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
+        self.meta: StoredFacts = json.loads(path.read_text(encoding="utf-8"))
         if self.meta.get("schema") != REFERENCE_SCHEMA:
             raise Unsupported(
                 f"{path} has schema {self.meta.get('schema')}, this version reads {REFERENCE_SCHEMA}; delete the folder"
             )
-        self.tokens_per_batch = int(self.meta["tokens_per_batch"])
+        self.tokens_per_batch = self.meta["tokens_per_batch"]
         self._device = device
         file: Any = safe_open(str(folder / STATES), framework="pt")
         self._slice = file.get_slice("states")
@@ -205,8 +255,14 @@ class Reference:
             self.head = _same
         else:
             tensors = load_file(str(folder / HEAD), device=str(device))
-            constants = {name: value for name, value in settings.items() if name != "bias"}
-            self.head = PlainHead(weight=tensors["weight"], bias=tensors.get("bias"), **constants)
+            self.head = PlainHead(
+                weight=tensors["weight"],
+                bias=tensors.get("bias"),
+                multiply=settings["multiply"],
+                divide=settings["divide"],
+                cap=settings["cap"],
+                cap_wide=settings["cap_wide"],
+            )
 
     def check(self, windows: Sequence[Sequence[int]], *, vocab_size: int) -> None:
         """Unsupported unless the store answers for these very windows and this vocabulary."""
@@ -227,7 +283,39 @@ class Reference:
         return states
 
 
-def keep_reference(folder: Path, write: Callable[[Path], dict[str, Json]]) -> dict[str, Json]:
+def stored_facts(
+    windows: Sequence[Sequence[int]],
+    folder: Path,
+    *,
+    cut: str,
+    width: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    head: PlainHead | None,
+) -> StoredFacts:
+    """The facts of a store whose states (and head, where hidden states are kept) lie in `folder` already."""
+    states_bytes = (folder / STATES).stat().st_size
+    logit_bytes = 2 * len(windows) * (len(windows[0]) - 1) * vocab_size
+    return {
+        "schema": REFERENCE_SCHEMA,
+        "kind": "logits" if head is None else "final hidden states",
+        "cut": cut,
+        "tokens_digest": tokens_digest(windows),
+        "windows": len(windows),
+        "window": len(windows[0]),
+        "hidden_size": width,
+        "vocab_size": vocab_size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "head": None if head is None else head.settings(),
+        "tokens_per_batch": TOKENS_PER_BATCH,
+        "states_bytes": states_bytes,
+        "head_bytes": 0 if head is None else (folder / HEAD).stat().st_size,
+        "float16_logit_bytes": logit_bytes,
+        "times_smaller_than_logits": round(logit_bytes / states_bytes, 2),
+    }
+
+
+def keep_reference(folder: Path, write: Callable[[Path], StoredFacts]) -> StoredFacts:
     """Has `write` fill a folder beside `folder`, which then appears at once and complete; returns what `write` returned."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -269,7 +357,7 @@ def states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) 
             if part.dtype != dtype:
                 raise TypeError(f"hidden states of {part.dtype} where {dtype} was promised")
             raw = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            written += file.write(memoryview(raw))
+            written += file.write(raw.data)
 
         yield append
         file.flush()

@@ -2,8 +2,8 @@
 
 Promises: no [batch, length, vocabulary] tensor beyond one chunk ever exists; log-probabilities are float32 log-softmax; windows
 are batched by a fixed token budget (not by free memory), so that the same windows give the same bits on the same machine and a
-baseline compared with its own stored reference (`baseline.py`) has a divergence of exactly 0. Only an out-of-memory error changes
-the batches.
+baseline compared with its own stored answers (`reference_store.py`) has a divergence of exactly 0. Only an out-of-memory error
+changes the batches.
 """
 
 from __future__ import annotations
@@ -13,72 +13,65 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.artifact import LayerKernel
-from harness.engines.base import EngineFacts, Timing, WindowScores
+from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.reference_store import (
     HEAD,
-    REFERENCE_SCHEMA,
     STATES,
     TOKENS_PER_BATCH,
     PlainHead,
     Reference,
+    StoredFacts,
     equal_length,
     keep_reference,
     plain_head,
     states_file,
+    stored_facts,
     token_scores,
-    tokens_digest,
+    window_scores,
 )
-from harness.errors import BadInput, Unsupported
+from harness.errors import BadInput, Unsupported, is_out_of_memory
 from harness.methods.base import LoadRequest, Method
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.widened import remark
-from harness.spec import Cell, Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.scoring import FastLM
 
 
-def load(cell: Cell, artifact_dir: Path, model_dir: Path, device: str) -> Transformers:
-    """Reloads the packed artifact from disk through its method's own loader; `device` is a torch device name."""
-    from harness.methods import METHODS
-
-    method = METHODS[cell.scheme.method]
-    model = method.load(LoadRequest(artifact_dir=artifact_dir, model_dir=model_dir, scheme=cell.scheme, device=device))
-    return Transformers(model, load_tokenizer(model_dir), kernels=_kernels_of(method, model))
-
-
-def load_tokenizer(model_dir: Path) -> Any:
-    """The tokenizer in the source model's folder; code that a checkpoint brings along is never run."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
-
-
-def _kernels_of(method: Method, model: Any) -> Callable[[], list[LayerKernel]]:
-    return lambda: method.kernels(model)
+def load(method: Method, request: LoadRequest) -> Transformers:
+    """Reloads the packed artifact from disk through its method's own loader; the device is a torch device name."""
+    model = method.load(request)
+    return Transformers(model, load_tokenizer(request.model_dir), kernels=lambda: method.kernels(model))
 
 
 class Transformers:
     """A loaded causal LM that answers (the engines' `Loaded`, and `Rerun`). `model` is any transformers causal LM in eval mode on
     its device."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, kernels: Callable[[], list[LayerKernel]] = list) -> None:
+    def __init__(
+        self, model: object, tokenizer: PreTrainedTokenizerBase, *, kernels: Callable[[], list[LayerKernel]] = list
+    ) -> None:
         self.model = model
         self._inner = unwrap(model)
         self._tokenizer = tokenizer
         self._kernels = kernels
         self._split: Split | None = None
-        self._lm: Any = None
+        self._lm: FastLM | None = None
         self._seconds = 0.0
-        self._prefilled: tuple[tuple[int, int, int], Any, Any] | None = None
+        self._prefilled: tuple[tuple[int, int, int], torch.Tensor, object] | None = None
         # Asked once: reading a signature takes as long as a small model's layer, and decode steps are timed.
         self._forward_takes = frozenset(inspect.signature(self._inner.forward).parameters)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._tokenizer
 
     @property
@@ -91,8 +84,7 @@ class Transformers:
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = device_of(self._inner)
-        return found
+        return device_of(self._inner)
 
     @property
     def model_seconds(self) -> float:
@@ -129,19 +121,17 @@ class Transformers:
 
         return name, scores()
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
+    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the final hidden states [windows, T-1, hidden] and the head in `folder`, which appears at once and complete.
 
-        Streams: one batch is in memory at a time. Returns the meta data that is stored too, with the bytes of the store and of
-        the
-        float16 logits that it stands for. All windows have one length T; raises BadInput otherwise.
+        Streams: one batch is in memory at a time. Returns the facts that are stored too. All windows have one length T; raises
+        BadInput otherwise.
         """
         length = equal_length(windows)
         return keep_reference(folder, lambda partial: self._write_reference(windows, length, partial))
 
-    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> dict[str, Json]:
+    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> StoredFacts:
         cut = self.split
-        positions = len(windows) * (length - 1)
         head = plain_head(cut, self._inner, windows[0])
         width = cut.hidden_size if head is not None else cut.vocab_size
         dtype = cut.hidden_dtype if head is not None else torch.float32
@@ -155,24 +145,7 @@ class Transformers:
                         append(cut.head(rows))
         if head is not None:
             head.save(folder / HEAD)
-        meta: dict[str, Json] = {
-            "schema": REFERENCE_SCHEMA,
-            "kind": "logits" if head is None else "final hidden states",
-            "cut": cut.note,
-            "tokens_digest": tokens_digest(windows),
-            "windows": len(windows),
-            "window": length,
-            "hidden_size": width,
-            "vocab_size": cut.vocab_size,
-            "dtype": str(dtype).removeprefix("torch."),
-            "head": None if head is None else head.settings(),
-            "tokens_per_batch": TOKENS_PER_BATCH,
-            "states_bytes": (folder / STATES).stat().st_size,
-            "head_bytes": (folder / HEAD).stat().st_size if head is not None else 0,
-            "float16_logit_bytes": positions * cut.vocab_size * 2,
-        }
-        meta["times_smaller_than_logits"] = round(meta["float16_logit_bytes"] / meta["states_bytes"], 2)
-        return meta
+        return stored_facts(windows, folder, cut=cut.note, width=width, vocab_size=cut.vocab_size, dtype=dtype, head=head)
 
     def _bodies(self, windows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """(index of the first window, ids [B, T], hidden states [B, T-1, H]) of consecutive batches of equally long windows.
@@ -200,8 +173,8 @@ class Transformers:
             try:
                 with torch.inference_mode():
                     hidden = cut.body(rows[:, :-1])
-            except RuntimeError as error:
-                if not _out_of_memory(error) or stop - start == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or stop - start == 1:
                     raise
                 limit = (stop - start) // 2
                 _free_device_memory()
@@ -232,9 +205,7 @@ class Transformers:
             else:
                 out = self._compared(flat, states, reference.head, targets)
         arrays = {name: values.view(count, positions).cpu().numpy() for name, values in out.items()}
-        if "same_top" in arrays:
-            arrays["same_top"] = arrays["same_top"].astype(bool)
-        return [WindowScores(**{name: array[i] for name, array in arrays.items()}) for i in range(count)]
+        return [window_scores({name: array[i] for name, array in arrays.items()}) for i in range(count)]
 
     def _compared(
         self, flat: torch.Tensor, states: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor
@@ -251,7 +222,7 @@ class Transformers:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self, *, plans: Path | None = None) -> Any:
+    def lm(self, *, plans: Path | None = None) -> FastLM:
         """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned."""
         if self._lm is None:
             from harness.scoring import FastLM
@@ -281,7 +252,7 @@ class Transformers:
             steps.append(time.perf_counter() - began)
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
         """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there (so
         that its peak is its own), or, if that prompt was not prefilled just before, prefill and those steps; `continued` says
         which. Returns the cache's bytes at the end."""
@@ -307,16 +278,17 @@ class Transformers:
     def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:
         """Random token ids [batch, tokens], the same for the same seed on every device."""
         generator = torch.Generator().manual_seed(seed)
-        vocab = self._inner.get_input_embeddings().weight.shape[0]
+        table: Any = self._inner.get_input_embeddings()
+        vocab = int(table.weight.shape[0])
         return torch.randint(0, vocab, (batch, tokens), generator=generator).to(self.device)
 
-    def _step(self, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    def _step(self, ids: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
         """(next greedy ids [batch, 1], cache): one forward of the model as its users call it, logits of the last position
         only."""
         takes = self._forward_takes
         # Recurrent architectures keep their state under another name.
         name = "past_key_values" if "past_key_values" in takes else "cache_params"
-        given: dict[str, Any] = {} if cache is None else {name: cache}
+        given: dict[str, object] = {} if cache is None else {name: cache}
         if "logits_to_keep" in takes:
             given["logits_to_keep"] = 1
         with torch.inference_mode():
@@ -350,13 +322,12 @@ class Transformers:
         )
 
 
-def bytes_of(root: Any) -> int:
-    """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a module
-    or
-    cache keeps in plain attributes (quantizers keep scales and packed weights there)."""
+def bytes_of(root: object) -> int:
+    """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a
+    module or cache keeps in plain attributes (quantizers keep scales and packed weights there)."""
     storages: dict[tuple[str, int], int] = {}
     seen: set[int] = set()
-    todo: list[Any] = [root]
+    todo: list[object] = [root]
     while todo:
         item = todo.pop()
         if id(item) in seen:
@@ -382,7 +353,7 @@ def bytes_of(root: Any) -> int:
     return sum(storages.values())
 
 
-def _may_hold_tensors(item: Any) -> bool:
+def _may_hold_tensors(item: object) -> bool:
     """Caches and their layers, and the state objects of quantizers; not functions, classes, configurations or modules of
     Python."""
     kind = type(item)
@@ -395,7 +366,7 @@ def _may_hold_tensors(item: Any) -> bool:
 
 
 @contextmanager
-def _attention(model: Any, implementation: str | None) -> Iterator[None]:
+def _attention(model: PreTrainedModel, implementation: str | None) -> Iterator[None]:
     """Another attention implementation of the same model for a while; None changes nothing."""
     if implementation is None:
         yield
@@ -406,10 +377,6 @@ def _attention(model: Any, implementation: str | None) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _free_device_memory() -> None:

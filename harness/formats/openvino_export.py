@@ -120,7 +120,7 @@ def _traced(model: Any, layers: int) -> Any:
     import torch
     from transformers.cache_utils import Cache, DynamicLayer
 
-    class Layer(DynamicLayer):  # type: ignore[misc]  # transformers' classes are untyped to mypy
+    class Layer(DynamicLayer):
         """Keys and values that are given. Their length is never asked of them: the mask says it, and a graph that reads the
         length off the first layer's keys could not keep that layer's cache inside its attention."""
 
@@ -129,17 +129,17 @@ def _traced(model: Any, layers: int) -> Any:
         def get_seq_length(self) -> Any:
             return self.length
 
-    class Traced(torch.nn.Module):  # type: ignore[misc]  # torch's too
+    class Traced(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.m = model
 
         def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, beam_idx: Any, *past: Any) -> Any:
             new, total = input_ids.shape[1], attention_mask.shape[1]
-            held = []
+            held: list[Any] = []
             for number in range(layers):
                 keys, values = (past[2 * number + part].index_select(0, beam_idx) for part in (0, 1))
-                layer = Layer()
+                layer = Layer()  # type: ignore[no-untyped-call]  # transformers' own
                 layer.lazy_initialization(keys, values)
                 layer.keys, layer.values, layer.length = keys, values, total - new
                 held.append(layer)
@@ -150,6 +150,6 @@ def _traced(model: Any, layers: int) -> Any:
             output = self.m(
                 input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
             )
-            return (output.logits, *(t for layer in cache.layers for t in (layer.keys, layer.values)))
+            return (output.logits, *(t for layer in held for t in (layer.keys, layer.values)))
 
     return Traced().eval()

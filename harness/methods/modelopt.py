@@ -127,7 +127,8 @@ def _kernels(model: Any) -> list[LayerKernel]:
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or module is head:
             continue
-        rounds = module.input_quantizer.is_enabled
+        quantizer: Any = module.input_quantizer
+        rounds = quantizer.is_enabled
         op = "inputs rounded and widened + aten::linear" if rounds else "unpacked once + aten::linear"
         dtype = str(module.weight.dtype).removeprefix("torch.")
         found.append(LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=dtype, dequantized=True))

@@ -106,9 +106,9 @@ def _packed_codes() -> Any:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Codes(TorchDispatchMode):  # type: ignore[misc]  # torch's classes are untyped to mypy
+    class Codes(TorchDispatchMode):
         def __enter__(self) -> list[Any]:
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]  # torch's own
             self.seen: list[Any] = []
             return self.seen
 
@@ -117,7 +117,7 @@ def _packed_codes() -> Any:
                 self.seen.append(args[0].clone())
             return func(*args, **(kwargs or {}))
 
-    return Codes()
+    return Codes()  # type: ignore[no-untyped-call]  # torch's own
 
 
 def load(request: LoadRequest) -> Any:

@@ -28,7 +28,7 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
     """The checkpoint in `folder` as a transformers causal LM in eval mode: safetensors only, no code of the checkpoint."""
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(folder),
         **in_dtype(dtype),
         device_map={"": device},
@@ -36,6 +36,7 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
+    model, report = loaded  # transformers' types know of the model only
     complete(report, str(folder))
     return model.eval()
 

@@ -279,7 +279,8 @@ def _floor(session: Session, question: Question, suffix: str, facts: dict[str, J
     windows = session.windows(question)
     name, scores = loaded.rerun_windows(windows, session.reference(question))
     few = max(1, FLOOR_TOKENS // len(windows[0]))
-    kl = np.stack([score.kl for score, _ in zip(scores, range(few), strict=False)])
+    rows = [score.kl for score, _ in zip(scores, range(few), strict=False)]
+    kl = np.stack([row for row in rows if row is not None])  # all have one: a reference was given
     facts["floor"] = name
     floor = stats.block_bootstrap_mean(kl)
     return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob("kl_floor", npy(kl), "npy"))]

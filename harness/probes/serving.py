@@ -101,10 +101,10 @@ def questions(wishes: Wishes) -> list[Question]:
 
 def measure(session: Session, question: Question) -> Answer:
     """Unsupported for what is no server; ServerTrouble when no request at all was answered."""
-    from harness.runtimes.openai_server import Endpoint, run_load
+    from harness.runtimes.openai_server import Server, run_load
 
-    server: Any = session.loaded
-    if not isinstance(server, Endpoint):
+    server = session.loaded.model
+    if not isinstance(server, Server):
         raise Unsupported("this cell is no running server")
     options = question.options
     shape = {name: int(options[name]) for name in ("clients", "requests", "prompt", "new")}

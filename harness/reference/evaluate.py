@@ -44,17 +44,18 @@ def rounded_plainly(weight: Tensor, *, bits: int, symmetric: bool, group: int = 
     step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else (-low / step).round()
     levels = ((grouped / step).round() + zero).clamp(0, 2**bits - 1)
-    return ((levels - zero) * step).reshape(weight.shape).to(weight.dtype)
+    back: torch.Tensor = (levels - zero) * step
+    return back.reshape(weight.shape).to(weight.dtype)
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def quantize_in_place(model: nn.Module, *, bits: int, symmetric: bool) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:
             module.weight.copy_(rounded_plainly(module.weight, bits=bits, symmetric=symmetric))
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def continuation_scores(model: Any, items: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
     """Summed log-likelihood (nats) of each continuation after its context.
 
@@ -84,7 +85,7 @@ def continuation_scores(model: Any, items: Sequence[tuple[list[int], list[list[i
     return scores
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def greedy_lines(model: Any, tokenizer: Any, prompts: Sequence[str], *, new_tokens: int = 6) -> list[str]:
     """Greedy continuation of each prompt up to the first line break, stripped."""
     encoded = [cast(list[int], tokenizer(p).input_ids) for p in prompts]
@@ -122,7 +123,7 @@ def task_outcomes(model: Any, tokenizer: Any, skill: str, *, limit: int | None =
     return [mine.index(max(mine)) == item.get("gold", 0) for mine, item in zip(scores, items, strict=True)]
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def perplexity(model: Any, tokenizer: Any, text: str, *, window: int = 256, limit_windows: int | None = None) -> float:
     """`gptq-L` of DEFINITIONS.md: non-overlapping windows, exp of the mean over the window-1 targets of each."""
     ids = torch.tensor(tokenizer(text).input_ids)

@@ -139,13 +139,13 @@ def lesson_at(progress: float) -> tuple[Lesson, float]:
 # ------------------------------------------------------------------------------------------------- model
 
 
-class Linear(nn.Module):  # type: ignore[misc]
+class Linear(nn.Module):
     def __init__(self, rows: int, columns: int, *, scale: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(rows, columns) * scale)
 
 
-class Attention(nn.Module):  # type: ignore[misc]
+class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         size, scale = shape.hidden, shape.hidden**-0.5
@@ -170,7 +170,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-class Mlp(nn.Module):  # type: ignore[misc]
+class Mlp(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         inner = shape.intermediate
@@ -184,7 +184,7 @@ class Mlp(nn.Module):  # type: ignore[misc]
         return F.linear(F.silu(gate) * up, self.down_proj.weight)
 
 
-class Norm(nn.Module):  # type: ignore[misc]
+class Norm(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape.hidden))
@@ -194,7 +194,7 @@ class Norm(nn.Module):  # type: ignore[misc]
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class Layer(nn.Module):  # type: ignore[misc]
+class Layer(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.self_attn = Attention(shape)
@@ -207,7 +207,7 @@ class Layer(nn.Module):  # type: ignore[misc]
         return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
 
 
-class Backbone(nn.Module):  # type: ignore[misc]
+class Backbone(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed_tokens = Linear(shape.vocabulary, shape.hidden, scale=0.02)
@@ -215,7 +215,7 @@ class Backbone(nn.Module):  # type: ignore[misc]
         self.norm = Norm(shape)
 
 
-class ReferenceModel(nn.Module):  # type: ignore[misc]
+class ReferenceModel(nn.Module):
     """Llama with tied embeddings; `state_dict` has transformers' names."""
 
     def __init__(self, shape: Shape) -> None:
@@ -284,7 +284,7 @@ class Muon:
 def _orthogonalized(batch: Tensor, coefficients: tuple[float, float, float]) -> Tensor:
     """Newton-Schulz iteration towards U V^T for each matrix of [matrices, rows, columns]."""
     a, b, c = coefficients
-    x = batch / (batch.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: torch.Tensor = batch / (batch.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     for _ in range(5):

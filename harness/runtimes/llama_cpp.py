@@ -12,17 +12,20 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import BadInput, Unsupported
 from harness.formats.gguf_reader import Header, header
 from harness.formats.gguf_types import BLOCKS, TYPES
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 512
 """Tokens of one call: llama.cpp's own default of a physical batch."""
@@ -43,7 +46,7 @@ _said: collections.deque[str] = collections.deque(maxlen=20)
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes' wrapper has no types
-def _listen(level: int, text: bytes, user_data: Any) -> None:
+def _listen(level: int, text: bytes, user_data: object) -> None:
     if level in (3, 4):  # warning, error
         said = " ".join(text.decode("utf-8", errors="replace").split()).strip("= ")
         if said:
@@ -63,9 +66,10 @@ def _why() -> str:
 
 def threads() -> int:
     """Threads to compute with: what the harness has told torch, else `OMP_NUM_THREADS`, else the cores of this process."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
+    if "torch" in sys.modules:
+        import torch
+
+        return torch.get_num_threads()
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told):
         return int(told)
@@ -111,7 +115,7 @@ class Weights:
         self.vocab_size = int(lib.llama_vocab_n_tokens(vocabulary))
         self.context_length = int(lib.llama_model_n_ctx_train(self._model))
         self.weight_bytes = int(lib.llama_model_size(self._model))
-        self._kept: tuple[tuple[Any, ...], Context] | None = None
+        self._kept: tuple[tuple[int | str, ...], Context] | None = None
 
     @property
     def attention(self) -> str:
@@ -163,7 +167,7 @@ class Weights:
             lib.llama_model_free(self._model)
             self._model = None
 
-    def log_probabilities(self, rows: Sequence[Sequence[int]]) -> Any:
+    def log_probabilities(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Float32 log-probabilities [positions, vocabulary] (torch) after each token but the last of each row: what the
         reload check compares. The cache is float32: the check is about the weights."""
         import torch
@@ -186,7 +190,7 @@ class Weights:
         return sum(layers * cells * (heads * width // block.weights) * block.size for width in widths)
 
     @property
-    def pointer(self) -> Any:
+    def pointer(self) -> lib.llama_model_p:
         return self._model
 
 
@@ -228,11 +232,11 @@ class Context:
         self.calls = 0
         self.tokens = 0
 
-    def decode(self, tokens: Any, positions: Any, sequences: Any, wanted: Any) -> NDArray[np.float32]:
+    def decode(self, tokens: ArrayLike, positions: ArrayLike, sequences: ArrayLike, wanted: ArrayLike) -> NDArray[np.float32]:
         """Runs at most `batch` tokens (integer arrays [n]; `wanted` boolean) and returns the logits [wanted, vocabulary] of
         the wanted ones: a view that the next call overwrites."""
-        count = len(tokens)
         ids = np.ascontiguousarray(tokens, np.int32)
+        count = len(ids)
         places = np.ascontiguousarray(positions, np.int32)
         rows = np.ascontiguousarray(sequences, np.int32)
         flags = np.ascontiguousarray(wanted, np.int8)
@@ -265,7 +269,7 @@ class Context:
         """Logits after every token of an empty context's sequence 0, as (first position, copy [n, vocabulary]) parts."""
         return [(start, logits.copy()) for start, logits in self.each_logits(tokens)]
 
-    def each_logits(self, tokens: Sequence[int]) -> Any:
+    def each_logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `all_logits`, part by part, each a view that the next one overwrites."""
         step = min(self.batch, self.outputs)
         ids = np.asarray(tokens, np.int32)
@@ -274,7 +278,7 @@ class Context:
             places = np.arange(start, start + len(part))
             yield start, self.decode(part, places, np.zeros(len(part)), np.ones(len(part), bool))
 
-    def prefill(self, prompts: NDArray[Any]) -> NDArray[np.float32]:
+    def prefill(self, prompts: NDArray[np.signedinteger]) -> NDArray[np.float32]:
         """Runs prompts [rows, tokens] into an empty context and returns the logits [rows, vocabulary] after the last tokens."""
         rows, length = prompts.shape
         tokens, sequences = prompts.reshape(-1), np.repeat(np.arange(rows), length)

@@ -1,24 +1,40 @@
-"""A running OpenAI-compatible server: what it can be asked, and how its log-probabilities are read and checked."""
+"""A running OpenAI-compatible server: what it can be asked, and how its log-probabilities are read and checked.
+
+What it can answer is found out by asking (canaries):
+
+- **prompts** go as token ids where the server takes them and counts as many; else as text, whose tokens are counted and
+  compared by the server's own count;
+- **log-likelihoods** (`echo`, `logprobs` of /completions) are used only where log-probabilities of the prompt come back, for
+  these very tokens (by id where the server gives ids, else piece by piece); where a token's does not change with what comes
+  after it; and where the distribution at a place does not change with the token that stands there. A server exists that fails
+  the last of these (llama-cpp-python 0.3.36 for models without BOS is one token late) and looks right otherwise.
+
+A server's sampling defaults are overridden (temperature 0, no penalties) as far as it takes the fields; what it does in spite of
+them cannot be seen from here. See docs/endpoint.md.
+"""
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.engines.base import EngineFacts, Timing, WindowScores
 from harness.errors import ServerTrouble, Unsupported
 from harness.runtimes.http import Client, Limits, Refused
-from harness.spec import Json, Scheme
+from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prompt: TypeAlias = str | list[int]
+"""What a request carries as its prompt: text, or token ids."""
 
 SAMPLE = "The quick brown fox jumps over the lazy dog, and then it sleeps until the sun comes up again."
 """What canaries ask. Plain words: any tokenizer that fits the model reads them."""
@@ -28,11 +44,6 @@ AT_ONCE = 4
 
 AGREEMENT_NATS = 0.05
 """A token's log-probability in a prompt and in the prompt's beginning: the same but for rounding, more in 16 bits or less."""
-
-PARTIAL = (
-    "a server gives the few largest log-probabilities of a position and not the whole distribution, so its divergence from "
-    "the baseline is not known; measure its checkpoint as a model of the suite, or compare perplexities"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +84,7 @@ def client(scheme: Scheme, limits: Limits | None = None) -> Client:
     return Client(url=str(options["url"]).rstrip("/"), token_env=str(options.get("token_env", "")), limits=limits or Limits())
 
 
-def introduce(scheme: Scheme, limits: Limits | None = None) -> dict[str, Json]:
+def introduce(scheme: Scheme, limits: Limits | None = None) -> dict[str, object]:
     """What the server says of the scheme's model; ServerTrouble where it does not list it."""
     server, wanted = client(scheme, limits), str(scheme.options["model"])
     reply = server.get("/models")
@@ -88,54 +99,45 @@ def introduce(scheme: Scheme, limits: Limits | None = None) -> dict[str, Json]:
     return {"url": server.url, "model": {k: v[:200] if isinstance(v, str) else v for k, v in list(plain.items())[:20]}}
 
 
-class Endpoint:
-    """A server that answers (the engines' `Loaded`, and `Partial`). `model` is itself: there is nothing else here."""
+class Server:
+    """One model of a server, asked on token ids of the source's `tokenizer`."""
 
-    def __init__(self, scheme: Scheme, tokenizer: Any, *, model_dir: Path, limits: Limits | None = None) -> None:
+    def __init__(self, scheme: Scheme, tokenizer: PreTrainedTokenizerBase, *, limits: Limits | None = None) -> None:
         self.client = client(scheme, limits)
         self.introduced = introduce(scheme, limits)
         self.served = str(scheme.options["model"])
+        self.tokenizer = tokenizer
         self.fingerprints: set[str] = set()
-        self._tokenizer = tokenizer
-        self._model_dir = model_dir
-        self._lm: Any = None
-
-    @property
-    def model(self) -> Any:
-        return self
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._tokenizer
 
     # ------------------------------------------------------------------ requests
 
-    def complete(self, body: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str, Json]]:
+    def complete(self, body: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
         """(first choice, usage) of a completion; ServerTrouble if the reply is no completion."""
         reply = self.client.post("/completions", {"model": self.served, **body})
         choices = reply.get("choices") if isinstance(reply, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ServerTrouble(f"server {self.client.url}: its reply holds no completion", "error")
-        if isinstance(reply.get("system_fingerprint"), str):
-            self.fingerprints.add(reply["system_fingerprint"][:100])
+        fingerprint = reply.get("system_fingerprint")
+        if isinstance(fingerprint, str):
+            self.fingerprints.add(fingerprint[:100])
         usage = reply.get("usage")
         return choices[0], usage if isinstance(usage, dict) else {}
 
-    def prompt(self, ids: Sequence[int]) -> Json:
+    def prompt(self, ids: Sequence[int]) -> Prompt:
         """What to send as `prompt` for these token ids. Unsupported where only text can be sent and none stands for them."""
         how = self.prompts
         if how.by_ids:
             return list(ids)
         plain = list(ids)
         if how.adds_bos:
-            if not plain or plain[0] != self._tokenizer.bos_token_id:
+            if not plain or plain[0] != self.tokenizer.bos_token_id:
                 raise Unsupported("this server takes text and puts BOS before it, and this request begins with no BOS")
             plain = plain[1:]
-        elif plain and plain[0] in set(self._tokenizer.all_special_ids):
+        elif plain and plain[0] in set(self.tokenizer.all_special_ids):
             raise Unsupported("this server takes text only, and a special token at the beginning of a request is no text")
-        return str(self._tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(plain, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def counted(self, ids: Sequence[int], usage: Mapping[str, Json]) -> None:
+    def counted(self, ids: Sequence[int], usage: Mapping[str, object]) -> None:
         """Unsupported if the server counts other prompt tokens than were asked: it did not read the same prompt."""
         found = usage.get("prompt_tokens")
         if isinstance(found, int) and found != len(ids):
@@ -145,10 +147,15 @@ class Endpoint:
 
     # ------------------------------------------------------------------ what the server can do
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has been learned of the server so far; asks nothing."""
+        return (self.prompts.note,) if "prompts" in vars(self) else ()
+
     @cached_property
     def prompts(self) -> Prompts:
         """How prompts can be given. Unsupported where the server reads them as other tokens than the source's tokenizer."""
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         plain: list[int] = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
         try:
             _, usage = self.complete({"prompt": plain, "max_tokens": 1, "temperature": 0})
@@ -169,9 +176,9 @@ class Endpoint:
         )
 
     @cached_property
-    def _no_scores(self) -> str | None:
+    def no_scores(self) -> str | None:
         """Why log-probabilities of prompts cannot be had, or None: see the module's promises."""
-        ids: list[int] = self._tokenizer(SAMPLE)["input_ids"]
+        ids: list[int] = self.tokenizer(SAMPLE)["input_ids"]
         cut = len(ids) * 2 // 3
         try:
             whole, start = self._scores(ids), self._scores(ids[:cut])
@@ -201,22 +208,18 @@ class Endpoint:
         """Up to four tokens that may stand in the place of ids[cut], so that the text of it all is read as these tokens."""
         found: list[int] = []
         for token in dict.fromkeys(ids):
-            if token in (ids[cut], *self._tokenizer.all_special_ids):
+            if token in (ids[cut], *self.tokenizer.all_special_ids):
                 continue
-            text = self._tokenizer.decode([*ids[:cut], token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if list(self._tokenizer(text)["input_ids"]) == [*ids[:cut], token]:
+            text = self.tokenizer.decode([*ids[:cut], token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if list(self.tokenizer(text)["input_ids"]) == [*ids[:cut], token]:
                 found.append(token)
         return found[:4]
-
-    def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
-        """Why this server cannot answer `windows` or give `distributions`; None where it can."""
-        return PARTIAL if ability == "distributions" else self._no_scores
 
     # ------------------------------------------------------------------ scores
 
     def score(self, sequences: Sequence[Sequence[int]]) -> Iterator[Scored]:
         """Scores of prompts in order, a few in flight. Unsupported where the server gives none for prompts, or not for these."""
-        reason = self._no_scores
+        reason = self.no_scores
         if reason is not None:
             raise Unsupported(reason)
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -234,43 +237,18 @@ class Endpoint:
 
     def _scores(self, ids: Sequence[int]) -> Scored:
         # One new token, thrown away: not every server takes none. Temperature 1 leaves log-probabilities as they are.
-        body = {"prompt": self.prompt(ids), "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 1.0}
+        body: dict[str, object] = {"prompt": self.prompt(ids), "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 1.0}
         if self.prompts.by_ids:
             body["return_tokens_as_token_ids"] = True  # vLLM then names tokens by id; others ignore it
         choice, usage = self.complete(body)
         self.counted(ids, usage)
-        return read_scores(choice.get("logprobs"), ids, self._tokenizer)
+        return read_scores(choice.get("logprobs"), ids, self.tokenizer)
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """`nll` of each window of T ids at its T-1 targets. Unsupported with a reference: divergence cannot be had."""
-        if reference is not None:
-            raise Unsupported(PARTIAL)
-        for number, (window, scored) in enumerate(zip(windows, self.score(windows), strict=True)):
-            if len(window) > 1 and scored.logprob[1] is not None and math.isnan(scored.logprob[1]):
-                raise Unsupported(
-                    f"window {number}: the server gives no log-probability of the first token after BOS, so the window's sum is "
-                    "not known"
-                )
-            yield WindowScores(nll=(-scored.logprob[1:]).astype(np.float32))
+    # ------------------------------------------------------------------ timed requests
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> dict[str, Json]:
-        raise Unsupported(PARTIAL)
-
-    # ------------------------------------------------------------------ lm-eval
-
-    def lm(self, *, plans: Path | None = None) -> Any:
-        """The `lm_eval.api.model.LM` over this server, made once. It plans nothing: the server shares what it likes."""
-        if self._lm is None:
-            from harness.scoring.endpoint import EndpointLM
-
-            self._lm = EndpointLM(self, model_dir=self._model_dir)
-        return self._lm
-
-    # ------------------------------------------------------------------ cost
-
-    def stream(self, prompt: Json, new_tokens: int) -> Streamed:
+    def stream(self, prompt: Prompt, new_tokens: int) -> Streamed:
         """One streamed greedy generation. The text's first piece may hold several tokens; tokens are the server's count."""
-        body: dict[str, Json] = {
+        body: dict[str, object] = {
             "model": self.served,
             "prompt": prompt,
             "max_tokens": new_tokens,
@@ -281,7 +259,7 @@ class Endpoint:
         first = last = 0.0
         pieces = 0
         finished = ""
-        usage: dict[str, Json] = {}
+        usage: dict[str, object] = {}
         for when, event in self.client.stream("/completions", body):
             if not isinstance(event, dict):
                 continue
@@ -302,10 +280,10 @@ class Endpoint:
         return Streamed(first_seconds=first, last_seconds=last, pieces=pieces, new=new, prompt=asked, finished=finished)
 
     @cached_property
-    def greedy(self) -> dict[str, Json]:
+    def greedy(self) -> dict[str, float]:
         """Temperature 0 and no penalties, in all dialects that the server takes: llama-cpp-python penalizes what it has said
         before (1.1) unless told not to, greedy or not."""
-        plain: dict[str, Json] = {"temperature": 0, "presence_penalty": 0, "frequency_penalty": 0}
+        plain: dict[str, float] = {"temperature": 0, "presence_penalty": 0, "frequency_penalty": 0}
         for dialects in (("repeat_penalty", "repetition_penalty"), ("repetition_penalty",), ("repeat_penalty",)):
             body = {**plain, **dict.fromkeys(dialects, 1.0)}
             try:
@@ -324,40 +302,16 @@ class Endpoint:
             return False
         return True
 
-    def timed_prompt(self, tokens: int, seed: int) -> Json:
+    def timed_prompt(self, tokens: int, seed: int) -> Prompt:
         """A prompt of random tokens, another for each seed, so that no server's prefix cache knows it. As text it may be read as
         a few tokens more or less: the server's count is what is reported."""
-        special = set(self._tokenizer.all_special_ids)
+        special = set(self.tokenizer.all_special_ids)
         source = np.random.default_rng(seed)
-        drawn = source.integers(0, len(self._tokenizer), size=4 * tokens + 64).tolist()
+        drawn = source.integers(0, len(self.tokenizer), size=4 * tokens + 64).tolist()
         ids = [token for token in drawn if token not in special][:tokens]
         if self.prompts.by_ids:
             return ids
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def time_generation(self, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> Timing:
-        raise Unsupported("a server is timed by the probe `serving`, over HTTP")
-
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, Json]:
-        """Has the server answer `batch` requests of that shape together, so that it holds what it needs for them."""
-        prompts = [self.timed_prompt(prompt_tokens, seed + row) for row in range(batch)]
-        with ThreadPoolExecutor(batch) as pool:
-            rows = list(pool.map(lambda prompt: self.stream(prompt, 1 if phase == "prefill" else new_tokens), prompts))
-        return {"new_tokens": [row.new for row in rows], "prompt_tokens": [row.prompt for row in rows], "continued": False}
-
-    # ------------------------------------------------------------------ facts
-
-    def facts(self) -> EngineFacts:
-        notes = (self.prompts.note,) if "prompts" in self.__dict__ else ()
-        return EngineFacts(
-            engine="endpoint",
-            device="server",
-            kernels=(),
-            simulated=False,
-            resident_weight_bytes=0,
-            notes=notes,
-            details={"server": self.introduced, "fingerprints": sorted(self.fingerprints)},
-        )
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,7 +323,7 @@ class Prompts:
     note: str
 
 
-def read_scores(logprobs: Json, ids: Sequence[int], tokenizer: Any) -> Scored:
+def read_scores(logprobs: object, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Scored:
     """The scores of the prompt `ids` from a completion's `logprobs` (echoed prompt, at most one new token). Raises
     _NotTheseTokens where they are missing, no numbers, of another length, or of other tokens."""
     if not isinstance(logprobs, dict):
@@ -390,7 +344,7 @@ def read_scores(logprobs: Json, ids: Sequence[int], tokenizer: Any) -> Scored:
     raise _NotTheseTokens(why)
 
 
-def _other_tokens(tokens: Sequence[Json], ids: Sequence[int], tokenizer: Any) -> str | None:
+def _other_tokens(tokens: Sequence[object], ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Why the server's tokens are not these ids, or None. A piece that is part of a character cannot be told, others must be."""
     told = 0
     special = set(tokenizer.all_special_ids)
@@ -403,8 +357,9 @@ def _other_tokens(tokens: Sequence[Json], ids: Sequence[int], tokenizer: Any) ->
             told += 1
             continue
         name = str(tokenizer.convert_ids_to_tokens(token))
-        pieces = {tokenizer.decode([token]), name, name.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n")}
-        if "\ufffd" in said or "\ufffd" in tokenizer.decode([token]) or token in special:
+        piece = str(tokenizer.decode([token]))
+        pieces = {piece, name, name.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n")}
+        if "\ufffd" in said or "\ufffd" in piece or token in special:
             continue
         # A tokenizer that marks the beginnings of words drops the mark when it decodes a piece alone.
         if said not in pieces and said.strip() not in {piece.strip() for piece in pieces if piece.strip()}:
@@ -413,7 +368,7 @@ def _other_tokens(tokens: Sequence[Json], ids: Sequence[int], tokenizer: Any) ->
     return None if 2 * told >= len(ids) else "which tokens they are of cannot be told"
 
 
-def _aligned(values: Sequence[Json], tops: Sequence[Json], length: int, skipped: int) -> Scored:
+def _aligned(values: Sequence[object], tops: Sequence[object], length: int, skipped: int) -> Scored:
     """Scores by place in the prompt; `skipped` = tokens at the front that the server does not list."""
     logprob = np.full(length, np.nan)
     highest = np.full(length, np.nan)
@@ -451,7 +406,7 @@ class Load:
         return None if any(n is None for n in counts) else sum(n for n in counts if n is not None)
 
 
-def run_load(server: Endpoint, *, clients: int, requests: int, prompt: int, new: int, seed: int, budget_seconds: float) -> Load:
+def run_load(server: Server, *, clients: int, requests: int, prompt: int, new: int, seed: int, budget_seconds: float) -> Load:
     """`clients` threads, each sending its next request once its last is answered, until `requests` were sent or the budget is
     spent; what was sent is waited for."""
     prompts = [server.timed_prompt(prompt, seed * 1_000_003 + number) for number in range(requests)]

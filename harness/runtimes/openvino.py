@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from harness.artifact import LayerKernel
 from harness.errors import BadInput
 from harness.formats.openvino_ir import XML, linear
-from harness.spec import Json
+
+if TYPE_CHECKING:
+    import torch
 
 
 def quiet() -> None:
@@ -32,6 +34,9 @@ import openvino as ov  # noqa: E402 - after `quiet`
 from openvino import opset13 as ops  # noqa: E402 - after `quiet`
 
 FACTS = "openvino.json"
+State: TypeAlias = tuple[int, list[tuple[str, ov.Tensor]]]
+"""Tokens in the state, and a copy of each of its variables by name."""
+
 BATCH = 512
 """Tokens of one call where a window is scored: fixed, so that the same windows give the same bits."""
 
@@ -77,7 +82,9 @@ class Program:
         }
         self._compiled = core.compile_model(model, "CPU", settings)
         self._request = self._compiled.create_infer_request()
-        self.settings: dict[str, Json] = {name.lower(): _said(self._compiled.get_property(name)) for name in _PROPERTIES}
+        self.settings: dict[str, str | int | float] = {
+            name.lower(): _said(self._compiled.get_property(name)) for name in _PROPERTIES
+        }
         self.version = str(ov.get_version())
         self.calls = 0
         self.tokens = 0
@@ -91,7 +98,9 @@ class Program:
         self.past = 0
         self.uses += 1
 
-    def run(self, ids: NDArray[Any], wanted: NDArray[Any], *, rows: NDArray[Any] | None = None) -> NDArray[np.float32]:
+    def run(
+        self, ids: NDArray[np.signedinteger], wanted: NDArray[np.signedinteger], *, rows: NDArray[np.signedinteger] | None = None
+    ) -> NDArray[np.float32]:
         """Appends ids [B, T] to the state and returns the logits [wanted, vocabulary] after the flat places `wanted` (row * T +
         token): a view that the next call overwrites. `rows` [B]: the row of the state that each row goes on from."""
         batch, length = ids.shape
@@ -123,18 +132,18 @@ class Program:
     def most_logits(self) -> int:
         return max(16, LOGIT_BYTES // (4 * self.vocab_size))
 
-    def keep(self) -> tuple[int, list[Any]]:
+    def keep(self) -> State:
         """A copy of the state."""
         return self.past, [(state.name, ov.Tensor(np.array(state.state.data))) for state in self._request.query_state()]
 
-    def restore(self, kept: tuple[int, list[Any]]) -> None:
+    def restore(self, kept: State) -> None:
         self.clear()
         held = dict(kept[1])
         for state in self._request.query_state():
             state.state = held[state.name]
         self.past = kept[0]
 
-    def log_probabilities(self, rows: Sequence[Sequence[int]]) -> Any:
+    def log_probabilities(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Float32 log-probabilities [positions, vocabulary] (torch) after each token but the last of each row: what the reload
         check compares."""
         import torch
@@ -152,7 +161,8 @@ class Program:
             self.run(np.zeros((1, 1), np.int64), np.zeros(1, np.int64))
             self.clear()
             self.calls = self.tokens = 0
-        known, found = set(self.layers), []
+        known = set(self.layers)
+        found: list[LayerKernel] = []
         for node in self._runtime_nodes("FullyConnected"):
             info = node.get_rt_info()
             name = next((n for n in map(linear, _text(info, "originalLayersNames").split(",")) if n in known), None)
@@ -173,7 +183,7 @@ class Program:
             )
         return found
 
-    def _runtime_nodes(self, kind: str) -> list[Any]:
+    def _runtime_nodes(self, kind: str) -> list[ov.Node]:
         nodes = self._compiled.get_runtime_model().get_ops()
         return [n for n in nodes if "layerType" in n.get_rt_info() and _text(n.get_rt_info(), "layerType") == kind]
 
@@ -184,7 +194,7 @@ class Program:
         return sum(b * h * t * (d * each + by_head) for b, h, t, d in shapes)
 
 
-def _choose_positions(model: Any) -> None:
+def _choose_positions(model: ov.Model) -> None:
     """Gives the graph an input `places`: rows of the flattened hidden states that go into the output head. As OpenVINO GenAI
     does when it cuts the head's input to the last token; which positions are wanted is said with each call here."""
     node = model.output("logits").get_node().input_value(0).get_node()
@@ -200,11 +210,11 @@ def _choose_positions(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _text(info: Any, name: str) -> str:
+def _text(info: ov.RTMap, name: str) -> str:
     return str(info[name].astype(str)) if name in info else ""
 
 
-def _said(value: Any) -> Json:
+def _said(value: object) -> str | int | float:
     """A property as plain data: `<Type: 'uint8_t'>` and its like by OpenVINO's short name."""
     if isinstance(value, ov.Type):
         return str(value.get_type_name())

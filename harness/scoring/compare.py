@@ -11,14 +11,9 @@ with t the reference's logits, z the model's own, m the largest t so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from harness.scoring.head import BLOCK_ROWS, CHUNK_BYTES
-
-Block = Callable[[torch.Tensor, int, int], torch.Tensor]
-"""Logits [N, high - low] of hidden states [N, H] for the tokens low .. high of the vocabulary."""
+from harness.scoring.head import BLOCK_ROWS, CHUNK_BYTES, Block
 
 NAMES = ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll")
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.errors import is_out_of_memory
 from harness.scoring.head import Split
-from harness.scoring.plan import Plan, Row, header_order
+from harness.scoring.plan import Ints, Plan, Row, header_order
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
 
 HOST_BYTES = 64 << 20
 """Activations of one batch on a CPU: larger batches fall out of the caches and gain nothing."""
@@ -44,7 +49,7 @@ class Executor:
         self.padded_tokens = 0
         self.out_of_memory = 0
 
-    def run(self, plan: Plan) -> tuple[NDArray[Any], NDArray[Any]]:
+    def run(self, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(log-probability in nats float32, is-the-argmax bool) of every pair of the plan."""
         logprob = np.full(len(plan.target), np.nan, np.float32)
         greedy = np.zeros(len(plan.target), bool)
@@ -52,8 +57,8 @@ class Executor:
 
         def answer(owners: Sequence[int], hidden: torch.Tensor) -> None:
             """Scores what is asked in the rows of a batch; `hidden` is [B, T, H], `owners` names its rows."""
-            places: list[NDArray[Any]] = []
-            batch: list[NDArray[Any]] = []
+            places: list[Ints] = []
+            batch: list[Ints] = []
             for row, owner in enumerate(owners):
                 first, end = np.searchsorted(plan.owner, [owner, owner + 1])
                 places.append(np.arange(first, end))
@@ -108,7 +113,7 @@ class Executor:
         """Runs one header after the one above it: (hidden states [1, T, H], keys and values of both)."""
         cache = new_cache(above, 1)
         hidden = self.body(self._on(plan.headers[number].tokens)[None], past_key_values=cache, use_cache=True)
-        return hidden, [(layer.keys, layer.values) for layer in cache.layers]
+        return hidden, held(cache)
 
     def _rows(
         self,
@@ -159,7 +164,7 @@ class Executor:
         self.padded_tokens += ids.numel()
         return self.split.body(ids, **kwargs)
 
-    def _on(self, array: NDArray[Any]) -> torch.Tensor:
+    def _on(self, array: Ints) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.split.device)
 
 
@@ -201,7 +206,7 @@ def tree_mask(last: torch.Tensor, before: int, dtype: torch.dtype) -> torch.Tens
     return mask
 
 
-def new_cache(header: KeyValues | None, rows: int) -> Any:
+def new_cache(header: KeyValues | None, rows: int) -> Cache:
     """A cache of today's transformers that already holds `header` for each of `rows` rows (as views: nothing is copied here)."""
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -213,10 +218,16 @@ def new_cache(header: KeyValues | None, rows: int) -> Any:
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)
         layers.append(layer)
-    return Cache(layers=layers)
+    return Cache(layers=list(layers))
 
 
-def plain_linears(model: Any) -> bool:
+def held(cache: Cache) -> KeyValues:
+    """Keys and values of a cache, layer by layer."""
+    layers: list[Any] = cache.layers  # transformers names kinds of layers that hold none: models that have those share nothing
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def plain_linears(model: PreTrainedModel) -> bool:
     """Whether the linear layers are torch's own: true of unquantized models, false where modules hold packed weights."""
     kinds = {type(module) for name, module in model.named_modules() if "proj" in name or "fc" in name or "dense" in name}
     return any(kind is torch.nn.Linear for kind in kinds) and not any(
@@ -262,8 +273,3 @@ def free_host_bytes() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """torch raises OutOfMemoryError for a device and a plain RuntimeError for the host."""
-    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(problem)

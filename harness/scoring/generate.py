@@ -7,15 +7,18 @@ cannot share, goes through `generate_plain`: `transformers.generate` on rows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 
-from harness.scoring.execute import Executor, KeyValues, new_cache
+from harness.scoring.execute import Executor, KeyValues, held, new_cache
 from harness.scoring.head import device_of
 from harness.scoring.plan import common_prefix
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CACHE_BYTES = 256 << 20
 """Keys and values of one batch, on a host."""
@@ -31,7 +34,7 @@ class Stops:
     tokenization than its own): lm-eval's rule.
     """
 
-    def __init__(self, tokenizer: Any, strings: Sequence[str], ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], ends: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self.ends = frozenset(ends)
         self.by_length: dict[int, list[str]] = {}
@@ -42,7 +45,7 @@ class Stops:
         if new and new[-1] in self.ends:
             return True
         for length, strings in self.by_length.items():
-            text = self.tokenizer.decode(list(new[-length:]))
+            text = str(self.tokenizer.decode(list(new[-length:])))
             if any(string in text for string in strings):
                 return True
         return False
@@ -62,7 +65,7 @@ def generate(
         if shared:
             cache = new_cache(None, 1)
             executor.body(_ids(executor, [list(cluster[0][:shared])]), past_key_values=cache, use_cache=True)
-            header = [(layer.keys, layer.values) for layer in cache.layers]
+            header = held(cache)
         waiting = sorted(cluster, key=lambda prompt: (-len(prompt), prompt))
         while waiting:
             rows = min(len(waiting), rows_at_once(executor, len(waiting[0]) + most))
@@ -146,13 +149,13 @@ def _ids(executor: Executor, rows: list[list[int]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.long, device=executor.split.device)
 
 
-def is_greedy(kwargs: dict[str, Any], config: Any) -> bool:
+def is_greedy(sampling: Mapping[str, object], config: GenerationConfig | None) -> bool:
     """Whether generation is plain argmax: neither the request nor the model's generation configuration asks for more."""
-    if kwargs.get("do_sample") or kwargs.get("temperature", 0.0) not in (0, 0.0, None):
+    if sampling.get("do_sample") or sampling.get("temperature", 0.0) not in (0, 0.0, None):
         return False
-    if set(kwargs) - {"do_sample", "temperature", "top_p", "top_k", "seed"}:
+    if set(sampling) - {"do_sample", "temperature", "top_p", "top_k", "seed"}:
         return False
-    neutral: dict[str, tuple[Any, ...]] = {
+    neutral: dict[str, tuple[float, ...]] = {
         "num_beams": (1,),
         "repetition_penalty": (1, 1.0),
         "encoder_repetition_penalty": (1, 1.0),
@@ -184,10 +187,17 @@ def is_greedy(kwargs: dict[str, Any], config: Any) -> bool:
 
 
 def generate_plain(
-    model: Any, tokenizer: Any, prompts: list[list[int]], kwargs: dict[str, Any], *, most: int, finished: Stops, rows: int = 16
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    *,
+    sampling: Mapping[str, Any],
+    most: int,
+    finished: Stops,
+    rows: int = 16,
 ) -> list[list[int]]:
     """`transformers.generate` on groups of equal prompt length, so that nothing is padded; every row stops for itself."""
-    given = dict(kwargs)
+    given = dict(sampling)
     if not given.get("do_sample"):
         given["do_sample"] = False
         for name in ("temperature", "top_p", "top_k"):
@@ -201,12 +211,14 @@ def generate_plain(
             batch = numbers[start : start + rows]
             ids = torch.tensor([prompts[number] for number in batch], dtype=torch.long, device=device_of(model))
 
-            class RowStop(transformers.StoppingCriteria):  # type: ignore[misc]
-                def __call__(self, input_ids: Any, scores: Any, length: int = length, **_: Any) -> Any:
+            class RowStop(transformers.StoppingCriteria):
+                def __call__(
+                    self, input_ids: torch.Tensor, scores: torch.Tensor, length: int = length, **_: object
+                ) -> torch.Tensor:
                     return torch.tensor([finished(row[length:].tolist()) for row in input_ids], device=input_ids.device)
 
             with torch.no_grad():
-                out = model.generate(
+                out = cast("Callable[..., torch.Tensor]", model.generate)(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=most,

@@ -18,11 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from harness.scoring.widened import products
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
 
 Kind = Literal["direct", "hooked", "full"]
 
@@ -39,6 +44,22 @@ LEAST_ROWS = 128
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
+Block = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""Logits [N, high - low] of hidden states [N, H] for the tokens low .. high of the vocabulary."""
+
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A way to cut a model: `body` takes the model's keywords and returns hidden states, `head` their logits, `block` the logits
+    of a part of the vocabulary (None where the head cannot be cut)."""
+
+    note: str
+    body: Callable[..., torch.Tensor]
+    head: Map
+    block: Block | None = None
+
 
 class Split:
     """A model in two halves; build it with `split(model)`.
@@ -49,31 +70,28 @@ class Split:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         *,
         kind: Kind,
-        note: str,
-        body: Callable[..., Any],
-        head: Callable[[Any], Any],
+        cut: Cut,
         hidden_size: int,
         hidden_dtype: torch.dtype,
         vocab_size: int,
         canary_error: float,
-        block: Callable[[Any, int, int], Any] | None = None,
     ) -> None:
         self.model = model
         self.kind: Kind = kind
-        self.note = note
+        self.note = cut.note
         self.hidden_size = hidden_size
         self.hidden_dtype = hidden_dtype
         self.vocab_size = vocab_size
         self.canary_error = canary_error
-        self._body = body
-        self._head = head
-        self._block = block if vocab_size > WIDE_VOCABULARY else None
+        self._body = cut.body
+        self._head = cut.head
+        self._block = cut.block if vocab_size > WIDE_VOCABULARY else None
 
     @property
-    def block(self) -> Callable[[Any, int, int], Any] | None:
+    def block(self) -> Block | None:
         """Logits of a part of a vocabulary that is too wide for the cache; None where the head cannot be cut or need not be."""
         inner = self._block
         if inner is None:
@@ -95,9 +113,9 @@ class Split:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         use_cache: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> torch.Tensor:
         """Final hidden states [B, T, H], the input of the output head, of token ids [B, T].
 
@@ -107,8 +125,7 @@ class Split:
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values, **kwargs}
         given = {name: value for name, value in given.items() if value is not None}
         with torch.no_grad(), self._products():
-            hidden: torch.Tensor = self._body(input_ids=input_ids, use_cache=use_cache, **given)
-        return hidden
+            return self._body(input_ids=input_ids, use_cache=use_cache, **given)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [N, V] of hidden states [N, H] (or [B, T, V] of [B, T, H]); scaling and soft-capping included.
@@ -116,10 +133,9 @@ class Split:
         Allocates N * V * 4 bytes at least: callers chunk, or use `scores`.
         """
         with torch.no_grad(), self._products():
-            logits: torch.Tensor = self._head(hidden)
-        return logits.float()
+            return self._head(hidden).float()
 
-    def _products(self) -> AbstractContextManager[Any]:
+    def _products(self) -> AbstractContextManager[object]:
         return products(self.device, self.hidden_dtype)
 
     def chunk_rows(self) -> int:
@@ -204,7 +220,7 @@ class Split:
             logprobs[first:end] = asked - (total.log() + top)[row]
         return logprobs, greedy
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Plain data for a record."""
         return {
             "kind": self.kind,
@@ -216,7 +232,7 @@ class Split:
         }
 
 
-def split(model: Any) -> Split:
+def split(model: object) -> Split:
     """Cuts a transformers causal LM (or a wrapper that holds one in `.model`) into body and head, proven on a canary batch.
 
     Never fails for a model whose forward returns `.logits`; see the module's docstring for what it falls back to.
@@ -224,61 +240,55 @@ def split(model: Any) -> Split:
     inner = unwrap(model)
     ids = canary_ids(inner, CANARY_ROWS, CANARY_TOKENS)
     with torch.no_grad():
-        own = inner(input_ids=ids, use_cache=False).logits
-    common: dict[str, Any] = {"vocab_size": int(own.shape[-1])}
+        own: torch.Tensor = inner(input_ids=ids, use_cache=False).logits
+    vocab_size = int(own.shape[-1])
     reasons: list[str] = []
-    for kind, attempts in (("direct", _direct_cuts(inner)), ("hooked", _hooked_cuts(inner))):
-        best: tuple[float, Split] | None = None
+    ways: tuple[tuple[Kind, Iterator[Cut]], ...] = (("direct", _direct_cuts(inner)), ("hooked", _hooked_cuts(inner)))
+    for kind, attempts in ways:
+        best: Split | None = None
         try:
-            for note, body, head, block in attempts:
+            for cut in attempts:
                 with torch.no_grad():
-                    hidden = body(input_ids=ids, use_cache=False)
-                    error = _difference(own, head(hidden))
-                if best is None or error < best[0]:
-                    found = Split(
+                    hidden = cut.body(input_ids=ids, use_cache=False)
+                    error = _difference(own, cut.head(hidden))
+                if best is None or error < best.canary_error:
+                    best = Split(
                         inner,
-                        kind="direct" if kind == "direct" else "hooked",
-                        note=note,
-                        body=body,
-                        head=head,
+                        kind=kind,
+                        cut=cut,
                         hidden_size=int(hidden.shape[-1]),
                         hidden_dtype=hidden.dtype,
+                        vocab_size=vocab_size,
                         canary_error=error,
-                        block=block,
-                        **common,
                     )
-                    best = (error, found)
                 if error == 0.0:
                     break
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as problem:
             reasons.append(f"{kind}: {type(problem).__name__}: {problem}")
-        if best is not None and best[0] <= tolerance(own):
-            return best[1]
+        if best is not None and best.canary_error <= tolerance(own):
+            return best
         if best is not None:
-            reasons.append(f"{kind}: logits differ from the model's own by {best[0]:.3g}")
-    return Split(
-        inner,
-        kind="full",
+            reasons.append(f"{kind}: logits differ from the model's own by {best.canary_error:.3g}")
+    whole = Cut(
         note="full logits at every position; the model could not be cut: " + "; ".join(reasons),
-        body=lambda **kwargs: inner(**kwargs).logits,
+        body=lambda **kwargs: cast(torch.Tensor, inner(**kwargs).logits),
         head=lambda logits: logits,
-        hidden_size=int(own.shape[-1]),
-        hidden_dtype=own.dtype,
-        canary_error=0.0,
-        **common,
+    )
+    return Split(
+        inner, kind="full", cut=whole, hidden_size=vocab_size, hidden_dtype=own.dtype, vocab_size=vocab_size, canary_error=0.0
     )
 
 
-def unwrap(model: Any) -> Any:
+def unwrap(model: object) -> PreTrainedModel:
     """The transformers module inside a loader's wrapper (GPTQModel keeps it in `.model`), or the model itself."""
-    if not isinstance(model, torch.nn.Module) and isinstance(getattr(model, "model", None), torch.nn.Module):
-        return model.model
-    if not hasattr(model, "get_output_embeddings") and hasattr(getattr(model, "model", None), "get_output_embeddings"):
-        return model.model
-    return model
+    inner = getattr(model, "model", None)
+    wrapped = isinstance(inner, torch.nn.Module) and not isinstance(model, torch.nn.Module)
+    if wrapped or (not hasattr(model, "get_output_embeddings") and hasattr(inner, "get_output_embeddings")):
+        return cast("PreTrainedModel", inner)
+    return cast("PreTrainedModel", model)
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: PreTrainedModel) -> torch.device:
     """Device of the input embeddings: where token ids have to be."""
     embeddings = model.get_input_embeddings()
     for tensor in (*embeddings.parameters(), *embeddings.buffers()):
@@ -286,7 +296,7 @@ def device_of(model: Any) -> torch.device:
     return torch.device(model.device)
 
 
-def canary_ids(model: Any, rows: int, tokens: int) -> torch.Tensor:
+def canary_ids(model: PreTrainedModel, rows: int, tokens: int) -> torch.Tensor:
     """Fixed token ids [rows, tokens], all different rows, spread over the vocabulary (a multiplicative walk, no random state)."""
     embeddings = model.get_input_embeddings()
     vocab = int(getattr(embeddings, "num_embeddings", 0) or model.config.get_text_config().vocab_size)
@@ -311,10 +321,7 @@ def _difference(own: torch.Tensor, ours: torch.Tensor) -> float:
     return float(gap.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
-Cut = tuple[str, Callable[..., Any], Callable[[Any], Any], Callable[[Any, int, int], Any] | None]
-
-
-def _direct_cuts(model: Any) -> Iterator[Cut]:
+def _direct_cuts(model: PreTrainedModel) -> Iterator[Cut]:
     """base_model + output embeddings + each reading of the configuration's scaling, the most likely first."""
     base, output = model.base_model, model.get_output_embeddings()
     if base is model or output is None:
@@ -323,25 +330,25 @@ def _direct_cuts(model: Any) -> Iterator[Cut]:
     weight = getattr(output, "weight", None)
     wide = weight.dtype if isinstance(weight, torch.Tensor) and weight.dtype in FLOATS else None
 
-    def body(**kwargs: Any) -> Any:
-        hidden = base(**kwargs)[0]
+    def body(**kwargs: Any) -> torch.Tensor:
+        hidden: torch.Tensor = base(**kwargs)[0]
         # Mamba keeps its residual stream in float32 and narrows it before the head; others have one dtype and lose nothing.
         return hidden if wide is None else hidden.to(wide)
 
     for note, after in _readings(model.config.get_text_config()):
 
-        def head(hidden: Any, after: Callable[[Any], Any] = after) -> Any:
+        def head(hidden: torch.Tensor, after: Map = after) -> torch.Tensor:
             return after(output(hidden))
 
-        def block(hidden: Any, low: int, high: int, after: Callable[[Any], Any] = after) -> Any:
+        def block(hidden: torch.Tensor, low: int, high: int, after: Map = after) -> torch.Tensor:
             bias = None if output.bias is None else output.bias[low:high]
             return after(torch.nn.functional.linear(hidden, output.weight[low:high], bias))
 
         # Only torch's own Linear: a subclass may hold its weight packed.
-        yield note, body, head, block if type(output) is torch.nn.Linear else None
+        yield Cut(note=note, body=body, head=head, block=block if type(output) is torch.nn.Linear else None)
 
 
-def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+def _readings(config: PreTrainedConfig) -> Iterator[tuple[str, Map]]:
     """What transformers models do to the head's output, as their configurations name it."""
 
     def number(*names: str) -> tuple[str, float] | None:
@@ -353,7 +360,7 @@ def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
 
     scale = number("logits_scaling", "logit_scale", "lm_head_multiplier")
     cap = number("final_logit_softcapping", "logits_soft_cap")
-    scalings: list[tuple[str, Callable[[Any], Any]]] = []
+    scalings: list[tuple[str, Map]] = []
     if scale is not None:
         name, factor = scale
         scalings = [(f"logits / {name}", lambda x: x / factor), (f"logits * {name}", lambda x: x * factor)]
@@ -364,10 +371,10 @@ def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         if cap is not None:
             name, limit = cap
 
-            def soften(x: Any, rescale: Callable[[Any], Any] = rescale, limit: float = limit) -> Any:
+            def soften(x: torch.Tensor, rescale: Map = rescale, limit: float = limit) -> torch.Tensor:
                 return torch.tanh(rescale(x) / limit) * limit
 
-            def soften_wide(x: Any, soften: Callable[[Any], Any] = soften) -> Any:
+            def soften_wide(x: torch.Tensor, soften: Map = soften) -> torch.Tensor:
                 return soften(x.float())
 
             both = f"{scaled}, " if scaled else ""
@@ -376,17 +383,17 @@ def _readings(config: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
         yield (f"base model + head, {scaled}" if scaled else "base model + head"), rescale
 
 
-def _hooked_cuts(model: Any) -> Iterator[Cut]:
+def _hooked_cuts(model: PreTrainedModel) -> Iterator[Cut]:
     """The model's own forward, with the head module's input taken out or put in by a hook that lives for one call."""
     output = model.get_output_embeddings()
     if output is None:
         raise AttributeError("the model names no output embeddings")
     one = canary_ids(model, 1, 1)
 
-    def body(**kwargs: Any) -> Any:
-        taken: list[Any] = []
+    def body(**kwargs: Any) -> torch.Tensor:
+        taken: list[torch.Tensor] = []
 
-        def take(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        def take(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             taken.append(arguments[0])
             return (arguments[0][:, :0], *arguments[1:])
 
@@ -399,17 +406,17 @@ def _hooked_cuts(model: Any) -> Iterator[Cut]:
             raise ValueError("the head is not called once with a hidden state per token")
         return taken[0]
 
-    def head(hidden: Any) -> Any:
+    def head(hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden if hidden.dim() == 3 else hidden[None]
 
-        def put(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        def put(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return (rows.to(arguments[0].dtype), *arguments[1:])
 
         handle = output.register_forward_pre_hook(put)
         try:
-            logits = model(input_ids=one, use_cache=False).logits
+            logits: torch.Tensor = model(input_ids=one, use_cache=False).logits
         finally:
             handle.remove()
         return logits if hidden.dim() == 3 else logits[0]
 
-    yield "the model's own forward with a hook at its head", body, head, None
+    yield Cut(note="the model's own forward with a hook at its head", body=body, head=head)

@@ -1,30 +1,28 @@
-"""`LlamaCppLM`: lm-eval's requests answered by llama.cpp, with the plans of `FastLM`.
+"""`LlamaCppLM`: lm-eval's requests answered by llama.cpp, with the plans of every planned scorer.
 
 The same plans as for torch, executed in llama.cpp's own way: a header is decoded once and stays in the KV cache; the trees of
 rows below it are decoded level by level, a branch being a sequence of its own that shares the cells of what is above it.
-Tokenization, requests and sums are `FastLM`'s, so the ids are those of every other engine.
+Tokenization, requests and sums are those of `harness.scoring.requests`, so the ids are those of every other engine.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import transformers
-from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from numpy.typing import NDArray
 
 from harness.errors import Unsupported
 from harness.runtimes.llama_cpp import BATCH, MOST_SEQUENCES, Context, Weights
+from harness.scoring.answers import PlanAnswers
 from harness.scoring.generate import Stops, is_greedy
-from harness.scoring.lm import FastLM, Pair
-from harness.scoring.plan import HEADER_OVERHEAD, Plan, common_prefix, header_order, make_plan
-from harness.scoring.plan_cache import PlanCache
+from harness.scoring.plan import Ints, Plan, common_prefix, header_order
+from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, generation_config, source_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROW_TOKENS = 192
 """Rows with several branches stay below this, so that no forest of them has more branches than llama.cpp has sequences."""
@@ -32,8 +30,11 @@ ROW_TOKENS = 192
 Segment = tuple[int, int, int]
 """A stretch of tokens without branches: first, end, and the segment above it (-1: none)."""
 
+Decode = Callable[[Ints, Ints, Ints, Ints], None]
+"""Runs tokens at places of sequences; the last array is the index of each token's scored position, or -1."""
 
-def segments(last: NDArray[Any]) -> list[Segment]:
+
+def segments(last: Ints) -> list[Segment]:
     """The stretches of a forest in depth-first order (`last` = end of each token's subtree), parents before children."""
     found: list[Segment] = []
     todo = [(0, len(last), -1)]
@@ -59,13 +60,11 @@ class LlamaExecutor:
         self.calls = 0
         self.tokens = 0
 
-    def run(self, plan: Plan) -> tuple[NDArray[Any], NDArray[Any]]:
+    def run(self, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(log-probability in nats float32, is-the-argmax bool) of every pair of the plan."""
-        logprob = np.full(len(plan.target), np.nan, np.float32)
-        greedy = np.zeros(len(plan.target), bool)
+        answers = PlanAnswers(plan)
         if not len(plan.target):
-            return logprob, greedy
-        first = np.searchsorted(plan.position, np.arange(len(plan.owner) + 1))
+            return answers.logprob, answers.greedy
         below: dict[int, list[int]] = {}
         for number, row in enumerate(plan.rows):
             below.setdefault(row.header, []).append(number)
@@ -73,25 +72,13 @@ class LlamaExecutor:
         cells, branches = self._room(plan, groups)
         context = self.weights.context(cells, rows=branches + 1, shared=True)
 
-        def answer(owners: NDArray[Any], logits: NDArray[np.float32]) -> None:
-            """`owners`: index of the scored position of each row of logits."""
-            counts = first[owners + 1] - first[owners]
-            pairs = np.concatenate([np.arange(first[p], first[p + 1]) for p in owners])
-            rows = torch.log_softmax(torch.from_numpy(logits), dim=-1)
-            at = torch.from_numpy(np.repeat(np.arange(len(owners)), counts))
-            wanted = torch.from_numpy(plan.target[pairs].astype(np.int64))
-            logprob[pairs] = rows[at, wanted].numpy()
-            # argmax gives the first of equal logits, as lm-eval's comparison does
-            greedy[pairs] = (rows.argmax(dim=-1)[at] == wanted).numpy()
-
-        def decode(tokens: NDArray[Any], places: NDArray[Any], sequences: NDArray[Any], scored: NDArray[Any]) -> None:
-            """Runs tokens; `scored` [n] is the index of a token's scored position, or -1."""
+        def decode(tokens: Ints, places: Ints, sequences: Ints, scored: Ints) -> None:
             for start, end in _calls(scored >= 0, context):
                 part = slice(start, end)
                 wanted = scored[part] >= 0
                 logits = context.decode(tokens[part], places[part], sequences[part], wanted)
                 if wanted.any():
-                    answer(scored[part][wanted], logits)
+                    answers.take(scored[part][wanted], logits)
 
         self._forests(plan, groups.get(-1, []), context, decode, under=False)
         for number, enter in header_order(plan):
@@ -100,14 +87,14 @@ class LlamaExecutor:
                 context.forget(0, header.start)
                 continue
             places = header.start + np.arange(len(header.tokens))
-            decode(header.tokens, places, np.zeros(len(places)), _scored(plan, -1 - number, len(places)))
+            decode(header.tokens, places, np.zeros(len(places), np.int32), plan.scored(-1 - number, len(places)))
             self._forests(plan, groups.get(number, []), context, decode, under=True)
         self.calls += context.calls
         self.tokens += context.tokens
         context.calls = context.tokens = 0
-        return logprob, greedy
+        return answers.logprob, answers.greedy
 
-    def _forests(self, plan: Plan, groups: list[list[int]], context: Context, decode: Any, *, under: bool) -> None:
+    def _forests(self, plan: Plan, groups: list[list[int]], context: Context, decode: Decode, *, under: bool) -> None:
         """Rows of one header, forest by forest; `under`: the header is in sequence 0."""
         for numbers in groups:
             rows = [plan.rows[n] for n in numbers]
@@ -115,7 +102,7 @@ class LlamaExecutor:
             tokens = np.concatenate([row.tokens for row in rows])
             depth = np.concatenate([row.depth for row in rows])
             last = np.concatenate([row.last + start for row, start in zip(rows, before[:-1], strict=True)])
-            scored = np.concatenate([_scored(plan, n, len(row.tokens)) for n, row in zip(numbers, rows, strict=True)])
+            scored = np.concatenate([plan.scored(n, len(row.tokens)) for n, row in zip(numbers, rows, strict=True)])
             found = segments(last)
             sequence, used = np.zeros(len(found), np.int32), 0
             level = np.zeros(len(found), np.int32)
@@ -173,15 +160,7 @@ def _groups(plan: Plan, numbers: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _scored(plan: Plan, owner: int, length: int) -> NDArray[Any]:
-    """For each token of a row (or header -1 - owner) the index of its scored position, or -1."""
-    low, high = np.searchsorted(plan.owner, [owner, owner + 1])
-    found = np.full(length, -1, np.int64)
-    found[plan.offset[low:high]] = np.arange(low, high)
-    return found
-
-
-def _calls(wanted: NDArray[Any], context: Context) -> list[tuple[int, int]]:
+def _calls(wanted: NDArray[np.bool_], context: Context) -> list[tuple[int, int]]:
     """Cuts tokens into calls of at most `context.batch` tokens and `context.outputs` wanted ones."""
     cuts = [0]
     outputs = 0
@@ -193,87 +172,43 @@ def _calls(wanted: NDArray[Any], context: Context) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], len(wanted)], strict=True))
 
 
-class LlamaCppLM(FastLM):
+class LlamaCppLM(PlannedLM):
     """An `lm_eval.api.model.LM` over a GGUF file. `model_dir`: the source model, for its limits and end-of-sequence ids.
 
     Generation is greedy, one prompt after another, what neighbours have in common kept in the cache; sampling is Unsupported.
     """
 
-    def __init__(self, weights: Weights, *, tokenizer: Any, model_dir: Path, plan_folder: Path | None = None) -> None:
-        TemplateLM.__init__(self)  # not FastLM's: that one takes a torch model
+    def __init__(
+        self, weights: Weights, *, tokenizer: PreTrainedTokenizerBase, model_dir: Path, plan_folder: Path | None = None
+    ) -> None:
+        config = source_config(model_dir)
         self.weights = weights
-        self.config = transformers.AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-        try:
-            self.generation_config = transformers.GenerationConfig.from_pretrained(str(model_dir))
-        except OSError:  # the folder has none
-            self.generation_config = transformers.GenerationConfig.from_model_config(self.config)
-        self.tokenizer = configure_pad_token(tokenizer, model_config=self.config)
-        self.add_bos_token = None
-        self.think_end_token = None
-        self.chat_template_args = {}
-        self._prefix_token_id = None
-        self._max_length = None
-        self._encoded = {}
-        self._prefix_text = (-1, "")
-        self._tokenizer_digest = None
-        self._tokens = {"plain": 0, "run": 0, "scored": 0}
-        self._device = torch.device("cpu")
-        self.notes = []
-        self.plans = PlanCache(plan_folder, self.notes)
-        self.model_seconds = 0.0
-        self.share, self.share_limit = True, weights.context_length
+        self.generation_config = generation_config(model_dir, config)
         self.llama = LlamaExecutor(weights)
-
-    @property
-    def max_length(self) -> int:
-        """Longest input in tokens: the source's limit, and no more than the file's."""
-        return min(int(resolve_max_length(self.config, self.tokenizer)), self.weights.context_length)
-
-    def report(self) -> dict[str, Any]:
-        """What was done, as plain data for a record."""
-        return {
-            "engine": "llamacpp",
-            "prefix_sharing": self.share,
-            "notes": list(self.notes),
-            "plans_made": self.plans.made,
-            "plans_from_disk": self.plans.from_disk,
-            "tokens_of_plain_rows": self._tokens["plain"],
-            "tokens_run": self._tokens["run"],
-            "tokens_scored": self._tokens["scored"],
-            "model_calls": self.llama.calls,
-        }
-
-    def _hidden_size(self) -> int:
-        return int(self.config.get_text_config().hidden_size)
-
-    def _plan_settings(self) -> list[Any]:
-        return ["llamacpp", ROW_TOKENS]
-
-    def _make(self, pairs: Sequence[Pair], bounds: Sequence[int] | None) -> Plan:
-        plan = make_plan(
-            pairs,
-            max_length=self.max_length,
-            hidden_size=self._hidden_size(),
-            header_overhead=HEADER_OVERHEAD,
-            row_tokens=ROW_TOKENS,
+        super().__init__(
+            tokenizer,
+            config=config,
+            executor=self.llama,
+            # llama.cpp's sequences see exactly what is theirs: there is nothing to prove.
+            rules=PlanRules(
+                name=("llamacpp", ROW_TOKENS),
+                hidden_size=int(config.get_text_config().hidden_size),
+                share_limit=weights.context_length,
+                row_tokens=ROW_TOKENS,
+            ),
+            plan_folder=plan_folder,
+            context_length=weights.context_length,
         )
-        return plan if bounds is None else self._summed(plan, bounds)
 
-    def _holds(self, plan: Plan) -> bool:
-        return True  # llama.cpp's sequences see exactly what is theirs: there is nothing to prove
+    def report(self) -> dict[str, object]:
+        """What was done, as plain data for a record."""
+        return {"engine": "llamacpp", **self._planned(), "model_calls": self.llama.calls}
 
-    def _run(self, plan: Plan) -> list[tuple[float, bool]]:
-        self._count(plan)
-        began = time.perf_counter()
-        answers = plan.collect(*self.llama.run(plan))
-        self.model_seconds += time.perf_counter() - began
-        return answers
-
-    def _generate(self, prompts: list[list[int]], kwargs: dict[str, Any], until: list[str], most: int) -> list[list[int]]:
-        if not is_greedy(kwargs, self.generation_config):
+    def _generate(self, prompts: list[list[int]], asked: Generation) -> list[list[int]]:
+        if not is_greedy(asked.sampling, self.generation_config):
             raise Unsupported("this task samples or penalizes; the llama.cpp engine generates greedily only")
-        ends = self.generation_config.eos_token_id
-        stops = Stops(self.tokenizer, until, [] if ends is None else [ends] if isinstance(ends, int) else list(ends))
+        stops = Stops(self.tokenizer, asked.until, ends_of(self.generation_config))
+        most = asked.most
         context = self.weights.context(max(map(len, prompts)) + most, outputs=1)
         answers: list[list[int]] = [[] for _ in prompts]
         held: list[int] = []  # what sequence 0 holds

@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ a fifth of that for each cached one (measured on a CPU, like the above)."""
 
 Tokens = tuple[int, ...]
 
+Ints: TypeAlias = NDArray[np.signedinteger]
+"""Token ids, places in arrays, counts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
@@ -52,7 +55,7 @@ class Header:
 
     parent: int
     start: int
-    tokens: NDArray[Any]
+    tokens: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,9 @@ class Row:
     """A tree of token ids under `header` (-1: none): `depth` = place of each token in its input, `last` = end of its subtree."""
 
     header: int
-    tokens: NDArray[Any]
-    depth: NDArray[Any]
-    last: NDArray[Any]
+    tokens: Ints
+    depth: Ints
+    last: Ints
 
     @property
     def chain(self) -> bool:
@@ -81,12 +84,12 @@ class Plan:
 
     headers: tuple[Header, ...]
     rows: tuple[Row, ...]
-    owner: NDArray[Any]
-    offset: NDArray[Any]
-    position: NDArray[Any]
-    target: NDArray[Any]
-    request_pairs: NDArray[Any]
-    request_start: NDArray[Any]
+    owner: Ints
+    offset: Ints
+    position: Ints
+    target: Ints
+    request_pairs: Ints
+    request_start: Ints
     plain_tokens: int
     deepest: int
 
@@ -104,7 +107,14 @@ class Plan:
         """Whether anything but plain rows is in it."""
         return bool(self.headers) or any(not row.chain for row in self.rows)
 
-    def collect(self, logprob: NDArray[Any], greedy: NDArray[Any]) -> list[tuple[float, bool]]:
+    def scored(self, owner: int, length: int) -> Ints:
+        """For each of the `length` tokens of a row (or of header -1 - owner) the index of its scored position, or -1."""
+        low, high = np.searchsorted(self.owner, [owner, owner + 1])
+        index = np.full(length, -1, np.int64)
+        index[self.offset[low:high]] = np.arange(low, high)
+        return index
+
+    def collect(self, logprob: NDArray[np.float32], greedy: NDArray[np.bool_]) -> list[tuple[float, bool]]:
         """(sum of log-probabilities, all greedy) per request, of the pairs' answers; sums in float64."""
         answers = []
         for first, end in zip(self.request_start[:-1], self.request_start[1:], strict=True):
@@ -219,9 +229,7 @@ class _Builder:
         self.copy_cost = COPY_COST / hidden_size
         self.headers: list[Header] = []
         self.rows: list[Row] = []
-        self.place: dict[
-            int, tuple[int, int, NDArray[Any]]
-        ] = {}  # input -> (header, row, offsets of its tokens below the header)
+        self.place: dict[int, tuple[int, int, Ints]] = {}  # input -> (header, row, offsets of its tokens below the header)
 
     def depth(self, header: int) -> int:
         return 0 if header < 0 else self.headers[header].start + len(self.headers[header].tokens)
@@ -378,7 +386,7 @@ def header_order(plan: Plan) -> Iterator[tuple[int, bool]]:
             stack.extend((child, True) for child in reversed(children.get(number, [])))
 
 
-def common_prefix(a: Any, b: Any) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""
     limit = min(len(a), len(b))
     if a[:limit] == b[:limit]:
@@ -393,5 +401,5 @@ def common_prefix(a: Any, b: Any) -> int:
     return low
 
 
-def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
+def _join(parts: list[Ints]) -> Ints:
     return np.concatenate(parts).astype(np.int32) if parts else np.empty(0, np.int32)

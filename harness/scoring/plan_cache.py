@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from harness.scoring.plan import PLAN_VERSION, Plan
 
@@ -25,7 +24,7 @@ class PlanCache:
         self.made = 0
         self.from_disk = 0
 
-    def find_or_make(self, key: Callable[[], list[Any]], make: Callable[[], Plan]) -> Plan:
+    def find_or_make(self, key: Callable[[], list[object]], make: Callable[[], Plan]) -> Plan:
         """The plan of `key` (plain data, asked for only where plans are kept), or what `make` returns, kept for the next time."""
         path = None
         if self.folder is not None:

@@ -7,14 +7,19 @@ silent about it, so packed answers are compared with plain ones before they are 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from harness.scoring.execute import Executor, is_out_of_memory
+from harness.errors import is_out_of_memory
+from harness.scoring.execute import Executor
 from harness.scoring.head import canary_ids
-from harness.scoring.plan import make_plan
+from harness.scoring.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CANARY_DEPTH = 48
 """The canary's inputs are shorter than this; a model that looks back less far runs plain rows."""
@@ -27,7 +32,7 @@ DEVIATION_16_BITS = 0.05
 KV_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
-def share_limit(config: Any) -> tuple[int, str]:
+def share_limit(config: PreTrainedConfig) -> tuple[int, str]:
     """(longest input that may share prefixes, 0 for none; why it is limited or ''). Read off a transformers configuration."""
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
@@ -56,7 +61,7 @@ def share_limit(config: Any) -> tuple[int, str]:
     return limit, "; ".join(reasons)
 
 
-def proven_limit(model: Any, executor: Executor) -> tuple[int, str]:
+def proven_limit(model: PreTrainedModel, executor: Executor) -> tuple[int, str]:
     """`share_limit` if a canary batch gives the same answers packed and plain too; 0 and why if not."""
     limit, reason = share_limit(model.config)
     if limit < CANARY_DEPTH:
@@ -77,7 +82,7 @@ def allowed_deviation(dtype: torch.dtype) -> float:
     return DEVIATION if dtype == torch.float32 else DEVIATION_16_BITS
 
 
-def _canary(model: Any, executor: Executor) -> tuple[float, float]:
+def _canary(model: PreTrainedModel, executor: Executor) -> tuple[float, float]:
     """(root mean square difference in nats of packed from plain answers, what may pass) on a fixed tree of 4 levels.
 
     What may pass follows from the model's own noise (plain rows alone against plain rows in a batch) and its precision.
@@ -87,14 +92,17 @@ def _canary(model: Any, executor: Executor) -> tuple[float, float]:
     for question in range(4):
         context = ids[:20] + ids[20 + question : 30 + 2 * question]
         requests += [(context, ids[50 + 7 * choice + question : 54 + 8 * choice + question]) for choice in range(3)]
-    common: dict[str, Any] = {"max_length": 4096, "hidden_size": 256}
-    packed = make_plan(requests, **common, header_overhead=0.0, row_tokens=40)
+
+    def plain_rows(asked: Sequence[tuple[list[int], list[int]]]) -> Plan:
+        return make_plan(asked, max_length=4096, hidden_size=256, share=False)
+
+    packed = make_plan(requests, max_length=4096, hidden_size=256, header_overhead=0.0, row_tokens=40)
     assert packed.headers, "the canary exercises headers"
     assert any(not row.chain for row in packed.rows), "and trees"
-    plain = make_plan(requests, **common, share=False)
+    plain = plain_rows(requests)
     answers = np.array([a for a, _ in packed.collect(*executor.run(packed))])
     expected = np.array([a for a, _ in plain.collect(*executor.run(plain))])
-    one = make_plan(requests[-1:], **common, share=False)
+    one = plain_rows(requests[-1:])
     alone = one.collect(*executor.run(one))[0][0]
     fine = np.isfinite(expected)
     if not (fine == np.isfinite(answers)).all():

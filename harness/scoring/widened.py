@@ -64,16 +64,16 @@ def remark(dtype: torch.dtype) -> str | None:
     return None
 
 
-def products(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+def products(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """A context in which a model of `dtype` on `device` multiplies the fast way; changes nothing where torch does that itself."""
     if device.type == "cpu" and lacking(dtype):
-        return _Widened()
+        return _Widened()  # type: ignore[no-untyped-call]  # torch's own
     if device.type == "cpu" and dtype == torch.float32 and slow_in_float32():
-        return _ByOneDnn()
+        return _ByOneDnn()  # type: ignore[no-untyped-call]  # torch's own
     return contextlib.nullcontext()
 
 
-class _Widened(TorchDispatchMode):  # type: ignore[misc]  # torch's classes are untyped to mypy
+class _Widened(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _PRODUCTS:
@@ -96,7 +96,7 @@ LEAST_ROWS = 8
 """With fewer rows a product reads the weight and does little else; MKL does that as well."""
 
 
-class _ByOneDnn(TorchDispatchMode):  # type: ignore[misc]  # torch's classes are untyped to mypy
+class _ByOneDnn(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not kwargs:
             if func is _aten.linear.default:

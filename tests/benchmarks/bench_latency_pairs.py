@@ -26,7 +26,8 @@ from harness.probes.rounds import median, quiet, run_rounds, tpot
 def load(folder: Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from harness.engines.transformers import Transformers, load_tokenizer
+    from harness.engines.base import load_tokenizer
+    from harness.engines.transformers import Transformers
 
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=False).eval()
     return Transformers(model, load_tokenizer(folder))

@@ -22,12 +22,13 @@ from lm_eval.api.instance import Instance
 
 from harness.child.failures import failure_kind
 from harness.engines.base import Loaded, Partial
+from harness.engines.endpoint import Endpoint
 from harness.engines.transformers import Transformers
 from harness.errors import ServerTrouble, Unsupported
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
 from harness.runtimes.http import Client, Limits
-from harness.runtimes.openai_server import Endpoint, introduce, run_load
+from harness.runtimes.openai_server import Server, introduce, run_load
 from harness.scoring import FastLM
 from harness.spec import Scheme
 from tests.openai_server import NAME, Canned, Served, whole
@@ -68,7 +69,7 @@ def scheme(url: str, **options: Any) -> Scheme:
 
 
 def engine(server: Any, folder: Path, *, limits: Limits | None = None, bos: bool = True, **options: Any) -> Endpoint:
-    return Endpoint(scheme(server.url, **options), tokenizer(bos), model_dir=folder, limits=limits)
+    return Endpoint(Server(scheme(server.url, **options), tokenizer(bos), limits=limits), model_dir=folder)
 
 
 def sentences(count: int, length: int, *, bos: bool) -> list[list[int]]:
@@ -217,7 +218,7 @@ def test_a_text_server_that_reads_a_window_as_other_tokens_says_so(folder: Path)
 
 def trouble(answer: Any, folder: Path, *, everywhere: bool = False) -> ServerTrouble:
     with Canned(answer, everywhere=everywhere) as server, pytest.raises(ServerTrouble) as caught:
-        engine(server, folder, limits=SHORT).complete({"prompt": "a", "max_tokens": 1})
+        engine(server, folder, limits=SHORT).model.complete({"prompt": "a", "max_tokens": 1})
     return caught.value
 
 
@@ -264,7 +265,7 @@ def test_a_server_that_says_nothing_or_trickles_is_left(folder: Path) -> None:
 
     for answer, said in ((silent, "no answer within 0.4 s"), (trickle, "took more than 1 s")):
         with Canned(answer) as server, pytest.raises(ServerTrouble, match=said) as caught:
-            dataclasses.replace(engine(server, folder).client, limits=HASTY).post("/completions", {})
+            dataclasses.replace(engine(server, folder).model.client, limits=HASTY).post("/completions", {})
         assert failure_kind(caught.value) == "timeout"
 
 
@@ -272,7 +273,7 @@ def test_a_server_that_is_gone_is_named(folder: Path) -> None:
     with Served(tiny(), tokenizer()) as server:
         found = engine(server, folder)
     with pytest.raises(ServerTrouble, match="nobody answers there") as caught:
-        found.complete({"prompt": "a", "max_tokens": 1})
+        found.model.complete({"prompt": "a", "max_tokens": 1})
     assert caught.value.kind == "environment"
 
 
@@ -290,7 +291,7 @@ def test_an_address_without_an_api_says_what_addresses_end_with() -> None:
 
 def test_a_busy_server_is_asked_again(folder: Path) -> None:
     with Served(tiny(), tokenizer(), busy=2) as server:
-        choice, _ = engine(server, folder, limits=SHORT).complete({"prompt": "The", "max_tokens": 1})
+        choice, _ = engine(server, folder, limits=SHORT).model.complete({"prompt": "The", "max_tokens": 1})
         assert choice["text"]
         assert len(server.asked) == 3
 
@@ -313,7 +314,7 @@ def test_a_token_comes_from_the_environment_and_is_never_repeated(folder: Path, 
         assert "lines" not in str(broken.value).replace("characters", "")
         monkeypatch.setenv("MY_TOKEN", secret)
         found = engine(server, folder, token_env="MY_TOKEN")
-        assert secret not in repr(found.facts()) + repr(found.client) + repr(found.lm().report())
+        assert secret not in repr(found.facts()) + repr(found.model.client) + repr(found.lm().report())
         assert {wrong.value.kind, nameless.value.kind, broken.value.kind} == {"environment"}
 
 
@@ -322,7 +323,7 @@ def test_a_token_comes_from_the_environment_and_is_never_repeated(folder: Path, 
 
 def test_clients_ask_together_and_the_server_counts_the_tokens(folder: Path) -> None:
     with Served(tiny(), tokenizer(), pause=0.03) as server:
-        load = run_load(engine(server, folder), clients=3, requests=7, prompt=16, new=5, seed=1, budget_seconds=30)
+        load = run_load(engine(server, folder).model, clients=3, requests=7, prompt=16, new=5, seed=1, budget_seconds=30)
         prompts = [tuple(body["prompt"]) for body in server.asked if body.get("stream")]
         assert server.most_at_once >= 2
     assert len(load.rows) == 7
@@ -336,7 +337,7 @@ def test_clients_ask_together_and_the_server_counts_the_tokens(folder: Path) -> 
 
 def test_a_stream_that_breaks_off_is_a_failed_request_and_never_a_fast_one(folder: Path) -> None:
     with Served(tiny(), tokenizer(), breaks_off=2) as server:
-        load = run_load(engine(server, folder), clients=1, requests=2, prompt=8, new=6, seed=1, budget_seconds=5)
+        load = run_load(engine(server, folder).model, clients=1, requests=2, prompt=8, new=6, seed=1, budget_seconds=5)
     assert not load.rows
     assert len(load.failures) == 2
     assert "ended before the answer did" in load.failures[0]
@@ -345,9 +346,9 @@ def test_a_stream_that_breaks_off_is_a_failed_request_and_never_a_fast_one(folde
 def test_a_stream_without_counts_has_no_time_per_token(folder: Path) -> None:
     with Served(tiny(), tokenizer(), by_ids=True) as server:
         found = engine(server, folder)
-        assert found.prompts.by_ids
+        assert found.model.prompts.by_ids
         server.counts = False
-        load = run_load(found, clients=1, requests=1, prompt=8, new=4, seed=1, budget_seconds=5)
+        load = run_load(found.model, clients=1, requests=1, prompt=8, new=4, seed=1, budget_seconds=5)
     assert load.new_tokens is None
     assert load.rows[0].tpot_seconds is None
 
@@ -363,9 +364,9 @@ def test_a_stream_without_counts_has_no_time_per_token(folder: Path) -> None:
 def test_hostile_events_are_typed_failures(event: bytes, said: str, folder: Path) -> None:
     with Canned(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event) as server:
         found = engine(server, folder, limits=SHORT)
-        found.__dict__["ignores_eos"] = True
+        found.model.__dict__["ignores_eos"] = True
         with pytest.raises(ServerTrouble, match=said):
-            found.stream("a", 4)
+            found.model.stream("a", 4)
 
 
 # ------------------------------------------------------------------ a real server
@@ -401,7 +402,8 @@ def llama_cpp_server(source: Path, out: Path) -> Iterator[tuple[Endpoint, Any]]:
                 assert server.poll() is None, (out / "log.txt").read_text()[-3000:]
                 time.sleep(0.1)
         read = AutoTokenizer.from_pretrained(str(source))
-        yield Endpoint(scheme(url), read, model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
+        served = Server(scheme(url), read)
+        yield Endpoint(served, model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
     finally:
         server.terminate()
         server.wait(10)
@@ -420,8 +422,8 @@ def test_llama_cpp_pythons_server_answers_as_the_file_that_it_serves(folder: Pat
     """A model with BOS: log-likelihoods and generation are those of the file; the token after BOS has none, and that is said."""
     with llama_cpp_server(folder, tmp_path) as (found, local):
         assert found.lacks("windows") is None
-        assert found.prompts.adds_bos
-        assert not found.prompts.by_ids
+        assert found.model.prompts.adds_bos
+        assert not found.model.prompts.by_ids
         pairs = requests("loglikelihood", *PAIRS[:3])
         got, expected = found.lm().loglikelihood(pairs), local.lm().loglikelihood(pairs)
         np.testing.assert_allclose([a for a, _ in got], [a for a, _ in expected], atol=0.05)
@@ -445,8 +447,8 @@ def test_llama_cpp_pythons_server_is_not_believed_where_its_log_probabilities_ar
         passage = " ".join((reference.MODEL_DIR.parent / "heldout.txt").read_text(encoding="utf-8")[:300].split()[:20])
         asked = requests("generate_until", (passage, {"until": ["."], "max_gen_toks": 16}))
         assert found.lm().generate_until(asked) == local.lm().generate_until(asked)
-        load = run_load(found, clients=2, requests=4, prompt=32, new=8, seed=0, budget_seconds=60)
+        load = run_load(found.model, clients=2, requests=4, prompt=32, new=8, seed=0, budget_seconds=60)
         assert len(load.rows) == 4, load.failures
         assert all(0 < row.first_seconds <= row.last_seconds for row in load.rows)
-        pids = processes.owners(int(found.client.url.split(":")[2].partition("/")[0]))
+        pids = processes.owners(int(found.model.client.url.split(":")[2].partition("/")[0]))
         assert processes.resident(processes.family(pids)).rss > 20 << 20

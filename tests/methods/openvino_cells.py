@@ -19,7 +19,7 @@ from harness.engines import ENGINES
 from harness.formats import openvino_ir
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
-from harness.spec import Cell, Model, Scheme
+from harness.spec import Scheme
 from tests.methods.cells import ROWS as ALL_ROWS
 
 METHOD = METHODS["openvino"]
@@ -54,8 +54,9 @@ def quantize(folder: Path, cell: str) -> None:
 
 
 def load(folder: Path, cell: str, artifact: Path, **changes: Any) -> Any:
-    named = Cell(model=Model(name="m"), scheme=scheme(cell, **changes))
-    return ENGINES["openvino"].load(named, artifact, folder / "source", "cpu")
+    given = scheme(cell, **changes)
+    request = LoadRequest(artifact_dir=artifact, model_dir=folder / "source", scheme=given, device="cpu")
+    return ENGINES["openvino"].load(METHOD, request)
 
 
 def perplexity(loaded: Any) -> float:

@@ -20,7 +20,7 @@ import transformers
 from harness.engines import ENGINES
 from harness.measure import memory_phases
 from harness.methods import METHODS
-from harness.methods.base import QuantizeRequest
+from harness.methods.base import LoadRequest, QuantizeRequest
 from harness.probes import latency, memory, size
 from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
 from tests.tiny_llama import llama, tokenizer
@@ -74,7 +74,10 @@ class Session:
         self._phases: list[Phase] = []
 
     def load_baseline(self) -> Any:
-        return ENGINES["transformers"].load(self.cell, self.artifact_dir, self.model_dir, self.device)
+        request = LoadRequest(
+            artifact_dir=self.artifact_dir, model_dir=self.model_dir, scheme=self.cell.scheme, device=self.device
+        )
+        return ENGINES["transformers"].load(METHODS["bf16"], request)
 
     @property
     def loaded(self) -> Any:

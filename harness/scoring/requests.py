@@ -1,0 +1,486 @@
+"""What lm-eval asks of a model, apart from how a model answers: the base of all scorers.
+
+`RequestsLM` turns requests into token ids by the rules of lm-eval's `hf` backend, to the letter (`TemplateLM._encode_pair` is
+inherited), and turns answers back into what lm-eval expects. A scorer says how pairs of ids are scored and how prompts go on.
+`PlannedLM` is a `RequestsLM` whose pairs become a plan (`harness.scoring.plan`), kept on disk, which an executor runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lm_eval.utils
+import numpy as np
+import torch
+import transformers
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    configure_pad_token,
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+
+from harness.models.corpora import tokenizer_digest
+from harness.scoring.plan import HEADER_OVERHEAD, ROW_TOKENS, Plan, make_plan
+from harness.scoring.plan_cache import PlanCache
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+Pair = tuple[list[int], list[int]]
+"""Ids of a context and of its continuation."""
+
+Answer = tuple[float, bool]
+"""Sum of the continuation's log-probabilities in nats, and whether each of its tokens is the most likely one at its place."""
+
+Text = tuple[str, str] | str
+"""(context, continuation) of a log-likelihood, or a whole document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Requests as ids. `bounds`: answer d sums the pairs bounds[d] to bounds[d + 1]; None where every pair has its answer."""
+
+    pairs: Sequence[Pair]
+    bounds: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How prompts are to go on: at most `most` new tokens, up to one of the strings `until`, the end of text `end` among them
+    where the tokenizer has one. `sampling`: what else the task asks of `transformers.generate`."""
+
+    until: list[str]
+    most: int
+    end: str | None
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfSettings:
+    """Settings of lm-eval's `hf` backend; each means here what it means there."""
+
+    max_length: int | None = None
+    add_bos_token: bool | None = None
+    prefix_token_id: int | None = None
+    think_end_token: str | int | None = None
+    chat_template_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """The lm-eval side of a scorer.
+
+    `config`: the source model's configuration. `context_length`: what the runtime takes at most, where that may be less than
+    the source's limit.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        config: PreTrainedConfig,
+        device: torch.device | None = None,
+        context_length: int | None = None,
+        settings: HfSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer: PreTrainedTokenizerBase = configure_pad_token(tokenizer, model_config=config)
+        settings = settings or HfSettings()
+        self.add_bos_token = settings.add_bos_token
+        think = settings.think_end_token
+        # lm-eval's command line gives strings.
+        self.think_end_token = int(think) if isinstance(think, str) and think.isdigit() else think
+        self.chat_template_args = dict(settings.chat_template_args)
+        longest = settings.max_length or int(resolve_max_length(config, self.tokenizer))
+        self._max_length = longest if context_length is None else min(longest, context_length)
+        self._prefix_token_id = settings.prefix_token_id
+        self._device = device or torch.device("cpu")
+        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._prefix_text: tuple[int, str] = (-1, "")
+        self.notes: list[str] = []
+        self.model_seconds = 0.0
+
+    # ---- what a scorer says ----
+
+    @abstractmethod
+    def _answers(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> list[Answer]:
+        """The answers to requests of a kind (`loglikelihood`, `rolling`). `encode` gives their ids: who finds a plan on disk
+        need not call it."""
+
+    @abstractmethod
+    def _token_answers(self, pairs: Sequence[Pair]) -> list[Answer]:
+        """The answers to pairs of ids."""
+
+    @abstractmethod
+    def _generate(self, prompts: list[list[int]], asked: Generation) -> Sequence[list[int] | str]:
+        """What follows each prompt: new ids, or text from a server that gives nothing else."""
+
+    @abstractmethod
+    def report(self) -> dict[str, object]:
+        """What was done, as plain data for a record."""
+
+    # ---- what lm-eval asks of a model ----
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """End of text, as lm-eval's `hf` has it: the tokenizer's end-of-sequence id."""
+        return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands for an empty context: given, or beginning of sequence, or end of sequence."""
+        for token in (self._prefix_token_id, self.tokenizer.bos_token_id):
+            if token is not None:
+                return int(token)
+        return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens."""
+        return self._max_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens of a generation that names no limit (lm-eval's default)."""
+        return 256
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A chat as text; a template that refuses a system message gets the chat without it (as lm-eval does)."""
+        import jinja2
+
+        def render(messages: list[dict[str, str]]) -> str:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.chat_template_args,
+            )
+            return str(text)
+
+        try:
+            return render(chat_history)
+        except jinja2.exceptions.TemplateError:
+            return render([message for message in chat_history if message["role"] != "system"])
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        """Token ids of a string, by the rules of lm-eval's `hf` on special tokens."""
+        flag = self._special(string, add_special_tokens)
+        known = self._encoded.get((string, flag))
+        if known is None:
+            known = self.tokenizer.encode(string, **_flag(flag))
+        return list(known)
+
+    def tok_decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """(log-probability of the continuation in nats, is it what greedy decoding gives) for every (context, continuation)."""
+        texts = [tuple(request.args) for request in requests]
+        answers = self._answers("loglikelihood", texts, lambda: self._encode_pairs(texts))
+        for text, answer in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", text, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability in nats of every whole document, in windows of `max_length` as lm-eval cuts them."""
+        texts = [str(request.args[0]) for request in requests]
+        answers = [answer for answer, _ in self._answers("rolling", texts, lambda: self._encode_windows(texts))]
+        for text, value in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a stop string; requests that ask for the same settings are generated together."""
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+        answers = [""] * len(requests)
+        for numbers in groups.values():
+            asked = self._generation(requests[numbers[0]].args[1])
+            prompts = [self._prompt(requests[number].args[0], self.max_length - asked.most) for number in numbers]
+            began = time.perf_counter()
+            generated = self._generate(prompts, asked)
+            self.model_seconds += time.perf_counter() - began
+            for number, new in zip(numbers, generated, strict=True):
+                answers[number] = self._finish_text(new, asked.until)
+                self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[object, list[int], list[int]]], disable_tqdm: bool = False
+    ) -> list[Answer]:
+        """lm-eval's entry for requests that are tokens already."""
+        return self._token_answers([(context, continuation) for _, context, continuation in requests])
+
+    # ---- tokens ----
+
+    def _special(self, string: str, add_special_tokens: bool | None) -> bool | None:
+        """The `add_special_tokens` to encode with; None = the tokenizer's default."""
+        if add_special_tokens is not None:
+            return add_special_tokens
+        prefix = self.prefix_token_id
+        if prefix is not None and self._prefix_text[0] != prefix:
+            self._prefix_text = (prefix, str(self.tokenizer.decode(prefix)))
+        if prefix is not None and has_bos_prefix(string, self._prefix_text[1]):
+            return False
+        return self.add_bos_token
+
+    def _encode_ahead(self, wanted: Iterable[tuple[str, bool | None]]) -> None:
+        """Encodes many strings in one call each per flag: the tokenizer's own threads do the work."""
+        by_flag: dict[bool | None, dict[str, None]] = {}
+        for string, add in wanted:
+            by_flag.setdefault(self._special(string, add), {})[string] = None
+        for flag, strings in by_flag.items():
+            for string, ids in zip(strings, self.tokenizer(list(strings), **_flag(flag))["input_ids"], strict=True):
+                self._encoded[(string, flag)] = ids
+
+    def _encode_pairs(self, texts: Sequence[tuple[str, str]]) -> Encoded:
+        """(context, continuation) texts as ids."""
+        self._encode_ahead(strings_to_encode(texts))
+        pairs = [self._pair(*text) for text in texts]
+        self._encoded.clear()
+        return Encoded(pairs=pairs)
+
+    def _encode_windows(self, texts: Sequence[str]) -> Encoded:
+        """Whole documents as ids, in windows of `max_length`."""
+        self._encode_ahead((text, None) for text in texts)
+        pairs: list[Pair] = []
+        bounds = [0]
+        for text in texts:
+            for window in lm_eval.utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                pairs.append(lm_eval.utils.make_disjoint_window(window))
+            bounds.append(len(pairs))
+        self._encoded.clear()
+        return Encoded(pairs=pairs, bounds=bounds)
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        """Context and continuation ids of a request (lm-eval's rule; an empty context is the prefix token)."""
+        if context:
+            pair: Pair = self._encode_pair(context, continuation)
+            return pair
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        if ids and ids[0] == self.prefix_token_id:
+            return ids[:1], ids[1:]
+        return [self.prefix_token_id], ids
+
+    def _prompt(self, text: str, longest: int) -> list[int]:
+        """Ids of a generation's prompt, cut from the left."""
+        flag = False if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)) else self.add_bos_token
+        ids: list[int] = self.tokenizer(text, **_flag(flag))["input_ids"]
+        return ids[-longest:]
+
+    # ---- generation ----
+
+    def _generation(self, given: dict[str, object]) -> Generation:
+        """A request's settings. ValueError where the new tokens leave no room for a prompt."""
+        kwargs = dict(normalize_gen_kwargs(given, self.max_gen_toks))
+        end = None if self.eot_token_id is None else self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        until = handle_stop_sequences(kwargs.pop("until", None), eos=end)
+        most = int(kwargs.pop("max_gen_toks"))
+        if most >= self.max_length:
+            raise ValueError(f"max_gen_toks {most} leaves no room for a prompt: the model takes {self.max_length} tokens")
+        return Generation(until=until, most=most, end=end, sampling=kwargs)
+
+    def _finish_text(self, new: list[int] | str, until: list[str]) -> str:
+        """The answer's text, cut at the first stop string, without the thinking part (lm-eval's rules)."""
+        think = self.think_end_token
+        if isinstance(new, str):
+            text = new
+        elif isinstance(think, int):
+            ends = [place for place, token in enumerate(new) if token == think]
+            text = self.tok_decode(new[ends[-1] + 1 :] if ends else new).lstrip()
+        else:
+            text = self.tok_decode(new)
+        return str(postprocess_generated_text(text, until, think if isinstance(think, str) else None))
+
+
+class PlanExecutor(Protocol):
+    """What runs plans."""
+
+    def run(self, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(log-probability in nats, is-the-argmax) of every pair of the plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRules:
+    """What a scorer asks of its plans; see `make_plan`. `name`: how the rules stand in a plan's key on disk."""
+
+    name: tuple[str | int, ...]
+    hidden_size: int
+    share_limit: int
+    header_overhead: float = HEADER_OVERHEAD
+    row_tokens: int = ROW_TOKENS
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """Tokens counted so far: of the requests as plain rows, those of the plans, and those that were scored."""
+
+    plain: int = 0
+    run: int = 0
+    scored: int = 0
+
+
+class PlannedLM(RequestsLM):
+    """A scorer that plans its requests. `plan_folder`: where plans are kept and found again, per tokenizer and requests (None:
+    nowhere). `share`: whether inputs may share prefixes at all. Further keywords are those of `RequestsLM`."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        config: PreTrainedConfig,
+        executor: PlanExecutor,
+        rules: PlanRules,
+        plan_folder: Path | None,
+        share: bool = True,
+        device: torch.device | None = None,
+        context_length: int | None = None,
+        settings: HfSettings | None = None,
+    ) -> None:
+        super().__init__(tokenizer, config=config, device=device, context_length=context_length, settings=settings)
+        self.plan_executor = executor
+        self.rules = rules
+        self.share = share
+        self.plans = PlanCache(plan_folder, self.notes)
+        self._tokenizer_digest: str | None = None
+        self._work = Work()
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of all that decides how the tokenizer encodes."""
+        if self._tokenizer_digest is None:
+            self._tokenizer_digest = tokenizer_digest(self.tokenizer)
+        return self._tokenizer_digest
+
+    def _holds(self, plan: Plan) -> bool:
+        """Whether the executor answers this plan as it would answer plain rows. False only after `share` was switched off."""
+        return True
+
+    def _answers(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> list[Answer]:
+        plan = self._load_or_make(kind, texts, encode)
+        return self._run(plan if self._holds(plan) else self._load_or_make(kind, texts, encode))
+
+    def _token_answers(self, pairs: Sequence[Pair]) -> list[Answer]:
+        encoded = Encoded(pairs=pairs)
+        plan = self._make(encoded)
+        return self._run(plan if self._holds(plan) else self._make(encoded))
+
+    def _load_or_make(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> Plan:
+        """Found on disk, or made (and kept there)."""
+
+        def key() -> list[object]:
+            asked: list[object] = [self.tokenizer_digest(), kind, self.prefix_token_id, self.add_bos_token, self.max_length]
+            rules = self.rules
+            return [*asked, rules.hidden_size, self.share, rules.share_limit, *rules.name, texts]
+
+        return self.plans.find_or_make(key, lambda: self._make(encode()))
+
+    def _make(self, encoded: Encoded) -> Plan:
+        rules = self.rules
+        plan = make_plan(
+            encoded.pairs,
+            max_length=self.max_length,
+            hidden_size=rules.hidden_size,
+            share=self.share,
+            share_limit=rules.share_limit,
+            header_overhead=rules.header_overhead,
+            row_tokens=rules.row_tokens,
+        )
+        if encoded.bounds is None:
+            return plan
+        return dataclasses.replace(plan, request_start=plan.request_start[np.array(encoded.bounds)])
+
+    def _run(self, plan: Plan) -> list[Answer]:
+        self._work.plain += plan.plain_tokens
+        self._work.run += plan.tokens
+        self._work.scored += len(plan.target)
+        began = time.perf_counter()
+        answers = plan.collect(*self.plan_executor.run(plan))
+        self.model_seconds += time.perf_counter() - began
+        return answers
+
+    def _planned(self) -> dict[str, object]:
+        """The part of `report` that all planned scorers have."""
+        return {
+            "prefix_sharing": self.share,
+            "notes": list(self.notes),
+            "plans_made": self.plans.made,
+            "plans_from_disk": self.plans.from_disk,
+            "tokens_of_plain_rows": self._work.plain,
+            "tokens_run": self._work.run,
+            "tokens_scored": self._work.scored,
+        }
+
+
+def source_config(model_dir: Path) -> PreTrainedConfig:
+    """The source model's configuration; code that a checkpoint brings along is never run."""
+    config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    return config
+
+
+def generation_config(model_dir: Path, config: PreTrainedConfig) -> transformers.GenerationConfig:
+    """How the source model wants to generate; what its configuration says where the folder has no file of its own."""
+    try:
+        return transformers.GenerationConfig.from_pretrained(str(model_dir))
+    except OSError:
+        return transformers.GenerationConfig.from_model_config(config)
+
+
+def ends_of(config: object) -> list[int]:
+    """The ids that end a sequence, of a generation configuration (or of None)."""
+    ends = getattr(config, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def sums(answers: Sequence[Answer], bounds: Sequence[int]) -> list[Answer]:
+    """One answer for each stretch bounds[d] to bounds[d + 1]."""
+    parts = [answers[first:end] for first, end in itertools.pairwise(bounds)]
+    return [(sum(value for value, _ in part), all(greedy for _, greedy in part)) for part in parts]
+
+
+def strings_to_encode(texts: Sequence[tuple[str, str]]) -> Iterable[tuple[str, bool | None]]:
+    """The strings that encoding these pairs will ask for (the same whitespace rule as `TemplateLM._encode_pair`)."""
+    for context, continuation in texts:
+        if not context:
+            yield continuation, False
+            continue
+        bare = context.rstrip()
+        if bare != context:
+            yield bare + context[len(bare) :] + continuation, None
+            yield bare, None
+        else:
+            yield context + continuation, None
+            yield context, None
+
+
+def _flag(add_special_tokens: bool | None) -> dict[str, bool]:
+    """The tokenizer's keyword, left away where its default is wanted."""
+    return {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
