@@ -36,9 +36,9 @@ def reference(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_si
     """The stored baseline in `folder`, or None. Unsupported if it was made of other tokens or has another vocabulary."""
     if folder is None:
         return None
-    found = Reference(folder, device=torch.device("cpu"))
-    found.check(windows, vocab_size=vocab_size)
-    return found
+    stored = Reference(folder, device=torch.device("cpu"))
+    stored.check(windows, vocab_size=vocab_size)
+    return stored
 
 
 def checked(windows: Sequence[Sequence[int]], *, context_length: int) -> None:

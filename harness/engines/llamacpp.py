@@ -206,8 +206,8 @@ def _step(context: Context, chosen: Ints, place: int) -> Ints:
 
 def _types(header: Header) -> dict[str, dict[str, int]]:
     """Bytes by ggml type, decoder linears apart from the rest."""
-    found: dict[str, dict[str, int]] = {"linears": {}, "others": {}}
+    by_type: dict[str, dict[str, int]] = {"linears": {}, "others": {}}
     for tensor in header.tensors:
-        kind = found["others" if linear(tensor.name) is None else "linears"]
+        kind = by_type["others" if linear(tensor.name) is None else "linears"]
         kind[tensor.type] = kind.get(tensor.type, 0) + tensor.bytes
-    return found
+    return by_type

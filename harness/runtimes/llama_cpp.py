@@ -173,11 +173,11 @@ class Weights:
         import torch
 
         context = self.context(max(map(len, rows)), kv_type="f32")
-        found = []
+        parts = []
         for row in rows:
             context.clear()
-            found += [torch.log_softmax(torch.from_numpy(part), dim=-1) for _, part in context.all_logits(row[:-1])]
-        return torch.cat(found)
+            parts += [torch.log_softmax(torch.from_numpy(part), dim=-1) for _, part in context.all_logits(row[:-1])]
+        return torch.cat(parts)
 
     def kv_bytes(self, cells: int) -> int:
         """Bytes of keys and values of `cells` tokens in all layers."""
@@ -259,11 +259,11 @@ class Context:
             raise RuntimeError(f"llama.cpp failed with {code} on {count} tokens: {_why()}")
         self.calls += 1
         self.tokens += count
-        found = int(np.count_nonzero(flags))
-        if not found:
+        rows_out = int(np.count_nonzero(flags))
+        if not rows_out:
             lib.llama_synchronize(self._pointer)
             return np.empty((0, self._vocab_size), np.float32)
-        return np.ctypeslib.as_array(lib.llama_get_logits(self._pointer), shape=(found, self._vocab_size))
+        return np.ctypeslib.as_array(lib.llama_get_logits(self._pointer), shape=(rows_out, self._vocab_size))
 
     def all_logits(self, tokens: Sequence[int]) -> list[tuple[int, NDArray[np.float32]]]:
         """Logits after every token of an empty context's sequence 0, as (first position, copy [n, vocabulary]) parts."""
@@ -284,11 +284,11 @@ class Context:
         tokens, sequences = prompts.reshape(-1), np.repeat(np.arange(rows), length)
         places = np.tile(np.arange(length), rows)
         last = places == length - 1
-        found = []
+        logits = []
         for start in range(0, len(tokens), self.batch):
             part = slice(start, start + self.batch)
-            found.append(self.decode(tokens[part], places[part], sequences[part], last[part]).copy())
-        return np.concatenate(found)
+            logits.append(self.decode(tokens[part], places[part], sequences[part], last[part]).copy())
+        return np.concatenate(logits)
 
     @property
     def alive(self) -> bool:

@@ -114,7 +114,8 @@ class Server:
     def complete(self, body: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
         """(first choice, usage) of a completion; ServerTrouble if the reply is no completion."""
         reply = self.client.post("/completions", {"model": self.served, **body})
-        choices = reply.get("choices") if isinstance(reply, dict) else None
+        reply = reply if isinstance(reply, dict) else {}
+        choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ServerTrouble(f"server {self.client.url}: its reply holds no completion", "error")
         fingerprint = reply.get("system_fingerprint")
@@ -139,10 +140,10 @@ class Server:
 
     def counted(self, ids: Sequence[int], usage: Mapping[str, object]) -> None:
         """Unsupported if the server counts other prompt tokens than were asked: it did not read the same prompt."""
-        found = usage.get("prompt_tokens")
-        if isinstance(found, int) and found != len(ids):
+        counted = usage.get("prompt_tokens")
+        if isinstance(counted, int) and counted != len(ids):
             raise Unsupported(
-                f"the server reads a prompt of {len(ids)} tokens as {found}, so it is not asked the same question as other cells"
+                f"the server reads a prompt of {len(ids)} tokens as {counted}, so its question is not that of other cells"
             )
 
     # ------------------------------------------------------------------ what the server can do
@@ -206,14 +207,14 @@ class Server:
 
     def _others(self, ids: Sequence[int], cut: int) -> list[int]:
         """Up to four tokens that may stand in the place of ids[cut], so that the text of it all is read as these tokens."""
-        found: list[int] = []
+        others: list[int] = []
         for token in dict.fromkeys(ids):
             if token in (ids[cut], *self.tokenizer.all_special_ids):
                 continue
             text = self.tokenizer.decode([*ids[:cut], token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             if list(self.tokenizer(text)["input_ids"]) == [*ids[:cut], token]:
-                found.append(token)
-        return found[:4]
+                others.append(token)
+        return others[:4]
 
     # ------------------------------------------------------------------ scores
 

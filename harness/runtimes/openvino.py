@@ -148,10 +148,10 @@ class Program:
         check compares."""
         import torch
 
-        found = []
+        parts = []
         for row in rows:
-            found += [torch.log_softmax(torch.from_numpy(part.copy()), dim=-1) for _, part in self.each_logits(row[:-1])]
-        return torch.cat(found)
+            parts += [torch.log_softmax(torch.from_numpy(part.copy()), dim=-1) for _, part in self.each_logits(row[:-1])]
+        return torch.cat(parts)
 
     # ------------------------------------------------------------------ facts
 
@@ -162,7 +162,7 @@ class Program:
             self.clear()
             self.calls = self.tokens = 0
         known = set(self.layers)
-        found: list[LayerKernel] = []
+        kernels: list[LayerKernel] = []
         for node in self._runtime_nodes("FullyConnected"):
             info = node.get_rt_info()
             name = next((n for n in map(linear, _text(info, "originalLayersNames").split(",")) if n in known), None)
@@ -172,7 +172,7 @@ class Program:
             kind = _text(stored, "runtimePrecision") if "runtimePrecision" in stored else ""
             if kind in ("", "dynamic", "undefined"):
                 kind = _text(info, "runtimePrecision")
-            found.append(
+            kernels.append(
                 LayerKernel(
                     layer=name,
                     module="FullyConnected",
@@ -181,7 +181,7 @@ class Program:
                     dequantized=self._packed and kind not in PACKED,
                 )
             )
-        return found
+        return kernels
 
     def _runtime_nodes(self, kind: str) -> list[ov.Node]:
         nodes = self._compiled.get_runtime_model().get_ops()

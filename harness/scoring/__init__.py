@@ -6,7 +6,7 @@ lm-eval: both come with the first use of a name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.scoring.head import Split, split
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["FastLM", "Split", "split"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "FastLM":
         from harness.scoring.lm import FastLM
 

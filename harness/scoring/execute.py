@@ -69,8 +69,8 @@ class Executor:
             states = hidden[self._on(np.concatenate(batch)), self._on(plan.offset[which])]
             pairs = np.concatenate([np.arange(pair_start[p], pair_start[p + 1]) for p in which])
             at = np.repeat(np.arange(len(which)), pair_start[which + 1] - pair_start[which])
-            found, top = self.split.scores(states, self._on(plan.target[pairs]), self._on(at))
-            logprob[pairs], greedy[pairs] = found.cpu().numpy(), top.cpu().numpy()
+            scores, top = self.split.scores(states, self._on(plan.target[pairs]), self._on(at))
+            logprob[pairs], greedy[pairs] = scores.cpu().numpy(), top.cpu().numpy()
 
         below: dict[int, list[int]] = {}
         for number, row in enumerate(plan.rows):
@@ -173,7 +173,7 @@ def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int, cal
 
     Rows with several branches stay apart from plain ones, which need no mask. Longest first: memory runs out early if it does.
     """
-    found: list[list[int]] = []
+    all_cuts: list[list[int]] = []
     for chain in (True, False):
         order = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
         widths = [len(rows[n].tokens) for n in order]
@@ -192,8 +192,8 @@ def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int, cal
         while end:
             cuts.append(order[start[end] : end])
             end = start[end]
-        found += cuts[::-1]
-    return found
+        all_cuts += cuts[::-1]
+    return all_cuts
 
 
 def tree_mask(last: torch.Tensor, before: int, dtype: torch.dtype) -> torch.Tensor:

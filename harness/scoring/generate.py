@@ -80,26 +80,26 @@ def clusters(ordered: Sequence[tuple[int, ...]]) -> list[tuple[list[tuple[int, .
 
     At least the last token of each prompt stays below the prefix.
     """
-    found: list[tuple[list[tuple[int, ...]], int]] = []
+    runs: list[tuple[list[tuple[int, ...]], int]] = []
     for prompt in ordered:
-        if found:
-            members, shared = found[-1]
+        if runs:
+            members, shared = runs[-1]
             both = min(common_prefix(members[0], prompt), len(prompt) - 1, len(members[0]) - 1)
             if len(members) > 1:
                 both = min(both, shared)
             if both >= max(LEAST_HEADER, shared // 2 if len(members) > 1 else 0):
                 members.append(prompt)
-                found[-1] = (members, both)
+                runs[-1] = (members, both)
                 continue
             if len(members) > 1 and shared == 0 and both < LEAST_HEADER:
                 members.append(prompt)
                 continue
             if len(members) == 1 and both < LEAST_HEADER:
                 members.append(prompt)
-                found[-1] = (members, 0)
+                runs[-1] = (members, 0)
                 continue
-        found.append(([prompt], 0))
-    return [(members, shared if len(members) > 1 else 0) for members, shared in found]
+        runs.append(([prompt], 0))
+    return [(members, shared if len(members) > 1 else 0) for members, shared in runs]
 
 
 def rows_at_once(executor: Executor, tokens: int) -> int:

@@ -36,7 +36,7 @@ Decode = Callable[[Ints, Ints, Ints, Ints], None]
 
 def segments(last: Ints) -> list[Segment]:
     """The stretches of a forest in depth-first order (`last` = end of each token's subtree), parents before children."""
-    found: list[Segment] = []
+    stretches: list[Segment] = []
     todo = [(0, len(last), -1)]
     while todo:
         first, end, above = todo.pop()
@@ -45,11 +45,11 @@ def segments(last: Ints) -> list[Segment]:
             place = first
             while place + 1 < stop and last[place + 1] == stop:
                 place += 1
-            found.append((first, place + 1, above))
+            stretches.append((first, place + 1, above))
             if place + 1 < stop:
-                todo.append((place + 1, stop, len(found) - 1))
+                todo.append((place + 1, stop, len(stretches) - 1))
             first = stop
-    return found
+    return stretches
 
 
 class LlamaExecutor:
@@ -103,11 +103,11 @@ class LlamaExecutor:
             depth = np.concatenate([row.depth for row in rows])
             last = np.concatenate([row.last + start for row, start in zip(rows, before[:-1], strict=True)])
             scored = np.concatenate([plan.scored(n, len(row.tokens)) for n, row in zip(numbers, rows, strict=True)])
-            found = segments(last)
-            sequence, used = np.zeros(len(found), np.int32), 0
-            level = np.zeros(len(found), np.int32)
+            stretches = segments(last)
+            sequence, used = np.zeros(len(stretches), np.int32), 0
+            level = np.zeros(len(stretches), np.int32)
             taken: set[int] = set()
-            for index, (_, _, above) in enumerate(found):
+            for index, (_, _, above) in enumerate(stretches):
                 # The first branch goes on in the sequence above it, the others get one of their own.
                 goes_on = above >= 0 and above not in taken
                 taken.add(above)
@@ -117,13 +117,13 @@ class LlamaExecutor:
             for depth_of_tree in range(int(level.max()) + 1):
                 members = np.flatnonzero(level == depth_of_tree)
                 for index in members:
-                    above = found[index][2]
+                    above = stretches[index][2]
                     if above < 0 and under:
                         context.share(0, int(sequence[index]))
                     elif above >= 0 and sequence[index] != sequence[above]:
                         context.share(int(sequence[above]), int(sequence[index]))
-                at = np.concatenate([np.arange(*found[index][:2]) for index in members])
-                which = np.concatenate([np.full(found[i][1] - found[i][0], sequence[i]) for i in members])
+                at = np.concatenate([np.arange(*stretches[index][:2]) for index in members])
+                which = np.concatenate([np.full(stretches[i][1] - stretches[i][0], sequence[i]) for i in members])
                 decode(tokens[at], depth[at], which, scored[at])
             for number in range(1, used + 1):
                 context.forget(number, 0)

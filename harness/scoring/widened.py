@@ -84,8 +84,8 @@ class _Widened(TorchDispatchMode):
         plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors)
         if dtype not in _NARROW or not plain or tensors[0].device.type != "cpu":
             return func(*args, **kwargs)
-        found = func(*(_wide(x) for x in args), **{name: _wide(x) for name, x in kwargs.items()})
-        return (found[0].to(dtype), *found[1:]) if func is _ATTENTION_PARTS else found.to(dtype)
+        product = func(*(_wide(x) for x in args), **{name: _wide(x) for name, x in kwargs.items()})
+        return (product[0].to(dtype), *product[1:]) if func is _ATTENTION_PARTS else product.to(dtype)
 
 
 def _by_onednn(*arguments: Any) -> Any:
