@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from harness import reference
-from harness.errors import BadInput, UnknownName
+from harness.errors import BadInput, UnknownName, Unsupported
 from harness.spec import Json
 
 Use = Literal["measure", "calibrate"]
@@ -144,18 +144,82 @@ def token_ids(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
     """The token ids of a text, from `cache` where some cell has encoded it before: the same for all cells of a model."""
     import numpy as np
 
-    name = hashlib.sha256(f"{tokenizer_digest(tokenizer)} {tokenizer.bos_token_id}\n{text}".encode()).hexdigest()
-    path = cache / f"{name}.npy"
+    def encode() -> Any:
+        return np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
+
+    return cast(Sequence[int], _kept(cache / f"{_encoding(tokenizer, text)}.npy", encode))
+
+
+def token_bytes(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
+    """Bytes of the text (UTF-8) that each of its `token_ids` stands for: in all, every byte of the text, each once. See
+    `bytes_of_spans`. Kept in `cache`, like the ids.
+
+    Unsupported for a tokenizer that does not say which part of a text a token stands for.
+    """
+
+    def encode() -> Any:
+        if not getattr(tokenizer, "is_fast", False):
+            raise Unsupported("this tokenizer does not say which part of the text a token stands for")
+        return bytes_of_spans(text, tokenizer(text, verbose=False, return_offsets_mapping=True)["offset_mapping"])
+
+    return cast(Sequence[int], _kept(cache / f"{_encoding(tokenizer, text)}.bytes.npy", encode))
+
+
+def bytes_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> Any:
+    """Bytes of `text` (UTF-8) by token (numpy int64), from the span of characters [start, end) that each token stands for.
+
+    A token counts what lies between the furthest end before it and its own end: text that no token names (a space that is
+    trimmed off, a character that a normalizer drops) counts to the token after it, at the end of the text to the last one. Tokens
+    of one character (its bytes) share its bytes. An empty span at the start (BOS, EOS) counts nothing.
+
+    Unsupported where the spans do not run through the text from front to back.
+    """
+    import numpy as np
+
+    characters = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (characters >= 0x80).astype(np.int64) + (characters >= 0x800) + (characters >= 0x10000)
+    before = [0, *np.cumsum(widths).tolist()]  # bytes of the text before each character
+    groups: list[tuple[int, list[int]]] = []  # (end in characters, the tokens that stand for what leads up to it)
+    reached = earlier = 0
+    for token, (start, end) in enumerate(spans):
+        if end > len(text) or (start < end and start < earlier):
+            raise Unsupported("this tokenizer's tokens do not follow the text from front to back")
+        earlier = start if start < end else earlier
+        if end > reached:
+            groups.append((end, [token]))
+            reached = end
+        elif start < end:
+            groups[-1][1].append(token)
+    if text and not groups:
+        raise Unsupported("this tokenizer does not say which part of the text a token stands for")
+    counts = np.zeros(len(spans), dtype=np.int64)
+    done = 0
+    for end, tokens in [*groups[:-1], *((len(text), tokens) for _, tokens in groups[-1:])]:
+        share, spare = divmod(before[end] - done, len(tokens))
+        counts[tokens] = [share + (place < spare) for place in range(len(tokens))]
+        done = before[end]
+    return counts
+
+
+def _encoding(tokenizer: Any, text: str) -> str:
+    """A name for what a tokenizer makes of a text."""
+    return hashlib.sha256(f"{tokenizer_digest(tokenizer)} {tokenizer.bos_token_id}\n{text}".encode()).hexdigest()
+
+
+def _kept(path: Path, encode: Callable[[], Any]) -> Any:
+    """The array in the file `path`, made by `encode` and written there if it is not there or cut off."""
+    import numpy as np
+
     try:
-        return cast(Sequence[int], np.load(path, allow_pickle=False))
-    except (OSError, ValueError):  # not there, or cut off
-        ids = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        array = encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     with draft.open("wb") as file:
-        np.save(file, ids, allow_pickle=False)
+        np.save(file, array, allow_pickle=False)
     draft.replace(path)
-    return cast(Sequence[int], ids)
+    return array
 
 
 def windows(ids: Sequence[int], length: int, tokens: int | None, name: str) -> list[list[int]]:

@@ -11,6 +11,8 @@ document, in its own windows, per word, per byte, or in bits per byte.
 Tokens whose score is not finite are excluded and counted, and the cell is marked; if no token is finite, Nonfinite is raised.
 
 Version 1 (2026-11-21): first definition.
+Version 2 (2026-11-28): the bytes of a token are counted on the text, not on the token's name: tokens that are added without being
+special counted nothing, and a normalizer or a leading space misled.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.models import corpora
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
 
@@ -101,7 +104,7 @@ def measure(session: Session, question: Question) -> Answer:
 PROBE = Probe(
     name="perplexity",
     title="Perplexity",
-    version="1",
+    version="2",
     metrics=METRICS,
     isolation="shared",
     questions=questions,
@@ -167,12 +170,14 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
         nll = np.stack([scores.nll for scores in session.loaded.score_windows(windows, None)])[:, first:]
     else:
         nll = corpus_pass(session, question, compare=False)["nll"]
-    lengths = token_bytes(tokenizer)
     byte_counts = None
-    if lengths is None:
-        facts["bits_per_byte"] = "not given: this tokenizer's tokens have no fixed number of bytes"
+    try:
+        sizes = corpora.token_bytes(tokenizer, session.corpus_text(question), session.cache / "tokens")
+    except Unsupported as reason:
+        facts["bits_per_byte"] = f"not given: {reason}"
     else:
-        byte_counts = np.array([[lengths.get(token, 0) for token in window[first + 1 :]] for window in windows], dtype=np.int64)
+        cut = corpora.windows(sizes, len(windows[0]), question.options["tokens"], question.subject)
+        byte_counts = np.array(cut, dtype=np.int64)[:, first + 1 :]
     return _answer(session, question, definition, nll, byte_counts, facts)
 
 
@@ -310,43 +315,6 @@ def npy(array: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def token_bytes(tokenizer: Any) -> dict[int, int] | None:
-    """How many bytes of text each token stands for, special and added tokens 0; None where a token has no fixed number.
-
-    Byte-level BPE (GPT-2's alphabet): one character of the token's name is one byte. SentencePiece with byte fallback: `<0x41>`
-    is one byte,
-    U+2581 is a space, anything else its own UTF-8.
-    """
-    import json
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    description = json.loads(backend.to_str())
-    kinds = _types(description.get("decoder")) | _types(description.get("pre_tokenizer"))
-    special = set(tokenizer.all_special_ids) | {int(token["id"]) for token in description.get("added_tokens", ())}
-    vocabulary = {token: index for token, index in tokenizer.get_vocab().items() if index not in special}
-    if "ByteLevel" in kinds:
-        return {index: len(token) for token, index in vocabulary.items()}
-    if "ByteFallback" in kinds:
-        byte = re.compile(r"<0x[0-9A-F]{2}>")
-        return {
-            index: 1 if byte.fullmatch(token) else len(token.replace("▁", " ").encode("utf-8"))
-            for token, index in vocabulary.items()
-        }
-    return None
-
-
-def _types(node: Json) -> set[str]:
-    """All `type` names in a tokenizer component's description, nested ones too."""
-    if isinstance(node, dict):
-        found = {str(node["type"])} if "type" in node else set()
-        return found.union(*(_types(value) for value in node.values()))
-    if isinstance(node, list):
-        return set[str]().union(*(_types(value) for value in node))
-    return set()
 
 
 def _added_bos(tokenizer: Any) -> int | None:

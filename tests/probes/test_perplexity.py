@@ -16,7 +16,7 @@ from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite
 from harness.probes import METRICS, PROBES
 from harness.probes.base import Wishes
-from harness.probes.perplexity import PROBE, token_bytes
+from harness.probes.perplexity import PROBE
 from harness.spec import Answer, Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -119,14 +119,6 @@ def test_llamacpp_perplexity_scores_the_second_half_after_bos(bos: bool, tmp_pat
     assert found.value == pytest.approx(math.exp(mean_nll(asked.loaded.model, windows, first=32)), rel=1e-5)
     assert found.n == len(windows) * 31
     assert found.definition == "llamacpp-64"
-
-
-def test_tokens_have_the_bytes_of_the_text_they_stand_for() -> None:
-    words = tokenizer()
-    lengths = token_bytes(words)
-    for sample in (text(30), "Größe, naïve – 你好 🙂\n\ttab", "a"):
-        ids = words(sample)["input_ids"]
-        assert sum(lengths.get(i, 0) for i in ids) == len(sample.encode("utf-8"))
 
 
 def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_the_scored_tokens(tmp_path: Path) -> None:
