@@ -22,7 +22,7 @@ from harness.errors import Unsupported
 from harness.measure import memory_phases
 from harness.methods import METHODS
 from harness.methods.base import QuantizeRequest
-from harness.models import corpora
+from harness.models import build, corpora
 from harness.probes import PROBES
 from harness.spec import Json, Question, to_json
 
@@ -116,6 +116,8 @@ def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
             )
         )
     result = meter.phase
+    if job.model_dir.is_dir():  # a GGUF file brings its own
+        build.carry(job.model_dir, job.artifact_dir)
     manifest = {
         "scheme": job.cell.scheme.identity(),
         "method_version": method.version,

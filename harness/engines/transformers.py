@@ -36,6 +36,7 @@ from harness.engines.reference_store import (
 )
 from harness.errors import BadInput, Unsupported, is_out_of_memory
 from harness.methods.base import LoadRequest, Method
+from harness.models import build
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.widened import remark
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 def load(method: Method, request: LoadRequest) -> Transformers:
     """Reloads the packed artifact from disk through its method's own loader; the device is a torch device name."""
     model = method.load(request)
+    # The source's rules for every cell: not all libraries keep them, and some keep their own reading.
+    unwrap(model).generation_config = build.generation_config(request.model_dir)
     return Transformers(model, load_tokenizer(request.model_dir), kernels=lambda: method.kernels(model))
 
 

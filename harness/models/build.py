@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import BadInput
-from harness.methods.base import LoadRequest
+from harness.models.find import settings
 from harness.spec import Json
+
+if TYPE_CHECKING:
+    from harness.methods.base import LoadRequest  # the methods import this file
 
 
 def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
@@ -39,6 +43,32 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
     model, report = loaded  # transformers' types know of the model only
     complete(report, str(folder))
     return model.eval()
+
+
+def generation_config(model_dir: Path) -> Any:
+    """The rules that a source model decodes by, as transformers reads them: its generation_config.json, else what its config.json
+    names (as older checkpoints do)."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(str(model_dir))
+    except OSError:  # the folder has none
+        return GenerationConfig.from_pretrained(str(model_dir), config_file_name="config.json", _from_model_config=True)
+
+
+_CARRIED = ("generation_config", "chat_template", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece")
+_CARRIED += ("sentencepiece", "processor_config", "preprocessor_config")
+
+
+def carry(model_dir: Path, out_dir: Path) -> None:
+    """Copies into an artifact what its answers need beside the weights, as the source has it: generation rules, tokenizer, chat
+    templates. What a library wrote under these names is its own reading of them; links to the source stay."""
+    for path in settings(model_dir):
+        target = out_dir / path.relative_to(model_dir)
+        known = path.name.startswith(_CARRIED) or path.suffix not in (".json", ".txt")
+        if known and not target.is_symlink():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def in_dtype(dtype: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,8 +25,18 @@ from harness.formats import safetensors_file as headers
 from harness.models import random_weights
 from harness.spec import Json, Model, digest
 
-FILES = ("*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja")
+SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
+"""Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
+templates, the index of the shards. Which of them a library reads is its own affair, so all of them count."""
+
+FILES = ("*.safetensors", *(f"*{end}" for end in SETTINGS))
 """What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
+
+TEMPLATES = "additional_chat_templates"
+"""The folder in which transformers keeps the chat templates of a tokenizer beyond the first."""
+
+_BOOKKEEPING = {"artifact.json", "verified.json", "reload_check.json"}
+"""What this project writes beside an artifact; it decides no answer of a model that is made of one."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -212,22 +223,29 @@ def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
+YOUNG_SECONDS = 2.0
+"""A file that changed so short a time ago is not remembered: it may change again within one tick of the file system's clock."""
+
+
 def weights_digest(folder: Path, memo: Path) -> str:
-    """SHA-256 over names and bytes of the weights, config and tokenizer files. Hashes of large files are remembered in `memo`
-    by path, size and modification time, so that a 140 GB checkpoint is read once."""
-    known: dict[str, str] = {}
-    if memo.is_file():
-        try:
-            known = dict(json.loads(memo.read_text()))
-        except (ValueError, TypeError):
-            known = {}
+    """SHA-256 over names and bytes of the weights and of all `settings` beside them.
+
+    The hash of a file is remembered in `memo` under device, inode, size, modification time and change time, so that a 140 GB
+    checkpoint is read once. Tools that put other bytes in a file's place and restore its modification time (rsync -a, tar,
+    container layers) change its inode or its change time, which no tool can set: the file is hashed again. What this cannot see:
+    bytes that change below the file system (a failing disk), or a network file system whose server keeps no change times.
+    """
+    known = _remembered(memo)
     parts: dict[str, str] = {}
-    for path in [folder] if is_gguf(folder) else sorted(_identity_files(folder)):
-        info = path.stat()
-        stamp = f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}"
+    for path in [folder] if is_gguf(folder) else sorted([*headers.weight_files(folder), *settings(folder)]):
+        stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
-        parts["" if path == folder else path.name] = known[stamp]  # a GGUF file is the same under any name
+            if _stamp(path) != stamp:
+                raise BadInput(f"{path}: changed while it was read; run again when it is written")
+        parts["" if path == folder else path.relative_to(folder).as_posix()] = known[stamp]  # a GGUF file has any name
+        if _young(path):
+            del known[stamp]
     memo.parent.mkdir(parents=True, exist_ok=True)
     draft = memo.with_name(f".{memo.name}.{os.getpid()}")
     draft.write_text(json.dumps(known))
@@ -235,11 +253,30 @@ def weights_digest(folder: Path, memo: Path) -> str:
     return digest(parts)
 
 
-def _identity_files(folder: Path) -> Iterable[Path]:
-    yield from headers.weight_files(folder)
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"):
-        if (folder / name).is_file():
-            yield folder / name
+def _remembered(memo: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {stamp: value for stamp, value in known.items() if re.fullmatch(r"\d+( \d+){4}", stamp) and isinstance(value, str)}
+
+
+def _stamp(path: Path) -> str:
+    info = path.stat()
+    return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
+
+
+def _young(path: Path) -> bool:
+    info = path.stat()
+    return time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) < YOUNG_SECONDS * 1e9
+
+
+def settings(folder: Path) -> list[Path]:
+    """The files of a checkpoint's folder beside its weights that can change an answer; see `SETTINGS`."""
+    places = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
+    return sorted(p for p in places if p.suffix in SETTINGS and p.name not in _BOOKKEEPING and p.is_file())
 
 
 def _sha256(path: Path) -> str:

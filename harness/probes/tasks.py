@@ -20,10 +20,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.models import build
 from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
 from harness.probes.lm_eval_tasks import evaluate, seed_of, templates
@@ -111,6 +113,10 @@ def measure(session: Session, question: Question) -> Answer:
             results = evaluate(lm, tasks, question.options["limit"])
             outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
             answer = _answer(session, name, outcomes, results)
+    if any(task.OUTPUT_TYPE == "generate_until" for task in tasks["tasks"].values()) and not isinstance(session.loaded, Partial):
+        rules = build.generation_config(session.model_dir).to_diff_dict()
+        rules.pop("transformers_version", None)
+        answer = replace(answer, facts={**answer.facts, "decoding": to_json(rules)})
     report = getattr(lm, "report", None)
     return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
 

@@ -23,6 +23,10 @@ from harness.spec import Cell, Json, Question, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 
 
+ARTIFACT_VERSION = 2
+"""Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """The plan's models and texts as local paths with digests, and the packages of the main environment.
@@ -101,6 +105,7 @@ class Inputs:
             *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in method.requirements),
         }
         identity = {
+            "artifact_version": ARTIFACT_VERSION,
             "weights": self.weights[cell.model.name],
             "scheme": self._scheme(cell),
             "method_version": method.version,

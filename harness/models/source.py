@@ -1,0 +1,294 @@
+"""One checkpoint for all cells: what transformers loads of a folder, as a folder that holds this and nothing else.
+
+A published folder holds more than its model: masks and frequencies that are computed anew, layers that no class loads, a tied
+head stored once more, a second set of weights. Every library has its own reading of such a folder. So the folder is read once,
+as transformers reads it, and methods, converters, baseline and ledger all get a *view*: links to what is loaded, and copies of
+the files that hold anything else, without it. No weight is changed.
+
+Refused (BadInput, in one sentence): a weight that the model has and the file lacks or has in another shape; a tensor of a loaded
+layer that nothing reads (the scales of a quantization that the config does not name); a model that transformers cannot load
+without code of the checkpoint. What belongs to no loaded layer is left out, and named in `Source.unread`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadInput
+from harness.formats import safetensors_file
+from harness.models import find
+from harness.spec import Json, digest
+
+VERSION = 1
+"""Raised when the same folder gives another view."""
+
+FACTS = "source.json"
+"""Written last into a view: a folder without it is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
+    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding."""
+
+    folder: Path
+    parameters: int
+    unread: tuple[str, ...]
+    rows: int
+
+
+def place(weights: str, transformers_version: str, cache: Path) -> Path:
+    """Where the view of a checkpoint with this digest of its weights lies, made or not."""
+    name = digest({"weights": weights, "transformers": transformers_version, "version": VERSION})
+    return cache / "sources" / name[:32]
+
+
+def known(folder: Path) -> Source | None:
+    """The view in `folder`; None where there is none, or where what it links to is gone."""
+    try:
+        facts: Json = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        source = Source(
+            folder=folder, parameters=int(facts["parameters"]), unread=tuple(facts["unread"]), rows=int(facts["rows"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return source if all(path.exists() for path in folder.iterdir()) else None
+
+
+def make(model_dir: Path, folder: Path) -> Source:
+    """Writes the view of the checkpoint in `model_dir` into `folder`, which appears at once and complete. Needs torch."""
+    stored = {tensor.name: tensor for tensor in safetensors_file.stored(model_dir)}
+    model, unread = _loaded(model_dir, stored)
+    copies, untied = _tied(model, stored)
+    draft = folder.with_name(f".draft-{folder.name}-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        _link(model_dir, draft, left_out={*unread, *copies}, untied=untied)
+        facts = {
+            "parameters": _parameters(model, untied),
+            "unread": sorted({*unread, *copies}),
+            "rows": int(model.get_input_embeddings().weight.shape[0]),
+        }
+        (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    found = known(folder)
+    assert found is not None
+    return found
+
+
+def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> tuple[Any, set[str]]:
+    """The model as transformers loads it, without memory, and the stored names that it does not load."""
+    import torch
+    import transformers
+
+    dtypes = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+    strange = sorted(t.name for t in stored.values() if t.dtype not in dtypes)
+    if strange:
+        raise BadInput(f"{model_dir}: {safetensors_file.common(strange)}: a number format that no model is loaded from")
+    state = {t.name: torch.empty(t.shape, dtype=dtypes[t.dtype], device="meta") for t in stored.values()}
+    kind, config = _class_of(model_dir)
+    unexpected: set[str] = set()
+
+    def adjust(model: Any, info: Any) -> None:
+        unexpected.update(info.unexpected_keys)  # before those that the class ignores are taken out
+        kind._adjust_missing_and_unexpected_keys(model, info)
+
+    watched: Any = type(kind.__name__, (kind,), {"_adjust_missing_and_unexpected_keys": adjust, "__module__": kind.__module__})
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # all that it would say is said here
+    try:
+        model, report = watched.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.bfloat16,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        transformers.logging.set_verbosity(before)
+    _complete(model_dir, report)
+    ignored = {_as_stored(name, stored) for name in unexpected - set(report["unexpected_keys"])}
+    others = {_as_stored(name, stored) for name in report["unexpected_keys"]}
+    lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
+    if lost:
+        raise BadInput(
+            f"{model_dir}: {safetensors_file.common(lost)}: stored with layers that are loaded, but nothing reads "
+            f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
+            "they belong to in config.json, or save the model again"
+        )
+    return model, {*ignored, *others}
+
+
+def _class_of(model_dir: Path) -> tuple[Any, Any]:
+    """transformers' class for the causal LM in a folder, and its configuration. BadInput where it has none."""
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw: Json = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
+    try:
+        config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+        config.__dict__.pop("quantization_config", None)  # null, or this would be no source
+        with torch.device("meta"):
+            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=False)), config
+    except Exception as error:  # what transformers cannot make of a configuration it says in many types
+        why = own or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise BadInput(
+            f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
+            f"causal language model: {why}"
+        ) from None
+
+
+def _complete(model_dir: Path, report: Json) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BadInput(
+            f"{model_dir}: the weights of {safetensors_file.common(missing)} are missing, and a default in their place would be "
+            "another model; fetch or save the model again, or correct config.json"
+        )
+    wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
+    if wrong:
+        raise BadInput(f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it")
+
+
+def _as_stored(name: str, stored: Collection[str]) -> str:
+    """The stored name of a key that transformers reports, which may have another prefix."""
+    if name in stored:
+        return name
+    return next((other for other in stored if other.endswith(f".{name}") or name.endswith(f".{other}")), name)
+
+
+def _apart(name: str, model: Any) -> bool:
+    """Whether a tensor belongs to a part that this model does not have at all: another head or tower, a layer beyond the last."""
+    import torch
+
+    parts = name.split(".")
+    inner = getattr(model, model.base_model_prefix, model)
+    module, starts = model, {id(model), id(inner)}
+    for part in parts[:-1]:
+        following = getattr(module, part, None) if not part.isdigit() else dict(module.named_children()).get(part)
+        if not isinstance(following, torch.nn.Module):
+            return id(module) in starts or isinstance(module, torch.nn.ModuleList)
+        module = following
+    return False
+
+
+_DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|attn_mask|causal_mask)$")
+
+
+def _derived(tensor: safetensors_file.Stored) -> bool:
+    """Whether a tensor is one that models compute: rotary frequencies, positions, a causal mask [1, 1, n, n]."""
+    mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
+    return bool(_DERIVED.search(tensor.name)) or (mask and tensor.name.endswith(".bias"))
+
+
+def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[set[str], bool]:
+    """Of weights that the config ties and the file stores twice: the copies that are equal, and whether some are not, which
+    transformers then does not tie."""
+    import torch
+
+    copies: set[str] = set()
+    untied = False
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        pair = [_as_stored(name, stored) for name in (target, source)]
+        if pair[0] == pair[1] or not all(name in stored for name in pair):
+            continue
+        one, other = (_tensor(stored[name]) for name in pair)
+        if one.shape == other.shape and torch.equal(one.float(), other.float()):
+            copies.add(pair[0])
+        else:
+            untied = True
+    return copies, untied
+
+
+def _tensor(tensor: safetensors_file.Stored) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(str(tensor.file), framework="pt", device="cpu") as file:
+        return file.get_tensor(tensor.name)
+
+
+def _parameters(model: Any, untied: bool) -> int:
+    ties = {} if untied else dict(getattr(model, "all_tied_weights_keys", {}))
+    counts = {id(p): p.numel() for n, p in model.named_parameters(remove_duplicate=False) if n not in ties}
+    return sum(counts.values())
+
+
+def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool) -> None:
+    """All that the view holds but its facts: links, and copies of what differs."""
+    for path in find.settings(model_dir):
+        target = out / path.relative_to(model_dir)
+        target.parent.mkdir(exist_ok=True)
+        if not path.name.endswith(".safetensors.index.json") and path.name not in ("config.json", FACTS):
+            target.symlink_to(path.resolve())
+    config = model_dir / "config.json"
+    if untied:
+        text = json.dumps(_said_to_be_untied(json.loads(config.read_text(encoding="utf-8"))), indent=2)
+        (out / "config.json").write_text(text, encoding="utf-8")
+    else:
+        (out / "config.json").symlink_to(config.resolve())
+    files = safetensors_file.weight_files(model_dir)
+    index: dict[str, str] = {}
+    for path in files:
+        tensors = safetensors_file.header(path)
+        kept = [tensor for tensor in tensors if tensor.name not in left_out]
+        if len(kept) == len(tensors):
+            (out / path.name).symlink_to(path.resolve())
+        elif kept:
+            _copy(path, out / path.name, kept)
+        index.update({tensor.name: path.name for tensor in kept})
+    if set(index.values()) != {"model.safetensors"}:
+        text = json.dumps({"metadata": {}, "weight_map": index})
+        (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _said_to_be_untied(config: Json) -> Json:
+    if isinstance(config, dict):
+        return {k: False if k == "tie_word_embeddings" else _said_to_be_untied(v) for k, v in config.items()} | (
+            {"tie_word_embeddings": False} if "model_type" in config else {}
+        )
+    return config
+
+
+def _copy(source: Path, target: Path, kept: Iterable[safetensors_file.Stored]) -> None:
+    """A safetensors file with some of another's tensors, bytes as they are."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    tensors = list(kept)
+    for tensor in tensors:
+        size = tensor.bits // 8
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as data, target.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            data.seek(tensor.offset)
+            left = tensor.bits // 8
+            while left:
+                part = data.read(min(left, 1 << 24))
+                if not part:
+                    raise BadInput(f"{source}: ends within {tensor.name}; fetch the model again")
+                out.write(part)
+                left -= len(part)
