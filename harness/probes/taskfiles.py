@@ -53,12 +53,21 @@ def lm_eval_tasks() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "tasks"
 
 
-@functools.cache
 def index(root: Path) -> Mapping[str, tuple[Path, ...]]:
     """Every name of a task, group or tag under `root` with the YAMLs that say it, read line by line, not parsed."""
+    return _installed(root) if root == lm_eval_tasks() else _index(root)
+
+
+@functools.cache
+def _installed(root: Path) -> Mapping[str, tuple[Path, ...]]:
+    """The index of lm-eval's own 14,000 YAMLs, which do not change while a process runs; a folder of the user's may."""
+    return _index(root)
+
+
+def _index(root: Path) -> Mapping[str, tuple[Path, ...]]:
     found: dict[str, list[Path]] = {}
     for path in _yamls(root):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
         for name in _names(text):
             found.setdefault(name, []).append(path)
     return {name: tuple(paths) for name, paths in found.items()}
@@ -174,12 +183,14 @@ def data_files(config: Mapping[str, Any], path: Path, root: Path) -> list[str]:
 
 
 def localized(config: Mapping[str, Any], path: Path, root: Path, cache: Path) -> dict[str, Any]:
-    """The config with its data files as absolute paths, read through a cache of our own."""
+    """The config with its data files as absolute paths, read through a cache of our own. `datasets` remembers files by path, size
+    and modification time; so the cache has one folder for each content of the files."""
     found = dict(config)
     kwargs = dict(found.get("dataset_kwargs") or {})
     if found.get("dataset_path") in _BUILDERS:
         kwargs["data_files"] = _absolute(kwargs.get("data_files"), path, root)
-        kwargs["cache_dir"] = str(cache)
+        contents = [_file_digest(Path(file)) for file in _strings(kwargs["data_files"])]
+        kwargs["cache_dir"] = str(cache / digest(contents)[:32])
         found["dataset_kwargs"] = kwargs
     return found
 

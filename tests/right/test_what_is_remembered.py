@@ -1,0 +1,121 @@
+"""Nothing is remembered by path, size and modification time alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.models import find
+from harness.probes import lm_eval_tasks, taskfiles
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: items.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: 0
+metric_list: [{metric: acc}]
+"""
+
+
+def swapped(path: Path) -> None:
+    """The last byte of a file is another one; size and modification time are as before."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def replaced(path: Path) -> None:
+    """Another file of the same size and modification time is put in its place, as rsync -a and tar do."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    swapped(other)
+    other.replace(path)
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are remembered however young: as if each had been written long ago."""
+    monkeypatch.setattr(find, "YOUNG_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("change", [swapped, replaced])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.usefixtures("old")
+def test_other_bytes_with_the_same_size_and_time_are_another_model(
+    change: object, name: str, model_folder: Path, tmp_path: Path
+) -> None:
+    time.sleep(0.02)  # past one tick of the file system's clock
+    before = find.weights_digest(model_folder, tmp_path / "memo.json")
+    time.sleep(0.02)
+    change(model_folder / name)  # type: ignore[operator]
+    assert find.weights_digest(model_folder, tmp_path / "memo.json") != before
+
+
+@pytest.mark.usefixtures("old")
+def test_a_file_that_did_not_change_is_read_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time.sleep(0.02)
+    before = find.weights_digest(model_folder, tmp_path / "memo.json")
+    monkeypatch.setattr(find, "_sha256", lambda path: pytest.fail(f"{path} was read again"))
+    assert find.weights_digest(model_folder, tmp_path / "memo.json") == before
+
+
+def test_a_file_that_was_just_written_is_not_remembered(model_folder: Path, tmp_path: Path) -> None:
+    find.weights_digest(model_folder, tmp_path / "memo.json")
+    assert json.loads((tmp_path / "memo.json").read_text()) == {}
+
+
+def test_a_memory_in_other_words_is_forgotten(model_folder: Path, tmp_path: Path) -> None:
+    path = model_folder / "model.safetensors"
+    info = path.stat()
+    memo = tmp_path / "memo.json"
+    memo.write_text(json.dumps({f"{path.resolve()}|{info.st_size}|{info.st_mtime_ns}": "0" * 64}))
+    assert find.weights_digest(model_folder, memo) == find.weights_digest(model_folder, tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("change", [swapped, replaced])
+def test_the_data_of_a_task_are_read_again_when_their_bytes_change(change: object, tmp_path: Path) -> None:
+    """`datasets` would answer from its cache: it knows a file by path, size and modification time."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(TASK)
+    (folder / "items.jsonl").write_text('{"question": "the river", "z": 4}')
+
+    def docs() -> list[int]:
+        tasks = lm_eval_tasks.load("mine", folder, tmp_path / "datasets", 0)
+        return [doc["z"] for doc in tasks["tasks"]["mine"].test_docs()]
+
+    assert docs() == [4]
+    data = folder / "items.jsonl"
+    before = data.stat()
+    data.write_text('{"question": "the river", "z": 5}')
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if change is replaced:
+        shutil.copy2(data, folder / "other")
+        (folder / "other").replace(data)
+    assert docs() == [5]
+
+
+def test_a_task_that_is_written_after_its_folder_was_looked_at_is_known(tmp_path: Path) -> None:
+    assert taskfiles.known_tasks(tmp_path) == set()
+    (tmp_path / "mine.yaml").write_text(TASK)
+    assert taskfiles.known_tasks(tmp_path) == {"mine"}
+
+
+def test_a_task_whose_yaml_begins_with_a_byte_order_mark_is_known(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("\ufeff" + TASK.lstrip(), encoding="utf-8")
+    (tmp_path / "items.jsonl").write_text('{"question": "the river", "z": 4}\n')
+    assert taskfiles.known_tasks(tmp_path) == {"mine"}
+    assert lm_eval_tasks.load("mine", tmp_path, tmp_path / "datasets", 0)["tasks"]["mine"].config.task == "mine"
