@@ -56,8 +56,10 @@ def generation_config(model_dir: Path) -> Any:
         return GenerationConfig.from_pretrained(str(model_dir), config_file_name="config.json", _from_model_config=True)
 
 
-_CARRIED = ("generation_config", "chat_template", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece")
-_CARRIED += ("sentencepiece", "processor_config", "preprocessor_config")
+_CARRIED = (
+    "generation_config", "chat_template", "tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece",
+    "sentencepiece", "processor_config", "preprocessor_config",
+)  # fmt: skip
 
 
 def carry(model_dir: Path, out_dir: Path) -> None:

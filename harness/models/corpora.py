@@ -135,9 +135,18 @@ def digest(path: Path) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """SHA-256 of all that decides how a transformers tokenizer encodes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    special = json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    rules = backend.to_str() if backend is not None else _written_in_python(tokenizer)
+    settings = [type(tokenizer).__name__, tokenizer.special_tokens_map, getattr(tokenizer, "split_special_tokens", False)]
+    special = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256((rules + special).encode()).hexdigest()
+
+
+def _written_in_python(tokenizer: Any) -> str:
+    """The rules of a tokenizer whose code is Python: its vocabulary, its arguments, and the contents of the files they name."""
+    given = {name: value for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
+    files = {name: value for name, value in given.items() if isinstance(value, str) and Path(value).is_file()}
+    contents = {name: digest(Path(value)) for name, value in files.items()}
+    return json.dumps([sorted(tokenizer.get_vocab().items()), {**given, **contents}], sort_keys=True, default=str)
 
 
 def token_ids(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:

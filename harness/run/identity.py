@@ -22,7 +22,6 @@ from harness.probes import PROBES, sequential
 from harness.spec import Cell, Json, Question, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 
-
 ARTIFACT_VERSION = 2
 """Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
 

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import transformers
 
 from harness.models import find
+from harness.models.corpora import tokenizer_digest
 from harness.probes import lm_eval_tasks, taskfiles
 
 TASK = """
@@ -119,3 +121,24 @@ def test_a_task_whose_yaml_begins_with_a_byte_order_mark_is_known(tmp_path: Path
     (tmp_path / "items.jsonl").write_text('{"question": "the river", "z": 4}\n')
     assert taskfiles.known_tasks(tmp_path) == {"mine"}
     assert lm_eval_tasks.load("mine", tmp_path, tmp_path / "datasets", 0)["tasks"]["mine"].config.task == "mine"
+
+
+@pytest.mark.parametrize("change", ["rules", "arguments", "merges"])
+def test_a_tokenizer_written_in_python_is_known_by_its_arguments_and_the_files_that_they_name(
+    change: str, tmp_path: Path
+) -> None:
+    class Letters(transformers.PythonBackend):
+        """One token per character."""
+
+        def get_vocab(self) -> dict[str, int]:
+            return {chr(i): i for i in range(128)}
+
+    (tmp_path / "merges").write_text("a b")
+    before = tokenizer_digest(Letters(merges_file=str(tmp_path / "merges"), lower=True))
+    assert tokenizer_digest(Letters(merges_file=str(tmp_path / "merges"), lower=True)) == before
+    if change == "merges":
+        (tmp_path / "merges").write_text("a c")
+    other = Letters(
+        merges_file=str(tmp_path / "merges"), lower=change != "arguments", **({"bos_token": "a"} if change == "rules" else {})
+    )
+    assert tokenizer_digest(other) != before
