@@ -119,8 +119,8 @@ class TinySession:
         ids = self.loaded.tokenizer(self._corpus, verbose=False)["input_ids"]
         return corpora.windows(ids, question.options["window"], question.options["tokens"], question.subject)
 
-    def corpus_text(self, question: Question) -> str:
-        return self._corpus
+    def corpus(self, question: Question) -> corpora.Text:
+        return corpora.Text(text=self._corpus, documents=1)
 
     def task_folder(self, question: Question) -> Path | None:
         return self._tasks

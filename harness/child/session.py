@@ -92,15 +92,19 @@ class WorkerSession:
     def windows(self, question: Question) -> list[list[int]]:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"
         if key not in self.memo:
-            ids = corpora.token_ids(self.loaded.tokenizer, self.corpus_text(question), self.cache / "tokens")
+            ids = corpora.token_ids(self.loaded.tokenizer, self.corpus(question).text, self.cache / "tokens")
             self.memo[key] = corpora.windows(
                 ids, int(question.options["window"]), question.options.get("tokens"), question.subject
             )
         found: list[list[int]] = self.memo[key]
         return found
 
-    def corpus_text(self, question: Question) -> str:
-        return corpora.text(Path(self._job.texts[question.subject]))
+    def corpus(self, question: Question) -> corpora.Text:
+        key = f"text {question.subject}"
+        if key not in self.memo:
+            self.memo[key] = corpora.read(Path(self._job.texts[question.subject]))
+        known: corpora.Text = self.memo[key]
+        return known
 
     def baseline_items(self, question: Question) -> Json:
         given = self._job.baseline_items[question.subject]

@@ -1,8 +1,8 @@
 """Texts: what perplexity and divergence are measured on, and what calibrated methods see.
 
 A corpus is ``reference`` (the embedded held-out text), a known hub data set (``wikitext2``), or a local file or folder
-(.txt, .jsonl with a ``text`` field, .parquet with a ``text`` column). Measuring and calibrating never use the same text: a known
-corpus names one for each use.
+(.txt; .jsonl, JSON Lines with a ``text`` field; .parquet with a ``text`` column). Measuring and calibrating never use the same
+text: a known corpus names one for each use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -87,41 +87,109 @@ def fetch(source: Corpus, cache: Path) -> Path:
         ) from None
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text("\n\n".join(rows), encoding="utf-8")
+    draft.write_text("\n\n".join(row for row in rows if row is not None), encoding="utf-8")
     draft.replace(target)
     return target
 
 
-def text(path: Path) -> str:
-    """The whole text of a local file or of all readable files of a folder, in name order, joined by two newlines."""
+READER_VERSION = 2
+"""Raised when the same bytes are read as another text.
+2: a byte order mark is no text, nor is null; nothing but a newline ends a line of JSON."""
+
+_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What a corpus says. `documents` were joined by two newlines; `skipped` had no text (null)."""
+
+    text: str
+    documents: int
+    skipped: int = 0
+
+
+def read(path: Path) -> Text:
+    """The text of a local file, or of all readable files of a folder in name order.
+
+    UTF-8; a byte order mark is dropped, and the end of a line is a newline however it is written (CR LF, CR). BadInput says what
+    is no text.
+    """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in {".txt", ".jsonl", ".parquet"} and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", *_LINES, ".parquet") and p.is_file())
         if not files:
             raise BadInput(f"{path}: holds no .txt, .jsonl or .parquet file to read text from")
-        return "\n\n".join(text(p) for p in files)
-    if path.suffix == ".jsonl":
-        try:
-            return "\n\n".join(
-                str(json.loads(line)["text"]) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}: each line must be an object with a `text` field ({error!r})") from None
-    if path.suffix == ".parquet":
-        import pandas
+        parts = [read(p) for p in files]
+        joined = "\n\n".join(part.text for part in parts)
+        return Text(text=joined, documents=sum(p.documents for p in parts), skipped=sum(p.skipped for p in parts))
+    if path.suffix.lower() in _LINES:
+        return _joined(path, _of_lines(path))
+    if path.suffix.lower() == ".parquet":
+        return _joined(path, _of_parquet(path))
+    return Text(text=_decoded(path).replace("\r\n", "\n").replace("\r", "\n"), documents=1)
 
-        table = pandas.read_parquet(path)
-        if "text" not in table:
-            raise BadInput(f"{path}: has no column `text`; columns: {', '.join(map(str, table.columns))}")
-        return "\n\n".join(str(row) for row in table["text"])
+
+def text(path: Path) -> str:
+    """The text of `read` alone."""
+    return read(path).text
+
+
+def _decoded(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: is not UTF-8 text; convert it first") from None
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _joined(path: Path, documents: Iterable[tuple[str, Json]]) -> Text:
+    """Documents, each with its place in the file, as one text; null ones are skipped and counted."""
+    kept: list[str] = []
+    skipped = 0
+    for place, document in documents:
+        if document is None:
+            skipped += 1
+            continue
+        if not isinstance(document, str):
+            raise BadInput(f"{path}, {place}: `text` holds {document!r:.40}, where a string belongs")
+        try:
+            document.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadInput(f"{path}, {place}: `text` holds half a surrogate pair, which is no character; mend it") from None
+        kept.append(document)
+    return Text(text="\n\n".join(kept), documents=len(kept), skipped=skipped)
+
+
+def _of_lines(path: Path) -> Iterator[tuple[str, Json]]:
+    """JSON Lines: a value ends at a newline and nowhere else (U+2028 and U+0085 may stand in a string as they are)."""
+    for number, line in enumerate(_decoded(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number}: is no JSON ({error}); each line is an object with a `text` field") from None
+        if not isinstance(entry, dict) or "text" not in entry:
+            raise BadInput(f"{path}, line {number}: each line must be an object with a `text` field")
+        yield f"line {number}", entry["text"]
+
+
+def _of_parquet(path: Path) -> Iterator[tuple[str, Json]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+        if "text" not in names:
+            raise BadInput(f"{path}: has no column `text`; columns: {', '.join(names)}")
+        column = pyarrow.parquet.read_table(path, columns=["text"]).column("text")
+    except pyarrow.ArrowInvalid as error:
+        raise BadInput(f"{path}: cannot be read as Parquet ({error})") from None
+    for number, value in enumerate(column.to_pylist(), 1):
+        yield f"row {number}", value
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the text's bytes (all files of a folder, in name order, with their names)."""
-    hasher = hashlib.sha256()
+    """SHA-256 of the text's bytes (all files of a folder, in name order, with their names) and of how they are read."""
+    hasher = hashlib.sha256(f"reader {READER_VERSION}\n".encode())
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         if path.is_dir():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from harness.engines.base import Loaded
+from harness.models.corpora import Text
 from harness.spec import Answer, Cell, Json, Metric, Phase, Question
 
 Isolation = Literal["shared", "memory", "latency"]
@@ -44,7 +45,7 @@ class Session(Protocol):
         """The corpus of the question as non-overlapping windows of token ids: tokenized once as the tokenizer does, cut into
         floor(N / window), at most `tokens` ids in all. Raises BadInput if the corpus is shorter than one window."""
 
-    def corpus_text(self, question: Question) -> str:
+    def corpus(self, question: Question) -> Text:
         """The text of the question's corpus, limited as `windows` is not: all of it."""
 
     def baseline_items(self, question: Question) -> Json:

@@ -21,6 +21,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.engines.base import Partial
@@ -88,6 +89,12 @@ def corpus_options(corpus: Mapping[str, Json]) -> dict[str, Json]:
 
 def measure(session: Session, question: Question) -> Answer:
     """Perplexity, bits per byte and the number of non-finite tokens of the question's corpus."""
+    answer = _measured(session, question)
+    skipped = session.corpus(question).skipped
+    return replace(answer, facts={**answer.facts, "skipped_documents": skipped}) if skipped else answer
+
+
+def _measured(session: Session, question: Question) -> Answer:
     definition = str(question.options["definition"])
     if definition in ROLLING:
         return _rolling(session, question, definition)
@@ -172,7 +179,7 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
         nll = corpus_pass(session, question, compare=False)["nll"]
     byte_counts = None
     try:
-        sizes = corpora.token_bytes(tokenizer, session.corpus_text(question), session.cache / "tokens")
+        sizes = corpora.token_bytes(tokenizer, session.corpus(question).text, session.cache / "tokens")
     except Unsupported as reason:
         facts["bits_per_byte"] = f"not given: {reason}"
     else:
@@ -238,7 +245,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
 
     from harness import stats
 
-    text = session.corpus_text(question)
+    text = session.corpus(question).text
     tokenizer = session.loaded.tokenizer
     ids = list(tokenizer(text, verbose=False)["input_ids"])  # with its special tokens, as lm-eval's `hf` encodes a document
     if question.options["tokens"] is not None and len(ids) > int(question.options["tokens"]):
