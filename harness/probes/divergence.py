@@ -13,6 +13,7 @@ from the baseline.
 
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-25): the same sum in a form that no rounding takes below zero; values move by about 1e-7 nats.
+Version 3 (2026-11-28): a mean that lacks tokens at which the baseline answers is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.probes.base import Probe, Session, Wishes
-from harness.probes.perplexity import corpus_options, corpus_pass, npy
+from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question
 
 QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999))
@@ -171,6 +172,7 @@ def measure(session: Session, question: Question) -> Answer:
 
     scores = corpus_pass(session, question, compare=True)
     kl, top, delta = scores["kl"], scores["same_top"], scores["delta_p"]
+    kl = same_tokens(session, question, kl, scores["base_nll"])
     finite = np.isfinite(kl)
     bad = int(finite.size - finite.sum())
     if bad == finite.size:
@@ -198,7 +200,7 @@ def measure(session: Session, question: Question) -> Answer:
 PROBE = Probe(
     name="divergence",
     title="Divergence from the baseline",
-    version="2",
+    version="3",
     metrics=METRICS,
     isolation="shared",
     questions=questions,

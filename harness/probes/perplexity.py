@@ -8,11 +8,12 @@ L/2 on scored (llama.cpp's perplexity tool). `rolling-word`, `rolling-byte`, `bi
 over the whole text as one
 document, in its own windows, per word, per byte, or in bits per byte.
 
-Tokens whose score is not finite are excluded and counted, and the cell is marked; if no token is finite, Nonfinite is raised.
+A mean is over the same tokens in every cell of a model. Tokens that are not finite in the baseline are left out of all its cells,
+and counted; a cell that has others gets no number but a Nonfinite. So does a rolling sum that lacks any token.
 
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-28): the bytes of a token are counted on the text, not on the token's name: tokens that are added without being
-special counted nothing, and a normalizer or a leading space misled.
+special counted nothing, and a normalizer or a leading space misled. A mean that lacks tokens which the baseline's has is refused.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ METRICS = (
         unit="tokens",
         better="lower",
         definition="scored tokens whose log-likelihood is NaN or infinite",
-        description="Excluded from the perplexity, and counted: any other number than 0 marks the cell.",
+        description="Of the baseline, and left out of all cells of the model; any other number than 0 marks the cell. A cell "
+        "that has others fails.",
     ),
 )
 
@@ -166,7 +168,7 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
     windows = session.windows(question)
     tokenizer = session.loaded.tokenizer
     facts: dict[str, Json] = {"windows": len(windows), "window": len(windows[0])}
-    first = 0
+    first, base = 0, None
     if llamacpp:
         bos = _added_bos(tokenizer)
         facts["bos"] = bos
@@ -176,7 +178,9 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
         first = len(windows[0]) // 2
         nll = np.stack([scores.nll for scores in session.loaded.score_windows(windows, None)])[:, first:]
     else:
-        nll = corpus_pass(session, question, compare=False)["nll"]
+        scores = corpus_pass(session, question, compare=False)
+        nll, base = scores["nll"], scores.get("base_nll")
+    nll = same_tokens(session, question, nll, base)
     byte_counts = None
     try:
         sizes = corpora.token_bytes(tokenizer, session.corpus(question).text, session.cache / "tokens")
@@ -186,6 +190,29 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
         cut = corpora.windows(sizes, len(windows[0]), question.options["tokens"], question.subject)
         byte_counts = np.array(cut, dtype=np.int64)[:, first + 1 :]
     return _answer(session, question, definition, nll, byte_counts, facts)
+
+
+def same_tokens(session: Session, question: Question, values: Any, base_nll: Any) -> Any:
+    """`values` [windows, targets] of a cell, NaN where the baseline's negative log-likelihoods are not finite. `base_nll` holds
+    those, or is None where they are not known.
+
+    Nonfinite where a value is not finite and the baseline's is: the mean of the others would be compared with means over more
+    tokens, and what overflows is no random part of a text.
+    """
+    import numpy as np
+
+    if session.is_baseline:
+        return values
+    expected = np.ones(values.shape, dtype=bool) if base_nll is None else np.isfinite(base_nll)
+    known = int(expected.sum())
+    lost = int((expected & ~np.isfinite(values)).sum())
+    if lost:
+        broken = ": the artifact is broken" if 2 * lost > known else ""
+        raise Nonfinite(
+            f"{session.cell.name}: {lost} of {known} scored tokens of {question.subject!r} are NaN or infinite, where "
+            f"the baseline answers them all; no mean over the others is given{broken}"
+        )
+    return np.where(expected, values, np.nan)
 
 
 def _answer(session: Session, question: Question, definition: str, nll: Any, byte_counts: Any, facts: dict[str, Json]) -> Answer:
@@ -263,24 +290,23 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
     windows = [[*inputs, targets[-1]] for inputs, targets in pairs]
     scored = session.loaded.score_windows(windows, None)
     nll = [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
-    sums = np.array([np.where(np.isfinite(part), part, 0.0).astype(np.float64).sum() for part in nll])
+    sums = np.array([part.astype(np.float64).sum() for part in nll])
     bad = int(sum((~np.isfinite(part)).sum() for part in nll))
-    if bad == len(ids):
+    if bad:  # the words and bytes of the text are those of all its tokens
+        broken = ": the artifact is broken" if 2 * bad > len(ids) else ""
         raise Nonfinite(
-            f"{session.cell.name}: all {bad} tokens of {question.subject!r} are NaN or infinite; the artifact is broken"
+            f"{session.cell.name}: {bad} of {len(ids)} tokens of {question.subject!r} are NaN or infinite, so the text has no "
+            f"sum{broken}"
         )
     # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
     words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
     blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
     facts: dict[str, Json] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
-    if bad:
-        facts["marked"] = "nonfinite"
-        facts["nonfinite_tokens"] = bad
     # The interval resamples windows, each with its share of the words and bytes by tokens.
     share = np.array([len(part) for part in nll]) / len(ids)
     results = []
     for name, count in (("rolling-word", words), ("rolling-byte", size)):
-        interval = stats.ratio_of_sums(sums, share * count, n=len(ids) - bad, excluded=bad).map(math.exp)
+        interval = stats.ratio_of_sums(sums, share * count, n=len(ids)).map(math.exp)
         results.append(
             Measurement(
                 metric="perplexity",
@@ -295,7 +321,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
         )
     # The definition that was asked for comes first.
     results.sort(key=lambda m: not m.definition.startswith(definition))
-    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids) - bad, excluded=bad)
+    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids))
     results.append(
         Measurement(
             metric="bits_per_byte",

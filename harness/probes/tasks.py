@@ -10,7 +10,7 @@ gives one number over the items of all its tasks. The side-car holds, per item, 
 A cell that is asked until a verdict (`budget: auto`) answers a part of the items and gives what `sequential.py` measures, but no
 `accuracy`.
 
-Items whose log-likelihoods are NaN count as wrong and mark the cell; a model that answers NaN to everything raises Nonfinite.
+Items whose log-likelihoods are NaN count as wrong and mark the cell; a model that answers NaN to most of them raises Nonfinite.
 
 Version 1 (2026-11-21): first definition.
 """
@@ -262,10 +262,11 @@ def _as_the_baseline(item: Mapping[str, Json], row: Mapping[str, Json]) -> dict[
 
 
 def _marks(session: Session, name: str, items: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
-    """How many items there are, and how many of them have no finite answer; Nonfinite if none has."""
+    """How many items there are, and how many of them have no finite answer; Nonfinite if most have none."""
     broken = sum(1 for item in items if item.get("nonfinite"))
-    if broken == len(items):
-        raise Nonfinite(f"{session.cell.name}: every item of {name!r} has NaN log-likelihoods; the artifact is broken")
+    if 2 * broken > len(items):
+        some = "every item" if broken == len(items) else f"{broken} of {len(items)} items"
+        raise Nonfinite(f"{session.cell.name}: {some} of {name!r} have NaN log-likelihoods; the artifact is broken")
     return {"items": len(items), **({"marked": "nonfinite", "nonfinite_items": broken} if broken else {})}
 
 

@@ -181,16 +181,15 @@ def test_nan_weights_give_a_typed_failure_and_no_number(base: Any, tmp_path: Pat
         divergence.PROBE.measure(session(tmp_path, broken), QUESTION)
 
 
-def test_partly_nonfinite_answers_are_excluded_counted_and_marked(base: Any, tmp_path: Path) -> None:
-    untied = llama(initializer_range=0.3, tie_word_embeddings=False)
-    divergence.PROBE.measure(session(tmp_path, untied, is_baseline=True), QUESTION)
-    broken = nudged(untied, 0.0)
-    asked = session(tmp_path, broken)
-    windows = asked.windows(QUESTION)
+def test_tokens_that_are_not_finite_in_the_baseline_are_excluded_counted_and_mark_every_cell(base: Any, tmp_path: Path) -> None:
+    broken = llama(initializer_range=0.3, tie_word_embeddings=False)
     rare = tokenizer(bos=False)("Ω")["input_ids"][0]
-    (place,) = [i for i, window in enumerate(windows) if rare in window]
     with torch.no_grad():
         broken.model.embed_tokens.weight[rare] = float("nan")
+    divergence.PROBE.measure(session(tmp_path, broken, is_baseline=True), QUESTION)
+    asked = session(tmp_path, nudged(broken, 0.0))
+    windows = asked.windows(QUESTION)
+    (place,) = [i for i, window in enumerate(windows) if rare in window]
     answer = divergence.PROBE.measure(asked, QUESTION)
     bad = answer.facts["nonfinite_tokens"]
     assert bad in (63 - windows[place].index(rare), 63)

@@ -184,7 +184,7 @@ def poisoned(token: int) -> Any:
     return model
 
 
-def test_nonfinite_tokens_are_excluded_counted_and_mark_the_cell(tmp_path: Path) -> None:
+def test_tokens_that_are_not_finite_in_the_baseline_are_excluded_counted_and_mark_it(tmp_path: Path) -> None:
     corpus = f"{text(60)} Ω {text(60, seed=1)}"
     question = corpus_question("perplexity")
     windows = session(tmp_path, corpus=corpus).windows(question)
@@ -192,6 +192,7 @@ def test_nonfinite_tokens_are_excluded_counted_and_mark_the_cell(tmp_path: Path)
     (place,) = [i for i, window in enumerate(windows) if rare in window]
     position = windows[place].index(rare)
     asked = session(tmp_path, poisoned(rare), corpus=corpus)
+    asked.is_baseline = True
     answer = PROBE.measure(asked, question)
     bad = measured(answer, "nonfinite_tokens").value
     # Some attention kernels multiply masked values by 0, which spreads NaN to the front of the window too.
