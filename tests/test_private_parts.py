@@ -40,6 +40,7 @@ PARTS = {
     "transformers.modeling_utils.PreTrainedModel:_is_hf_initialized": "layers without weights stay empty",
     "transformers.cache_utils.DynamicLayer.lazy_initialization": "a prefix's keys and values serve many rows",
     "transformers.conversion_mapping.get_checkpoint_conversion_mapping": "renaming rules are built once, before forking",
+    "pandas._libs.missing.NAType": "the type of a missing number in a frame",
     "torch.utils._python_dispatch.TorchDispatchMode": "matrix products are taken another way on some CPUs",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default": "attention's products are widened",
     "torch.ops.aten._convert_weight_to_int4pack_for_cpu.default": "the codes of int4 weights are seen as they are packed",
