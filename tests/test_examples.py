@@ -11,7 +11,8 @@ import yaml
 from nbclient import NotebookClient
 
 import harness
-from harness import store, suite
+from harness import store
+from harness.suite import matrix
 
 FOLDER = Path(__file__).parents[1] / "examples"
 SUITES = sorted(FOLDER.glob("*.yaml"))
@@ -20,7 +21,7 @@ NOTEBOOK = FOLDER / "notebook.ipynb"
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_an_example_can_be_planned_on_the_embedded_model_and_each_cell_can_exist(path: Path) -> None:
-    planned = suite.plan(path, device="cpu")
+    planned = matrix.plan(path, device="cpu")
     assert planned.suite.name == path.stem
     assert {p.cell.model.name for p in planned.cells} == {"reference"}
     assert planned.cells
