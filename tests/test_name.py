@@ -23,7 +23,6 @@ OLD = [
     ),
     re.compile(r"""^name\s*=\s*["']quant[-_]harness["']""", re.MULTILINE),  # of a project
     re.compile(r"""\b(?:version|distribution|requires|metadata)\(\s*["']quant[-_]harness["']"""),  # of importlib.metadata
-    re.compile(r"pypi\.org/(?:project|p)/quant-harness"),
 ]
 
 
