@@ -1,22 +1,37 @@
-# make run    a finished matrix and its HTML report        make test   the tests
-# make check  style and types                              make clean  remove what these made
+# make run    a finished matrix and its HTML report        make test      the tests that take at most ten seconds each
+# make check  style and types                              make test-all  every test
+# make docs   the documentation site, in site/             make dist      what a release uploads, in dist/
+# make clean  remove .venv, caches and build products; measurements (results/, reports/) stay
 # Each makes .venv and installs what it needs if that is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 SUITE ?= quick
 
-.PHONY: run test check clean
+.PHONY: run test test-all check docs dist clean
 
 run: .venv/ready
 	$(BIN)/quant-harness run $(SUITE)
 
 test: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest
 
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site publishes one report: of results/quick, which `make run` makes and this makes where it is missing.
+docs: .venv/ready
+	$(BIN)/python docs/example_report.py
+	$(BIN)/mkdocs build --strict
+
+dist: .venv/ready
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 # The stamp is written last, so that an interrupted installation is taken up again.
 .venv/ready: pyproject.toml constraints.txt
@@ -25,4 +40,4 @@ check: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache reports results
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist site

@@ -14,6 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import run as _room  # noqa: F401 - here and now: importing a package puts its name where the function `run` is to stay
+
 if TYPE_CHECKING:
     import pandas
 

@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +53,7 @@ ResultsArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help="A run 
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Formats of `results`."""
 
     table = "table"
@@ -63,7 +63,7 @@ class Format(str, Enum):
     parquet = "parquet"
 
 
-class Listing(str, Enum):
+class Listing(StrEnum):
     """Formats of `methods`."""
 
     table = "table"

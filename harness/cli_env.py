@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ CacheOption = Annotated[Path | None, typer.Option("--cache", help="The cache fol
 NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names shown by `env list`.")]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Formats of `env list`."""
 
     table = "table"
@@ -115,7 +115,7 @@ def list_(
             column, no_wrap=column in {"environment", "state", "size"}, justify="right" if column == "size" else "left"
         )
     for s in states:
-        requires = ", ".join(s.environment.requirements) if s.environment.name != envs.MAIN else "(extras of quant-harness)"
+        requires = ", ".join(s.environment.requirements) if s.environment.name != envs.MAIN else "(extras of llm-quant-harness)"
         methods = ", ".join(s.environment.methods)
         table.add_row(s.environment.name, s.state, _megabytes(envs.size_bytes(s.environment, place)), methods, requires)
     out.print(table)

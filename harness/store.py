@@ -212,7 +212,7 @@ def _check_schema(path: Path, header: Json) -> None:
     if schema > SCHEMA:
         raise NewerSchema(
             f"{path}: written with results schema {schema}, this quant-harness reads up to {SCHEMA}; "
-            "upgrade it with: pip install --upgrade quant-harness"
+            "upgrade it with: pip install --upgrade llm-quant-harness"
         )
 
 

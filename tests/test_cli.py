@@ -101,7 +101,7 @@ def test_results_of_a_newer_schema_are_refused_with_advice_and_left_untouched(fi
     for verb in (["results", finished], ["report", finished, "-o", finished / "x.html"]):
         done = call(*verb)
         assert done.returncode == 2
-        assert "pip install --upgrade quant-harness" in done.stderr
+        assert "pip install --upgrade llm-quant-harness" in done.stderr
     assert path.read_text() == newer
 
 

@@ -1,12 +1,15 @@
-"""Every command and every suite shown in the README and docs works as shown."""
+"""Every command, every suite and every link shown in the README, in CONTRIBUTING and in the other pages works as shown."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,12 @@ from harness.probes import METRICS
 from harness.suite import matrix
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *(ROOT / folder / "README.md" for folder in ("examples", "results", "reports")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 WriteSuite = Callable[..., Path]
 
 
@@ -26,14 +34,20 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
+def shown() -> list[str]:
+    """Every command of a block of shell commands, once."""
     lines = [line.split("#")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in lines if line.startswith("quant-harness")))
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def commands() -> list[str]:
+    return [line for line in shown() if line.startswith("quant-harness")]
 
 
 @pytest.fixture
 def shown_folder(write_suite: WriteSuite, model_folder: Path, tmp_path: Path) -> Path:
-    """A folder as the README assumes it: mine.yaml and quick (scripted, so that they take a second), my-model, my-text.txt."""
+    """A folder as the pages assume it: mine.yaml, quick and the examples (scripted, so that they take a second), my-model,
+    my-text.txt."""
     folder = tmp_path / "shown"
     folder.mkdir()
     shutil.copytree(model_folder, folder / "my-model")
@@ -41,11 +55,16 @@ def shown_folder(write_suite: WriteSuite, model_folder: Path, tmp_path: Path) ->
     for name in ("mine", "quick"):
         text = write_suite("{bits: 4}", name=name).read_text()
         (folder / ("quick" if name == "quick" else "mine.yaml")).write_text(text)
+    (folder / "examples").mkdir()
+    for example in EXAMPLES:
+        (folder / "examples" / example.name).write_text(write_suite("{bits: 4}", name=example.stem).read_text())
     return folder
 
 
+@pytest.mark.slow
 def test_every_quant_harness_command_of_the_docs_runs_as_shown(shown_folder: Path) -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 12
+    assert {f"quant-harness run examples/{example.name}" for example in EXAMPLES} <= {" ".join(c.split()[:3]) for c in commands()}
     run = [sys.executable, "-m", "harness.cli"]
     subprocess.run([*run, "run", "quick"], cwd=shown_folder, check=True, capture_output=True, timeout=120)
     for command in commands():
@@ -69,16 +88,46 @@ def test_the_suite_of_the_readme_can_be_planned(shown_folder: Path) -> None:
 
 def test_the_python_of_the_readme_runs(shown_folder: Path) -> None:
     (block,) = blocks(ROOT / "README.md", "python")
-    subprocess.run([sys.executable, "-c", block], cwd=shown_folder, check=True, capture_output=True, timeout=120)
+    again = f"{block}\n{block}"  # as in a notebook whose cells are run twice
+    subprocess.run([sys.executable, "-c", again], cwd=shown_folder, check=True, capture_output=True, timeout=120)
     assert store.read(shown_folder / "results" / "quick").ended
     assert (shown_folder / "report.html").is_file()
 
 
+def test_every_other_command_of_the_pages_names_what_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    others = [line for line in shown() if not line.startswith("quant-harness")]
+    assert others
+    for line in others:
+        program, *arguments = shlex.split(line)
+        if program == "make":
+            done = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+        elif program == "python" and arguments[0] == "-m":
+            assert importlib.util.find_spec(arguments[1]) is not None, line
+        else:
+            extra = re.fullmatch(r"pip install llm-quant-harness\[(\w+)\]", shlex.join([program, *arguments]).replace("'", ""))
+            assert extra is not None, f"no test knows this command: {line}"
+            assert extra[1] in extras
+
+
+def test_what_the_python_of_the_other_pages_imports_exists() -> None:
+    imports = [
+        ast.unparse(node)
+        for page in PAGES[1:]
+        for block in blocks(page, "python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom | ast.Import) and "harness" in ast.unparse(node)
+    ]
+    assert imports
+    subprocess.run([sys.executable, "-c", "\n".join(imports)], check=True, capture_output=True, timeout=120)
+
+
 def test_the_two_commands_are_what_ci_calls() -> None:
-    shown = [line.split("#")[0].strip() for line in blocks(ROOT / "README.md", "sh")[0].splitlines()]
-    called = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert shown == ["make run", "make test"]
-    assert set(shown) <= set(called)
+    shown_first = [line.split("#")[0].strip() for line in blocks(ROOT / "README.md", "sh")[0].splitlines()]
+    assert shown_first == ["make run", "make test"]
+    # CI runs all tests, of which `make test` is the fast part (tests/test_workflows.py holds the two targets together)
+    assert {"make run", "make test-all"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
 def test_the_table_of_methods_in_the_readme_is_the_table_of_the_code() -> None:

@@ -141,7 +141,9 @@ def missing(method: Method) -> Missing | None:
     absent = tuple(name for name in method.modules if not _found(name))
     if not absent:
         return None
-    install = f'pip install "quant-harness[{method.extra}]"' if method.extra else f"pip install {' '.join(method.requirements)}"
+    install = (
+        f'pip install "llm-quant-harness[{method.extra}]"' if method.extra else f"pip install {' '.join(method.requirements)}"
+    )
     return Missing(packages=absent, install=install)
 
 

@@ -39,7 +39,7 @@ def quantize(request: QuantizeRequest) -> None:
     """Links to the file, which `request.model_dir` is."""
     for package in ("llama_cpp", "gguf"):
         if importlib.util.find_spec(package) is None:
-            raise MissingPackage(package, "a GGUF file", 'pip install "quant-harness[gguf]"')
+            raise MissingPackage(package, "a GGUF file", 'pip install "llm-quant-harness[gguf]"')
     (request.out_dir / gguf.FILE).symlink_to(request.model_dir.resolve())
     reload.skip(request.out_dir, "gguf: given as it is, and read by nothing but llama.cpp")
 

@@ -94,15 +94,15 @@ _READERS: dict[str, Callable[[Mapping[str, Json]], tuple[float, dict[str, Json]]
 }
 
 _PACKAGES = {
-    "gptq": ("gptqmodel", 'pip install "quant-harness[gptqmodel]"'),
-    "awq": ("gptqmodel", 'pip install "quant-harness[gptqmodel]"'),
-    "auto-round": ("auto_round", 'pip install "quant-harness[autoround]"'),
-    "bitsandbytes": ("bitsandbytes", 'pip install "quant-harness[bnb]"'),
-    "hqq": ("hqq", 'pip install "quant-harness[hqq]"'),
-    "torchao": ("torchao", 'pip install "quant-harness[torchao]"'),
+    "gptq": ("gptqmodel", 'pip install "llm-quant-harness[gptqmodel]"'),
+    "awq": ("gptqmodel", 'pip install "llm-quant-harness[gptqmodel]"'),
+    "auto-round": ("auto_round", 'pip install "llm-quant-harness[autoround]"'),
+    "bitsandbytes": ("bitsandbytes", 'pip install "llm-quant-harness[bnb]"'),
+    "hqq": ("hqq", 'pip install "llm-quant-harness[hqq]"'),
+    "torchao": ("torchao", 'pip install "llm-quant-harness[torchao]"'),
     "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
     "aqlm": ("aqlm", "pip install aqlm"),
-    "quanto": ("optimum", 'pip install "quant-harness[quanto]"'),
+    "quanto": ("optimum", 'pip install "llm-quant-harness[quanto]"'),
 }
 """What loads a format beside transformers, and the command that adds it."""
 

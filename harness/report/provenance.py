@@ -13,7 +13,7 @@ from harness.report.view import PackageList, View
 PACKAGES = (
     "torch", "transformers", "lm-eval", "numpy", "gptqmodel", "hqq", "bitsandbytes", "auto-round", "torchao", "optimum-quanto",
     "llmcompressor", "compressed-tensors", "llama-cpp-python", "openvino", "nncf", "neural-compressor", "nvidia-modelopt",
-    "accelerate", "safetensors", "tokenizers", "datasets", "quant-harness",
+    "accelerate", "safetensors", "tokenizers", "datasets", "llm-quant-harness",
 )  # fmt: skip
 """Shown first; the rest of the list is folded away."""
 

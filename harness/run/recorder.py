@@ -18,8 +18,8 @@ def same_context(folder: Path, context: str) -> Path | None:
 
 
 def new_run(folder: Path, context: str) -> Path:
-    return folder / f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%S%fZ}-{context[:8]}.jsonl"
+    return folder / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%fZ}-{context[:8]}.jsonl"
 
 
 def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
