@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import run as _room  # noqa: F401 - here and now: importing a package puts its name where the function `run` is to stay
 
@@ -24,9 +24,17 @@ __all__ = ["__version__", "frame", "render", "run"]
 
 
 def run(
-    suite: str | PathLike[str], *, results: str | PathLike[str] = "results", device: str | None = None, **settings: Any
+    suite: str | PathLike[str],
+    *,
+    results: str | PathLike[str] = "results",
+    device: str | None = None,
+    cache: str | PathLike[str] | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    threads: int | None = None,
 ) -> Path:
-    """Runs a suite (file, or name of a built-in one) and returns the run file. `settings`: fields of `runner.Settings`.
+    """Runs a suite (file, or name of a built-in one) and returns the run file. The arguments are the options of `quant-harness
+    run`: `cache` is the folder of artifacts, `fresh` begins a new run, `retry_failed` asks again what failed.
 
     Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
     from harness.run import runner, workspace
@@ -35,8 +43,14 @@ def run(
 
     path = find(str(suite))
     planned = plan(path, device=choose_device(device or load(path).device))
-    cache = Path(settings.pop("cache", None) or workspace.default_cache())
-    return runner.run(planned, runner.Settings(results=Path(results), cache=cache, **settings))
+    settings = runner.Settings(
+        results=Path(results),
+        cache=workspace.default_cache() if cache is None else Path(cache),
+        fresh=fresh,
+        retry_failed=retry_failed,
+        threads=threads,
+    )
+    return runner.run(planned, settings)
 
 
 def frame(results: str | PathLike[str]) -> pandas.DataFrame:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.spec import Json
+from harness.spec import Json, Phase
 
 Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
@@ -66,3 +66,21 @@ class StoredTensor:
     layer: str
     role: Role
     bits: int
+
+
+MANIFEST = "artifact.json"
+"""Written last into an artifact's folder: a folder without it is no artifact."""
+
+VERIFIED = "verified.json"
+"""Written into an artifact once a fresh process has reloaded it and seen that it answers as its weights say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """How an artifact was made: `scheme` is `Scheme.identity()`, `phase` what quantizing took."""
+
+    scheme: Mapping[str, Json]
+    method_version: str
+    phase: Phase
+    calibration_tokens: int | None
+    device: str

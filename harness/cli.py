@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from harness.spec import Cell, Measurement, Record
     from harness.suite.plan import Plan
 
+CHANGES_NUMBERS = False
+"""Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -124,6 +127,7 @@ def plan(
     """Show every cell of a suite with its estimated size, and every square that cannot exist with the reason."""
     from harness import envs
     from harness.run import workspace
+    from harness.spec import to_json
 
     planned = _plan(suite, device)
     places = [cli_env.place_of(p.cell.scheme.method) for p in planned.cells]
@@ -132,7 +136,9 @@ def plan(
     ]
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
-        data = {"device": planned.device, **planned.to_json(), "environments": wanted}
+        asked = to_json(planned.record(weights={}))
+        del asked["weights"]  # known once the models are here
+        data = {"device": planned.device, **asked, "environments": wanted}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")

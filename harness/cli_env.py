@@ -19,6 +19,9 @@ from harness.errors import BadInput
 if TYPE_CHECKING:
     from harness.envs import BuildFailed
 
+CHANGES_NUMBERS = False
+"""Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
+
 EXIT_UNWELL = 1
 """A build or a check that was asked for and did not go well."""
 
@@ -56,23 +59,23 @@ def here() -> dict[str, Here]:
     from harness.methods import METHODS
     from harness.run import workspace
 
-    found = {}
+    standing = {}
     states = {name: envs.status(e, workspace.default_cache()) for name, e in envs.environments().items()}
     for method in METHODS.values():
         absent, status = envs.missing(method), states[method.environment]
         if absent is not None:
-            found[method.name] = Here(state=f"missing: {', '.join(absent.packages)}", install=absent.install)
+            standing[method.name] = Here(state=f"missing: {', '.join(absent.packages)}", install=absent.install)
         elif method.name in status.unwell:
             install = f"quant-harness env check {method.environment}"
-            found[method.name] = Here(state=f"broken: {status.unwell[method.name]}", install=install)
+            standing[method.name] = Here(state=f"broken: {status.unwell[method.name]}", install=install)
         elif method.environment != envs.MAIN and status.state != "ready" and not status.unwell:
             install = f"quant-harness env build {method.environment}"
-            found[method.name] = Here(state=f"environment {method.environment} is {status.state}", install=install)
+            standing[method.name] = Here(state=f"environment {method.environment} is {status.state}", install=install)
         elif method.served:
-            found[method.name] = Here(state="needs a server", install=None)
+            standing[method.name] = Here(state="needs a server", install=None)
         else:
-            found[method.name] = Here(state="ready", install=None)
-    return found
+            standing[method.name] = Here(state="ready", install=None)
+    return standing
 
 
 def place_of(method: str) -> str:
@@ -150,12 +153,12 @@ def build(
     for environment in dict.fromkeys(wanted):
         try:
             with envs.obtain(environment, place, say) as ready:
-                found = {name: ready.health(name, say) for name in environment.methods}
+                results = {name: ready.health(name, say) for name in environment.methods}
         except envs.BuildFailed as error:
             unwell = True
             _failed(error)
             continue
-        wrong = {name: health for name, health in found.items() if not health.ok}
+        wrong = {name: health for name, health in results.items() if not health.ok}
         unwell |= bool(wrong)
         for name, health in wrong.items():
             _wrong(f"{environment.name}: {name}: {health.message}")

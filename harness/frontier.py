@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.spec import Better
 
+CHANGES_NUMBERS = False
+"""Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
+
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
 

@@ -1,8 +1,12 @@
 """The vocabulary as types: model, scheme, cell, question, measurement, failure, record.
 
-Standard library only, because workers import this inside foreign environments that have none of our dependencies.
+Standard library only, because children import this inside foreign environments that have none of our dependencies.
 All types are frozen, slotted and keyword-only. `to_json` / `canonical` / `digest` turn any of them into plain data, into the
-one canonical byte string, and into its SHA-256; two equal questions always have equal digests.
+one canonical byte string, and into its SHA-256; two equal questions always have equal digests. `decode.decode` reads plain data
+back into any of them.
+
+The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `Record`, `EndRecord`
+(store.py writes and reads them). Their fields stand in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ class Scheme:
         if not self.label:
             object.__setattr__(self, "label", " ".join([self.method, f"{self.bits:g}-bit"]))
 
-    def identity(self) -> Json:
+    def identity(self) -> dict[str, Json]:
         """What decides the stored weights, as plain data."""
         return {"method": self.method, "bits": self.bits, "options": to_json(self.options)}
 
@@ -212,7 +216,91 @@ class Record:
         return "ok" if self.failure is None else self.failure.kind
 
 
-def to_json(value: Any) -> Json:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCellRecord:
+    """A planned cell as a run file holds it. The estimates are of its artifact: bits per weight, and bytes (None until the model
+    is here)."""
+
+    cell: Cell
+    questions: tuple[Question, ...]
+    baseline: bool
+    estimated_bpw: float | None = None
+    estimated_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsupportedRecord:
+    """A square that cannot exist, and why."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
+    scheme's label, `commands` make the run again, `weights` are the digests of the models by name."""
+
+    suite: Mapping[str, Json] = field(default_factory=dict)
+    baseline: str = ""
+    cells: tuple[PlannedCellRecord, ...] = ()
+    unsupported: tuple[UnsupportedRecord, ...] = ()
+    commands: tuple[str, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """The conditions of a run. `commit` is None outside a repository; `source` is the digest of the code that can change a
+    number. `machine` and `packages` are there for people: `host` and `packages_digest` stand for them in the digest."""
+
+    host: str
+    python: str
+    packages_digest: str
+    harness: str
+    commit: str | None
+    source: str
+    device: str
+    threads: int
+    machine: Mapping[str, Json]
+    packages: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Equal for runs whose records may stand in one file."""
+        return digest({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in {"machine", "packages"}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader:
+    """The first line of a run file. `started_at` is ISO 8601 in UTC."""
+
+    schema: int = SCHEMA
+    run: str
+    started_at: str
+    context: RunContext
+    context_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentRecord:
+    """What was installed in an environment other than the main one; records name it by `digest`."""
+
+    name: str
+    digest: str
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRecord:
+    """Everything planned has an outcome."""
+
+    ended_at: str
+    questions: int
+
+
+def to_json(value: object) -> Json:
     """Dataclasses, mappings and sequences to plain data. Non-finite floats become strings ("nan", "inf", "-inf"),
     so that every line is strict JSON and nothing is lost."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -228,14 +316,14 @@ def to_json(value: Any) -> Json:
     raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """The one byte string of a value: sorted keys, no spaces, UTF-8; integral floats equal their integers."""
     return json.dumps(
         _integral(to_json(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of `canonical(value)` as 64 hex digits."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
@@ -248,71 +336,3 @@ def _integral(value: Json) -> Json:
     if isinstance(value, list):
         return [_integral(v) for v in value]
     return value
-
-
-def _float(value: Json) -> float:
-    return float(value)
-
-
-def _optional_float(value: Json) -> float | None:
-    return None if value is None else float(value)
-
-
-def model_from_json(data: Json) -> Model:
-    return Model(**data)
-
-
-def scheme_from_json(data: Json) -> Scheme:
-    return Scheme(method=data["method"], bits=data["bits"], options=dict(data["options"]), label=data.get("label", ""))
-
-
-def cell_from_json(data: Json) -> Cell:
-    return Cell(model=model_from_json(data["model"]), scheme=scheme_from_json(data["scheme"]))
-
-
-def question_from_json(data: Json) -> Question:
-    return Question(probe=data["probe"], subject=data["subject"], options=dict(data["options"]))
-
-
-def measurement_from_json(data: Json) -> Measurement:
-    return Measurement(
-        metric=data["metric"],
-        value=_float(data["value"]),
-        definition=data["definition"],
-        unit=data["unit"],
-        low=_optional_float(data["low"]),
-        high=_optional_float(data["high"]),
-        n=data["n"],
-        blob=data["blob"],
-    )
-
-
-def answer_from_json(data: Json) -> Answer:
-    return Answer(measurements=tuple(measurement_from_json(m) for m in data["measurements"]), facts=dict(data["facts"]))
-
-
-def phase_from_json(data: Json) -> Phase:
-    return Phase(name=data["name"], seconds=_float(data["seconds"]), peak_bytes=dict(data["peak_bytes"]))
-
-
-def failure_from_json(data: Json) -> Failure:
-    return Failure(**data)
-
-
-def record_from_json(data: Json) -> Record:
-    """Inverse of `to_json(record)`; raises KeyError or TypeError on a line that is no record."""
-    return Record(
-        key=data["key"],
-        context=data["context"],
-        cell=cell_from_json(data["cell"]),
-        question=question_from_json(data["question"]),
-        probe_version=data["probe_version"],
-        answer=None if data["answer"] is None else answer_from_json(data["answer"]),
-        failure=None if data["failure"] is None else failure_from_json(data["failure"]),
-        simulated=data["simulated"],
-        phases=tuple(phase_from_json(p) for p in data["phases"]),
-        environment=data["environment"],
-        started_at=data["started_at"],
-        seconds=_float(data["seconds"]),
-        schema=data["schema"],
-    )

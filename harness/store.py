@@ -2,11 +2,11 @@
 
 ``results/<suite>/<run>.jsonl`` holds one JSON object per line::
 
-    {"kind": "header", "schema": 1, "run": ..., "context": {...}, "context_digest": ...}    first line, once
-    {"kind": "plan", ...}                       what was asked; the last one counts (a suite may grow)
-    {"kind": "environment", "name": ..., "digest": ..., "python": ..., "packages": {...}}   one that is not the main one
-    {"kind": "record", ...}                     one outcome (`spec.Record`)
-    {"kind": "end", ...}                        everything planned has an outcome; written last
+    {"kind": "header", ...}         `spec.RunHeader`: first line, once
+    {"kind": "plan", ...}           `spec.PlanRecord`: what was asked; the last one counts (a suite may grow)
+    {"kind": "environment", ...}    `spec.EnvironmentRecord`: one that is not the main one
+    {"kind": "record", ...}         `spec.Record`: one outcome
+    {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
 
 ``results/<suite>/blobs/<aa>/<sha256>.<ext>`` holds raw samples. One process writes (an advisory lock proves it); each line
 is flushed and fsynced before the writer goes on, so that a kill at any moment costs at most the line being written. A torn
@@ -25,10 +25,15 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias, TypeVar
 
+from harness.decode import DecodeError, decode
 from harness.errors import BadInput, NewerSchema, StoreError
-from harness.spec import SCHEMA, Json, Record, record_from_json, to_json
+from harness.files import write_atomically
+from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
+
+_Line: TypeAlias = dict[str, object]
+_T = TypeVar("_T")
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
 
@@ -43,11 +48,11 @@ class Run:
     was installed in environments other than the main one, by the digest that records carry."""
 
     path: Path
-    header: Json
-    plan: Json
+    header: RunHeader
+    plan: PlanRecord
     records: tuple[Record, ...]
     ended: bool
-    environments: Mapping[str, Json] = field(default_factory=dict)
+    environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
 
     def blob(self, name: str) -> bytes:
         """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
@@ -68,12 +73,7 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
         return name
     with _explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{name}.{os.getpid()}")
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_atomically(path, data, lasting=True)
     return name
 
 
@@ -82,34 +82,36 @@ def read(path: Path) -> Run:
     path = newest(path) if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"{path}: no such results file; make one with: quant-harness run SUITE")
-    header: Json = None
-    plan: Json = {"suite": {}, "cells": [], "unsupported": [], "commands": []}
+    header: RunHeader | None = None
+    plan = PlanRecord()
     records: dict[str, Record] = {}
-    environments: dict[str, Json] = {}
+    environments: dict[str, EnvironmentRecord] = {}
     ended = False
     for number, line in _lines(path):
-        kind = line.get("kind")
+        kind = line.pop("kind", None)
         if number == 1:
             if kind != "header":
                 raise BadInput(f"{path}: line 1 is not a run header; is this a file of quant-harness?")
             _check_schema(path, line)
-            header = line
+            header = _read(RunHeader, line, path, number)
         elif kind == "plan":
-            plan, ended = line, False
+            plan, ended = _read(PlanRecord, line, path, number), False
         elif kind == "record":
-            record = _record(path, number, line)
+            record = _read(Record, line, path, number)
             records.pop(record.key, None)
             records[record.key] = record
         elif kind == "environment":
-            environments[str(line.get("digest"))] = {k: v for k, v in line.items() if k != "kind"}
+            environment = _read(EnvironmentRecord, line, path, number)
+            environments[environment.digest] = environment
         elif kind == "end":
+            _read(EndRecord, line, path, number)
             ended = True
     if header is None:
         raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
     return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended, environments=environments)
 
 
-def read_header(path: Path) -> Json:
+def read_header(path: Path) -> RunHeader | None:
     """The first line of a run file without reading the rest; None when it is not one."""
     with path.open("rb") as file:
         first = file.readline()
@@ -117,10 +119,13 @@ def read_header(path: Path) -> Json:
         line = json.loads(first)
     except ValueError:
         return None
-    if not isinstance(line, dict) or line.get("kind") != "header":
+    if not isinstance(line, dict) or line.pop("kind", None) != "header":
         return None
     _check_schema(path, line)
-    return line
+    try:
+        return decode(RunHeader, line)
+    except DecodeError:
+        return None
 
 
 def newest(folder: Path) -> Path:
@@ -134,7 +139,7 @@ def newest(folder: Path) -> Path:
 class Writer:
     """The single writer of one run file. Opening repairs a torn last line; a second writer at once is refused."""
 
-    def __init__(self, path: Path, header: Json) -> None:
+    def __init__(self, path: Path, header: RunHeader) -> None:
         self.path = path
         self.folder = path.parent
         with _explained(self.folder):
@@ -147,19 +152,19 @@ class Writer:
             raise StoreError(f"{path}: another quant-harness is writing this run; wait for it or stop it first") from None
         _set_torn_line_aside(self._file, path)
         if self._file.seek(0, os.SEEK_END) == 0:
-            self._append({"kind": "header", "schema": SCHEMA, **header})
+            self._append("header", header)
 
-    def plan(self, plan: Json) -> None:
-        self._append({"kind": "plan", **plan})
+    def plan(self, plan: PlanRecord) -> None:
+        self._append("plan", plan)
 
-    def environment(self, environment: Json) -> None:
-        self._append({"kind": "environment", **environment})
+    def environment(self, environment: EnvironmentRecord) -> None:
+        self._append("environment", environment)
 
     def record(self, record: Record) -> None:
-        self._append({"kind": "record", **to_json(record)})
+        self._append("record", record)
 
-    def end(self, summary: Json) -> None:
-        self._append({"kind": "end", **summary})
+    def end(self, end: EndRecord) -> None:
+        self._append("end", end)
 
     def blob(self, data: bytes, extension: str) -> str:
         return add_blob(self.folder, data, extension)
@@ -173,15 +178,21 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, line: Json) -> None:
-        data = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    def _append(self, kind: str, line: RunHeader | PlanRecord | EnvironmentRecord | Record | EndRecord) -> None:
+        data = line_of(kind, line)
         with _explained(self.path):
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Json]]:
+def line_of(kind: str, line: RunHeader | PlanRecord | EnvironmentRecord | Record | EndRecord) -> bytes:
+    """A line of a run file, its end included."""
+    text = json.dumps({"kind": kind, **to_json(line)}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -198,14 +209,17 @@ def _lines(path: Path) -> Iterator[tuple[int, Json]]:
             yield number, line
 
 
-def _record(path: Path, number: int, line: Json) -> Record:
+def _read(cls: type[_T], line: _Line, path: Path, number: int) -> _T:
     try:
-        return record_from_json(line)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path}, line {number}: not a record of schema {SCHEMA} ({error!r})") from None
+        return decode(cls, line)
+    except DecodeError as error:
+        raise BadInput(
+            f"{path}, line {number}: not what results schema {SCHEMA} says ({error}); it was edited, or another version wrote "
+            "it: measure anew with: quant-harness run SUITE --fresh"
+        ) from None
 
 
-def _check_schema(path: Path, header: Json) -> None:
+def _check_schema(path: Path, header: _Line) -> None:
     schema = header.get("schema")
     if not isinstance(schema, int):
         raise BadInput(f"{path}: its header names no schema; is this a file of quant-harness?")

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.child.fork_server import Exit, Server
-from harness.spec import Cell, Model, Scheme, to_json
+from harness.child.events import JobRequest
+from harness.child.failures import Exit
+from harness.child.fork_server import Server
+from harness.child.job import Job, Outcome, read_outcome, write_job
+from harness.spec import Cell, Model, Scheme
 
 NOISY = """
 import os, queue, threading
@@ -106,12 +109,19 @@ def job(tmp_path: Path) -> Path:
     folder.mkdir()
     (artifact / "fake.json").write_text("{}")
     (artifact / "reload_check.json").write_text(json.dumps({"skip": "scripted"}))
-    empty: dict[str, str] = {}
-    cell = to_json(Cell(model=Model(name="tiny"), scheme=Scheme(method="fake", bits=4)))
-    data = {"stage": "verify", "cell": cell, "is_baseline": False, "questions": [], "model_dir": str(tmp_path)}
-    data |= {"artifact_dir": str(artifact), "baseline": None, "device": "cpu", "seed": 0, "threads": 1, "cache": str(tmp_path)}
-    data |= {"texts": empty, "task_folders": empty, "references": empty, "baseline_items": empty, "calibration": None}
-    (folder / "job.json").write_text(json.dumps(data))
+    write_job(
+        folder,
+        Job(
+            stage="verify",
+            cell=Cell(model=Model(name="tiny"), scheme=Scheme(method="fake", bits=4)),
+            model_dir=tmp_path,
+            artifact_dir=artifact,
+            device="cpu",
+            seed=0,
+            threads=1,
+            cache=tmp_path,
+        ),
+    )
     return folder
 
 
@@ -130,11 +140,12 @@ def test_a_job_runs_in_a_branch_or_without_one_where_the_branch_fails(tmp_path: 
     try:
         server.start()
         (tmp_path / "home" / "path" / "noisy.py").write_text(noisy)
-        assert server.run(job, lambda event: None, 5.0, apart=["noisy"]) == Exit(code=0, timed_out=late)
-        assert json.loads((job / "verified.json").read_text()) == {"ok": True}
-        (job / "verified.json").unlink()
-        assert server.run(job, lambda event: None, 20.0) == Exit(code=0, timed_out=False)  # the server lives on
-        assert json.loads((job / "verified.json").read_text()) == {"ok": True}
+        request = JobRequest(job=job, branch_modules=("noisy",))
+        assert server.run(request, lambda event: None, 5.0) == Exit(code=0, timed_out=late)
+        assert read_outcome(job, phase="reload") == Outcome()
+        (job / "outcome-0.json").unlink()
+        assert server.run(JobRequest(job=job), lambda event: None, 20.0) == Exit(code=0)  # the server lives on
+        assert read_outcome(job, phase="reload") == Outcome()
     finally:
         server.close()
 
@@ -145,6 +156,6 @@ def test_a_server_that_leaves_by_itself_is_not_taken_for_one_that_was_killed(tmp
     (path / "quits.py").write_text("import os\nos.fork = lambda: os._exit(3)")
     server = Server(python=Path(sys.executable), modules=["quits"], home=tmp_path / "home", env={})
     try:
-        assert server.run(job, lambda event: None, 20.0) == Exit(code=3, timed_out=False)
+        assert server.run(JobRequest(job=job), lambda event: None, 20.0) == Exit(code=3)
     finally:
         server.close()

@@ -67,7 +67,7 @@ def test_every_planned_question_becomes_one_record_with_its_number_and_its_raw_s
 
 def test_what_several_cells_are_asked_is_begun_once_for_all_of_them(write_suite: WriteSuite, tmp_path: Path) -> None:
     run(write_suite("{bits: [4, 3]}"), tmp_path)
-    begun = tmp_path / "cache" / "fake-ahead.txt"
+    begun = tmp_path / "cache" / "fake-prepared.txt"
     assert begun.read_text() == "a b c\n"
     run(write_suite("{bits: [4, 3, 2]}"), tmp_path)
     assert begun.read_text() == "a b c\n", "one more cell begins for itself"
@@ -175,7 +175,7 @@ def test_a_suite_that_grows_measures_only_what_is_new(write_suite: WriteSuite, t
     grown = run(write_suite("{bits: 4}", "{bits: 2}"), tmp_path)
     assert grown.path == first.path
     assert len(grown.records) == 12
-    assert len(grown.plan["cells"]) == 3
+    assert len(grown.plan.cells) == 3
     assert set(measured(tmp_path).values()) == {1}
 
 
@@ -316,8 +316,8 @@ def test_children_of_a_run_that_needs_no_hub_are_told_that_there_is_none(
 
 def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: Path) -> None:
     suite = write_suite("{bits: 4}")
-    path = run(suite, tmp_path).path
-    with store.Writer(path, {}), pytest.raises(StoreError, match="another quant-harness is writing"):
+    first = run(suite, tmp_path)
+    with store.Writer(first.path, first.header), pytest.raises(StoreError, match="another quant-harness is writing"):
         run(suite, tmp_path)
 
 

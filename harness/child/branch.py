@@ -1,14 +1,14 @@
-"""A process between the fork server and some of its children, for what a fork server must not do itself and every child would.
+"""A warm process that imports a slow library once; the jobs that need it fork from here.
 
-Importing GPTQModel costs 0.4 s and more of CPU time, in each of the four children of a cell. It starts threads, which a fork
-does not carry along, and changes transformers, which other methods' cells should not see. So the fork server forks a branch
-when the first job asks for one: the branch imports the library once, and children of the jobs that ask for it are forked there.
+Importing GPTQModel costs 0.4 s of CPU time and more, in each of a cell's four children. The fork server cannot import it for
+them: the import starts threads, which a fork does not carry along, and changes transformers, which other methods must not see. So
+the server forks a branch when the first job asks for one. The branch imports the library, and children are forked from it.
 
-A thread that Python code starts during that import is held back: the branch stays a process of one thread, and each child
-starts the threads itself before its job begins. The fork loses nothing, because nothing has run. Where an import brings threads
-of another kind (CUDA's, say), waits for one that is held back, or ends the process, there is no branch: children are forked from
-the server and import for themselves, and the server's log says so. The same holds for what else a branch does ahead of its
-children, such as building the requests of a suite's tasks: where that hangs or crashes, it has cost time and nothing else.
+A thread that Python code starts during the import is held back: the branch stays a process of one thread, and each child
+starts the threads itself before its job begins. The fork loses nothing, because nothing has run. Some imports bring threads of
+another kind (CUDA's, say), wait for a thread that is held back, or end the process. Then there is no branch: children are forked
+from the server and import for themselves, and the server's log says so. A branch may prepare more than imports, such as the
+requests of a suite's tasks. Where that hangs or crashes, it costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ IMPORT_SECONDS = 120.0
 class Branch:
     """The fork server's side of a branch. `fit` is False where no children can be forked from it."""
 
-    def __init__(self, ahead: Mapping[str, Callable[[], object]], jobs: Jobs, born: Callable[[int], None]) -> None:
-        """Forks it, and returns once it has done what is `ahead` of its children, each under the name that the log gives it.
-        `born` gets its process id before: that may take long."""
+    def __init__(self, prepare: Mapping[str, Callable[[], object]], jobs: Jobs, born: Callable[[int], None]) -> None:
+        """Forks the branch, and returns once it has prepared what its children share: each entry of `prepare`, whose name the log
+        gives. `born` gets the process id before that, because it may take long."""
         self._socket, theirs = socket.socketpair()
         self._code: int | None = None
         self._pid = os.fork()
         if self._pid == 0:
             self._socket.close()
-            _serve(ahead, jobs, theirs)
+            _serve(prepare, jobs, theirs)
         theirs.close()
         born(self._pid)
         self._socket.settimeout(IMPORT_SECONDS)
@@ -52,11 +52,11 @@ class Branch:
             os.kill(self._pid, signal.SIGKILL)
         self._socket.settimeout(None)
         if not self.fit:
-            names = ", ".join(ahead)
+            names = ", ".join(prepare)
             sys.stderr.write(f"{names}: no branch (exit code {self.close()}), so every child does that for itself\n")
 
     def run(self, line: str) -> bool:
-        """Has it run the job of a line; False where it is no more, and a child that it may have had is no more with it."""
+        """Has the branch run the job of a line; False where the branch has ended, and any child of it with it."""
         try:
             self._socket.sendall(line.encode())
             return self._socket.recv(1) == b"."
@@ -64,20 +64,20 @@ class Branch:
             return False
 
     def close(self) -> int:
-        """Has it end, if it has not yet; returns its exit code (negative = signal)."""
+        """Ends the branch; returns its exit code (negative = signal)."""
         self._socket.close()
         if self._code is None:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         return self._code
 
 
-def _serve(ahead: Mapping[str, Callable[[], object]], jobs: Jobs, server: socket.socket) -> None:
+def _serve(prepare: Mapping[str, Callable[[], object]], jobs: Jobs, server: socket.socket) -> None:
     code = 70
     try:
         die_with_parent()
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # as a child's is, because libraries look at it
         with held_back() as held:
-            for do in ahead.values():
+            for do in prepare.values():
                 try:
                     do()
                 except Exception:  # what needs it will fail, and its record says so

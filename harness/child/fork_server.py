@@ -7,55 +7,23 @@ is timed.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from harness.child import events
+from harness.child.events import Begun, Event, Exited, JobRequest, Ready, Started
+from harness.child.failures import Exit
 from harness.errors import HarnessError
-from harness.spec import Failure, Json, failure_from_json
+from harness.files import tail
 
 
 class ServerFailed(HarnessError):
     """The fork server did not start or died; carries the tail of its log."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    """How a child ended: exit code (negative = signal), and whether this side killed it for overstaying."""
-
-    code: int
-    timed_out: bool
-
-
-def failure(outcome: Json | None, ended: Exit | Failure, *, log: Path, phase: str, timeout: float) -> Failure | None:
-    """What a child's outcome, or the way it ended without one, stands for; None when all went well."""
-    if isinstance(ended, Failure):
-        return ended
-    end = tail(log)
-    if outcome is not None and "failure" in outcome:
-        said = failure_from_json(outcome["failure"])
-        return Failure(kind=said.kind, phase=said.phase, message=said.message, log_tail=end)
-    if outcome is not None:
-        return None
-    if ended.timed_out:
-        message = f"stopped after {timeout:g} s; raise `timeout` in the suite if it needs more"
-        return Failure(kind="timeout", phase=phase, message=message, log_tail=end)
-    if ended.code == -signal.SIGKILL:
-        message = (
-            "killed by signal 9, which the harness did not send: almost always the kernel's out-of-memory killer; "
-            "use a smaller model or batch, or a machine with more memory"
-        )
-        return Failure(kind="oom", phase=phase, message=message, log_tail=end)
-    if ended.code < 0:
-        message = f"the child died of {signal.Signals(-ended.code).name}; the log's end may say where"
-        return Failure(kind="crash", phase=phase, message=message, log_tail=end)
-    return Failure(kind="crash", phase=phase, message=f"the child left with exit code {ended.code} and no outcome", log_tail=end)
 
 
 class Server:
@@ -70,10 +38,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._child: int | None = None
-        self.ready: Json = None
 
-    def start(self) -> None:
-        """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk)."""
+    def start(self) -> Ready:
+        """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk); returns what it then
+        says. ServerFailed where it says nothing of the kind."""
         path = harness_alone(self._home)
         env = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
         with (self._home / "server.log").open("ab") as log:
@@ -88,30 +56,19 @@ class Server:
             )
         self._buffer = b""
         event = self._event(time.monotonic() + 600)
-        if event is None or event.get("event") != "ready":
-            tail = self.log_tail()
+        if not isinstance(event, Ready):
+            said = self.log_tail()
             self.close()
-            raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{tail}")
-        self.ready = event
+            raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{said}")
+        return event
 
-    def run(
-        self,
-        folder: Path,
-        on_event: Callable[[Json], None],
-        timeout: float,
-        *,
-        apart: Sequence[str] = (),
-        ahead: Path | None = None,
-    ) -> Exit:
-        """Runs the job in `folder`, in a child of the branch that has imported the modules `apart` and has done what the file
-        `ahead` asks for, where there are any. The deadline starts anew with every `begin` event. Interrupts kill the child
-        first."""
+    def run(self, request: JobRequest, on_event: Callable[[Event], None], timeout: float) -> Exit:
+        """Runs a job in a child. Its deadline, in seconds, starts anew with every question. Interrupts kill the child first."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         assert self._process is not None
         assert self._process.stdin is not None
-        line = {"job": str(folder), "apart": list(apart), "ahead": None if ahead is None else str(ahead)}
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        self._process.stdin.write(events.request_line(request))
         self._process.stdin.flush()
         deadline, timed_out = time.monotonic() + timeout, False
         try:
@@ -124,14 +81,13 @@ class Server:
                         return Exit(code=code or 1, timed_out=timed_out)  # 0 would be a child that ended well
                     timed_out, deadline = True, time.monotonic() + 60
                     self._kill()
-                    continue
-                if event["event"] == "started":
-                    self._child = int(event["pid"])
-                elif event["event"] == "exited":
+                elif isinstance(event, Started):
+                    self._child = event.pid
+                elif isinstance(event, Exited):
                     self._child = None
-                    return Exit(code=int(event["code"]), timed_out=timed_out)
+                    return Exit(code=event.code, timed_out=timed_out)
                 else:
-                    if event["event"] == "begin" and not timed_out:
+                    if isinstance(event, Begun) and not timed_out:
                         deadline = time.monotonic() + timeout
                     on_event(event)
         except BaseException:
@@ -164,7 +120,7 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child, signal.SIGKILL)
 
-    def _event(self, deadline: float) -> Json | None:
+    def _event(self, deadline: float) -> Event | None:
         """The next event, or None at the deadline or when the server has closed its pipe."""
         assert self._process is not None
         assert self._process.stdout is not None
@@ -181,8 +137,7 @@ class Server:
                     return None
                 self._buffer += chunk
         line, self._buffer = self._buffer.split(b"\n", 1)
-        event: Json = json.loads(line)
-        return event
+        return events.read_event(line)
 
 
 def harness_alone(home: Path) -> Path:
@@ -192,14 +147,3 @@ def harness_alone(home: Path) -> Path:
     with contextlib.suppress(FileExistsError):
         (path / "harness").symlink_to(Path(__file__).parents[1])
     return path
-
-
-def tail(path: Path, characters: int = 2000) -> str:
-    """The end of a log, readable whatever bytes are in it; '' when there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 4 * characters))
-            return file.read().decode("utf-8", errors="replace")[-characters:]
-    except OSError:
-        return ""

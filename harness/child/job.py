@@ -1,52 +1,129 @@
-"""A job: one folder with job.json, written by the parent and read by the child, and the outcomes that the child leaves."""
+"""What passes between parent and child as files: a job going in, outcomes coming out. Written and read here and nowhere else.
+
+A job is a folder. The parent writes `job.json` into it, the child leaves `outcome-N.json` for its N-th question (one for a job
+without questions), raw samples in `outbox/`, and all that it and its libraries say in `log.txt`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from harness.spec import Cell, Json, Question, cell_from_json, question_from_json, to_json
+from harness.decode import DecodeError, decode
+from harness.files import write_atomically
+from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
+
+Stage = Literal["quantize", "verify", "reference", "probe"]
+"""`quantize`: write the artifact. `verify`: the reload check. `reference`: store the baseline's answers to one question. `probe`:
+answer the questions in order."""
 
 
-def read_outcome(path: Path) -> Json | None:
-    """What a child left; None when it left nothing readable."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The baseline's cell and its artifact, to be loaded beside the cell's."""
+
+    cell: Cell
+    artifact_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineItems:
+    """Where the baseline's answers to all items of a task lie, and the definition that they were measured under."""
+
+    path: Path
+    definition: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRows:
+    """The calibration rows to draw: `samples` rows of `length` tokens from the text at `path`, called `corpus`, by `seed`."""
+
+    corpus: str
+    samples: int
+    length: int
+    seed: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that a child is told. Texts and task folders are named by their subject, references by `reference_name`."""
+
+    stage: Stage
+    cell: Cell
+    model_dir: Path
+    artifact_dir: Path
+    device: str
+    seed: int
+    threads: int
+    cache: Path
+    is_baseline: bool = False
+    questions: tuple[Question, ...] = ()
+    baseline: Baseline | None = None
+    texts: Mapping[str, Path] = field(default_factory=dict)
+    task_folders: Mapping[str, Path] = field(default_factory=dict)
+    references: Mapping[str, Path] = field(default_factory=dict)
+    baseline_items: Mapping[str, BaselineItems] = field(default_factory=dict)
+    calibration: CalibrationRows | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """Work that several cells share: these questions, for which children are forked once their probes have prepared them."""
+
+    questions: tuple[Question, ...]
+    task_folders: Mapping[str, Path]
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a child leaves for one question, or for a job without questions: an answer, a failure, or neither where nothing was
+    asked and all went well. `phases` were measured meanwhile; `simulated`: the engine holds the weights dequantized."""
+
+    answer: Answer | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    phases: tuple[Phase, ...] = ()
+    simulated: bool = False
+
+
+def write_job(folder: Path, job: Job) -> None:
+    (folder / "job.json").write_text(json.dumps(asdict(job), ensure_ascii=False, default=os.fspath), encoding="utf-8")
+
+
+def read_job(folder: Path) -> Job:
+    return decode(Job, json.loads((folder / "job.json").read_text(encoding="utf-8")))
+
+
+def write_preparation(path: Path, preparation: Preparation) -> None:
+    path.write_text(json.dumps(asdict(preparation), ensure_ascii=False, default=os.fspath), encoding="utf-8")
+
+
+def read_preparation(path: Path) -> Preparation:
+    return decode(Preparation, json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_outcome(folder: Path, outcome: Outcome, index: int = 0) -> None:
+    """Complete or not there. The parent reads it at once and stores it, so it need not outlive a power cut."""
+    write_atomically(_outcome(folder, index), json.dumps(to_json(outcome), ensure_ascii=False, allow_nan=False))
+
+
+def read_outcome(folder: Path, *, phase: str, index: int = 0) -> Outcome | None:
+    """What a child left; None when it left nothing. What is no outcome (a probe that puts a text where a number belongs) is a
+    failure of that question in the `phase` given, and says where it is wrong."""
     try:
-        outcome: Json = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_outcome(folder, index).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return outcome
-
-
-MANIFEST = "artifact.json"
-"""Written last into an artifact's folder: a folder without it is no artifact."""
-
-VERIFIED = "verified.json"
-"""Written into an artifact once a fresh process has reloaded it and found that it answers as its weights say."""
-
-
-class Job:
-    """One job as read from job.json; attributes are its fields."""
-
-    def __init__(self, folder: Path) -> None:
-        data = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        self.folder = folder
-        self.stage: str = data["stage"]
-        self.cell: Cell = cell_from_json(data["cell"])
-        self.is_baseline: bool = data["is_baseline"]
-        self.questions: list[Question] = [question_from_json(q) for q in data["questions"]]
-        self.model_dir = Path(data["model_dir"])
-        self.artifact_dir = Path(data["artifact_dir"])
-        self.baseline: Json = data["baseline"]
-        self.device: str = data["device"]
-        self.seed: int = data["seed"]
-        self.threads: int = data["threads"]
-        self.cache = Path(data["cache"])
-        self.texts: dict[str, str] = data["texts"]
-        self.task_folders: dict[str, str] = data["task_folders"]
-        self.references: dict[str, str] = data["references"]
-        self.baseline_items: dict[str, Json] = data["baseline_items"]
-        self.calibration: Json = data["calibration"]
+    try:
+        return decode(Outcome, data)
+    except DecodeError as error:
+        return Outcome(failure=Failure(kind="error", phase=phase, message=f"the child left what is no outcome: {error}"))
 
 
 def reference_name(question: Question) -> str:
@@ -54,12 +131,15 @@ def reference_name(question: Question) -> str:
     return f"{question.subject}|{question.options['corpus_digest']}|{question.options['window']}|{question.options['tokens']}"
 
 
-def write_json(path: Path, data: Json, *, lasting: bool = False) -> None:
-    """Complete or not there. `lasting`: on the disk when this returns; what the parent reads at once and stores need not be."""
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(to_json(data), file, ensure_ascii=False, allow_nan=False)
-        if lasting:
-            file.flush()
-            os.fsync(file.fileno())
-    draft.replace(path)
+def outbox(folder: Path) -> Path:
+    """Where a child leaves raw samples."""
+    return folder / "outbox"
+
+
+def log(folder: Path) -> Path:
+    """All that a child said."""
+    return folder / "log.txt"
+
+
+def _outcome(folder: Path, index: int) -> Path:
+    return folder / f"outcome-{index}.json"

@@ -10,6 +10,7 @@ from harness.spec import Answer
 
 
 def with_kernels(answer: Answer, facts: EngineFacts | None) -> Answer:
+    """The answer with the engine's facts beside it: how many layers run on each kernel, and which. Unchanged without a model."""
     if facts is None:
         return answer
     layers: dict[str, list[str]] = {}
@@ -18,8 +19,8 @@ def with_kernels(answer: Answer, facts: EngineFacts | None) -> Answer:
     engine = {
         "name": facts.engine,
         "device": facts.device,
-        "kernels": {name: len(found) for name, found in layers.items()},
-        "layers": {name: gathered(found) for name, found in layers.items()},
+        "kernels": {kernel: len(names) for kernel, names in layers.items()},
+        "layers": {kernel: gathered(names) for kernel, names in layers.items()},
         "notes": list(facts.notes),
     }
     return Answer(measurements=answer.measurements, facts={**answer.facts, "engine": engine})
@@ -32,8 +33,8 @@ def gathered(names: Sequence[str]) -> list[str]:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         before, after = (name, "") if number is None else (name[: number.start()], name[number.end() :])
         groups.setdefault((before, after), []).extend([] if number is None else [int(number.group())])
-    found = [f"{before}{_ranges(sorted(set(numbers)))}{after}" for (before, after), numbers in groups.items()]
-    return found if len(found) == len(names) else gathered(found)
+    entries = [f"{before}{_ranges(sorted(set(numbers)))}{after}" for (before, after), numbers in groups.items()]
+    return entries if len(entries) == len(names) else gathered(entries)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

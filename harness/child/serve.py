@@ -1,11 +1,11 @@
 """The fork server: imports once, then one child per job.
 
-``python -m harness.child.serve MODULES`` imports the named modules once (torch and transformers cost
-seconds), then forks one child per job read from standard input, or has a branch fork it (`harness.child.branch`). All of them
-speak to the parent by JSON lines on one private pipe: ``ready``, ``started``, ``begin``, ``outcome``, ``phase``, ``exited``.
-What an outcome says lies in a file of the job's folder, written and renamed before its line is sent; standard output is the
-child's log and is never parsed. A child lives in a session of its own, so that the parent can kill it with everything it
-started, and dies with who forked it, which dies with the parent.
+``python -m harness.child.serve MODULES`` imports the named modules once (torch and transformers cost seconds), then forks one
+child per job that a line of standard input asks for, or has a branch fork it (`harness.child.branch`). All of them tell the
+parent what happens by lines on one private pipe (`harness.child.events`). What an outcome says lies in a file of the job's
+folder, written before its line is sent; standard output is the child's log and is never parsed. A child lives in a session of
+its own, so that the parent can kill it with everything it started. It dies with the process that forked it, which dies with the
+parent.
 
 This file and what it imports at the top run inside foreign environments that have none of our dependencies.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import os
 import signal
 import sys
@@ -22,14 +21,16 @@ import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from harness.child import events, job
 from harness.child.branch import Branch
-from harness.child.job import Job
+from harness.child.events import Event, Exited, JobRequest, Ready, Started
 from harness.child.worker import run_job
 from harness.forking import die_with_parent, threads
 from harness.probes import PROBES
-from harness.spec import Json, Question, question_from_json
+from harness.spec import Question
+
+Tell = Callable[[Event], None]
 
 
 def serve(modules: list[str]) -> None:
@@ -38,8 +39,8 @@ def serve(modules: list[str]) -> None:
     pipe = os.dup(1)
     os.dup2(2, 1)  # standard output joins the log
 
-    def tell(event: Json) -> None:
-        os.write(pipe, json.dumps(event, ensure_ascii=False).encode() + b"\n")
+    def tell(event: Event) -> None:
+        os.write(pipe, events.event_line(event))
 
     missing: dict[str, str] = {}
     for name in modules:
@@ -49,31 +50,28 @@ def serve(modules: list[str]) -> None:
             missing[name] = f"{type(error).__name__}: {error}"[:500]
     gc.collect()
     gc.freeze()  # forked children must not copy pages only because the collector touches them
-    tell({"event": "ready", "missing": missing, "threads": threads(), "cuda": _cuda()})
+    tell(Ready(missing=missing, threads=threads(), cuda=_cuda()))
 
     def jobs(lines: Iterable[str], begin: Callable[[], None], done: Callable[[], None]) -> None:
         for line in lines:
             child = os.fork()
             if child == 0:
-                _child(Path(json.loads(line)["job"]), tell, begin)
-            tell({"event": "started", "pid": child})
+                _child(events.read_request(line).job, tell, begin)
+            tell(Started(pid=child))
             _, status = os.waitpid(child, 0)
-            tell({"event": "exited", "code": os.waitstatus_to_exitcode(status)})
+            tell(Exited(code=os.waitstatus_to_exitcode(status)))
             done()
 
     branches: dict[tuple[str, ...], Branch] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        ahead: dict[str, Callable[[], object]] = {name: partial(importlib.import_module, name) for name in asked["apart"]}
-        if asked["ahead"] is not None:
-            ahead[asked["ahead"]] = partial(_ahead, Path(asked["ahead"]))
-        key = tuple(ahead)
-        if ahead and key not in branches:
-            branches[key] = Branch(ahead, jobs, lambda pid: tell({"event": "started", "pid": pid}))
-        if not ahead or not branches[key].fit:
+        prepare = _shared_work(events.read_request(line))
+        key = tuple(prepare)
+        if prepare and key not in branches:
+            branches[key] = Branch(prepare, jobs, lambda pid: tell(Started(pid=pid)))
+        if not prepare or not branches[key].fit:
             jobs([line], _nothing, _nothing)
         elif not branches[key].run(line):
-            tell({"event": "exited", "code": branches.pop(key).close()})
+            tell(Exited(code=branches.pop(key).close()))
     for branch in branches.values():
         branch.close()
 
@@ -82,29 +80,34 @@ def _nothing() -> None:
     pass
 
 
-def _ahead(path: Path) -> None:
-    """Has the probes do, once, what every child that answers one of these questions would do before it looks at its model."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    cache, folders = Path(data["cache"]), data["task_folders"]
+def _shared_work(request: JobRequest) -> dict[str, Callable[[], object]]:
+    """What a branch does before it forks children for such requests, by the name that the log gives it."""
+    work: dict[str, Callable[[], object]] = {name: partial(importlib.import_module, name) for name in request.branch_modules}
+    if request.prepare is not None:
+        work[str(request.prepare)] = partial(_prepare, request.prepare)
+    return work
+
+
+def _prepare(path: Path) -> None:
+    """Has the probes do once what every child that answers one of these questions would do before it looks at its model."""
+    preparation = job.read_preparation(path)
     by_probe: dict[str, list[tuple[Question, Path | None]]] = {}
-    for one in data["questions"]:
-        question = question_from_json(one)
-        folder = folders.get(question.subject)
-        by_probe.setdefault(question.probe, []).append((question, None if folder is None else Path(folder)))
+    for question in preparation.questions:
+        by_probe.setdefault(question.probe, []).append((question, preparation.task_folders.get(question.subject)))
     for probe, questions in by_probe.items():
-        do = PROBES[probe].ahead
-        if do is not None:
-            do(questions, cache)
+        prepare = PROBES[probe].prepare
+        if prepare is not None:
+            prepare(questions, preparation.cache)
 
 
-def _child(folder: Path, tell: Callable[[Json], None], begin: Callable[[], None]) -> None:
+def _child(folder: Path, tell: Tell, begin: Callable[[], None]) -> None:
     code = 70
     try:
         os.setsid()
         die_with_parent()
         os.chdir(folder)  # libraries write logs where they stand
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(job.log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -112,7 +115,7 @@ def _child(folder: Path, tell: Callable[[Json], None], begin: Callable[[], None]
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         begin()
-        run_job(Job(folder), tell)
+        run_job(folder, job.read_job(folder), tell)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -121,7 +124,7 @@ def _child(folder: Path, tell: Callable[[Json], None], begin: Callable[[], None]
 
 
 def _cuda() -> bool:
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_available())
 
 

@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.child.job import VERIFIED, Job, reference_name, write_json
+from harness.artifact import VERIFIED
+from harness.child import job as jobs
+from harness.child.events import Event, PhaseBegun
+from harness.child.job import Job, reference_name
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
 from harness.errors import BadReload, Unsupported
+from harness.files import write_atomically
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest
 from harness.models import corpora
-from harness.spec import Cell, Json, Phase, Question, cell_from_json
+from harness.spec import Cell, Json, Phase, Question
 
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
 
@@ -25,7 +29,7 @@ _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
 class WorkerSession:
     """`probes.base.Session` inside a child: loads on first use, keeps blobs in the job's folder, measures phases."""
 
-    def __init__(self, job: Job, tell: Callable[[Json], None]) -> None:
+    def __init__(self, job: Job, folder: Path, tell: Callable[[Event], None]) -> None:
         self.cell = job.cell
         self.is_baseline = job.is_baseline
         self.artifact_dir = job.artifact_dir
@@ -35,6 +39,7 @@ class WorkerSession:
         self.cache = job.cache
         self.memo: dict[str, Any] = {}
         self._job = job
+        self._outbox = jobs.outbox(folder)
         self._tell = tell
         self._loaded: Loaded | None = None
         self._facts: EngineFacts | None = None
@@ -51,14 +56,14 @@ class WorkerSession:
         return self._loaded
 
     def verify(self) -> None:
-        """Raises BadReload when the artifact loads but answers otherwise than its weights say. Done once per artifact, by
-        the child that asks the quality probes or by one of its own; never by a child that measures memory or latency."""
+        """The reload check, once per artifact: BadReload when it loads but answers otherwise than its weights say. Called in the
+        child that asks the quality probes, or in one of its own; never in a child that measures memory or latency."""
         if self._wrong is None:
             if (self.artifact_dir / VERIFIED).is_file():
                 return
             self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
             if not self._wrong:
-                write_json(self.artifact_dir / VERIFIED, {"ok": True}, lasting=True)
+                write_atomically(self.artifact_dir / VERIFIED, '{"ok": true}', lasting=True)
         if self._wrong:
             raise BadReload(self._wrong)
 
@@ -66,6 +71,11 @@ class WorkerSession:
     def facts(self) -> EngineFacts | None:
         """What the engine holds, once loaded."""
         return self._facts
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the engine holds the weights dequantized; False until it has loaded them."""
+        return self._facts is not None and self._facts.simulated
 
     @property
     def model_seconds(self) -> float:
@@ -77,8 +87,7 @@ class WorkerSession:
 
         if self._job.baseline is None or self.is_baseline:
             return None
-        cell = cell_from_json(self._job.baseline["cell"])
-        folder = Path(self._job.baseline["artifact_dir"])
+        cell, folder = self._job.baseline.cell, self._job.baseline.artifact_dir
         size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
         room = available_memory_bytes()
         if room is not None and size * 2 > room:
@@ -96,27 +105,26 @@ class WorkerSession:
             self.memo[key] = corpora.windows(
                 ids, int(question.options["window"]), question.options.get("tokens"), question.subject
             )
-        found: list[list[int]] = self.memo[key]
-        return found
+        windows: list[list[int]] = self.memo[key]
+        return windows
 
     def corpus(self, question: Question) -> corpora.Text:
         key = f"text {question.subject}"
         if key not in self.memo:
-            self.memo[key] = corpora.read(Path(self._job.texts[question.subject]))
+            self.memo[key] = corpora.read(self._job.texts[question.subject])
         known: corpora.Text = self.memo[key]
         return known
 
     def baseline_items(self, question: Question) -> Json:
         given = self._job.baseline_items[question.subject]
-        return {**json.loads(Path(given["path"]).read_bytes()), "definition": given["definition"]}
+        return {**json.loads(given.path.read_bytes()), "definition": given.definition}
 
     def task_folder(self, question: Question) -> Path | None:
-        folder = self._job.task_folders.get(question.subject)
-        return None if folder is None else Path(folder)
+        return self._job.task_folders.get(question.subject)
 
     def reference(self, question: Question) -> Path:
         """The baseline's stored answers; the baseline itself writes them when they are missing."""
-        folder = Path(self._job.references[reference_name(question)])
+        folder = self._job.references[reference_name(question)]
         if folder.is_dir():
             return folder
         if not self.is_baseline:
@@ -128,13 +136,13 @@ class WorkerSession:
     def blob(self, name: str, data: bytes, extension: str) -> str:
         if extension not in _BLOB_EXTENSIONS:
             raise ValueError(f"{extension!r} is no extension of raw samples: {sorted(_BLOB_EXTENSIONS)}")
-        path = self._job.folder / "outbox" / f"{len(os.listdir(self._job.folder / 'outbox')):04d}-{name}.{extension}"
+        path = self._outbox / f"{len(os.listdir(self._outbox)):04d}-{name}.{extension}"
         path.write_bytes(data)
         return path.name
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        self._tell({"event": "phase", "name": name})
+        self._tell(PhaseBegun(name=name))
         with memory_phases.measure(name) as meter:
             yield
         if meter.phase is not None:

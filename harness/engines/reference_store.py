@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 
 from harness.engines.base import REFERENCE_FACTS, WindowScores
 from harness.errors import BadInput, Unsupported
+from harness.files import AlreadyThere, draft_folder
 from harness.scoring.head import Split
 from harness.scoring.widened import products
 
@@ -317,19 +316,13 @@ def stored_facts(
 
 def keep_reference(folder: Path, write: Callable[[Path], StoredFacts]) -> StoredFacts:
     """Has `write` fill a folder beside `folder`, which then appears at once and complete; returns what `write` returned."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        meta = write(partial)
-        (partial / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            # Another process was first. Its store answers the same question, or it is no store at all.
-            if not (folder / REFERENCE_FACTS).is_file():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with draft_folder(folder, over=False) as draft:
+            meta = write(draft)
+            (draft / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except AlreadyThere:  # another process was first: its store answers the same question, or it is no store at all
+        if not (folder / REFERENCE_FACTS).is_file():
+            raise
     return meta
 
 

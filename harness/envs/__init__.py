@@ -19,19 +19,18 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
 from harness.envs import disk, health
 from harness.envs.build import BuildFailed, StepFailed, build, failed_since, listing
-from harness.envs.disk import Tell
-from harness.envs.health import Health
+from harness.envs.disk import Health, Lock, Tell
 from harness.errors import BadInput, UnknownName
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.methods.base import Method
-from harness.spec import Failure, Json, digest, to_json
+from harness.spec import Failure, digest
 
 __all__ = [
     "MAIN",
@@ -99,12 +98,12 @@ class Status:
 
 def environments() -> dict[str, Environment]:
     """All environments that the methods of this version name, the main one first."""
-    found = {}
+    known = {}
     for name in dict.fromkeys([MAIN, *(m.environment for m in METHODS.values())]):
         methods = [m for m in METHODS.values() if m.environment == name]
         requirements = sorted({r for m in methods for r in m.requirements})
-        found[name] = Environment(name=name, requirements=tuple(requirements), methods=tuple(m.name for m in methods))
-    return found
+        known[name] = Environment(name=name, requirements=tuple(requirements), methods=tuple(m.name for m in methods))
+    return known
 
 
 def find(name: str) -> Environment:
@@ -138,7 +137,7 @@ def missing(method: Method) -> Missing | None:
     method = METHODS.get(method.loaded_by, method)
     if method.environment != MAIN:
         return None
-    absent = tuple(name for name in method.modules if not _found(name))
+    absent = tuple(name for name in method.modules if not _importable(name))
     if not absent:
         return None
     install = (
@@ -152,7 +151,7 @@ def loading(method: Method) -> str:
     return MAIN if method.loaded_by else method.environment
 
 
-def _found(module: str) -> bool:
+def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # a submodule of a package that is not there
@@ -168,14 +167,15 @@ def status(environment: Environment, cache: Path) -> Status:
     folder = _folder(environment, cache)
     lock = disk.ready(folder)
     if lock is not None:
-        unwell = {name: entry["message"] for name, entry in lock["health"].items() if not entry["ok"]}
+        unwell = {name: health.message for name, health in lock.health.items() if not health.ok}
         detail = "; ".join(f"{name}: {message}" for name, message in unwell.items())
         return Status(environment=environment, state="broken" if unwell else "ready", detail=detail, unwell=unwell)
     builder = disk.builder(environment.digest, cache)
     if builder is not None or not folder.is_dir():
         return Status(environment=environment, state="not built", detail=builder or f"quant-harness env build {environment.name}")
-    failed = disk.read(folder / disk.FAILED) or {}
-    detail = failed.get("message", "its build was interrupted, or its Python is gone; the next run or build makes it anew")
+    failed = disk.read(disk.FailedBuild, folder / disk.FAILED)
+    interrupted = "its build was interrupted, or its Python is gone; the next run or build makes it anew"
+    detail = interrupted if failed is None else failed.message
     return Status(environment=environment, state="broken", detail=detail)
 
 
@@ -190,16 +190,16 @@ def packages(name: str, cache: Path) -> Mapping[str, str] | None:
     if name == MAIN:
         return machine.packages()
     lock = disk.ready(_folder(find(name), cache))
-    return None if lock is None else lock["packages"]
+    return None if lock is None else lock.packages
 
 
 class Ready:
     """A built environment, held until `close`: meanwhile nobody removes or rebuilds it."""
 
-    def __init__(self, environment: Environment, cache: Path, lock: Json, held: IO[str]) -> None:
+    def __init__(self, environment: Environment, cache: Path, lock: Lock, held: IO[str]) -> None:
         self.environment = environment
-        self.packages: Mapping[str, str] = lock["packages"]
-        self.python_version: str = lock["python"]
+        self.packages = lock.packages
+        self.python_version = lock.python
         self._cache = cache
         self._folder = _folder(environment, cache)
         self._held = held
@@ -211,40 +211,41 @@ class Ready:
     def health(self, name: str, tell: Tell, *, again: bool = False) -> Health:
         """How quantizing and reloading a tiny model goes here. Tried once per version of the method and kept, unless `again`."""
         method = METHODS[name]
-        entry = (disk.ready(self._folder) or {"health": {}})["health"].get(name)
-        if entry is not None and entry["version"] == method.version and not again:
-            return health.from_json(entry)
+        lock = disk.ready(self._folder)
+        known = None if lock is None else lock.health.get(name)
+        if known is not None and known.version == method.version and not again:
+            return known
         tell(f"environment {self.environment.name}: {name} quantizes and reloads a tiny model")
         with disk.scratch(self._cache) as home:
-            found = health.check(method, python=self.python, home=home)
+            result = health.check(method, python=self.python, home=home)
         lock = disk.ready(self._folder)
         if lock is not None:
-            disk.write(self._folder / disk.READY, {**lock, "health": {**lock["health"], name: to_json(found)}})
-        return found
+            disk.write(self._folder / disk.READY, replace(lock, health={**lock.health, name: result}))
+        return result
 
     def unwell(self, name: str, tell: Tell) -> Failure | None:
         """None for a method that works here, else the failure of all its cells."""
-        found = self.health(name, tell)
-        if found.ok:
+        result = self.health(name, tell)
+        if result.ok:
             return None
         message = (
-            f"{name} cannot quantize and reload a tiny model in the environment {self.environment.name!r}: {found.message}; "
+            f"{name} cannot quantize and reload a tiny model in the environment {self.environment.name!r}: {result.message}; "
             f"once that is mended, check again with: quant-harness env check {self.environment.name}"
         )
-        return Failure(kind="environment", phase="environment", message=message, log_tail=found.log_tail)
+        return Failure(kind="environment", phase="environment", message=message, log_tail=result.log_tail)
 
     def changed(self) -> list[str]:
         """Packages that are not as they were locked, each as a clause."""
         try:
             with disk.scratch(self._cache) as home:
-                found = listing(self.python, home)["packages"]
+                now = listing(self.python, home).packages
         except StepFailed as error:
             return [str(error)]
-        names = sorted({*found, *self.packages})
+        names = sorted({*now, *self.packages})
         return [
-            f"{name} is {found.get(name, 'gone')}, locked at {self.packages.get(name, 'nothing')}"
+            f"{name} is {now.get(name, 'gone')}, locked at {self.packages.get(name, 'nothing')}"
             for name in names
-            if found.get(name) != self.packages.get(name)
+            if now.get(name) != self.packages.get(name)
         ]
 
     def close(self) -> None:
@@ -284,16 +285,16 @@ def check(environment: Environment, cache: Path, tell: Tell) -> list[str]:
         for name in [n for n in environment.methods if missing(METHODS[n]) is None]:
             tell(f"environment {MAIN}: {name} quantizes and reloads a tiny model")
             with disk.scratch(cache) as home:
-                found = health.check(METHODS[name], python=Path(sys.executable), home=home)
-            problems += [] if found.ok else [f"{name}: {found.message}"]
+                result = health.check(METHODS[name], python=Path(sys.executable), home=home)
+            problems += [] if result.ok else [f"{name}: {result.message}"]
         return problems
     if disk.ready(_folder(environment, cache)) is None:
         raise BadInput(f"the environment {environment.name!r} is not built; build it: quant-harness env build {environment.name}")
     with obtain(environment, cache, tell) as ready:
         problems += ready.changed()
         for name in environment.methods:
-            found = ready.health(name, tell, again=True)
-            problems += [] if found.ok else [f"{name}: {found.message}"]
+            result = ready.health(name, tell, again=True)
+            problems += [] if result.ok else [f"{name}: {result.message}"]
         return problems
 
 

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from harness import files
 from harness.child import fork_server
 from harness.envs import disk
 from harness.errors import BadInput, HarnessError
-from harness.spec import Json
 
 INSTALLER = "QUANT_HARNESS_INSTALLER"
 """Environment variable: `uv` or `pip` instead of whichever is found."""
@@ -62,17 +63,17 @@ def build(name: str, requirements: Sequence[str], folder: Path, held: IO[str], c
         for command in _commands(with_what, requirements, folder):
             _run(command, folder, held)
         with disk.scratch(cache) as home:
-            found = listing(disk.python(folder), home)
-        lock = {
-            "schema": disk.SCHEMA,
-            "name": name,
-            "requirements": list(requirements),
-            "installer": with_what,
-            "built_at": _now(),
-            "seconds": time.monotonic() - started,
-            "health": {},
-            **found,
-        }
+            installed = listing(disk.python(folder), home)
+        lock = disk.Lock(
+            name=name,
+            requirements=tuple(requirements),
+            installer=with_what,
+            built_at=_now(),
+            seconds=time.monotonic() - started,
+            health={},
+            python=installed.python,
+            packages=installed.packages,
+        )
         disk.write(folder / disk.READY, lock)
     except (StepFailed, OSError) as error:
         said = tail(folder)
@@ -83,7 +84,7 @@ def build(name: str, requirements: Sequence[str], folder: Path, held: IO[str], c
             f"{_last_error(said)}{hint}; try it alone with: quant-harness env build {name}"
         )
         with contextlib.suppress(OSError):  # a full disk, perhaps: the failure is told all the same
-            disk.write(folder / disk.FAILED, {"message": message, "at": _now()})
+            disk.write(folder / disk.FAILED, disk.FailedBuild(message=message, at=_now()))
         raise BuildFailed(message, log=log, log_tail=said) from None
     tell(f"environment {name}: built in {time.monotonic() - started:.0f} s, {disk.size_bytes(folder) / 1e6:,.0f} MB")
 
@@ -101,35 +102,43 @@ def installer() -> str:
 def failed_since(folder: Path, since: float) -> BuildFailed | None:
     """The failure of a build that ended after `since` (seconds of the epoch): whoever waited for it need not repeat it."""
     with contextlib.suppress(OSError):
-        failed = disk.read(folder / disk.FAILED)
+        failed = disk.read(disk.FailedBuild, folder / disk.FAILED)
         if failed is not None and (folder / disk.FAILED).stat().st_mtime >= since:
-            return BuildFailed(str(failed["message"]), log=folder / disk.LOG, log_tail=tail(folder))
+            return BuildFailed(failed.message, log=folder / disk.LOG, log_tail=tail(folder))
     return None
 
 
 def tail(folder: Path) -> str:
     """The end of the log, fit to be stored with results."""
-    return _public(fork_server.tail(folder / disk.LOG, 4000), folder)
+    return _public(files.tail(folder / disk.LOG, 4000), folder)
 
 
 _LISTING = """
 import json, pathlib, platform, sys
 from harness.measure import machine
-found = {"python": platform.python_version(), "packages": machine.packages()}
-pathlib.Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
+listing = {"python": platform.python_version(), "packages": machine.packages()}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(listing), encoding="utf-8")
 """
 
 
-def listing(python: Path, home: Path) -> Json:
-    """Version of an interpreter and of every package that it finds. Names and versions only: no folders, no addresses."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Version of an interpreter, and of every package that it finds."""
+
+    python: str
+    packages: Mapping[str, str]
+
+
+def listing(python: Path, home: Path) -> Listing:
+    """What an interpreter finds installed: names and versions, no folders, no addresses. StepFailed where it does not run."""
     target, path = home / "packages.json", fork_server.harness_alone(home)
     env = {**os.environ, "PYTHONPATH": str(path)}
     command = [str(python), "-c", _LISTING, str(target)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=path, env=env, timeout=600, check=False)
-    found = disk.read(target)
-    if done.returncode != 0 or found is None:
+    installed = disk.read(Listing, target)
+    if done.returncode != 0 or installed is None:
         raise StepFailed(f"its Python does not run: {done.stderr.strip()[-500:]}")
-    return found
+    return installed
 
 
 def _commands(with_what: str, requirements: Sequence[str], folder: Path) -> list[list[str]]:

@@ -24,12 +24,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
+from harness.decode import decode
 from harness.errors import BadInput
-from harness.spec import Json
+from harness.files import write_atomically
+from harness.spec import to_json
 
 READY = "ready.json"
 FAILED = "failed.json"
@@ -37,6 +40,49 @@ LOG = "log.txt"
 SCHEMA = 1
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a method's check went; `version` is the method's. `message` says what is wrong, or what could not be tried."""
+
+    ok: bool
+    version: str
+    message: str
+    log_tail: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """The content of `ready.json`: what was asked for, how it was built, what is installed, and each method's health."""
+
+    schema: int = SCHEMA
+    name: str
+    requirements: tuple[str, ...]
+    installer: str
+    built_at: str
+    seconds: float
+    health: Mapping[str, Health]
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedBuild:
+    """The content of `failed.json`."""
+
+    message: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Holder:
+    """What a lock's only holder writes into it, for those who wait."""
+
+    pid: int
+    does: str
 
 
 def root(cache: Path) -> Path:
@@ -48,11 +94,11 @@ def python(folder: Path) -> Path:
     return folder / "env" / "bin" / "python"
 
 
-def ready(folder: Path) -> Json:
-    """What `ready.json` says; None when the environment is not ready: no marker, or an interpreter that leads nowhere because
-    the Python that it was made with is gone."""
-    lock = read(folder / READY)
-    return lock if lock is not None and lock.get("schema") == SCHEMA and python(folder).exists() else None
+def ready(folder: Path) -> Lock | None:
+    """What `ready.json` says; None when the environment is not ready: no marker, one of another version, or an interpreter that
+    leads nowhere because the Python that it was made with is gone."""
+    lock = read(Lock, folder / READY)
+    return lock if lock is not None and lock.schema == SCHEMA and python(folder).exists() else None
 
 
 @contextlib.contextmanager
@@ -134,7 +180,7 @@ def _leave_word(held: IO[str], does: str | None) -> None:
     held.seek(0)
     held.truncate()
     if does is not None:
-        held.write(json.dumps({"pid": os.getpid(), "does": does}))
+        held.write(json.dumps(asdict(_Holder(pid=os.getpid(), does=does))))
     held.flush()
 
 
@@ -142,15 +188,15 @@ def _holder(held: IO[str]) -> str:
     """Who has the lock, as a clause. Users share it and leave no word; the word of a killed builder is known by its pid."""
     held.seek(0)
     try:
-        owner = json.loads(held.read())
-        os.kill(int(owner["pid"]), 0)
+        owner = decode(_Holder, json.loads(held.read()))
+        os.kill(owner.pid, 0)
     except ProcessLookupError:
         return "the installer of a build that was killed is still at work"
     except PermissionError:
         pass  # somebody else's process
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return "another quant-harness is using it"
-    return f"process {owner['pid']} {owner['does']}"
+    return f"process {owner.pid} {owner.does}"
 
 
 @contextlib.contextmanager
@@ -174,20 +220,14 @@ def size_bytes(folder: Path) -> int:
     return total
 
 
-def read(path: Path) -> Json:
-    """The object in a JSON file; None when there is none."""
+def read(cls: type[T], path: Path) -> T | None:
+    """What a file holds; None when there is none, or one that another version wrote."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return decode(cls, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
 
 
-def write(path: Path, data: Json) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def write(path: Path, data: Lock | FailedBuild) -> None:
+    """Whole or not at all, and on the disk when this returns."""
+    write_atomically(path, json.dumps(to_json(data), indent=1, ensure_ascii=False), lasting=True)

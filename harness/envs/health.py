@@ -15,17 +15,22 @@ import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from harness import reference
 from harness.artifact import Shape
 from harness.child import fork_server
+from harness.child import job as jobs
+from harness.child.events import JobRequest
+from harness.child.failures import failure_of
+from harness.child.job import Stage
 from harness.engines import ENGINES
+from harness.envs.disk import Health
 from harness.measure import machine
 from harness.methods.base import Method, resolve_options
 from harness.models import find
-from harness.spec import Cell, Failure, Json, Model, Scheme, to_json
+from harness.spec import Cell, Failure, Json, Model, Scheme
 
 WIDTH = 256
 """Of every layer: the least that blocks of 256 weights divide."""
@@ -34,22 +39,8 @@ LAYERS = 2
 SECONDS = 1800.0
 """After that long a job of the check is stopped; learned rounding takes minutes on any model."""
 
-CALIBRATION = {"corpus": "tiny", "samples": 8, "length": 64, "seed": 0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """How a method's check went; `version` is the method's. `message` says what is wrong, or what could not be tried."""
-
-    ok: bool
-    version: str
-    message: str
-    log_tail: str
-    seconds: float
-
-
-def from_json(data: Json) -> Health:
-    return Health(**data)
+CALIBRATION: Mapping[str, Json] = {"corpus": "tiny", "samples": 8, "length": 64, "seed": 0}
+"""The option of a calibrated scheme, and with the text's path the rows that its job draws."""
 
 
 def check(method: Method, *, python: Path, home: Path) -> Health:
@@ -60,22 +51,22 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     so."""
     started = time.monotonic()
     folder = tiny_model(home / "model")
-    found = _first(method, find.shape_of(folder))
+    tried = _first(method, find.shape_of(folder))
     loads = Path(sys.executable) if method.loaded_by else python
-    modules = method.modules if isinstance(found, str) else ENGINES[method.engine].modules
+    modules = method.modules if isinstance(tried, str) else ENGINES[method.engine].modules
     server = _server(python, modules, home / "server")
     second = server if loads == python else _server(loads, ENGINES[method.engine].modules, home / "second")
     wrong: Failure | None = None
     message = ""
     try:
-        server.start()
-        if isinstance(found, str):
-            message = f"not tried, its packages were only imported: {found}"
-            if server.ready["missing"]:
-                said = "; ".join(f"{name} cannot be imported: {why}" for name, why in server.ready["missing"].items())
+        ready = server.start()
+        if isinstance(tried, str):
+            message = f"not tried, its packages were only imported: {tried}"
+            if ready.missing:
+                said = "; ".join(f"{name} cannot be imported: {why}" for name, why in ready.missing.items())
                 wrong = Failure(kind="environment", phase="environment", message=said, log_tail=server.log_tail())
         else:
-            wrong = _try(method, found, folder, home, {"quantize": server, "verify": second})
+            wrong = _try(method, tried, folder, home, {"quantize": server, "verify": second})
     except fork_server.ServerFailed as error:
         wrong = Failure(kind="environment", phase="environment", message=str(error))
     finally:
@@ -120,44 +111,36 @@ def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
 
 
 def _try(
-    method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, servers: Mapping[str, fork_server.Server]
+    method: Method, tried: tuple[Scheme, str], folder: Path, home: Path, servers: Mapping[Stage, fork_server.Server]
 ) -> Failure | None:
     """Quantizes in one child, reloads in another, each of the server of its stage; None when both went well."""
     scheme, device = tried
     artifact = home / "artifacts" / method.name
     artifact.mkdir(parents=True)
-    text = home / "calibration.txt"
-    text.write_text(_words(4000), encoding="utf-8")
-    calibration = {**CALIBRATION, "path": str(text)} if method.calibrated else None
+    calibration: jobs.CalibrationRows | None = None
     if method.calibrated:
-        scheme = Scheme(method=scheme.method, bits=scheme.bits, options={**scheme.options, "calibration": CALIBRATION})
-    job = {
-        "cell": to_json(Cell(model=Model(name="tiny", path=str(folder)), scheme=scheme)),
-        "is_baseline": False,
-        "questions": [],
-        "model_dir": str(folder),
-        "artifact_dir": str(artifact),
-        "baseline": None,
-        "device": device,
-        "seed": 0,
-        "threads": len(machine.affinity()),
-        "cache": str(home),
-        "texts": {},
-        "task_folders": {},
-        "references": {},
-        "baseline_items": {},
-        "calibration": calibration,
-    }
-    for stage, left in (("quantize", "quantized.json"), ("verify", "verified.json")):
+        text = home / "calibration.txt"
+        text.write_text(_words(4000), encoding="utf-8")
+        calibration = jobs.CalibrationRows(**CALIBRATION, path=text)
+        scheme = replace(scheme, options={**scheme.options, "calibration": CALIBRATION})
+    for stage, server in servers.items():
         place = home / stage
         place.mkdir()
-        (place / "job.json").write_text(json.dumps({"stage": stage, **job}), encoding="utf-8")
-        ended = servers[stage].run(place, lambda event: None, SECONDS)
-        try:
-            outcome: Json = json.loads((place / left).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            outcome = None
-        wrong = fork_server.failure(outcome, ended, log=place / "log.txt", phase=stage, timeout=SECONDS)
+        job = jobs.Job(
+            stage=stage,
+            cell=Cell(model=Model(name="tiny", path=str(folder)), scheme=scheme),
+            model_dir=folder,
+            artifact_dir=artifact,
+            device=device,
+            seed=0,
+            threads=len(machine.affinity()),
+            cache=home,
+            calibration=calibration,
+        )
+        jobs.write_job(place, job)
+        ended = server.run(JobRequest(job=place), lambda event: None, SECONDS)
+        outcome = jobs.read_outcome(place, phase=stage)
+        wrong = failure_of(outcome, ended, log=jobs.log(place), phase=stage, timeout=SECONDS)
         if wrong is not None:
             return wrong
     return None

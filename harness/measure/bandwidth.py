@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.files import write_atomically
 from harness.measure.conditions import between, snapshot
 from harness.measure.machine import caches, host_id
 from harness.spec import digest
@@ -65,9 +65,7 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
     )
     if kept is not None and (found.others_cpu_share or 0.0) < 0.1:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps({field: getattr(found, field) for field in Bandwidth.__slots__}))
-        partial.replace(kept)
+        write_atomically(kept, json.dumps({field: getattr(found, field) for field in Bandwidth.__slots__}))
     return found
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.files import draft_file
 from harness.formats import safetensors_file
 from harness.formats.gptq_file import dequantize, packed_layers
 from harness.methods import reload
@@ -53,7 +54,7 @@ PRELOAD = (
 )
 """What importing GPTQModel spends most of its time on, and other methods' cells may have imported too."""
 
-APART = ("harness.methods.gptqmodel_import",)
+BRANCH_MODULES = ("harness.methods.gptqmodel_import",)
 """GPTQModel itself, which starts threads when it is imported and changes transformers."""
 
 _JUNK = ("quant_log.csv",)
@@ -110,9 +111,8 @@ def _tidy(request: QuantizeRequest) -> None:
         for name, tensor in state.items():
             if tensor.is_floating_point() and name.rpartition(".")[0] not in packed:
                 state[name] = tensor.to(names.get(dtypes.get(name, "BF16"), torch.bfloat16)).contiguous()
-        draft = path.with_suffix(".draft")
-        save_file(state, str(draft), metadata={"format": "pt"})
-        draft.replace(path)
+        with draft_file(path) as draft:
+            save_file(state, str(draft), metadata={"format": "pt"})
     for name in ("config.json", "quantize_config.json"):
         path = request.out_dir / name
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -99,7 +99,7 @@ METHOD = Method(
     loaded_by="awq",
     modules=("torch", "transformers", "awq"),
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="the original AWQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Lin et al. 2023, arXiv:2306.00978; github.com/casper-hansen/AutoAWQ",
 )

@@ -98,7 +98,7 @@ METHOD = Method(
     loaded_by="gptq",
     modules=("torch", "transformers", "auto_gptq"),
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="the original GPTQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Frantar et al. 2022, arXiv:2210.17323; github.com/AutoGPTQ/AutoGPTQ",
 )

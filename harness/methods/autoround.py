@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.artifact import Shape
 from harness.errors import Unsupported
+from harness.files import draft_file
 from harness.formats import gptq_file, safetensors_file
 from harness.methods import _gptqmodel, reload, rtn
 from harness.methods.base import Method, Option, QuantizeRequest
@@ -80,9 +81,8 @@ def _tidy(request: QuantizeRequest) -> None:
         for name in [n for n in state if n in where]:
             with safe_open(str(where[name]), framework="pt", device="cpu") as file:
                 state[name] = file.get_tensor(name)
-        draft = path.with_suffix(".draft")
-        save_file(state, str(draft), metadata={"format": "pt"})
-        draft.replace(path)
+        with draft_file(path) as draft:
+            save_file(state, str(draft), metadata={"format": "pt"})
         kept.update(dict.fromkeys(state, path.name))
     index = request.out_dir / "model.safetensors.index.json"
     if index.is_file():
@@ -128,7 +128,7 @@ METHOD = Method(
     extra="autoround",
     modules=("auto_round", *_gptqmodel.MODULES),
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="rounding learned block by block with calibration text",
     source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
 )

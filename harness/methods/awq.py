@@ -161,7 +161,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=_gptqmodel.MODULES,
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

@@ -86,7 +86,7 @@ class Method:
     extra: str | None = None  # our extra that brings them into the main environment
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
-    apart: tuple[str, ...] = ()  # modules worth that which start threads or change other libraries; see harness/child/branch.py
+    branch_modules: tuple[str, ...] = ()  # slow imports that start threads or change other libraries: done once, in a branch
     native: bool = False  # unquantized dtype rows
     prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
     served: bool = False  # somebody else's running server: nothing is quantized here, and its bits are what people say

@@ -80,7 +80,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=_gptqmodel.MODULES,
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
 )

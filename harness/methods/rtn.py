@@ -53,7 +53,7 @@ METHOD = Method(
     extra="gptqmodel",
     modules=_gptqmodel.MODULES,
     preload=_gptqmodel.PRELOAD,
-    apart=_gptqmodel.APART,
+    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="plain rounding in groups, packed in the GPTQ format; needs no data",
     source="GPTQModel (RTNConfig)",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal, cast
 
 from harness import reference
 from harness.errors import BadInput, UnknownName, Unsupported
+from harness.files import draft_file, write_atomically
 from harness.spec import Json
 
 Use = Literal["measure", "calibrate"]
@@ -86,9 +86,7 @@ def fetch(source: Corpus, cache: Path) -> Path:
             "or name a local file: corpora: [{path: text.txt}]"
         ) from None
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    draft.write_text("\n\n".join(row for row in rows if row is not None), encoding="utf-8")
-    draft.replace(target)
+    write_atomically(target, "\n\n".join(row for row in rows if row is not None))
     return target
 
 
@@ -292,10 +290,8 @@ def _kept(path: Path, encode: Callable[[], Any]) -> Any:
     except (OSError, ValueError):
         array = encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    with draft.open("wb") as file:
+    with draft_file(path) as draft, draft.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    draft.replace(path)
     return array
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from harness import reference
 from harness.artifact import Layer, Shape
 from harness.errors import BadInput, UnknownName
+from harness.files import write_atomically
 from harness.formats import gguf_reader
 from harness.formats import safetensors_file as headers
 from harness.models import random_weights
@@ -247,9 +248,7 @@ def weights_digest(folder: Path, memo: Path) -> str:
         if _young(path):
             del known[stamp]
     memo.parent.mkdir(parents=True, exist_ok=True)
-    draft = memo.with_name(f".{memo.name}.{os.getpid()}")
-    draft.write_text(json.dumps(known))
-    draft.replace(memo)
+    write_atomically(memo, json.dumps(known))
     return digest(parts)
 
 

@@ -9,7 +9,6 @@ needs torch. The weights are drawn tensor by tensor into shards, so that a 70B s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from harness import reference
 from harness.errors import BadInput
+from harness.files import draft_folder
 from harness.spec import Json, digest
 
 KNOWN = Path(__file__).parents[1] / "shapes"
@@ -48,17 +48,12 @@ def folder(path: Path, cache: Path, seed: int = 0) -> Path:
     target = cache / "shapes" / digest({"config": config_of(path), "seed": seed, "version": 1})[:32]
     if (target / "config.json").is_file():
         return target
-    draft = target.with_name(f".draft-{target.name}-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    command = [sys.executable, "-m", "harness.models.random_weights", str(path), str(draft), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        shutil.rmtree(draft, ignore_errors=True)
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BadInput(f"shape {path}: no model can be made of it: {last}")
-    shutil.rmtree(target, ignore_errors=True)
-    draft.replace(target)
+    with draft_folder(target) as draft:
+        command = [sys.executable, "-m", "harness.models.random_weights", str(path), str(draft), str(seed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise BadInput(f"shape {path}: no model can be made of it: {last}")
     return target
 
 

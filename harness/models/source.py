@@ -13,10 +13,7 @@ without code of the checkpoint. What belongs to no loaded layer is left out, and
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-import shutil
 import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
+from harness.files import draft_folder
 from harness.formats import safetensors_file
 from harness.models import find
 from harness.spec import Json, digest
@@ -69,10 +67,7 @@ def make(model_dir: Path, folder: Path) -> Source:
     stored = {tensor.name: tensor for tensor in safetensors_file.stored(model_dir)}
     model, unread = _loaded(model_dir, stored)
     copies, untied = _tied(model, stored)
-    draft = folder.with_name(f".draft-{folder.name}-{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(folder) as draft:
         _link(model_dir, draft, left_out={*unread, *copies}, untied=untied)
         facts = {
             "parameters": _parameters(model, untied),
@@ -80,10 +75,6 @@ def make(model_dir: Path, folder: Path) -> Source:
             "rows": int(model.get_input_embeddings().weight.shape[0]),
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     found = known(folder)
     assert found is not None
     return found
@@ -168,7 +159,9 @@ def _complete(model_dir: Path, report: Json) -> None:
         )
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
-        raise BadInput(f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it")
+        raise BadInput(
+            f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it"
+        )
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:

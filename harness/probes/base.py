@@ -100,8 +100,8 @@ class Probe:
     served: bool | None = None  # asked of running servers only (True), of artifacts only (False), of both
     needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
-    # (questions, each with its task's folder; cache): what every cell's answers begin with, done once in a branch (branches.py)
-    ahead: Callable[[Sequence[tuple[Question, Path | None]], Path], None] | None = None
+    # (questions, each with its task's folder; cache): work common to all cells, done before forking (harness/child/branch.py)
+    prepare: Callable[[Sequence[tuple[Question, Path | None]], Path], None] | None = None
 
     @property
     def simulated(self) -> bool:

@@ -25,9 +25,9 @@ def questions(wishes: Wishes) -> list[Question]:
     return scripted if wishes.sequential is None else [*scripted, items]
 
 
-def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
-    """Tests read what was begun once for all cells; a question that hangs or crashes its cells does not do so here."""
-    with (cache / "fake-ahead.txt").open("a") as file:
+def prepare(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+    """Tests read what was prepared once for all cells; a question that hangs or crashes its cells does not do so here."""
+    with (cache / "fake-prepared.txt").open("a") as file:
         file.write(" ".join(question.subject for question, _ in questions) + "\n")
 
 
@@ -87,5 +87,5 @@ PROBE = Probe(
     questions=questions,
     measure=measure,
     needs_model=False,
-    ahead=ahead,
+    prepare=prepare,
 )

@@ -333,7 +333,7 @@ def rehearse(session: Session) -> str:
 
     method = METHODS[session.cell.scheme.method]
     engine, loader = ENGINES[method.engine], METHODS.get(method.loaded_by, method)
-    for module in (*loader.apart, *engine.modules, *loader.modules, f"harness.engines.{engine.name}"):
+    for module in (*loader.branch_modules, *engine.modules, *loader.modules, f"harness.engines.{engine.name}"):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

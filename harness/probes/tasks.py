@@ -31,7 +31,7 @@ from harness.probes.base import Probe, Session, Wishes
 from harness.probes.lm_eval_tasks import evaluate, seed_of, templates
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
-from harness.probes.tasks_ahead import AHEAD, ahead, configured, key_of
+from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest, to_json
 
 __all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
@@ -102,7 +102,7 @@ def measure(session: Session, question: Question) -> Answer:
     name = str(question.options["task"])
     folder = session.task_folder(question)
     with templates(sandboxed=folder is not None):
-        tasks = AHEAD.pop(key_of(question, folder), None) or configured(question, folder, session.cache)
+        tasks = PREPARED.pop(key_of(question, folder), None) or configured(question, folder, session.cache)
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
@@ -131,7 +131,7 @@ PROBE = Probe(
     measure=measure,
     preload=("lm_eval.tasks", "lm_eval.evaluator", "harness.scoring.lm", "harness.stats"),
     needs_weights=True,
-    ahead=ahead,
+    prepare=prepare,
 )
 
 

@@ -7,6 +7,10 @@ relative to the YAML's folder, and whoever gives them to lm-eval resolves them f
 
 from pathlib import Path
 
+CHANGES_NUMBERS = False
+"""Training and inventing happened before any run. Measured are the files named here, whose digests are in the keys. So this
+package is no part of the source digest (run/source.py)."""
+
 _HERE = Path(__file__).resolve().parent
 
 MODEL_DIR: Path = _HERE / "model"

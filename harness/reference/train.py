@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import time
@@ -36,6 +35,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from harness.files import draft_file, drafts_into
 from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
@@ -426,9 +426,8 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Atomic: a kill while writing leaves the former checkpoint."""
-        draft = path.with_suffix(".tmp")
-        torch.save(self.state(), draft)
-        os.replace(draft, path)
+        with draft_file(path) as draft:
+            torch.save(self.state(), draft)
 
 
 def export(network: ReferenceModel, tokenizer: Tokenizer, folder: Path) -> None:
@@ -436,13 +435,17 @@ def export(network: ReferenceModel, tokenizer: Tokenizer, folder: Path) -> None:
 
     Raises ValueError if transformers' Llama, loaded from the files, disagrees with this file's forward pass.
     """
+    with drafts_into(folder) as draft:
+        _write_checked(network, tokenizer, draft)
+        for path in draft.iterdir():
+            path.chmod(0o644)  # safetensors writes 0600
+
+
+def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -> None:
     from safetensors.torch import save_file
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     shape = network.shape
-    draft = folder.parent / (folder.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     end = tokenizer.token_to_id(END)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -478,11 +481,6 @@ def export(network: ReferenceModel, tokenizer: Tokenizer, folder: Path) -> None:
         gap = float((mine.logits(probe) - theirs(probe).logits).abs().max())
     if not gap < 1e-3:
         raise ValueError(f"transformers' logits differ by {gap}: the export is wrong, nothing was replaced")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(draft.iterdir()):
-        path.chmod(0o644)  # safetensors writes 0600
-        os.replace(path, folder / path.name)
-    draft.rmdir()
 
 
 def tokenizer_of(out: Path, world: World) -> Tokenizer:

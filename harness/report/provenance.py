@@ -8,7 +8,8 @@ from harness.report.cells import CellView, Outcome, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show, with_unit
 from harness.report.section import Section
-from harness.report.view import PackageList, View
+from harness.report.view import View
+from harness.spec import EnvironmentRecord
 
 PACKAGES = (
     "torch", "transformers", "lm-eval", "numpy", "gptqmodel", "hqq", "bitsandbytes", "auto-round", "torchao", "optimum-quanto",
@@ -106,7 +107,7 @@ def _size(count: float) -> str:
     return with_unit(show(count, "B", how), how)
 
 
-def _environment(environment: PackageList) -> Markup:
+def _environment(environment: EnvironmentRecord) -> Markup:
     """What was installed there, folded away."""
     installed = sorted(environment.packages.items())
     which = f"Environment {environment.name} ({environment.digest[:12]}), Python {environment.python}"

@@ -25,31 +25,12 @@ from harness.report.cells import (
     Value,
     column_key,
     identity,
-    plain_table,
     withheld,
 )
 from harness.report.compare import compare
 from harness.report.derivation import Derived
-from harness.spec import Cell, Measurement, Metric, Places, Question, Record, cell_from_json, digest, question_from_json
+from harness.spec import EnvironmentRecord, Measurement, Metric, Places, Question, Record, UnsupportedRecord, digest, to_json
 from harness.store import Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnsupportedCell:
-    """A square that cannot exist, and why."""
-
-    cell: Cell
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackageList:
-    """What was installed in an environment other than the main one: versions by package."""
-
-    name: str
-    digest: str
-    python: str
-    packages: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +47,12 @@ class View:
     methods: tuple[str, ...]
     cells: tuple[CellView, ...]
     columns: tuple[Column, ...]
-    unsupported: tuple[UnsupportedCell, ...]
+    unsupported: tuple[UnsupportedRecord, ...]
     unplanned: int
     ended: bool
     derived: Derived
     probes: Mapping[str, Probe]  # rows by name
-    environments: tuple[PackageList, ...] = ()
+    environments: tuple[EnvironmentRecord, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -126,26 +107,23 @@ def view(run: Run, probes: Mapping[str, Probe] | None = None) -> View:
     columns, squares = _measured(cells, rows)
     comparisons = compare(run.blob, cells)
     finished = tuple(dataclasses.replace(c, values={**squares[c.id], **comparisons.values.get(c.id, {})}) for c in cells)
-    suite = plain_table(run.plan.get("suite"))
     return View(
-        run=str(run.header.get("run", "")),
-        suite=str(suite.get("name", "")),
-        title=str(suite.get("title", "") or ""),
-        started_at=str(run.header.get("started_at", "")),
-        context=plain_table(run.header.get("context")),
-        commands=tuple(str(c) for c in run.plan.get("commands", [])),
+        run=run.header.run,
+        suite=str(run.plan.suite.get("name", "")),
+        title=str(run.plan.suite.get("title", "") or ""),
+        started_at=run.header.started_at,
+        context=to_json(run.header.context),
+        commands=run.plan.commands,
         models=tuple(dict.fromkeys(c.model for c in finished)),
         methods=tuple(dict.fromkeys(c.cell.scheme.method for c in finished)),
         cells=finished,
         columns=(*columns, *_derived_columns(comparisons)),
-        unsupported=tuple(
-            UnsupportedCell(cell=cell_from_json(u["cell"]), reason=str(u["reason"])) for u in run.plan.get("unsupported", [])
-        ),
+        unsupported=run.plan.unsupported,
         unplanned=unplanned,
         ended=run.ended,
         derived=comparisons,
         probes=probes,
-        environments=_environments(run),
+        environments=tuple(run.environments[name] for name in sorted(run.environments)),
     )
 
 
@@ -155,34 +133,19 @@ def _all_probes() -> Mapping[str, Probe]:
     return PROBES
 
 
-def _environments(run: Run) -> tuple[PackageList, ...]:
-    listings = (run.environments[name] for name in sorted(run.environments))
-    return tuple(
-        PackageList(
-            name=str(listing.get("name", "")),
-            digest=str(listing.get("digest", "")),
-            python=str(listing.get("python", "")),
-            packages={name: str(version) for name, version in plain_table(listing.get("packages")).items()},
-        )
-        for listing in listings
-    )
-
-
 def _cells(run: Run, probes: Mapping[str, Probe]) -> tuple[list[CellView], int]:
     """The planned cells with their outcomes, without values, and the number of records that belong to none of them."""
     newest = _newest(run.records)
     cells = []
-    for index, planned in enumerate(run.plan["cells"]):
-        cell = cell_from_json(planned["cell"])
-        questions = [question_from_json(q) for q in planned["questions"]]
+    for index, planned in enumerate(run.plan.cells):
+        cell, questions = planned.cell, planned.questions
         records = [newest.pop((identity(cell), digest(q)), None) for q in questions]
         simulated = any(record is not None and record.simulated for record in records)
         outcomes = tuple(
             Outcome(question=q, record=r, metrics=_metrics_of(q, probes), simulated=simulated)
             for q, r in zip(questions, records, strict=True)
         )
-        baseline = bool(planned.get("baseline"))
-        cells.append(CellView(id=f"c{index}", cell=cell, baseline=baseline, simulated=simulated, outcomes=outcomes))
+        cells.append(CellView(id=f"c{index}", cell=cell, baseline=planned.baseline, simulated=simulated, outcomes=outcomes))
     return cells, len(newest)
 
 

@@ -6,7 +6,6 @@ from nothing else, so that what is reused is exactly what would be made again.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ from harness.measure import machine
 from harness.methods import METHODS
 from harness.models import corpora, find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Json, Question, digest, to_json
+from harness.run.source import ROOT, source_digest
+from harness.spec import Cell, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 
 ARTIFACT_VERSION = 2
@@ -132,7 +132,7 @@ class Inputs:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
         if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
             identity["checkpoint_digest"] = self.weights[self.source(cell)]
-        identity["options"].pop("token_env", None)  # how one may ask is no part of what is asked
+        identity["options"].pop("token_env", None)  # credentials do not change the answer
         return identity
 
     def _device(self) -> str:
@@ -159,28 +159,17 @@ def gather(plan: Plan, cache: Path) -> Inputs:
     )
 
 
-def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> tuple[Json, str]:
-    """The conditions of a run as stored in its header, and their digest. Facts that vary by the minute are left out of it."""
-    conditions = {
-        "host": machine.host_id(),
-        "python": sys.version.split()[0],
-        "packages_digest": machine.packages_digest(packages),
-        "harness": __version__,
-        "commit": machine.commit(Path(__file__).parents[1]),
-        "source": _source_digest(),
-        "device": plan.device,
-        "threads": threads,
-    }
-    return {**conditions, "machine": machine.facts(), "packages": dict(packages)}, digest(conditions)
-
-
-def _source_digest() -> str:
-    """Digest of the package's own code that can change a number: everything but the report, the command line, and statistics
-    that are recomputed from raw samples. What the sequential test decides is not: it says how many items are scored."""
-    root = Path(__file__).parents[1]
-    hasher = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if not name.startswith(("report/", "cli", "frontier", "gate", "stats/")) or name == "stats/sequential.py":
-            hasher.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return hasher.hexdigest()
+def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> RunContext:
+    """The conditions of a run, as its header holds them."""
+    return RunContext(
+        host=machine.host_id(),
+        python=sys.version.split()[0],
+        packages_digest=machine.packages_digest(packages),
+        harness=__version__,
+        commit=machine.commit(ROOT),
+        source=source_digest(),
+        device=plan.device,
+        threads=threads,
+        machine=machine.facts(),
+        packages=packages,
+    )

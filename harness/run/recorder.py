@@ -1,25 +1,185 @@
-"""Which run file records go to, and the clock that stamps them."""
+"""What a run stores: opens its run file, knows what is in it, and appends outcomes as records."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness import store
+from harness.child import job as jobs
+from harness.child.failures import Exit, failure_of
+from harness.child.job import BaselineItems, Outcome
+from harness.measure import machine
+from harness.methods import METHODS
+from harness.probes import PROBES
+from harness.run.identity import Inputs
+from harness.run.observer import Observer
+from harness.run.servers import Servers
+from harness.spec import (
+    Answer,
+    Cell,
+    EndRecord,
+    EnvironmentRecord,
+    Failure,
+    Measurement,
+    Question,
+    Record,
+    RunContext,
+    RunHeader,
+    to_json,
+)
+from harness.suite.plan import PlannedCell
 
 
-def same_context(folder: Path, context: str) -> Path | None:
+class Recorder:
+    """The open run file. `stored` holds its newest records by key, what this run adds included."""
+
+    def __init__(
+        self, inputs: Inputs, servers: Servers, observer: Observer, *, context: RunContext, folder: Path, fresh: bool
+    ) -> None:
+        """Goes on with the newest run file in `folder` of the same context, or begins one; always begins one with `fresh`."""
+        self._inputs = inputs
+        self._servers = servers
+        self._observer = observer
+        self._context = context.digest
+        path = (None if fresh else _same_context(folder, self._context)) or _new_run(folder, self._context)
+        header = RunHeader(run=path.stem, started_at=now(), context=context, context_digest=self._context)
+        self._writer = store.Writer(path, header)
+        self._ended = False
+        self._listed: set[str] = set()  # digests whose package lists are in the run file
+        self.stored: dict[str, Record] = {}
+
+    @property
+    def path(self) -> Path:
+        return self._writer.path
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def resume(self) -> None:
+        """Takes in what the run file holds already, and appends the plan if it is another one."""
+        before = store.read(self.path)
+        plan = self._inputs.plan.record(self._inputs.weights)
+        if to_json(before.plan) != to_json(plan):
+            self._writer.plan(plan)
+        self._ended = before.ended
+        self._listed.update(before.environments)
+        self.stored = {r.key: r for r in before.records}
+
+    def unanswered(self, planned: PlannedCell, *, retry_failed: bool) -> list[Question]:
+        """The cell's questions that are still to be asked; with `retry_failed` those that failed, too."""
+
+        def stands(question: Question) -> bool:
+            record = self.stored.get(self._inputs.key(planned.cell, question))
+            return record is not None and not (retry_failed and record.failure is not None) and self._same_packages(record)
+
+        return [question for question in planned.questions if not stands(question)]
+
+    def end(self, *, questions: int, asked: bool) -> None:
+        """Says that all questions have an outcome, unless the file says so already and nothing was asked since."""
+        if asked or not self._ended:
+            self._writer.end(EndRecord(ended_at=now(), questions=questions))
+
+    def store(self, planned: PlannedCell, question: Question, job: Path, *, index: int, started_at: str) -> None:
+        """Appends what a child left for the question at `index` of its job."""
+        outcome = jobs.read_outcome(job, phase=question.probe, index=index)
+        ended = Exit(code=0)
+        failure = failure_of(outcome, ended, log=jobs.log(job), phase=question.probe, timeout=0)
+        outcome = replace(outcome or Outcome(), failure=failure)
+        if outcome.answer is not None:
+            outcome = replace(outcome, answer=self._keep_blobs(outcome.answer, jobs.outbox(job)))
+        self.append(planned, question, outcome, started_at=started_at)
+
+    def fail(self, planned: PlannedCell, questions: Sequence[Question], failure: Failure) -> None:
+        """Appends one failure for several questions."""
+        for question in questions:
+            self.append(planned, question, Outcome(failure=failure), started_at=now())
+
+    def append(self, planned: PlannedCell, question: Question, outcome: Outcome, *, started_at: str) -> None:
+        """Appends an outcome as a record, after the list of packages that the record names."""
+        record = Record(
+            key=self._inputs.key(planned.cell, question),
+            context=self._context,
+            cell=planned.cell,
+            question=question,
+            probe_version=PROBES[question.probe].version,
+            answer=outcome.answer,
+            failure=outcome.failure,
+            simulated=outcome.simulated,
+            phases=outcome.phases,
+            environment=self._list_packages(planned.cell),
+            started_at=started_at,
+            seconds=outcome.seconds,
+        )
+        self._writer.record(record)
+        self.stored[record.key] = record
+        self._observer.answered(record)
+
+    def baseline_items(self, planned: PlannedCell, question: Question) -> BaselineItems | str:
+        """The baseline's per-item answers, which a question asked until a verdict is paired with; or why there are none."""
+        record = self.stored.get(self._inputs.baseline_key(planned.cell, question))
+        if record is None:
+            return "it was not asked"
+        if record.answer is None:
+            assert record.failure is not None
+            return f"it failed ({record.failure.kind}: {record.failure.message})"
+        sample = next((m for m in record.answer.measurements if m.metric == "accuracy" and m.blob is not None), None)
+        if sample is None or sample.blob is None:
+            return "this task gives scores, so pairing items is impossible"
+        path = store.blob_path(self._writer.folder, sample.blob).resolve()
+        return BaselineItems(path=path, definition=sample.definition) if path.is_file() else f"{path} is not on disk any more"
+
+    def _keep_blobs(self, answer: Answer, outbox: Path) -> Answer:
+        """Moves raw samples into the store and puts their content addresses in the place of file names."""
+        names: dict[str, str] = {}
+
+        def kept(measurement: Measurement) -> Measurement:
+            if measurement.blob is None:
+                return measurement
+            if measurement.blob not in names:
+                path = outbox / Path(measurement.blob).name
+                names[measurement.blob] = self._writer.blob(path.read_bytes(), path.suffix[1:])
+            return replace(measurement, blob=names[measurement.blob])
+
+        return replace(answer, measurements=tuple(kept(m) for m in answer.measurements))
+
+    def _same_packages(self, record: Record) -> bool:
+        """Whether the record's environment, if there is one now, holds what it held then: one that was removed and built anew may
+        have got other versions."""
+        return record.cell.scheme.method not in METHODS or self._installed(record.cell) in {"", record.environment}
+
+    def _installed(self, cell: Cell) -> str:
+        """Digest of what is installed in the cell's environment; '' while that is not built."""
+        installed = self._inputs.installed(cell.scheme.method)
+        return "" if installed is None else machine.packages_digest(installed)
+
+    def _list_packages(self, cell: Cell) -> str:
+        """Digest of what is installed in the cell's environment, listed in the run file before a record names it."""
+        installed, name = self._installed(cell), METHODS[cell.scheme.method].environment
+        ready = self._servers.environment(name)
+        if ready is not None and installed not in self._listed:
+            self._writer.environment(
+                EnvironmentRecord(name=name, digest=installed, python=ready.python_version, packages=ready.packages)
+            )
+            self._listed.add(installed)
+        return installed
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _same_context(folder: Path, context: str) -> Path | None:
     """The newest run file that was made under the same context."""
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
         header = store.read_header(path)
-        if header is not None and header.get("context_digest") == context:
+        if header is not None and header.context_digest == context:
             return path
     return None
 
 
-def new_run(folder: Path, context: str) -> Path:
+def _new_run(folder: Path, context: str) -> Path:
     return folder / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%S%fZ}-{context[:8]}.jsonl"
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -6,7 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from harness.child.job import MANIFEST
+from harness import files
+from harness.artifact import MANIFEST
 from harness.errors import BadInput
 from harness.measure import machine
 from harness.methods import METHODS
@@ -50,10 +51,17 @@ def check_disk(plan: Plan, cache: Path) -> None:
 
 def sweep(cache: Path) -> None:
     """Removes what killed invocations left: job folders and drafts named by a process that is no more."""
-    for folder in (*cache.glob("jobs/*"), *cache.glob("artifacts/.draft-*")):
-        pid = folder.name.split("-")[0] if folder.parent.name == "jobs" else folder.name.rsplit("-", 1)[-1]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+    jobs = {folder: folder.name.split("-")[0] for folder in cache.glob("jobs/*")}
+    left = {folder: int(pid) for folder, pid in jobs.items() if pid.isdigit()}
+    drafts = (*cache.glob(".draft-*"), *cache.glob("*/.draft-*"))
+    left |= {draft: pid for draft in drafts if (pid := files.drafted_by(draft)) is not None}
+    for path, pid in left.items():
+        if _alive(pid):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

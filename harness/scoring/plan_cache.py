@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.files import write_atomically
 from harness.scoring.plan import PLAN_VERSION, Plan
 
 
@@ -42,7 +42,5 @@ class PlanCache:
         self.made += 1
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(plan.to_bytes())
-            temporary.replace(path)
+            write_atomically(path, plan.to_bytes())
         return plan

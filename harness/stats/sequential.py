@@ -31,6 +31,9 @@ from scipy import optimize, special
 from harness.errors import BadInput
 from harness.stats.intervals import LEVEL, Floats, Interval, normal_quantile
 
+CHANGES_NUMBERS = True
+"""What it decides cannot be recomputed: it says how many items are scored."""
+
 ORDER_SALT = "quant-harness item order 1"
 FRACTIONS = np.array([0.5, 1.0, 2.0])
 WEIGHTS = np.array([0.15, 0.7, 0.15])

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.artifact import Shape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
-from harness.spec import Cell, Json, Model, Question, to_json
+from harness.spec import Cell, Model, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
 from harness.suite.file import BUILT_IN, Suite
 
 
@@ -47,24 +47,25 @@ class Plan:
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
 
-    def to_json(self) -> Json:
-        """The plan line of a run file: everything that decides what the report must draw."""
-        return {
-            "suite": self.suite.model_dump(mode="json"),
-            "baseline": self.suite.baseline,
-            "cells": [
-                {
-                    "cell": to_json(p.cell),
-                    "questions": to_json(p.questions),
-                    "baseline": p.baseline,
-                    "estimated_bpw": p.estimated_bpw,
-                    "estimated_bytes": p.estimated_bytes,
-                }
+    def record(self, weights: Mapping[str, str]) -> PlanRecord:
+        """The plan line of a run file; `weights` are the digests of the models by name."""
+        return PlanRecord(
+            suite=self.suite.model_dump(mode="json"),
+            baseline=self.suite.baseline,
+            cells=tuple(
+                PlannedCellRecord(
+                    cell=p.cell,
+                    questions=p.questions,
+                    baseline=p.baseline,
+                    estimated_bpw=p.estimated_bpw,
+                    estimated_bytes=p.estimated_bytes,
+                )
                 for p in self.cells
-            ],
-            "unsupported": [{"cell": to_json(u.cell), "reason": u.reason} for u in self.unsupported],
-            "commands": [f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}"],
-        }
+            ),
+            unsupported=tuple(UnsupportedRecord(cell=u.cell, reason=u.reason) for u in self.unsupported),
+            commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
+            weights=weights,
+        )
 
 
 def estimated_bytes(shape: Shape, bpw: float, method: Method) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness import store
-from harness.spec import cell_from_json, digest
+from harness.spec import digest
 from harness.stats import Replays, Verdict, paired_items, replay, unpaired_items
 
 ALPHA = BETA = 0.05
@@ -119,7 +119,7 @@ def main(replays: int) -> None:
 def recorded_changes(results: Path) -> dict[tuple[str, str], np.ndarray]:
     """Changes [items] of every cell and task of a run, cell minus baseline, from the stored per-item answers."""
     run = store.read(results)
-    baselines = {digest(cell_from_json(planned["cell"])) for planned in run.plan["cells"] if planned.get("baseline")}
+    baselines = {digest(planned.cell) for planned in run.plan.cells if planned.baseline}
     answers: dict[tuple[str, str, bool], dict[str, dict[str, float]]] = {}
     for record in run.records:
         found = [m for m in record.answer.measurements if m.metric == "accuracy"] if record.answer else []

@@ -48,8 +48,8 @@ def test_a_run_builds_a_conflicting_environment_from_the_index_and_measures_in_i
     assert versions["fake-elsewhere"] == "1.16.0"
     assert versions["fake"] == machine.packages()["six"] != "1.16.0"
     (used,) = {r.environment for r in stored.records if r.cell.scheme.method == "fake-elsewhere"}
-    assert stored.environments[used]["packages"]["six"] == "1.16.0"
-    assert "torch" not in stored.environments[used]["packages"]
+    assert stored.environments[used].packages["six"] == "1.16.0"
+    assert "torch" not in stored.environments[used].packages
     failures = [r.failure for r in stored.records if r.cell.scheme.method == "fake-unbuildable"]
     assert {f.kind for f in failures if f is not None} == {"environment"}
     page = (tmp_path / "reports" / "scripted.html").read_text()

@@ -58,7 +58,7 @@ def test_a_run_builds_what_it_needs_and_a_build_that_fails_costs_its_own_cells_o
         assert "error: no version of six is 0.0.0" in record.failure.log_tail
         assert record.environment == ""
     (used,) = {r.environment for r in elsewhere}
-    assert stored.environments[used]["packages"] == {"extra": "1.0", "six": "1.16.0"}
+    assert stored.environments[used].packages == {"extra": "1.0", "six": "1.16.0"}
     assert used == machine.packages_digest({"extra": "1.0", "six": "1.16.0"})
     assert used != of(stored, "fake")[0].environment
     seen = {r.answer.facts["six"] for r in elsewhere if r.question.probe == "fake" and r.answer is not None}
@@ -93,7 +93,7 @@ def test_cells_are_measured_again_when_their_environment_was_rebuilt_with_other_
     again = run(suite, tmp_path)
     assert again.path == first.path
     (used,) = {r.environment for r in of(again, "fake-elsewhere")}
-    assert again.environments[used]["packages"]["extra"] == "2.0"
+    assert again.environments[used].packages["extra"] == "2.0"
     assert len(again.environments) == 2
     assert of(again, "fake") == of(first, "fake")
 
@@ -179,4 +179,4 @@ def test_an_artifact_written_in_one_environment_can_be_measured_in_the_main_one(
     seen = {r.answer.facts["six"] for r in records if r.question.probe == "fake" and r.answer is not None}
     assert seen == {machine.packages()["six"]} != {"1.16.0"}
     (used,) = {r.environment for r in records}
-    assert stored.environments[used]["packages"]["six"] == "1.16.0"
+    assert stored.environments[used].packages["six"] == "1.16.0"

@@ -16,7 +16,7 @@ from tiny_llama import WORDS, TinySession, llama, tokenizer
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
 from harness.forking import held_back
-from harness.probes import taskfiles, tasks_ahead
+from harness.probes import taskfiles, tasks_prepare
 from harness.probes.base import Wishes
 from harness.probes.tasks import PROBE, known_tasks, task_digest
 from harness.spec import Answer, Measurement, Question
@@ -183,27 +183,27 @@ def test_asking_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("limit", [None, 7])
-def test_a_task_that_was_built_ahead_gives_the_same_bytes_once(limit: int | None, folder: Path, tmp_path: Path) -> None:
+def test_a_task_that_was_built_before_forking_gives_the_same_bytes_once(limit: int | None, folder: Path, tmp_path: Path) -> None:
     asked = question(shots=2, limit=limit)
     first, second = session(tmp_path / "a", folder), session(tmp_path / "b", folder)
     plain = PROBE.measure(first, asked)
-    assert PROBE.ahead is not None
+    assert PROBE.prepare is not None
     with held_back():  # as in a branch: what reads data into an empty cache waits for threads
-        PROBE.ahead([(asked, folder)], second.cache)
-    assert len(tasks_ahead.AHEAD) == 1
+        PROBE.prepare([(asked, folder)], second.cache)
+    assert len(tasks_prepare.PREPARED) == 1
     (folder / "mine.yaml").unlink()  # nothing is read again
     assert PROBE.measure(second, asked).measurements == plain.measurements
     assert first.blobs == second.blobs
-    assert not tasks_ahead.AHEAD, "requests carry what a model said, so they answer for one model only"
+    assert not tasks_prepare.PREPARED, "requests carry what a model said, so they answer for one model only"
 
 
 def test_data_that_take_too_long_are_left_to_the_cells(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks_ahead, "load", lambda *_: time.sleep(60))
-    monkeypatch.setattr(tasks_ahead, "AHEAD_SECONDS", 0.1)
+    monkeypatch.setattr(tasks_prepare, "load", lambda *_: time.sleep(60))
+    monkeypatch.setattr(tasks_prepare, "PREPARE_SECONDS", 0.1)
     began = time.monotonic()
-    tasks_ahead.ahead([(question(), folder)], tmp_path)
+    tasks_prepare.prepare([(question(), folder)], tmp_path)
     assert time.monotonic() - began < 30
-    assert not tasks_ahead.AHEAD
+    assert not tasks_prepare.PREPARED
 
 
 def test_data_that_crash_their_reader_are_left_to_the_cells(
@@ -211,17 +211,17 @@ def test_data_that_crash_their_reader_are_left_to_the_cells(
 ) -> None:
     ours = os.getpid()
     asked: list[int] = []
-    monkeypatch.setattr(tasks_ahead, "load", lambda *_: asked.append(1) if os.getpid() == ours else os._exit(3))
-    tasks_ahead.ahead([(question(), folder)], tmp_path)
+    monkeypatch.setattr(tasks_prepare, "load", lambda *_: asked.append(1) if os.getpid() == ours else os._exit(3))
+    tasks_prepare.prepare([(question(), folder)], tmp_path)
     assert not asked, "what killed one process is not tried in another"
-    assert not tasks_ahead.AHEAD
+    assert not tasks_prepare.PREPARED
 
 
-def test_a_task_that_cannot_be_built_ahead_is_left_to_the_cells(folder: Path, tmp_path: Path) -> None:
+def test_a_task_that_cannot_be_built_before_forking_is_left_to_the_cells(folder: Path, tmp_path: Path) -> None:
     (folder / "items.jsonl").write_text("{broken")
-    assert PROBE.ahead is not None
-    PROBE.ahead([(question(), folder), (question("missing"), folder)], tmp_path)
-    assert not tasks_ahead.AHEAD
+    assert PROBE.prepare is not None
+    PROBE.prepare([(question(), folder), (question("missing"), folder)], tmp_path)
+    assert not tasks_prepare.PREPARED
     with pytest.raises(BadInput, match="cannot be read"):
         PROBE.measure(session(tmp_path, folder), question())
 

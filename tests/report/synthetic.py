@@ -21,7 +21,24 @@ import numpy as np
 
 from harness import store
 from harness.probes import METRICS
-from harness.spec import Answer, Cell, Failure, Json, Measurement, Model, Phase, Question, Record, Scheme, digest, to_json
+from harness.spec import (
+    Answer,
+    Cell,
+    EndRecord,
+    Failure,
+    Measurement,
+    Model,
+    Phase,
+    PlannedCellRecord,
+    PlanRecord,
+    Question,
+    Record,
+    RunContext,
+    RunHeader,
+    Scheme,
+    UnsupportedRecord,
+    digest,
+)
 
 TASKS = (
     "reference_facts",
@@ -88,11 +105,11 @@ def _write(
         model = Model(name=name, path="harness/reference/model")
         for cell in cells(model):
             asked = questions()
-            planned.append({"cell": to_json(cell), "questions": to_json(asked), "baseline": cell.scheme.method == "bf16"})
+            planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=cell.scheme.method == "bf16"))
             records += [r for q in asked if (r := builder.record(cell, q)) is not None]
         for bits in (3, 2):
             cell = Cell(model=model, scheme=Scheme(method="bnb", bits=bits))
-            unsupported.append({"cell": to_json(cell), "reason": f"bnb does not offer {bits} bits (it offers 8, 4)"})
+            unsupported.append(UnsupportedRecord(cell=cell, reason=f"bnb does not offer {bits} bits (it offers 8, 4)"))
     if edit is not None:
         records = [kept for r in records if (kept := edit(r)) is not None]
     if shuffle is not None:
@@ -100,25 +117,33 @@ def _write(
     path = folder / "20261121T040000Z-synthetic.jsonl"
     with store.Writer(path, HEADER) as writer:
         writer.plan(
-            {
-                "suite": {"name": "quick", "title": "Synthetic numbers: never measured", "models": list(models), "seed": seed},
-                "baseline": "bf16",
-                "cells": planned,
-                "unsupported": unsupported,
-                "commands": ["quant-harness run quick.yaml"],
-            }
+            PlanRecord(
+                suite={"name": "quick", "title": "Synthetic numbers: never measured", "models": list(models), "seed": seed},
+                baseline="bf16",
+                cells=tuple(planned),
+                unsupported=tuple(unsupported),
+                commands=("quant-harness run quick.yaml",),
+            )
         )
         for record in records:
             writer.record(record)
-        writer.end({})
+        writer.end(EndRecord(ended_at="2026-11-21T05:00:00Z", questions=sum(len(p.questions) for p in planned)))
     return path
 
 
-HEADER: Json = {
-    "run": "20261121T040000Z-synthetic",
-    "started_at": "2026-11-21T04:00:00Z",
-    "context": {
-        "machine": {
+HEADER = RunHeader(
+    run="20261121T040000Z-synthetic",
+    started_at="2026-11-21T04:00:00Z",
+    context=RunContext(
+        host="0123456789ab",
+        python="3.11.2",
+        packages_digest="d" * 64,
+        harness="0.1.0",
+        commit="0123456789abcdef0123456789abcdef01234567",
+        source="f" * 64,
+        device="cpu",
+        threads=2,
+        machine={
             "cpu": "Synthetic CPU @ 2.0 GHz",
             "cores": 2,
             "cores_usable": 2,
@@ -131,19 +156,16 @@ HEADER: Json = {
             "python": "3.11.2",
             "governor": None,
         },
-        "packages": {
+        packages={
             "torch": "2.13.0",
             "transformers": "5.23.0",
             "lm-eval": "0.4.13",
             "gptqmodel": "7.6.0",
             "hqq": "0.2.8.post1",
         },
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "device": "cpu",
-        "threads": 2,
-    },
-    "context_digest": "c" * 64,
-}
+    ),
+    context_digest="c" * 64,
+)
 
 
 class _Builder:

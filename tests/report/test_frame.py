@@ -14,7 +14,7 @@ import synthetic
 
 from harness import store
 from harness.report.frame import COLUMNS, EXPORTS, export, frame
-from harness.spec import Record
+from harness.spec import PlanRecord, Record
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_an_empty_run_gives_rows_without_values(run: store.Run) -> None:
     table = frame(dataclasses.replace(run, records=()))
     assert len(table) > 22
     assert set(table.status) == {"not run"}
-    empty = frame(dataclasses.replace(run, records=(), plan={"suite": {}, "cells": [], "unsupported": [], "commands": []}))
+    empty = frame(dataclasses.replace(run, records=(), plan=PlanRecord()))
     assert tuple(empty.columns) == COLUMNS
     assert len(empty) == 0
 

@@ -24,7 +24,7 @@ from harness.report.derived import DERIVED
 from harness.report.frame import EXPORTS, frame_of
 from harness.report.numbers import MINUS
 from harness.report.standing import cost_columns, headline_axes, quality_columns
-from harness.spec import Answer, Axis, Better, Failure, Measurement, Metric, Places, Question, Record, digest, to_json
+from harness.spec import Answer, Axis, Better, Failure, Measurement, Metric, Places, PlannedCellRecord, Question, Record, digest
 
 REPORT = Path(report.__path__[0])
 LABELS = ("bf16", "rtn 8-bit g64", "rtn 4-bit g64", "inc 4-bit g64")
@@ -37,17 +37,17 @@ ROW = Metric(name="stars", title="Stars of the night", unit="B", better="lower",
 def few(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     """Four cells with their sizes, perplexities and one task; the last is simulated."""
     run = store.read(synthetic.write(tmp_path_factory.mktemp("few"), small=True))
-    cells = [
-        {**c, "questions": [q for q in c["questions"] if q["probe"] in PROBES_ASKED or q["subject"] == TASK]}
-        for c in run.plan["cells"]
-        if c["cell"]["scheme"]["label"] in LABELS
-    ]
+    cells = tuple(
+        dataclasses.replace(c, questions=tuple(q for q in c.questions if q.probe in PROBES_ASKED or q.subject == TASK))
+        for c in run.plan.cells
+        if c.cell.scheme.label in LABELS
+    )
     kept = tuple(
         r
         for r in run.records
         if r.cell.scheme.label in LABELS and (r.question.probe in PROBES_ASKED or r.question.subject == TASK)
     )
-    return dataclasses.replace(run, plan={**run.plan, "cells": cells}, records=kept)
+    return dataclasses.replace(run, plan=dataclasses.replace(run.plan, cells=cells), records=kept)
 
 
 BY_BITS = dict(zip(LABELS, (1.0, 2.0, 3.0, 4.0), strict=True))
@@ -64,11 +64,13 @@ def measured(
 ) -> View:
     """The view of the run after the fake probe, with these rows, measured every cell but the one of the label `fails`."""
     questions = [Question(probe="fake", subject=subject) for subject in subjects]
-    cells = [{**c, "questions": [*c["questions"], *to_json(questions)]} for c in run.plan["cells"]]
+    cells = tuple(dataclasses.replace(c, questions=(*c.questions, *questions)) for c in run.plan.cells)
     first = {r.cell.scheme.label: r for r in run.records}
     records = [answer(first[label], q, rows, values, blobs, fails) for label in LABELS for q in questions]
     probes = {**PROBES, "fake": dataclasses.replace(fake.PROBE, metrics=rows)}
-    return view(dataclasses.replace(run, plan={**run.plan, "cells": cells}, records=(*run.records, *records)), probes)
+    return view(
+        dataclasses.replace(run, plan=dataclasses.replace(run.plan, cells=cells), records=(*run.records, *records)), probes
+    )
 
 
 def answer(
@@ -341,12 +343,11 @@ def test_what_no_row_describes_is_withheld_wherever_its_probe_withholds_anything
 
 def rerun(run: store.Run, shown: View) -> store.Run:
     """The run that a view shows, as stored."""
-    cells = [
-        {"cell": to_json(c.cell), "baseline": c.baseline, "questions": to_json([o.question for o in c.outcomes])}
-        for c in shown.cells
-    ]
+    cells = tuple(
+        PlannedCellRecord(cell=c.cell, baseline=c.baseline, questions=tuple(o.question for o in c.outcomes)) for c in shown.cells
+    )
     records = tuple(o.record for c in shown.cells for o in c.outcomes if o.record is not None)
-    return dataclasses.replace(run, plan={**run.plan, "cells": cells}, records=records)
+    return dataclasses.replace(run, plan=dataclasses.replace(run.plan, cells=cells), records=records)
 
 
 def losses(run: store.Run) -> dict[str, str]:
@@ -434,8 +435,8 @@ def test_cells_inside_the_noise_floor_of_a_metric_are_said_to_be_there(few: stor
 
 
 def test_the_smallest_cell_is_chosen_by_the_first_cost_that_has_a_phrase(few: store.Run) -> None:
-    plan = [{**c, "questions": [q for q in c["questions"] if q["probe"] != "tasks"]} for c in few.plan["cells"]]
-    run = dataclasses.replace(few, plan={**few.plan, "cells": plan})
+    cells = tuple(dataclasses.replace(c, questions=tuple(q for q in c.questions if q.probe != "tasks")) for c in few.plan.cells)
+    run = dataclasses.replace(few, plan=dataclasses.replace(few.plan, cells=cells))
     quiz = dataclasses.replace(ROW, name="quiz", samples="items")
     blobs = items(run, dict.fromkeys(LABELS, 1000), 1000)
     values = dict(zip(LABELS, (9.0, 2.0, 3.0, 1.0), strict=True))

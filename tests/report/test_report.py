@@ -21,7 +21,7 @@ from harness import store
 from harness.report import View, render, render_view, terminal_table
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
-from harness.spec import Failure, Record
+from harness.spec import Failure, PlanRecord, Record
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00"
 
@@ -167,12 +167,15 @@ def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path
         )
 
     run = store.read(synthetic.write(tmp_path, models=(HOSTILE,), edit=fail, small=True))
-    context = {**run.header["context"], "commit": HOSTILE, "packages": {HOSTILE: HOSTILE}, "machine": {HOSTILE: [HOSTILE]}}
-    plan = {**run.plan, "suite": {"name": HOSTILE, "title": HOSTILE}, "commands": [HOSTILE]}
-    plan["unsupported"] = [{**u, "reason": HOSTILE} for u in plan["unsupported"]]
-    hostile = dataclasses.replace(
-        run, header={**run.header, "run": HOSTILE, "started_at": HOSTILE, "context": context}, plan=plan
+    context = dataclasses.replace(run.header.context, commit=HOSTILE, packages={HOSTILE: HOSTILE}, machine={HOSTILE: [HOSTILE]})
+    plan = dataclasses.replace(
+        run.plan,
+        suite={"name": HOSTILE, "title": HOSTILE},
+        commands=(HOSTILE,),
+        unsupported=tuple(dataclasses.replace(u, reason=HOSTILE) for u in run.plan.unsupported),
     )
+    header = dataclasses.replace(run.header, run=HOSTILE, started_at=HOSTILE, context=context)
+    hostile = dataclasses.replace(run, header=header, plan=plan)
     found = Parsed(render(hostile))
     assert len(found.scripts) == 3
     assert "<script>alert(1)</script>" in found.text.replace("\ufffd", "")
@@ -206,8 +209,9 @@ def test_pages_of_empty_and_unfinished_runs_are_drawn(run: store.Run, tmp_path: 
     waiting = Parsed(render(dataclasses.replace(run, records=(), ended=False)))
     assert waiting.text.count("not run") > 22
     assert "This run has not ended: 286 planned questions have no answer yet" in waiting.text
-    plan = {"suite": {}, "cells": [], "unsupported": [], "commands": []}
-    bare = dataclasses.replace(run, header={"run": "r", "started_at": "", "context": {}}, plan=plan, records=())
+    context = dataclasses.replace(run.header.context, commit=None, machine={}, packages={})
+    header = dataclasses.replace(run.header, started_at="", context=context)
+    bare = dataclasses.replace(run, header=header, plan=PlanRecord(), records=())
     assert "quant-harness" in Parsed(render(bare)).text
 
 

@@ -14,22 +14,23 @@ from harness import store
 from harness.probes import sequential
 from harness.report import View, render_view, terminal_table, view
 from harness.report.standing import quality_columns
-from harness.spec import Json, Measurement, Question, Record, to_json
+from harness.spec import Measurement, Question, Record
 
 WISH = {"margin": 0.01, "alpha": 0.05, "beta": 0.05}
 VERDICT = {8: sequential.WITHIN, 4: sequential.WITHIN, 3: sequential.UNDECIDED, 2: sequential.WORSE}
 
 
-def asked(question: Json) -> Json:
-    options = {**question["options"], sequential.KEY: WISH} if question["probe"] == "tasks" else question["options"]
-    return {**question, "options": options}
+def asked(question: Question) -> Question:
+    if question.probe != "tasks":
+        return question
+    return dataclasses.replace(question, options={**question.options, sequential.KEY: WISH})
 
 
 def rewritten(record: Record) -> Record:
     """As if until a verdict: 8 and 4 bits within the margin, 3 undecided, 2 worse; rtn at 4 bits worse on one task."""
     if record.question.probe != "tasks" or record.cell.scheme.method == "bf16":
         return record
-    question = Question(**asked(to_json(record.question)))
+    question = asked(record.question)
     if record.answer is None:
         return dataclasses.replace(record, question=question)
     worse = record.cell.scheme.label == "rtn 4-bit g64" and question.subject == "reference_recall"
@@ -47,8 +48,11 @@ def rewritten(record: Record) -> Record:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> View:
     run = store.read(synthetic.write(tmp_path_factory.mktemp("verdicts"), small=True))
-    cells = [c if c["baseline"] else {**c, "questions": [asked(q) for q in c["questions"]]} for c in run.plan["cells"]]
-    return view(dataclasses.replace(run, plan={**run.plan, "cells": cells}, records=tuple(rewritten(r) for r in run.records)))
+    cells = tuple(
+        c if c.baseline else dataclasses.replace(c, questions=tuple(asked(q) for q in c.questions)) for c in run.plan.cells
+    )
+    plan = dataclasses.replace(run.plan, cells=cells)
+    return view(dataclasses.replace(run, plan=plan, records=tuple(rewritten(r) for r in run.records)))
 
 
 def test_the_smallest_cell_is_one_whose_every_verdict_is_within_the_margin(shown: View) -> None:

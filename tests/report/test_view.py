@@ -319,7 +319,7 @@ def test_the_newest_record_of_a_square_counts_whatever_the_order(run: store.Run)
 
 
 def test_records_of_squares_that_are_no_longer_planned_are_counted_and_not_drawn(run: store.Run) -> None:
-    plan = {**run.plan, "cells": run.plan["cells"][:5]}
+    plan = dataclasses.replace(run.plan, cells=run.plan.cells[:5])
     shown = view(dataclasses.replace(run, plan=plan))
     assert len(shown.cells) == 5
     assert shown.unplanned == len(run.records) - 5 * 13

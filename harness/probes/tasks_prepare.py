@@ -15,25 +15,25 @@ from harness.forking import die_with_parent, let_go
 from harness.probes.lm_eval_tasks import configure, load, seed_of, templates
 from harness.spec import Question, digest
 
-AHEAD_SECONDS = 60.0
-"""No further task is begun ahead after that: a run should begin, and a branch that takes twice as long is given up."""
+PREPARE_SECONDS = 60.0
+"""No further task is begun after that: a run should begin, and a branch that takes twice as long is given up."""
 
-AHEAD: dict[str, Any] = {}
+PREPARED: dict[str, Any] = {}
 """Tasks built before this process was forked, each for one answer: its requests carry what a model said."""
 
 
-def ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+def prepare(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
     """Loads the tasks of these questions and builds their requests, which depend on no model: each cell would do the same anew.
     A task that cannot be had is left to the children, whose records say why."""
     from tqdm import tqdm  # type: ignore[import-untyped]  # it brings no types
 
     tqdm.monitor_interval = 0  # its monitor is a thread that stays
-    end = time.monotonic() + AHEAD_SECONDS
+    end = time.monotonic() + PREPARE_SECONDS
     with let_go():  # `datasets` looks at files in threads
-        _build_ahead(questions, cache, end)
+        _build_requests(questions, cache, end)
 
 
-def _build_ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> None:
+def _build_requests(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> None:
     if not _fill_cache(questions, cache, end):
         return
     for question, folder in questions:
@@ -47,11 +47,11 @@ def _build_ahead(questions: Sequence[tuple[Question, Path | None]], cache: Path,
             for task in tasks["tasks"].values():
                 task.build_all_requests(limit=limit)
                 task.build_all_requests = functools.partial(_as_built, limit)
-            AHEAD[key_of(question, folder)] = tasks
+            PREPARED[key_of(question, folder)] = tasks
 
 
 def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
-    """Stands in for the `build_all_requests` of a task that has built them."""
+    """Replaces `build_all_requests` after the first build."""
     if limit != built:
         raise AssertionError(f"requests of {built} items were built, {limit} are asked for")
 

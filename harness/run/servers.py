@@ -1,0 +1,143 @@
+"""The environments that a run's cells need, and one fork server in each, started when the first job needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import envs
+from harness.child.events import Event, JobRequest
+from harness.child.failures import Exit
+from harness.child.fork_server import Server, ServerFailed
+from harness.engines import ENGINES
+from harness.errors import BadInput
+from harness.methods import METHODS
+from harness.methods.base import Method
+from harness.models import find
+from harness.probes import PROBES
+from harness.run.identity import Inputs
+from harness.run.observer import Observer
+from harness.spec import Cell, Failure
+from harness.suite.plan import Plan
+
+
+class Servers:
+    """Builds and holds environments, starts and keeps servers, until `close`. Each is tried once per run: what failed stays
+    failed, and costs the cells that need it."""
+
+    def __init__(self, inputs: Inputs, observer: Observer, *, threads: int, home: Path) -> None:
+        """`home` gets the servers' logs. `prepare` may be set to a file with the work that cells share (see `child.job`)."""
+        self._inputs = inputs
+        self._plan = inputs.plan
+        self._observer = observer
+        self._threads = threads
+        self._home = home
+        self.prepare: Path | None = None
+        self._environments: dict[str, envs.Ready] = {}
+        self._unbuilt: dict[str, Failure] = {}
+        self._servers: dict[str, Server] = {}
+        self._broken: dict[str, str] = {}
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+        for environment in self._environments.values():
+            environment.close()
+
+    def environment(self, name: str) -> envs.Ready | None:
+        """An environment of its own that this run holds; None for main, and before a cell needed it."""
+        return self._environments.get(name)
+
+    def lacking(self, cell: Cell) -> Failure | None:
+        """None when the cell's method can run: all is there in the main environment, or its own is built (now, if need be)
+        and the method passed its health check there."""
+        method = METHODS[cell.scheme.method]
+        name = method.environment
+        missing = envs.missing(method)
+        if missing is not None:
+            message = f"{method.name} needs {', '.join(missing.packages)}, not installed here; add it with: {missing.install}"
+            return Failure(kind="environment", phase="environment", message=message)
+        if name == envs.MAIN:
+            return None
+        if name not in self._environments and name not in self._unbuilt:
+            self._observer.doing(cell, f"environment {name}")
+            self._obtain(name)
+        if name in self._unbuilt:
+            return self._unbuilt[name]
+        self._observer.doing(cell, f"environment {name}")
+        return self._environments[name].unwell(method.name, self._observer.note)
+
+    def run(
+        self,
+        method: Method,
+        job: Path,
+        timeout: float,
+        on_event: Callable[[Event], None] = lambda event: None,
+        *,
+        quantizes: bool = False,
+    ) -> Exit | Failure:
+        """Runs a job in the environment that quantizes with the method, or in the one that loads what it wrote."""
+        environment = method.environment if quantizes else envs.loading(method)
+        request = JobRequest(job=job)
+        if environment == envs.loading(method):  # only the loading environment has these modules
+            request = JobRequest(job=job, branch_modules=method.branch_modules, prepare=self.prepare)
+        try:
+            return self._server(environment).run(request, on_event, timeout)
+        except ServerFailed as error:
+            self._broken[environment] = str(error)
+            return Failure(kind="environment", phase="environment", message=str(error))
+
+    def _obtain(self, name: str) -> None:
+        try:
+            ready = envs.obtain(envs.find(name), self._inputs.cache, self._observer.note)
+        except envs.BuildFailed as error:
+            self._unbuilt[name] = Failure(kind="environment", phase="environment", message=str(error), log_tail=error.log_tail)
+        else:
+            self._environments[name], self._inputs.environments[name] = ready, ready.packages
+
+    def _server(self, environment: str) -> Server:
+        if environment in self._broken:
+            raise ServerFailed(self._broken[environment])
+        if environment not in self._servers:
+            self._start(environment)
+        return self._servers[environment]
+
+    def _start(self, environment: str) -> None:
+        python = Path(sys.executable) if environment == envs.MAIN else self._environments[environment].python
+        env = {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false", **_network(self._plan)}
+        if environment != envs.MAIN:  # tools that its packages call (a compiler's ninja) are those that came with them
+            env["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        modules = self._modules(environment)
+        server = Server(python=python, modules=modules, home=self._home / f"server-{environment}", env=env)
+        self._servers[environment] = server
+        ready = server.start()
+        for name, why in ready.missing.items():
+            self._observer.note(f"{name} cannot be imported in the {environment} environment: {why}")
+        if self._plan.device.startswith("cuda") and "torch" in modules and not ready.cuda:
+            if environment != envs.MAIN:
+                raise ServerFailed(f"the torch of the environment {environment!r} sees no CUDA device; use --device cpu")
+            raise BadInput(
+                f"device {self._plan.device}: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+            )
+
+    def _modules(self, environment: str) -> list[str]:
+        """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
+        methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self._plan.cells)]
+        used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
+        names = [name for m in used for name in ENGINES[m.engine].modules]
+        measured = [m for m in used if envs.loading(m) == environment]
+        names += [name for m in measured for name in m.preload]
+        if any(ENGINES[m.engine].modules for m in measured):
+            names += [name for probe in self._plan.suite.probes for name in PROBES[probe].preload]
+        if "transformers" in names and environment == envs.MAIN:
+            names += ["harness.engines.warm", *find.modeling_modules(p.cell.model for p in self._plan.cells)]
+        return list(dict.fromkeys(names))
+
+
+def _network(plan: Plan) -> dict[str, str]:
+    """Models and texts are here before a child starts, so only tasks that lm-eval fetches need the hub. Otherwise children
+    are told that there is none: libraries ask it about local folders too, and wait minutes for an answer behind a firewall."""
+    tasks = {q.subject for p in plan.cells for q in p.questions if q.probe == "tasks"}
+    return {} if tasks - set(plan.task_folders) else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
