@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import reference
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.child import fork_server
 from harness.engines import ENGINES
 from harness.measure import machine
@@ -102,7 +102,7 @@ def _server(python: Path, modules: Sequence[str], home: Path) -> fork_server.Ser
     )
 
 
-def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
+def _first(method: Method, shape: ModelShape) -> tuple[Scheme, str] | str:
     """A scheme of default options that runs here, and its device; 4 bits where there are some. Else the reason why none does."""
     reason = "it can run on no device of this machine"
     kernels: list[tuple[str, Mapping[float, str]]] = [("cpu", method.kernel_cpu)]

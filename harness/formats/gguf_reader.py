@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, Unsupported
 from harness.formats import gguf_reader, gguf_types
 from harness.formats.gguf_types import FILE_TYPE_NAMES, TYPES
@@ -24,7 +24,7 @@ from harness.spec import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class GgufTensor:
     """One tensor of a file; `shape` has the rows first, as numpy and torch have it; `offset` is from the file's beginning."""
 
     name: str
@@ -35,11 +35,11 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class GgufHeader:
     """`metadata` by key; of an array only its length."""
 
     metadata: Mapping[str, Json]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GgufTensor, ...]
 
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -85,7 +85,7 @@ class _Reader:
         return count
 
 
-def header(path: Path) -> Header:
+def header(path: Path) -> GgufHeader:
     """The header of one GGUF file. BadInput when it is damaged, cut off, or holds types that this version does not know."""
     try:
         with path.open("rb") as file:
@@ -95,7 +95,7 @@ def header(path: Path) -> Header:
         raise BadInput(f"{path}: is no GGUF file that this version reads: {why}; delete it and run again") from None
 
 
-def _header(reader: _Reader, file_bytes: int) -> Header:
+def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
     if reader.file.read(4) != b"GGUF":
         raise ValueError("its first bytes are not GGUF")
     version = int(reader.scalar("<I"))
@@ -125,17 +125,17 @@ def _header(reader: _Reader, file_bytes: int) -> Header:
         size = math.prod(shape) // block.weights * block.size
         if data + offset + size > file_bytes:
             raise ValueError(f"{name} reaches beyond its end")
-        tensors.append(Tensor(name=name, type=block.name, shape=shape, offset=data + offset, bytes=size))
-    return Header(metadata=metadata, tensors=tuple(tensors))
+        tensors.append(GgufTensor(name=name, type=block.name, shape=shape, offset=data + offset, bytes=size))
+    return GgufHeader(metadata=metadata, tensors=tuple(tensors))
 
 
-def shape_of(path: Path) -> Shape:
+def shape_of(path: Path) -> ModelShape:
     """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are."""
     header = gguf_reader.header(path)
     meta = header.metadata
     kind = str(meta.get("general.architecture", "?"))
     found = _file_type(header)
-    return Shape(
+    return ModelShape(
         architecture=kind,
         parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
         linears=(),
@@ -148,7 +148,7 @@ def shape_of(path: Path) -> Shape:
     )
 
 
-def _file_type(header: gguf_reader.Header) -> str:
+def _file_type(header: gguf_reader.GgufHeader) -> str:
     """The file's type as its header names it, or its most frequent block in the decoder's layers and `mixed`."""
     named = FILE_TYPE_NAMES.get(_number(header.metadata.get("general.file_type"), -1))
     weights: Counter[str] = Counter()

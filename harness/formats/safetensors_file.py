@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.artifact import Role, Shape, StoredTensor
+from harness.artifact import ModelShape, Role, StoredTensor
 from harness.errors import BadInput
 
 BITS = {
@@ -104,7 +104,7 @@ def by_suffix(suffixes: dict[str, Role]) -> Callable[[str], tuple[str, Role]]:
     return roles
 
 
-def undivided(shape: Shape | None, *, columns: int = 1, rows: int = 1) -> str | None:
+def undivided(shape: ModelShape | None, *, columns: int = 1, rows: int = 1) -> str | None:
     """Why a layer of the model cannot be cut into groups of `columns` input features and `rows` output features, or None."""
     for layer in shape.linears if shape else ():
         if layer.columns % columns:

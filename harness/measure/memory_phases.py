@@ -49,7 +49,7 @@ _STATUS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file", "RssShmem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resident:
+class ResidentSet:
     """One reading of /proc/self/status in bytes: `peak` = VmHWM; the other three add up to the resident set."""
 
     peak: int
@@ -77,7 +77,7 @@ class Mapped:
     doubled: int
 
 
-def resident(proc: Path = PROC) -> Resident | None:
+def resident(proc: Path = PROC) -> ResidentSet | None:
     """The kernel's counters now; None where there are none (not Linux, or a kernel before 4.5)."""
     try:
         text = (proc / "status").read_text(encoding="utf-8", errors="replace")
@@ -88,7 +88,7 @@ def resident(proc: Path = PROC) -> Resident | None:
         name, _, rest = line.partition(":")
         if name in _STATUS:
             found[_STATUS[name]] = int(rest.split()[0]) * 1024  # always "kB", which means KiB here
-    return Resident(**found) if len(found) == len(_STATUS) else None
+    return ResidentSet(**found) if len(found) == len(_STATUS) else None
 
 
 def reset_peak(proc: Path = PROC) -> bool:
@@ -106,7 +106,7 @@ def supported(proc: Path = PROC) -> bool:
     return resident(proc) is not None
 
 
-def require(proc: Path = PROC) -> Resident:
+def require(proc: Path = PROC) -> ResidentSet:
     """`resident()`, or Unsupported with the reason where there is nothing to read."""
     now = resident(proc)
     if now is None:
@@ -344,7 +344,7 @@ def measure(name: str, *, clock: Callable[[], float] = time.perf_counter, proc: 
         meter.phase = Phase(name=name, seconds=seconds, peak_bytes={**_host_peaks(meter, start, end), **meter.device})
 
 
-def _host_peaks(meter: Meter, start: Resident | None, end: Resident | None) -> Mapping[str, int]:
+def _host_peaks(meter: Meter, start: ResidentSet | None, end: ResidentSet | None) -> Mapping[str, int]:
     if start is None or end is None:
         return {}
     lowest_backed = min(start.backed, end.backed)

@@ -18,7 +18,7 @@ _LISTEN = "0A"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resident:
+class ProcessMemory:
     """Bytes of a group of processes: `pss` = proportional share of what they share with others (None where the kernel does not
     let us see it), `rss` = resident sets added up (shared pages more than once), `peak` = their VmHWM added up."""
 
@@ -70,7 +70,7 @@ def family(pids: Iterable[int], proc: Path = PROC) -> list[int]:
     return sorted(found)
 
 
-def resident(pids: Iterable[int], proc: Path = PROC) -> Resident:
+def resident(pids: Iterable[int], proc: Path = PROC) -> ProcessMemory:
     """Memory of the processes now. Unsupported where none of them can be read."""
     pss: int | None = 0
     rss = peak = 0
@@ -91,7 +91,7 @@ def resident(pids: Iterable[int], proc: Path = PROC) -> Resident:
             pss = None if pss is None else pss + _kib(rollup, "Pss")
     if not seen:
         raise Unsupported("the server's processes cannot be read in /proc")
-    return Resident(processes=tuple(seen), pss=pss, rss=rss, peak=peak)
+    return ProcessMemory(processes=tuple(seen), pss=pss, rss=rss, peak=peak)
 
 
 def _kib(text: str, name: str) -> int:

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.formats import safetensors_file
 from harness.formats.gptq_file import dequantize, packed_layers
 from harness.methods import reload
@@ -179,7 +179,7 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here."""
     group = int(scheme.options["group_size"])
     if shape is not None and "quantization_config" in shape.config:

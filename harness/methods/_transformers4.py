@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import Unsupported
 from harness.formats import gptq_file, safetensors_file
 from harness.methods import reload
@@ -127,7 +127,7 @@ def newer(out_dir: Path, model_dir: Path, quantization: Json) -> None:
     (out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
 
 
-def unsupported(shape: Shape | None, known: frozenset[str], library: str) -> str | None:
+def unsupported(shape: ModelShape | None, known: frozenset[str], library: str) -> str | None:
     """Why the library cannot take a model's architecture, or None."""
     kind = None if shape is None else shape.config.get("model_type")
     if kind is not None and kind not in known:

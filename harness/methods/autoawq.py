@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.formats.safetensors_file import undivided
 from harness.methods import _gptqmodel, _transformers4, rtn
 from harness.methods.base import Method, Option, QuantizeRequest
@@ -73,7 +73,7 @@ def _copies() -> Iterator[None]:
         AwqQuantizer._compute_best_scale = library
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
     return _transformers4.unsupported(shape, _KNOWN, "AutoAWQ") or reason or _gptqmodel.supports(scheme, shape, device)
 

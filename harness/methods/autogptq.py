@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.methods import _gptqmodel, _transformers4, rtn
 from harness.methods.base import Method, Option, QuantizeRequest
 from harness.models import build
@@ -66,7 +66,7 @@ def _on(device: str) -> Iterator[None]:
         _base.CUDA_0, _base.pack_model, torch.cuda.synchronize = before, packing, waiting
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return _transformers4.unsupported(shape, _KNOWN, "AutoGPTQ") or _gptqmodel.supports(scheme, shape, device)
 
 

@@ -15,7 +15,7 @@ import json
 import math
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import Unsupported
 from harness.formats import gptq_file, safetensors_file
 from harness.methods import _gptqmodel, reload, rtn
@@ -96,7 +96,7 @@ def _tidy(request: QuantizeRequest) -> None:
     (request.out_dir / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2), encoding="utf-8")
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if int(scheme.options["iters"]) < 0:
         return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
     if scheme.options["iters"] and not scheme.options["opt_rtn"]:

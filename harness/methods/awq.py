@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.formats.safetensors_file import undivided
 from harness.methods import _gptqmodel, rtn
 from harness.methods.base import Method, Option, QuantizeRequest
@@ -133,7 +133,7 @@ def _float32() -> Iterator[None]:
         AWQProcessor._compute_best_scale, AWQProcessor.pack_module = searching, packing
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
     return reason or _gptqmodel.supports(scheme, shape, device)
 

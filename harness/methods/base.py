@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.spec import Json, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
@@ -75,7 +75,7 @@ class Method:
     kernel_cuda: Mapping[float, Kernel]
     quantize: Callable[[QuantizeRequest], None]
     load: Callable[[LoadRequest], Any]  # engine transformers: returns a transformers causal LM in eval mode on the device
-    supports: Callable[[Scheme, Shape | None, str], str | None]  # (scheme, shape if known, device) -> reason or None
+    supports: Callable[[Scheme, ModelShape | None, str], str | None]  # (scheme, shape if known, device) -> reason or None
     bits_per_weight: Callable[[Scheme], float]  # estimate for the quantized layers, scales and zeros included
     ledger: Callable[[Path, Scheme], list[StoredTensor]]  # every tensor stored in the artifact
     kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import safetensors_file
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
@@ -107,7 +107,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if shape is not None and "quantization_config" in shape.config:
         return "the checkpoint is already quantized; quantize its unquantized source instead"
     if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
@@ -95,7 +95,7 @@ def _kernels(model: Any) -> list[LayerKernel]:
     return []
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return None
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.spec import Scheme
@@ -80,7 +80,7 @@ def load(request: LoadRequest) -> Any:
     return json.loads((request.artifact_dir / ARTIFACT).read_text())
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return str(scheme.options["unsupported"]) if scheme.options["unsupported"] else None
 
 

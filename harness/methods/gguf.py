@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import gguf_export, gguf_reader, gguf_types, safetensors_file
 from harness.formats.gguf_types import FILE_TYPES
 from harness.methods import reload
@@ -190,7 +190,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return rows
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     kind = str(scheme.options["type"])
     bits = FILE_TYPES[kind][0]
     if bits != scheme.bits:

@@ -13,7 +13,7 @@ import importlib.util
 import json
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, MissingPackage
 from harness.formats import gguf_types
 from harness.formats.gguf_reader import shape_of
@@ -58,7 +58,7 @@ def load(request: LoadRequest) -> Any:
     return gguf.METHOD.load(request)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if shape is not None and "quantization_config" not in shape.config:
         return "the checkpoint is not quantized; quantize it to GGUF with the method gguf"
     kind = str(scheme.options.get("type", ""))

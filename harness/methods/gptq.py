@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.methods import _gptqmodel, rtn
 from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
@@ -37,7 +37,7 @@ def quantize(request: QuantizeRequest) -> None:
     _gptqmodel.quantize(request, config, float32=True, batch_size=_gptqmodel.batch_size(request))
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return _gptqmodel.supports(scheme, shape, device)
 
 

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import safetensors_file
 from harness.methods import reload
 from harness.methods._gptqmodel import batch_size
@@ -155,7 +155,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(dict(_ROLES)))
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     group = int(scheme.options["group_size"])
     if shape is not None and "quantization_config" in shape.config:
         return "the checkpoint is already quantized; quantize its unquantized source instead"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.formats import compressed_tensors, safetensors_file
 from harness.methods import reload
 from harness.methods._gptqmodel import batch_size
@@ -131,7 +131,7 @@ def load(request: LoadRequest) -> Any:
     return model
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     options, kind = scheme.options, str(scheme.options["type"])
     group, smooth = int(options["group_size"]), float(options["smooth"])
     if shape is not None and "quantization_config" in shape.config:

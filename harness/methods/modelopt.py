@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape
+from harness.artifact import LayerKernel, ModelShape
 from harness.formats import safetensors_file
 from harness.formats.modelopt_checkpoint import dequantize, inputs_of, ledger, read, rounded
 from harness.methods import reload
@@ -135,7 +135,7 @@ def _kernels(model: Any) -> list[LayerKernel]:
     return found
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     kind, group = str(scheme.options["type"]), int(scheme.options["group_size"])
     bits = 8.0 if kind in _EIGHT else 4.0
     if shape is not None and "quantization_config" in shape.config:

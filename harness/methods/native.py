@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.formats import safetensors_file
 from harness.methods import reload
@@ -87,7 +87,7 @@ def load(request: LoadRequest) -> Any:
     return build.plain(request.artifact_dir, getattr(torch, torch_name), request.device)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if shape is not None and "quantization_config" in shape.config:
         return "the checkpoint is already quantized, so it has no unquantized weights to measure"
     return None

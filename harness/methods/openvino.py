@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.formats import openvino_export, openvino_ir, safetensors_file
 from harness.methods import reload
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
@@ -149,7 +149,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return openvino_ir.ledger(artifact_dir, _layers(artifact_dir))
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     options, kind = scheme.options, str(scheme.options["type"])
     if device != "cpu":
         return "OpenVINO runs on the CPU here; use --device cpu"

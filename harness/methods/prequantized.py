@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
 from harness.errors import BadInput, MissingPackage, Unsupported
 from harness.formats import gptq_file, safetensors_file
 from harness.formats.quantization_config import entry, format_of
@@ -227,7 +227,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if shape is not None and entry(shape.config) is None:
         return "the checkpoint is not quantized; measure it as bf16, or quantize it with another method"
     return None

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.formats import safetensors_file
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
@@ -166,7 +166,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     group = int(scheme.options["group_size"])
     if shape is not None and "quantization_config" in shape.config:
         return "the checkpoint is already quantized; quantize its unquantized source instead"

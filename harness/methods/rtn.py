@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.methods import _gptqmodel
 from harness.methods.base import Method, Option, QuantizeRequest
 from harness.spec import Scheme
@@ -27,7 +27,7 @@ def bits_per_weight(scheme: Scheme) -> float:
     return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return _gptqmodel.supports(scheme, shape, device)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import reference
-from harness.artifact import Layer, Shape
+from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats import gguf_reader
 from harness.formats import safetensors_file as headers
@@ -172,7 +172,7 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
     return list(found)
 
 
-def shape(source: Model) -> Shape | None:
+def shape(source: Model) -> ModelShape | None:
     """Shape of a model from its headers; None when it is on a hub that cannot be reached from here."""
     folder = locate(source)
     if folder is not None:
@@ -193,7 +193,7 @@ def shape(source: Model) -> Shape | None:
     return _shape(config, tensors)
 
 
-def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> Shape:
+def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
     if is_gguf(folder):
         return gguf_reader.shape_of(folder)
@@ -291,15 +291,15 @@ _BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
 
 
-def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> Shape:
+def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     linears = tuple(
-        Layer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
+        LinearLayer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
         for name, (_, sizes) in sorted(stored.items())
         if len(sizes) == 2 and name.endswith(".weight") and _BLOCK.search(name) and not _NOT_LINEAR.search(name)
     )
     dtypes = [dtype for dtype, _ in stored.values()]
-    return Shape(
+    return ModelShape(
         architecture=str((config.get("architectures") or ["?"])[0]),
         parameters=sum(math.prod(sizes) for _, sizes in stored.values()),
         linears=linears,

@@ -13,7 +13,6 @@ without code of the checkpoint. What belongs to no loaded layer is left out, and
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -168,7 +167,9 @@ def _complete(model_dir: Path, report: Json) -> None:
         )
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
-        raise BadInput(f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it")
+        raise BadInput(
+            f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it"
+        )
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:

@@ -191,7 +191,7 @@ ROOFLINE = Metric(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class GenerationShape:
     """prompt and new tokens per row, rows."""
 
     prompt: int
@@ -206,7 +206,7 @@ class Shape:
 def questions(wishes: Wishes) -> list[Question]:
     asked = []
     for entry in wishes.latency:
-        shape = Shape(prompt=int(entry["prompt"]), new=int(entry["new"]), batch=int(entry["batch"]))
+        shape = GenerationShape(prompt=int(entry["prompt"]), new=int(entry["new"]), batch=int(entry["batch"]))
         options = {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch}
         asked.append(
             Question(probe="latency", subject=shape.name, options={**options, "budget_seconds": wishes.latency_budget_seconds})
@@ -216,7 +216,7 @@ def questions(wishes: Wishes) -> list[Question]:
 
 def measure(session: Session, question: Question) -> Answer:
     options = question.options
-    shape = Shape(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
+    shape = GenerationShape(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
     budget = float(options["budget_seconds"])
     cell = session.loaded
     engine = cell.facts()
@@ -251,7 +251,7 @@ def measure(session: Session, question: Question) -> Answer:
     return Answer(measurements=tuple(found), facts=facts)
 
 
-def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
+def runner(loaded: Loaded, shape: GenerationShape) -> Callable[[int], Timing]:
     def run(seed: int) -> Timing:
         timing = loaded.time_generation(prompt_tokens=shape.prompt, new_tokens=shape.new, batch=shape.batch, seed=seed)
         if len(timing.step_seconds) != shape.new - 1:
@@ -272,7 +272,7 @@ def _baseline(session: Session) -> tuple[Loaded | None, str]:
 
 
 def _measurements(
-    rounds: Rounds, shape: Shape, floor: dict[str, Json], conditions: dict[str, Json]
+    rounds: Rounds, shape: GenerationShape, floor: dict[str, Json], conditions: dict[str, Json]
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements, and why any of them was withheld."""
     ttfts = [timing.ttft_seconds for timing in rounds.cell]
@@ -329,7 +329,7 @@ def _measurements(
     return found, withheld
 
 
-def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
+def _summary(timings: Sequence[Timing], shape: GenerationShape) -> dict[str, Json]:
     if not timings:
         return {}
     first, step = median([t.ttft_seconds for t in timings]), median([tpot(t) for t in timings])
@@ -341,7 +341,7 @@ def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
     }
 
 
-def _raw(shape: Shape, rounds: Rounds) -> bytes:
+def _raw(shape: GenerationShape, rounds: Rounds) -> bytes:
     def plain(timings: Sequence[Timing]) -> list[Json]:
         return [{"ttft_seconds": t.ttft_seconds, "step_seconds": list(t.step_seconds)} for t in timings]
 

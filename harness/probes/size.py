@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from harness.artifact import Shape, StoredTensor
+from harness.artifact import ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats import quantization_config
 from harness.methods.base import Method
@@ -146,7 +146,7 @@ def carriers(folder: Path) -> list[Path]:
     return list(found.values())
 
 
-def _quantized(ledger: Sequence[StoredTensor], source: Shape) -> list[StoredTensor]:
+def _quantized(ledger: Sequence[StoredTensor], source: ModelShape) -> list[StoredTensor]:
     """Tensors of the quantized layers; where nothing is quantized (a native cell), the weights of the decoder's linear layers."""
     quantized = [tensor for tensor in ledger if tensor.role != "other"]
     if quantized:
@@ -167,16 +167,16 @@ def _layer_parameters(layer: str, known: Mapping[str, int], counts: Mapping[str,
     return found
 
 
-def _known(source: Shape) -> dict[str, int]:
+def _known(source: ModelShape) -> dict[str, int]:
     return {layer.name: layer.rows * layer.columns for layer in source.linears}
 
 
-def _parameters(quantized: Iterable[StoredTensor], source: Shape, counts: Mapping[str, int]) -> int:
+def _parameters(quantized: Iterable[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> int:
     known = _known(source)
     return sum(_layer_parameters(layer, known, counts) for layer in sorted({_layer(tensor) for tensor in quantized}))
 
 
-def _spread(quantized: Sequence[StoredTensor], source: Shape, counts: Mapping[str, int]) -> Json:
+def _spread(quantized: Sequence[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> Json:
     """Smallest, median and largest bits per weight of single layers: shows mixed precision."""
     known = _known(source)
     bits: dict[str, int] = {}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats import quantization_config
 from harness.methods import METHODS
@@ -25,7 +25,7 @@ from harness.suite.schemes import schemes_of
 from harness.suite.sources import check_served_models, prequantized_square, sources_of
 
 
-def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None = None) -> Plan:
+def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
     suite = load(path)
     base, places = path.parent, lines(path.read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     )
 
 
-def _reason(method: Method, scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _reason(method: Method, scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if method.served:  # its bits are what its operator says
         return method.supports(scheme, shape, device)
     if scheme.bits not in method.bits:

@@ -50,7 +50,7 @@ def outcome(folder: Path, stage: str, cell: str) -> Any:
     return json.loads((folder / f"{stage}.json").read_text())[cell]
 
 
-def stored(folder: Path, cell: str) -> dict[str, gguf_reader.Tensor]:
+def stored(folder: Path, cell: str) -> dict[str, gguf_reader.GgufTensor]:
     return {t.name: t for t in gguf_reader.header(folder / "artifacts" / cell / gguf.FILE).tensors}
 
 

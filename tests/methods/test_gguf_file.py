@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.artifact import Layer, Shape
+from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, Unsupported
 from harness.formats import gguf_export, gguf_reader, gguf_types
 from harness.methods import METHODS, gguf
@@ -80,9 +80,9 @@ def scheme(bits: float, **options: Any) -> Scheme:
     return Scheme(method="gguf", bits=float(bits), options=resolve_options(METHOD, options, float(bits)))
 
 
-def shape(columns: int = 768, architecture: str = "LlamaForCausalLM", **config: Any) -> Shape:
-    layers = (Layer(name="model.layers.0.mlp.down_proj", rows=256, columns=columns),)
-    return Shape(
+def shape(columns: int = 768, architecture: str = "LlamaForCausalLM", **config: Any) -> ModelShape:
+    layers = (LinearLayer(name="model.layers.0.mlp.down_proj", rows=256, columns=columns),)
+    return ModelShape(
         architecture=architecture,
         parameters=256 * columns,
         linears=layers,

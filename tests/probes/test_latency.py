@@ -17,12 +17,12 @@ from harness.engines.base import EngineFacts, Timing
 from harness.errors import Unsupported
 from harness.measure import bandwidth, conditions
 from harness.probes import roofline as roofline_probe
-from harness.probes.latency import PROBE, Shape
+from harness.probes.latency import PROBE, GenerationShape
 from harness.probes.roofline import active_weight_bytes
 from harness.probes.rounds import median, nearest_rank, run_rounds, tpot
 from harness.spec import Answer, Cell, Model, Question, Scheme
 
-SHAPE = Shape(prompt=100, new=5, batch=2)
+SHAPE = GenerationShape(prompt=100, new=5, batch=2)
 
 
 class Engine:
