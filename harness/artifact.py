@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.spec import Json
-
 Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
 
@@ -28,7 +26,7 @@ class ModelShape:
     """What can be known of a model without torch: from config.json and the safetensors headers.
 
     `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
-    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM".
+    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM", `config` the config.json.
     """
 
     architecture: str
@@ -39,7 +37,7 @@ class ModelShape:
     vocab: int
     tied: bool
     dtype: str
-    config: Mapping[str, Json] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.reference_store import StoredFacts
 from harness.errors import Unsupported
-from harness.formats.gguf_export import linear
+from harness.formats.gguf_names import linear
 from harness.formats.gguf_reader import GgufHeader
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes import llama_cpp

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from harness import reference
 from harness.artifact import ModelShape
 from harness.child import fork_server
 from harness.engines import ENGINES
+from harness.formats import safetensors_file
 from harness.measure import machine
 from harness.methods.base import Method, resolve_options
 from harness.models import find
@@ -203,19 +203,13 @@ def tiny_model(folder: Path) -> Path:
 
 
 def _save(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """A safetensors file: eight bytes of length, a JSON header, the tensors in its order."""
+    """A safetensors file of small random weights, written without torch."""
     draw = random.Random(0)
-    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
-    parts: list[bytes] = []
-    offset = 0
-    for name, shape in shapes.items():
-        data = b"\x80\x3f" * shape[0] if len(shape) == 1 else _weights(draw, shape[0] * shape[1])
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
-        parts.append(data)
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    header = safetensors_file.header_bytes(
+        [(name, "BF16", shape) for name, shape in shapes.items()], metadata=safetensors_file.BY_TORCH
+    )
+    parts = [b"\x80\x3f" * s[0] if len(s) == 1 else _weights(draw, s[0] * s[1]) for s in shapes.values()]
+    path.write_bytes(header + b"".join(parts))
 
 
 _HIGH = bytes((byte & 0x80) | (60 - (byte & 1)) for byte in range(256))

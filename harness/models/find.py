@@ -1,7 +1,7 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
 A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
-a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers (8 bytes of length, then JSON),
+a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers,
 never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
 
@@ -20,10 +20,10 @@ from pathlib import Path
 from harness import reference
 from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.formats import gguf_reader
-from harness.formats import safetensors_file as headers
+from harness.formats import config_json, gguf_reader, safetensors_file
+from harness.formats.config_json import ModelConfig
 from harness.models import random_weights
-from harness.spec import Json, Model, digest
+from harness.spec import Model, digest
 
 SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
 """Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
@@ -41,7 +41,7 @@ _BOOKKEEPING = {"artifact.json", "verified.json", "reload_check.json"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def model(entry: str | Mapping[str, Json], base: Path) -> Model:
+def model(entry: str | Mapping[str, object], base: Path) -> Model:
     """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
 
     A plain string is ``reference``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
@@ -70,7 +70,7 @@ def model(entry: str | Mapping[str, Json], base: Path) -> Model:
     )
 
 
-def _shaped(wish: str, name: Json, base: Path) -> Model:
+def _shaped(wish: str, name: object, base: Path) -> Model:
     path = random_weights.KNOWN / f"{wish}.json" if wish in random_weights.known() else (base / Path(wish).expanduser()).resolve()
     if not path.exists():
         raise UnknownName("shape", wish, [*random_weights.known(), "a path to a config.json"])
@@ -116,10 +116,10 @@ def locate(source: Model) -> Path | None:
         return Path(source.path)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
-    if not isinstance(found, str):
+    config = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
+    if not isinstance(config, str):
         return None
-    folder = Path(found).parent
+    folder = Path(config).parent
     return folder if any(folder.glob("*.safetensors")) else None
 
 
@@ -158,7 +158,7 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
     if spec is None or spec.origin is None:
         return []
     known = Path(spec.origin).parent / "models"
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for source in sources:
         place = Path(str(source.path)) if source.random else locate(source)  # a shape's config, or a checkpoint's folder
         if place is None:
@@ -168,8 +168,8 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
         except BadInput:
             continue
         if re.fullmatch(r"[a-z0-9_]+", kind) and (known / kind / f"modeling_{kind}.py").is_file():
-            found[f"transformers.models.{kind}.modeling_{kind}"] = None
-    return list(found)
+            modules[f"transformers.models.{kind}.modeling_{kind}"] = None
+    return list(modules)
 
 
 def shape(source: Model) -> ModelShape | None:
@@ -183,7 +183,7 @@ def shape(source: Model) -> ModelShape | None:
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
     try:
-        config = json.loads(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).read_text())
+        config = config_json.read(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent)
         metadata = get_safetensors_metadata(source.repo, revision=source.revision)
     except Exception:  # any refusal of the network means the same here: not known yet
         return None
@@ -197,11 +197,7 @@ def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = 
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
     if is_gguf(folder):
         return gguf_reader.shape_of(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / 'config.json'}: cannot be read ({error})") from None
-    return _shape(config, tensors(folder) if stored is None else stored)
+    return _shape(config_json.read(folder), tensors(folder) if stored is None else stored)
 
 
 def stored_bytes(source: Model) -> int | None:
@@ -211,16 +207,12 @@ def stored_bytes(source: Model) -> int | None:
         return None
     if is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
-    return sum(tensor.bits for path in headers.weight_files(folder) for tensor in headers.header(path)) // 8
+    return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Every stored tensor: name -> (safetensors dtype such as "BF16", shape), from the headers alone."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    for path in headers.weight_files(folder):
-        for tensor in headers.header(path):
-            found[tensor.name] = (tensor.dtype, list(tensor.shape))
-    return found
+    return {name: (entry.dtype, list(entry.shape)) for name, entry in safetensors_file.checkpoint(folder).items()}
 
 
 YOUNG_SECONDS = 2.0
@@ -237,7 +229,7 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    for path in [folder] if is_gguf(folder) else sorted([*headers.weight_files(folder), *settings(folder)]):
+    for path in [folder] if is_gguf(folder) else sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
         stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
@@ -291,8 +283,8 @@ _BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
 
 
-def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+def _shape(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
+    text = config_json.text_part(config)
     linears = tuple(
         LinearLayer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
         for name, (_, sizes) in sorted(stored.items())
@@ -300,12 +292,12 @@ def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> ModelSh
     )
     dtypes = [dtype for dtype, _ in stored.values()]
     return ModelShape(
-        architecture=str((config.get("architectures") or ["?"])[0]),
+        architecture=config_json.architecture(config),
         parameters=sum(math.prod(sizes) for _, sizes in stored.values()),
         linears=linears,
-        hidden=int(text.get("hidden_size") or text.get("n_embd") or 0),
-        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
-        vocab=int(text.get("vocab_size") or 0),
+        hidden=config_json.integer(text, "hidden_size", "n_embd"),
+        layers=config_json.integer(text, "num_hidden_layers", "n_layer"),
+        vocab=config_json.integer(text, "vocab_size"),
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else "?",
         config=config,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.artifact import ModelShape, StoredTensor
 from harness.errors import BadInput
-from harness.formats import quantization_config
+from harness.formats.quantization_config import quantization
 from harness.methods.base import Method
 from harness.models import build
 from harness.models.find import shape_of, tensors
@@ -87,7 +87,7 @@ def measure(session: Session, question: Question) -> Answer:
     method = METHODS[scheme.method]
     source = shape_of(session.model_dir)
     known = tensors(session.model_dir)
-    if quantization_config.entry(source.config) is not None:  # packed tensors do not say how many parameters they stand for
+    if quantization(source.config) is not None:  # packed tensors do not say how many parameters they stand for
         known = build.unpacked(session.model_dir)
         source = shape_of(session.model_dir, known)
     ledger = method.ledger(session.artifact_dir, scheme)

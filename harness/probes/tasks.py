@@ -219,7 +219,7 @@ def _gold(sample: Mapping[str, Any], task: Any) -> int | None:
 
 
 def _cluster(doc: Any, field: str | None) -> str | None:
-    """What an item shares with others, shortened: the value itself, or its digest where it is long."""
+    """What an item shares with others, brief: the value itself, or its digest where it is long."""
     if not isinstance(doc, dict):
         return None
     names: Sequence[str] = CLUSTERS if field is None else (field,)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.formats import quantization_config
+from harness.formats.quantization_config import quantization
 from harness.methods import METHODS
 from harness.methods.base import Method
 from harness.models import find
@@ -44,7 +44,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
     schemes, calibrations = schemes_of(suite, base, where)
     check_served_models(schemes, [m.name for m in sources if m.name not in origin], where)
     known_shapes = {m.name: shapes[m.name] if shapes is not None else find.shape(m) for m in sources}
-    given = [m for m in sources if (s := known_shapes[m.name]) is not None and quantization_config.entry(s.config) is not None]
+    given = [m for m in sources if (s := known_shapes[m.name]) is not None and quantization(s.config) is not None]
     if suite.baseline not in {s.label for s in schemes} and len(given) < len(sources):
         raise UnknownName("baseline", suite.baseline, {s.label for s in schemes}, where("baseline"))
 
