@@ -22,7 +22,7 @@ from harness.artifact import ModelShape
 from harness.child import fork_server
 from harness.engines import ENGINES
 from harness.formats import safetensors_file
-from harness.measure import machine
+from harness.measure import machine, nvidia
 from harness.methods.base import Method, resolve_options
 from harness.models import find
 from harness.spec import Cell, Failure, Json, Model, Scheme, to_json
@@ -106,7 +106,7 @@ def _first(method: Method, shape: ModelShape) -> tuple[Scheme, str] | str:
     """A scheme of default options that runs here, and its device; 4 bits where there are some. Else the reason why none does."""
     reason = "it can run on no device of this machine"
     kernels: list[tuple[str, Mapping[float, str]]] = [("cpu", method.kernel_cpu)]
-    if machine.gpus():
+    if nvidia.gpus():
         kernels.append(("cuda", method.kernel_cuda))
     for device, by_bits in kernels:
         for bits in sorted(method.bits, key=lambda b: abs(b - 4)):

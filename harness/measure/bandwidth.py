@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.measure.conditions import between, snapshot
@@ -54,21 +54,21 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
     before = snapshot()
     by_kernel = {kernel: moved / _best(run, seconds / len(kernels)) for kernel, (moved, run) in kernels.items()}
     best = max(by_kernel, key=lambda kernel: by_kernel[kernel])
-    found = Bandwidth(
+    measured = Bandwidth(
         bytes_per_second=by_kernel[best],
         working_set_bytes=size,
         kernel=best,
         by_kernel=by_kernel,
         level=level,
         threads=threads,
-        others_cpu_share=between(before, snapshot())["others_cpu_share"],
+        others_cpu_share=between(before, snapshot()).others_cpu_share,
     )
-    if kept is not None and (found.others_cpu_share or 0.0) < 0.1:
+    if kept is not None and (measured.others_cpu_share or 0.0) < 0.1:
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps({field: getattr(found, field) for field in Bandwidth.__slots__}))
+        partial.write_text(json.dumps(asdict(measured)))
         partial.replace(kept)
-    return found
+    return measured
 
 
 def _kept(path: Path) -> Bandwidth | None:
@@ -92,7 +92,7 @@ def _best(run: Callable[[], None], seconds: float) -> float:
 
 
 def _stream_kernels(size: int, device: str) -> tuple[dict[str, tuple[int, Callable[[], None]]], int, str]:
-    """Kernel -> (bytes moved per pass, one pass), threads, name of the device."""
+    """Kernel -> (bytes moved per pass, one pass), threads, name of the device. numpy where there is no torch."""
     try:
         import torch
     except ImportError:

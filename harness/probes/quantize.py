@@ -38,14 +38,14 @@ def questions(wishes: Wishes) -> list[Question]:
 def measure(session: Session, question: Question) -> Answer:
     manifest = json.loads((session.artifact_dir / "artifact.json").read_text(encoding="utf-8"))
     phase = manifest["phase"]
-    found = [
+    measured = [
         Measurement(metric=SECONDS.name, value=float(phase["seconds"]), definition=SECONDS.definition, unit="s", n=1),
     ]
     peak = phase["peak_bytes"].get("host_peak")
     if peak is not None:
-        found.append(Measurement(metric=PEAK.name, value=float(peak), definition=PEAK.definition, unit="B", n=1))
+        measured.append(Measurement(metric=PEAK.name, value=float(peak), definition=PEAK.definition, unit="B", n=1))
     facts = {"calibration_tokens": manifest["calibration_tokens"], "device": manifest["device"]}
-    return Answer(measurements=tuple(found), facts=facts)
+    return Answer(measurements=tuple(measured), facts=facts)
 
 
 PROBE = Probe(

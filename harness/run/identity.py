@@ -171,7 +171,7 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> tuple[J
         "device": plan.device,
         "threads": threads,
     }
-    return {**conditions, "machine": machine.facts(), "packages": dict(packages)}, digest(conditions)
+    return {**conditions, "machine": to_json(machine.facts()), "packages": dict(packages)}, digest(conditions)
 
 
 def _source_digest() -> str:

@@ -1,7 +1,7 @@
 """Requests to a server that somebody else runs, and nothing taken on trust: HTTP for the engine `endpoint`.
 
 Promises: every failure is a `ServerTrouble` that says what happened in words; a reply is read up to a limit of bytes and of
-seconds, however it trickles; what the server says is brief and freed of control characters before it is shown, and the
+seconds, however it trickles; what the server says is shortened and freed of control characters before it is shown, and the
 token never appears in anything that is said. Redirects are not followed (they would carry the token elsewhere), proxies,
 netrc and other surroundings are not read, compressed replies are refused (they may unfold without end).
 

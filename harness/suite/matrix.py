@@ -148,6 +148,6 @@ def choose_device(wish: str) -> str:
         raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
     if wish != "auto":
         return wish
-    from harness.measure.machine import gpus
+    from harness.measure.nvidia import gpus
 
     return "cuda" if gpus() else "cpu"
