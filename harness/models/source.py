@@ -17,7 +17,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import struct
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def make(model_dir: Path, folder: Path) -> Source:
     return found
 
 
-def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.HeaderEntry]) -> tuple[Any, set[str]]:
+def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> tuple[Any, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
     import torch
     import transformers
@@ -100,7 +101,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.HeaderEntry])
     }  # fmt: skip
     strange = sorted(t.name for t in stored.values() if t.dtype not in dtypes)
     if strange:
-        raise BadInput(f"{model_dir}: {safetensors_file.brief(strange)}: a number format that no model is loaded from")
+        raise BadInput(f"{model_dir}: {safetensors_file.common(strange)}: a number format that no model is loaded from")
     state = {t.name: torch.empty(t.shape, dtype=dtypes[t.dtype], device="meta") for t in stored.values()}
     kind, config = _class_of(model_dir)
     unexpected: set[str] = set()
@@ -130,7 +131,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.HeaderEntry])
     lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
     if lost:
         raise BadInput(
-            f"{model_dir}: {safetensors_file.brief(lost)}: stored with layers that are loaded, but nothing reads "
+            f"{model_dir}: {safetensors_file.common(lost)}: stored with layers that are loaded, but nothing reads "
             f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
             "they belong to in config.json, or save the model again"
         )
@@ -162,12 +163,14 @@ def _complete(model_dir: Path, report: Json) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise BadInput(
-            f"{model_dir}: the weights of {safetensors_file.brief(missing)} are missing, and a default in their place would be "
+            f"{model_dir}: the weights of {safetensors_file.common(missing)} are missing, and a default in their place would be "
             "another model; fetch or save the model again, or correct config.json"
         )
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
-        raise BadInput(f"{model_dir}: {safetensors_file.brief(wrong)}: stored in another shape than config.json says; correct it")
+        raise BadInput(
+            f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it"
+        )
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:
@@ -195,13 +198,13 @@ def _apart(name: str, model: Any) -> bool:
 _DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|attn_mask|causal_mask)$")
 
 
-def _derived(tensor: safetensors_file.HeaderEntry) -> bool:
+def _derived(tensor: safetensors_file.Stored) -> bool:
     """Whether a tensor is one that models compute: rotary frequencies, positions, a causal mask [1, 1, n, n]."""
     mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
     return bool(_DERIVED.search(tensor.name)) or (mask and tensor.name.endswith(".bias"))
 
 
-def _tied(model: Any, stored: Mapping[str, safetensors_file.HeaderEntry]) -> tuple[set[str], bool]:
+def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[set[str], bool]:
     """Of weights that the config ties and the file stores twice: the copies that are equal, and whether some are not, which
     transformers then does not tie."""
     import torch
@@ -212,12 +215,19 @@ def _tied(model: Any, stored: Mapping[str, safetensors_file.HeaderEntry]) -> tup
         pair = [_as_stored(name, stored) for name in (target, source)]
         if pair[0] == pair[1] or not all(name in stored for name in pair):
             continue
-        one, other = (safetensors_file.tensor(stored[name]) for name in pair)
+        one, other = (_tensor(stored[name]) for name in pair)
         if one.shape == other.shape and torch.equal(one.float(), other.float()):
             copies.add(pair[0])
         else:
             untied = True
     return copies, untied
+
+
+def _tensor(tensor: safetensors_file.Stored) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(str(tensor.file), framework="pt", device="cpu") as file:
+        return file.get_tensor(tensor.name)
 
 
 def _parameters(model: Any, untied: bool) -> int:
@@ -247,8 +257,7 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
         if len(kept) == len(tensors):
             (out / path.name).symlink_to(path.resolve())
         elif kept:
-            rows = [(entry.name, entry.dtype, entry.shape) for entry in kept]
-            safetensors_file.write(out / path.name, rows, map(safetensors_file.tensor, kept))
+            _copy(out / path.name, kept)
         index.update({tensor.name: path.name for tensor in kept})
     if set(index.values()) != {"model.safetensors"}:
         text = json.dumps({"metadata": {}, "weight_map": index})
@@ -261,3 +270,21 @@ def _said_to_be_untied(config: Json) -> Json:
             {"tie_word_embeddings": False} if "model_type" in config else {}
         )
     return config
+
+
+def _copy(target: Path, kept: Sequence[safetensors_file.Stored]) -> None:
+    """A safetensors file with these tensors, bytes as they are; one of them is in memory at a time."""
+    import torch
+
+    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in kept:
+        size = tensor.bits // 8
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for tensor in kept:
+            out.write(_tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data)
