@@ -20,8 +20,9 @@ from pathlib import Path
 from harness import reference
 from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.formats import config_json, gguf_reader, safetensors_file
+from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
+from harness.formats.safetensors_file import INDEX, MODEL, brief
 from harness.models import random_weights
 from harness.spec import Model, digest
 
@@ -106,6 +107,68 @@ def check_folder(folder: Path, name: str) -> None:
             f"model {name!r}: {folder} holds {why}; save it as safetensors first: "
             'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
         )
+    why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
+    if why_not:
+        raise BadInput(f"model {name!r}: {folder}: {why_not}")
+    if not any(path.name.startswith(_TOKENIZERS) or path.suffix == ".tiktoken" for path in settings(folder)):
+        raise BadInput(
+            f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
+            'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
+        )
+
+
+_TOKENIZERS = ("tokenizer", "spiece.", "sentencepiece", "vocab", "tekken.")
+
+
+def _several_checkpoints(folder: Path) -> str | None:
+    """Why a folder holds more than one checkpoint, of which each library would read its own; None where it holds one.
+
+    Files beside those that transformers reads are no second checkpoint (consolidated.safetensors of Mistral's, a LoRA's): nothing
+    is handed to a method but what `source.make` links to.
+    """
+    index, single = folder / INDEX, folder / MODEL
+    files = safetensors_file.weight_files(folder)
+    if index.is_file():
+        if single.is_file() and single not in files:
+            return (
+                f"beside {single.name} lies an index of other files ({brief(p.name for p in files)}), and libraries "
+                "differ in which they read; take the one that is left over out of the folder"
+            )
+        return None
+    if not single.is_file() and quantization_config.quantization(config_json.read(folder)) is None:
+        return (
+            f"transformers reads model.safetensors, or the files that model.safetensors.index.json names, and here are only "
+            f"{brief(p.name for p in files)}; rename the file, or add the index"
+        )
+    return None
+
+
+def _unlike_its_index(folder: Path) -> str | None:
+    """Why the files of a folder are not what their index says, tensor by tensor; None where they are, or where there is none."""
+    files: dict[str, list[str]] = {}
+    for path in safetensors_file.weight_files(folder):
+        for tensor in safetensors_file.header(path):
+            files.setdefault(tensor.name, []).append(path.name)
+    twice = sorted(name for name, places in files.items() if len(places) > 1)
+    if twice:
+        return (
+            f"{brief(twice)}: in more than one file ({', '.join(files[twice[0]])}), and libraries differ in which they "
+            "read; save the model again"
+        )
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    named = {str(n): Path(str(f)).name for n, f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+    lost = sorted(name for name, file in named.items() if files.get(name) != [file])
+    if lost:
+        return f"{brief(lost)}: not in the file that {index.name} names; fetch or save the model again"
+    more = sorted(files.keys() - named.keys())
+    if more:
+        return (
+            f"{brief(more)}: in a file of {index.name} that does not name it, and libraries differ in reading it; "
+            "save the model again"
+        )
+    return None
 
 
 def locate(source: Model) -> Path | None:

@@ -17,14 +17,14 @@ import logging
 import os
 import re
 import shutil
-import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
 from harness.formats import safetensors_file
+from harness.formats.safetensors_file import INDEX, MODEL, HeaderEntry, brief
 from harness.models import find
 from harness.spec import Json, digest
 
@@ -66,7 +66,7 @@ def known(folder: Path) -> Source | None:
 
 def make(model_dir: Path, folder: Path) -> Source:
     """Writes the view of the checkpoint in `model_dir` into `folder`, which appears at once and complete. Needs torch."""
-    stored = {tensor.name: tensor for tensor in safetensors_file.stored(model_dir)}
+    stored = safetensors_file.checkpoint(model_dir)
     model, unread = _loaded(model_dir, stored)
     copies, untied = _tied(model, stored)
     draft = folder.with_name(f".draft-{folder.name}-{os.getpid()}")
@@ -89,7 +89,7 @@ def make(model_dir: Path, folder: Path) -> Source:
     return found
 
 
-def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> tuple[Any, set[str]]:
+def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[Any, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
     import torch
     import transformers
@@ -101,7 +101,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> t
     }  # fmt: skip
     strange = sorted(t.name for t in stored.values() if t.dtype not in dtypes)
     if strange:
-        raise BadInput(f"{model_dir}: {safetensors_file.common(strange)}: a number format that no model is loaded from")
+        raise BadInput(f"{model_dir}: {brief(strange)}: a number format that no model is loaded from")
     state = {t.name: torch.empty(t.shape, dtype=dtypes[t.dtype], device="meta") for t in stored.values()}
     kind, config = _class_of(model_dir)
     unexpected: set[str] = set()
@@ -131,7 +131,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> t
     lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
     if lost:
         raise BadInput(
-            f"{model_dir}: {safetensors_file.common(lost)}: stored with layers that are loaded, but nothing reads "
+            f"{model_dir}: {brief(lost)}: stored with layers that are loaded, but nothing reads "
             f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
             "they belong to in config.json, or save the model again"
         )
@@ -144,7 +144,7 @@ def _class_of(model_dir: Path) -> tuple[Any, Any]:
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw: Json = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    raw = config_json.read(model_dir)
     own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
     try:
         config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
@@ -163,14 +163,12 @@ def _complete(model_dir: Path, report: Json) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise BadInput(
-            f"{model_dir}: the weights of {safetensors_file.common(missing)} are missing, and a default in their place would be "
+            f"{model_dir}: the weights of {brief(missing)} are missing, and a default in their place would be "
             "another model; fetch or save the model again, or correct config.json"
         )
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
-        raise BadInput(
-            f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it"
-        )
+        raise BadInput(f"{model_dir}: {brief(wrong)}: stored in another shape than config.json says; correct it")
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:
@@ -192,19 +190,19 @@ def _apart(name: str, model: Any) -> bool:
         if not isinstance(following, torch.nn.Module):
             return id(module) in starts or isinstance(module, torch.nn.ModuleList)
         module = following
-    return False
+    return len(parts) == 1
 
 
 _DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|attn_mask|causal_mask)$")
 
 
-def _derived(tensor: safetensors_file.Stored) -> bool:
+def _derived(tensor: HeaderEntry) -> bool:
     """Whether a tensor is one that models compute: rotary frequencies, positions, a causal mask [1, 1, n, n]."""
     mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
     return bool(_DERIVED.search(tensor.name)) or (mask and tensor.name.endswith(".bias"))
 
 
-def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[set[str], bool]:
+def _tied(model: Any, stored: Mapping[str, HeaderEntry]) -> tuple[set[str], bool]:
     """Of weights that the config ties and the file stores twice: the copies that are equal, and whether some are not, which
     transformers then does not tie."""
     import torch
@@ -215,19 +213,12 @@ def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[se
         pair = [_as_stored(name, stored) for name in (target, source)]
         if pair[0] == pair[1] or not all(name in stored for name in pair):
             continue
-        one, other = (_tensor(stored[name]) for name in pair)
+        one, other = (safetensors_file.tensor(stored[name]) for name in pair)
         if one.shape == other.shape and torch.equal(one.float(), other.float()):
             copies.add(pair[0])
         else:
             untied = True
     return copies, untied
-
-
-def _tensor(tensor: safetensors_file.Stored) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(str(tensor.file), framework="pt", device="cpu") as file:
-        return file.get_tensor(tensor.name)
 
 
 def _parameters(model: Any, untied: bool) -> int:
@@ -241,7 +232,7 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
     for path in find.settings(model_dir):
         target = out / path.relative_to(model_dir)
         target.parent.mkdir(exist_ok=True)
-        if not path.name.endswith(".safetensors.index.json") and path.name not in ("config.json", FACTS):
+        if not path.name.endswith(INDEX) and path.name not in ("config.json", FACTS):
             target.symlink_to(path.resolve())
     config = model_dir / "config.json"
     if untied:
@@ -257,11 +248,12 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
         if len(kept) == len(tensors):
             (out / path.name).symlink_to(path.resolve())
         elif kept:
-            _copy(out / path.name, kept)
+            tensors_in_order = [(tensor.name, tensor.dtype, tensor.shape) for tensor in kept]
+            safetensors_file.write(out / path.name, tensors_in_order, map(safetensors_file.tensor, kept))
         index.update({tensor.name: path.name for tensor in kept})
-    if set(index.values()) != {"model.safetensors"}:
+    if set(index.values()) != {MODEL}:
         text = json.dumps({"metadata": {}, "weight_map": index})
-        (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        (out / INDEX).write_text(text, encoding="utf-8")
 
 
 def _said_to_be_untied(config: Json) -> Json:
@@ -270,21 +262,3 @@ def _said_to_be_untied(config: Json) -> Json:
             {"tie_word_embeddings": False} if "model_type" in config else {}
         )
     return config
-
-
-def _copy(target: Path, kept: Sequence[safetensors_file.Stored]) -> None:
-    """A safetensors file with these tensors, bytes as they are; one of them is in memory at a time."""
-    import torch
-
-    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in kept:
-        size = tensor.bits // 8
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with target.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for tensor in kept:
-            out.write(_tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().data)
