@@ -20,13 +20,19 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from harness.errors import BadInput
-from harness.formats import safetensors_file
+from harness.formats import config_json, safetensors_file
 from harness.formats.safetensors_file import INDEX, MODEL, HeaderEntry, brief
 from harness.models import find
-from harness.spec import Json, digest
+from harness.spec import digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 VERSION = 1
 """Raised when the same folder gives another view."""
@@ -55,7 +61,7 @@ def place(weights: str, transformers_version: str, cache: Path) -> Path:
 def known(folder: Path) -> Source | None:
     """The view in `folder`; None where there is none, or where what it links to is gone."""
     try:
-        facts: Json = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         source = Source(
             folder=folder, parameters=int(facts["parameters"]), unread=tuple(facts["unread"]), rows=int(facts["rows"])
         )
@@ -77,7 +83,7 @@ def make(model_dir: Path, folder: Path) -> Source:
         facts = {
             "parameters": _parameters(model, untied),
             "unread": sorted({*unread, *copies}),
-            "rows": int(model.get_input_embeddings().weight.shape[0]),
+            "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +95,7 @@ def make(model_dir: Path, folder: Path) -> Source:
     return found
 
 
-def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[Any, set[str]]:
+def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrainedModel, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
     import torch
     import transformers
@@ -106,15 +112,17 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[Any, se
     kind, config = _class_of(model_dir)
     unexpected: set[str] = set()
 
-    def adjust(model: Any, info: Any) -> None:
+    def adjust(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
         unexpected.update(info.unexpected_keys)  # before those that the class ignores are taken out
         kind._adjust_missing_and_unexpected_keys(model, info)
 
-    watched: Any = type(kind.__name__, (kind,), {"_adjust_missing_and_unexpected_keys": adjust, "__module__": kind.__module__})
+    watched: type[PreTrainedModel] = type(
+        kind.__name__, (kind,), {"_adjust_missing_and_unexpected_keys": adjust, "__module__": kind.__module__}
+    )
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)  # all that it would say is said here
     try:
-        model, report = watched.from_pretrained(
+        loaded: object = watched.from_pretrained(
             None,
             config=config,
             state_dict=state,
@@ -125,9 +133,11 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[Any, se
         )
     finally:
         transformers.logging.set_verbosity(before)
+    model, report = cast("tuple[PreTrainedModel, Mapping[str, Collection[object]]]", loaded)
     _complete(model_dir, report)
-    ignored = {_as_stored(name, stored) for name in unexpected - set(report["unexpected_keys"])}
-    others = {_as_stored(name, stored) for name in report["unexpected_keys"]}
+    left = set(map(str, report["unexpected_keys"]))
+    ignored = {_as_stored(name, stored) for name in unexpected - left}
+    others = {_as_stored(name, stored) for name in left}
     lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
     if lost:
         raise BadInput(
@@ -138,7 +148,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[Any, se
     return model, {*ignored, *others}
 
 
-def _class_of(model_dir: Path) -> tuple[Any, Any]:
+def _class_of(model_dir: Path) -> tuple[type[PreTrainedModel], PretrainedConfig]:
     """transformers' class for the causal LM in a folder, and its configuration. BadInput where it has none."""
     import torch
     import transformers
@@ -159,8 +169,8 @@ def _class_of(model_dir: Path) -> tuple[Any, Any]:
         ) from None
 
 
-def _complete(model_dir: Path, report: Json) -> None:
-    missing = sorted(report["missing_keys"])
+def _complete(model_dir: Path, report: Mapping[str, Collection[object]]) -> None:
+    missing = sorted(map(str, report["missing_keys"]))
     if missing:
         raise BadInput(
             f"{model_dir}: the weights of {brief(missing)} are missing, and a default in their place would be "
@@ -178,13 +188,14 @@ def _as_stored(name: str, stored: Collection[str]) -> str:
     return next((other for other in stored if other.endswith(f".{name}") or name.endswith(f".{other}")), name)
 
 
-def _apart(name: str, model: Any) -> bool:
+def _apart(name: str, model: PreTrainedModel) -> bool:
     """Whether a tensor belongs to a part that this model does not have at all: another head or tower, a layer beyond the last."""
     import torch
 
     parts = name.split(".")
     inner = getattr(model, model.base_model_prefix, model)
-    module, starts = model, {id(model), id(inner)}
+    module: torch.nn.Module = model
+    starts = {id(model), id(inner)}
     for part in parts[:-1]:
         following = getattr(module, part, None) if not part.isdigit() else dict(module.named_children()).get(part)
         if not isinstance(following, torch.nn.Module):
@@ -202,7 +213,7 @@ def _derived(tensor: HeaderEntry) -> bool:
     return bool(_DERIVED.search(tensor.name)) or (mask and tensor.name.endswith(".bias"))
 
 
-def _tied(model: Any, stored: Mapping[str, HeaderEntry]) -> tuple[set[str], bool]:
+def _tied(model: PreTrainedModel, stored: Mapping[str, HeaderEntry]) -> tuple[set[str], bool]:
     """Of weights that the config ties and the file stores twice: the copies that are equal, and whether some are not, which
     transformers then does not tie."""
     import torch
@@ -221,7 +232,7 @@ def _tied(model: Any, stored: Mapping[str, HeaderEntry]) -> tuple[set[str], bool
     return copies, untied
 
 
-def _parameters(model: Any, untied: bool) -> int:
+def _parameters(model: PreTrainedModel, untied: bool) -> int:
     ties = {} if untied else dict(getattr(model, "all_tied_weights_keys", {}))
     counts = {id(p): p.numel() for n, p in model.named_parameters(remove_duplicate=False) if n not in ties}
     return sum(counts.values())
@@ -256,7 +267,7 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
         (out / INDEX).write_text(text, encoding="utf-8")
 
 
-def _said_to_be_untied(config: Json) -> Json:
+def _said_to_be_untied(config: object) -> object:
     if isinstance(config, dict):
         return {k: False if k == "tie_word_embeddings" else _said_to_be_untied(v) for k, v in config.items()} | (
             {"tie_word_embeddings": False} if "model_type" in config else {}
