@@ -15,7 +15,7 @@ Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
+class LinearLayer:
     """One linear layer of the source model: its name, and its weight's shape (out_features, in_features)."""
 
     name: str
@@ -24,22 +24,22 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelShape:
     """What can be known of a model without torch: from config.json and the safetensors headers.
 
     `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
-    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM".
+    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM", `config` the config.json.
     """
 
     architecture: str
     parameters: int
-    linears: tuple[Layer, ...]
+    linears: tuple[LinearLayer, ...]
     hidden: int
     layers: int
     vocab: int
     tied: bool
     dtype: str
-    config: Mapping[str, Json] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

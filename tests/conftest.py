@@ -42,6 +42,7 @@ def model_folder(tmp_path: Path) -> Path:
         "model.layers.0.input_layernorm.weight": np.zeros((8,), dtype=np.float16),
     }
     save_file(tensors, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 from harness.errors import Unsupported
 from harness.measure import memory_phases, processes
 
-linux = pytest.mark.skipif(not memory_phases.supported(), reason="/proc is Linux's")
+linux = pytest.mark.skipif(memory_phases.resident() is None, reason="/proc is Linux's")
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,24 @@ def test_the_owner_of_a_listening_port_is_found_and_nobody_listens_on_a_closed_o
         port = listener.getsockname()[1]
         assert processes.owners(port) == [os.getpid()]
     assert processes.owners(port) == []
+
+
+@linux
+def test_every_process_that_shares_a_listening_socket_owns_it() -> None:
+    """A server that forks its workers has all of them listen on one socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        code = "import sys; print('held', flush=True); sys.stdin.read()"
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(listener.fileno(),),
+        )
+        with child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"held\n"
+            assert processes.owners(port) == sorted((os.getpid(), child.pid))
 
 
 @linux

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from harness.measure import bandwidth, conditions, machine
+from harness.measure import bandwidth, conditions, machine, nvidia
 from harness.spec import canonical
 
 MIB = 2**20
@@ -22,12 +23,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_the_facts_are_plain_data_and_hold_no_name_of_this_host():
-    found = machine.facts()
-    text = canonical(found).decode()
+    facts = machine.facts()
+    text = canonical(facts).decode()
     node = os.uname().nodename
-    assert found["cores"] >= found["cores_usable"] >= 1
-    assert found["memory_bytes"] > 64 * MIB
-    assert found["python"]
+    assert facts.cores >= facts.cores_usable >= 1
+    assert facts.memory_bytes > 64 * MIB
+    assert facts.python
     assert len(node) < 4 or node not in text
     assert str(Path.home()) not in text or str(Path.home()) == "/"
 
@@ -53,30 +54,32 @@ def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: P
             "devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
         },
     )
-    found = machine.facts(proc=proc, sys_root=sys_root)
-    assert found["cpu"] == "Some CPU (family 6 model 207 stepping 2)"
-    assert found["cpu_flags"] == ["avx2", "amx_int8"]
-    assert found["virtualized"] is True
+    facts = machine.facts(proc=proc, sys_root=sys_root)
+    assert facts.cpu == "Some CPU (family 6 model 207 stepping 2)"
+    assert facts.cpu_flags == ("avx2", "amx_int8")
+    assert facts.virtualized is True
     assert machine.cpu_vendor(proc) == "SomeMaker"
-    assert found["cache_bytes"] == {"L3": 260 * MIB}
-    assert found["memory_bytes"] == MIB
-    assert found["governor"] == "powersave"
+    assert facts.cache_bytes == {"L3": 260 * MIB}
+    assert facts.memory_bytes == MIB
+    assert facts.governor == "powersave"
     assert conditions.snapshot(proc=proc).megahertz == 2500.0
 
 
 def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path):
-    found = machine.facts(proc=tmp_path, sys_root=tmp_path)
-    assert found["cache_bytes"] == {}
-    assert found["governor"] is None
+    facts = machine.facts(proc=tmp_path, sys_root=tmp_path)
+    assert facts.cache_bytes == {}
+    assert facts.governor is None
     between = conditions.between(conditions.snapshot(proc=tmp_path), conditions.snapshot(proc=tmp_path))
-    assert set(between.values()) == {None}
+    assert set(asdict(between).values()) == {None}
 
 
 def test_the_host_id_is_the_make_of_the_machine_and_not_which_one_it_is():
-    one = {"cpu": "A", "cores": 2, "memory_bytes": 8 * 2**30 + 5, "gpus": [{"name": "H200", "driver": "1"}]}
-    assert machine.host_id(one) == machine.host_id({**one, "memory_bytes": 8 * 2**30 - 99, "kernel": "7"})
-    assert machine.host_id(one) != machine.host_id({**one, "cores": 4})
-    assert machine.host_id(one) != machine.host_id({**one, "gpus": []})
+    gpu = nvidia.Gpu(name="H200", memory_bytes=None, driver="1")
+    one = replace(machine.facts(), cpu="A", cores=2, memory_bytes=8 * 2**30 + 5, gpus=(gpu,))
+    assert machine.host_id(one) == machine.host_id(replace(one, memory_bytes=8 * 2**30 - 99, kernel="7"))
+    assert machine.host_id(one) == machine.host_id(replace(one, gpus=(replace(gpu, driver="2"),)))
+    assert machine.host_id(one) != machine.host_id(replace(one, cores=4))
+    assert machine.host_id(one) != machine.host_id(replace(one, gpus=()))
     assert machine.host_id() == machine.host_id()
 
 
@@ -124,7 +127,8 @@ def test_there_is_no_commit_outside_a_repository_nor_for_a_package_that_is_only_
 def test_without_git_and_without_a_driver_nothing_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.commit(Path(machine.__file__)) is None
-    assert machine.gpus() == []
+    assert nvidia.gpus() == ()
+    assert nvidia.own_bytes() is None
 
 
 def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -132,9 +136,18 @@ def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\necho 'Odd [N/A], [N/A], 570.1'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    first, second = machine.gpus()
-    assert first == {"name": "NVIDIA H200", "memory_bytes": 143771 * MIB, "driver": "570.1"}
-    assert second["memory_bytes"] is None
+    first, second = nvidia.gpus()
+    assert first == nvidia.Gpu(name="NVIDIA H200", memory_bytes=143771 * MIB, driver="570.1")
+    assert second.memory_bytes is None
+
+
+def test_what_this_process_holds_is_added_up_over_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tool = tmp_path / "nvidia-smi"
+    own = os.getpid()
+    tool.write_text(f"#!/bin/sh\necho '{own}, 300'\necho '{own + 1}, 5000'\necho '{own}, 20'\necho '{own}, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert nvidia.own_bytes() == 320 * MIB
 
 
 MEMINFO = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"
@@ -180,12 +193,16 @@ def test_free_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path):
 
 
 def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
-    before = conditions.Snapshot(load=0.5, machine={"total": 100.0, "busy": 10.0, "steal": 1.0}, own=2.0, megahertz=None)
-    after = conditions.Snapshot(load=1.5, machine={"total": 120.0, "busy": 22.0, "steal": 2.0}, own=12.0, megahertz=3000.0)
+    before = conditions.Snapshot(
+        load=0.5, machine=conditions.CpuSeconds(total=100.0, busy=10.0, steal=1.0), own=2.0, megahertz=None
+    )
+    after = conditions.Snapshot(
+        load=1.5, machine=conditions.CpuSeconds(total=120.0, busy=22.0, steal=2.0), own=12.0, megahertz=3000.0
+    )
     found = conditions.between(before, after)
-    assert found["steal_share"] == pytest.approx(1 / 20)
-    assert found["others_cpu_share"] == pytest.approx((12 - 10) / 20)
-    assert (found["load_before"], found["load_after"]) == (0.5, 1.5)
+    assert found.steal_share == pytest.approx(1 / 20)
+    assert found.others_cpu_share == pytest.approx((12 - 10) / 20)
+    assert (found.load_before, found.load_after) == (0.5, 1.5)
 
 
 def test_bandwidth_is_positive_and_names_its_kernel():
@@ -200,10 +217,11 @@ def test_bandwidth_is_kept_for_the_next_time_unless_others_were_using_the_machin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("torch")
-    monkeypatch.setattr(bandwidth, "between", lambda before, after: {"others_cpu_share": 0.5})
+    still = conditions.between(conditions.snapshot(), conditions.snapshot())
+    monkeypatch.setattr(bandwidth, "between", lambda before, after: replace(still, others_cpu_share=0.5))
     bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(bandwidth, "between", lambda before, after: {"others_cpu_share": 0.0})
+    monkeypatch.setattr(bandwidth, "between", lambda before, after: replace(still, others_cpu_share=0.0))
     first = bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path)
     near = bandwidth.bandwidth(4 * MIB + 4096, seconds=0.02, cache=tmp_path)
     assert first == near  # two measurements are never equal to the last bit: this one was read back

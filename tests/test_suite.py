@@ -118,7 +118,7 @@ def test_an_unknown_probe_or_task_is_answered_with_the_nearest_name(write_suite:
             lambda folder: (
                 folder.mkdir(),
                 (folder / "config.json").write_text("{}"),
-                (folder / "a.safetensors").write_bytes(b"x" * 64),
+                (folder / "model.safetensors").write_bytes(b"x" * 64),
             ),
             "no safetensors file or it is damaged",
         ),

@@ -22,8 +22,8 @@ from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.reference_store import StoredFacts
 from harness.errors import Unsupported
-from harness.formats.gguf_export import linear
-from harness.formats.gguf_reader import Header
+from harness.formats.gguf_names import linear
+from harness.formats.gguf_reader import GgufHeader
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes import llama_cpp
 from harness.runtimes.llama_cpp import BATCH, Context, Weights
@@ -204,7 +204,7 @@ def _step(context: Context, chosen: Ints, place: int) -> Ints:
     return np.asarray(logits.argmax(axis=1))
 
 
-def _types(header: Header) -> dict[str, dict[str, int]]:
+def _types(header: GgufHeader) -> dict[str, dict[str, int]]:
     """Bytes by ggml type, decoder linears apart from the rest."""
     by_type: dict[str, dict[str, int]] = {"linears": {}, "others": {}}
     for tensor in header.tensors:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from harness.engines.base import REFERENCE_FACTS, WindowScores
 from harness.errors import BadInput, Unsupported
 from harness.files import AlreadyThere, draft_folder
+from harness.formats import safetensors_file
 from harness.scoring.head import Split
 from harness.scoring.widened import products
 
@@ -334,16 +335,12 @@ def _same(logits: torch.Tensor) -> torch.Tensor:
 def states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) -> Iterator[Callable[[torch.Tensor], None]]:
     """A safetensors file of one tensor `states`, written front to back (the library itself wants the whole tensor in memory).
 
-    Format: 8 bytes little-endian length of the header, the header as JSON, the raw bytes. Raises if the parts do not add up to
-    `shape`.
+    Raises if the parts do not add up to `shape`.
     """
     wanted = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    header = {"states": {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [0, wanted]}}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the raw bytes begin at a multiple of 8
     written = 0
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_file.header_bytes([("states", _SAFETENSORS_NAMES[dtype], shape)]))
 
         def append(part: torch.Tensor) -> None:
             nonlocal written

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import reference
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.child import fork_server
 from harness.child import job as jobs
 from harness.child.events import JobRequest
@@ -27,7 +26,8 @@ from harness.child.failures import failure_of
 from harness.child.job import Stage
 from harness.engines import ENGINES
 from harness.envs.disk import Health
-from harness.measure import machine
+from harness.formats import safetensors_file
+from harness.measure import machine, nvidia
 from harness.methods.base import Method, resolve_options
 from harness.models import find
 from harness.spec import Cell, Failure, Json, Model, Scheme
@@ -93,11 +93,11 @@ def _server(python: Path, modules: Sequence[str], home: Path) -> fork_server.Ser
     )
 
 
-def _first(method: Method, shape: Shape) -> tuple[Scheme, str] | str:
+def _first(method: Method, shape: ModelShape) -> tuple[Scheme, str] | str:
     """A scheme of default options that runs here, and its device; 4 bits where there are some. Else the reason why none does."""
     reason = "it can run on no device of this machine"
     kernels: list[tuple[str, Mapping[float, str]]] = [("cpu", method.kernel_cpu)]
-    if machine.gpus():
+    if nvidia.gpus():
         kernels.append(("cuda", method.kernel_cuda))
     for device, by_bits in kernels:
         for bits in sorted(method.bits, key=lambda b: abs(b - 4)):
@@ -186,19 +186,13 @@ def tiny_model(folder: Path) -> Path:
 
 
 def _save(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """A safetensors file: eight bytes of length, a JSON header, the tensors in its order."""
+    """A safetensors file of small random weights, written without torch."""
     draw = random.Random(0)
-    header: dict[str, Json] = {"__metadata__": {"format": "pt"}}
-    parts: list[bytes] = []
-    offset = 0
-    for name, shape in shapes.items():
-        data = b"\x80\x3f" * shape[0] if len(shape) == 1 else _weights(draw, shape[0] * shape[1])
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
-        parts.append(data)
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    header = safetensors_file.header_bytes(
+        [(name, "BF16", shape) for name, shape in shapes.items()], metadata=safetensors_file.BY_TORCH
+    )
+    parts = [b"\x80\x3f" * s[0] if len(s) == 1 else _weights(draw, s[0] * s[1]) for s in shapes.values()]
+    path.write_bytes(header + b"".join(parts))
 
 
 _HIGH = bytes((byte & 0x80) | (60 - (byte & 1)) for byte in range(256))

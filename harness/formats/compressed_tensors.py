@@ -12,14 +12,19 @@ how activations are rounded while a model runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Role, StoredTensor
+from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
-from harness.formats import safetensors_file
+from harness.formats import fp4, safetensors_file
 from harness.formats.gptq_file import unpack
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _ROLES: dict[str, Role] = {
     "weight_packed": "weight",
@@ -32,7 +37,6 @@ _ROLES: dict[str, Role] = {
     "weight_shape": "index",
     "weight_g_idx": "index",
 }
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def quantized_layers(folder: Path) -> set[str]:
@@ -41,24 +45,14 @@ def quantized_layers(folder: Path) -> set[str]:
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    layers = quantized_layers(artifact_dir)
-
-    def roles(name: str) -> tuple[str, Role]:
-        layer, _, suffix = name.rpartition(".")
-        return (layer, _ROLES[suffix]) if layer in layers and suffix in _ROLES else ("", "other")
-
-    return safetensors_file.ledger(artifact_dir, roles)
+    return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES, quantized_layers(artifact_dir)))
 
 
-def dequantize(folder: Path, bits: int, dtype: Any) -> dict[str, Any]:
+def dequantize(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """All weights of a checkpoint as dense tensors [outputs, inputs] in `dtype` under the source's names; the rest as stored.
 
     `bits` of the integer codes. BadInput names a layer whose parts are not those of a layout above."""
-    from safetensors.torch import load_file
-
-    state: dict[str, Any] = {}
-    for path in safetensors_file.weight_files(folder):
-        state.update(load_file(str(path)))
+    state = safetensors_file.tensors(folder)
     for layer in sorted(quantized_layers(folder)):
         parts = {p: state.pop(f"{layer}.{p}") for p in _ROLES if f"{layer}.{p}" in state}
         try:
@@ -68,7 +62,7 @@ def dequantize(folder: Path, bits: int, dtype: Any) -> dict[str, Any]:
     return state
 
 
-def _dense(parts: dict[str, Any], bits: int) -> Any:
+def _dense(parts: Mapping[str, Tensor], bits: int) -> Tensor:
     """One layer's weight, float32."""
     import torch
 
@@ -77,8 +71,7 @@ def _dense(parts: dict[str, Any], bits: int) -> Any:
         return parts["weight"].float() * scale.float()
     packed = parts["weight_packed"]
     if packed.dtype == torch.uint8:
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-        values = torch.tensor(_E2M1)[(codes & 7).long()] * torch.where(codes > 7, -1.0, 1.0)
+        values = fp4.unpacked(packed)
         if scale.dtype == torch.uint8:
             steps = torch.pow(2.0, scale.float() - 127)
         else:
@@ -92,21 +85,3 @@ def _dense(parts: dict[str, Any], bits: int) -> Any:
         zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, rows).t() - middle
         codes = codes - zeros.repeat_interleave(group, 1)
     return codes.float() * scale.float().repeat_interleave(group, 1)
-
-
-def kernels(model: Any) -> list[LayerKernel]:
-    """Every linear layer of the decoder: the dtype that its weight is held in once the model has answered."""
-    import torch
-
-    head, found = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
-        weight = next((t for part in ("weight", "weight_packed") if (t := getattr(module, part, None)) is not None), None)
-        if weight is None:
-            raise BadInput(f"{name} holds no weight that is known here; its kernel cannot be told")
-        held = weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
-        op = "decompressed once + aten::linear" if held else "decompressed + aten::linear"
-        dtype = str(weight.dtype).removeprefix("torch.")
-        found.append(LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=dtype, dequantized=held))
-    return found

@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, Unsupported
-from harness.formats import gguf_reader, gguf_types
-from harness.formats.gguf_types import FILE_TYPE_NAMES, TYPES
-from harness.spec import Json
+from harness.formats.gguf_types import FILE_TYPE_NAMES, FILE_TYPES, TYPES
+
+Value: TypeAlias = str | int | float | bool
+"""One metadata value; of an array its length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class GgufTensor:
     """One tensor of a file; `shape` has the rows first, as numpy and torch have it; `offset` is from the file's beginning."""
 
     name: str
@@ -35,11 +36,11 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class GgufHeader:
     """`metadata` by key; of an array only its length."""
 
-    metadata: Mapping[str, Json]
-    tensors: tuple[Tensor, ...]
+    metadata: Mapping[str, Value]
+    tensors: tuple[GgufTensor, ...]
 
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -53,39 +54,43 @@ class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
-    def scalar(self, layout: str) -> Json:
-        size = struct.calcsize(layout)
-        data = self.file.read(size)
-        if len(data) != size:
-            raise ValueError("it ends within its header")
-        return struct.unpack(layout, data)[0]
+    def scalar(self, layout: str) -> int | float | bool:
+        data = self._exactly(struct.calcsize(layout))
+        value: int | float | bool = struct.unpack(layout, data)[0]
+        return value
+
+    def count(self, layout: str = "<Q") -> int:
+        return int(self.scalar(layout))
 
     def text(self) -> str:
-        length = int(self.scalar("<Q"))
+        length = self.count()
         if length > _LONGEST_STRING:
             raise ValueError(f"it claims a string of {length} bytes")
-        data = self.file.read(length)
-        if len(data) != length:
-            raise ValueError("it ends within its header")
-        return data.decode("utf-8", errors="replace")
+        return self._exactly(length).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Json:
+    def value(self, kind: int) -> Value:
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
             return self.scalar(_SCALARS[kind])
-        inner, count = int(self.scalar("<I")), int(self.scalar("<Q"))
+        inner, length = self.count("<I"), self.count()
         if inner in _SCALARS:
-            self.file.seek(count * struct.calcsize(_SCALARS[inner]), 1)
+            self.file.seek(length * struct.calcsize(_SCALARS[inner]), 1)
         elif inner == _STRING:
-            for _ in range(count):
+            for _ in range(length):
                 self.text()
         else:
             raise ValueError(f"it holds an array of type {inner}")
-        return count
+        return length
+
+    def _exactly(self, size: int) -> bytes:
+        data = self.file.read(size)
+        if len(data) != size:
+            raise ValueError("it ends within its header")
+        return data
 
 
-def header(path: Path) -> Header:
+def header(path: Path) -> GgufHeader:
     """The header of one GGUF file. BadInput when it is damaged, cut off, or holds types that this version does not know."""
     try:
         with path.open("rb") as file:
@@ -95,60 +100,60 @@ def header(path: Path) -> Header:
         raise BadInput(f"{path}: is no GGUF file that this version reads: {why}; delete it and run again") from None
 
 
-def _header(reader: _Reader, file_bytes: int) -> Header:
+def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
     if reader.file.read(4) != b"GGUF":
         raise ValueError("its first bytes are not GGUF")
-    version = int(reader.scalar("<I"))
+    version = reader.count("<I")
     if version not in (2, 3):
         raise ValueError(f"it has version {version}")
-    tensor_count, entries = int(reader.scalar("<Q")), int(reader.scalar("<Q"))
-    metadata: dict[str, Json] = {}
+    tensor_count, entries = reader.count(), reader.count()
+    metadata: dict[str, Value] = {}
     for _ in range(entries):
         key = reader.text()
-        metadata[key] = reader.value(int(reader.scalar("<I")))
-    found = []
+        metadata[key] = reader.value(reader.count("<I"))
+    described = []
     for _ in range(tensor_count):
         name = reader.text()
-        dimensions = int(reader.scalar("<I"))
+        dimensions = reader.count("<I")
         if not 1 <= dimensions <= 4:
             raise ValueError(f"{name} has {dimensions} dimensions")
         # The fastest dimension comes first in the file.
-        shape = tuple(int(reader.scalar("<Q")) for _ in range(dimensions))[::-1]
-        block, offset = TYPES[int(reader.scalar("<I"))], int(reader.scalar("<Q"))
+        shape = tuple(reader.count() for _ in range(dimensions))[::-1]
+        block, offset = TYPES[reader.count("<I")], reader.count()
         if shape[-1] % block.weights:
             raise ValueError(f"{name} has rows of {shape[-1]}, which are no whole blocks of {block.name}")
-        found.append((name, block, shape, offset))
+        described.append((name, block, shape, offset))
     alignment = int(metadata.get("general.alignment", 32))
     data = -(-reader.file.tell() // alignment) * alignment
     tensors = []
-    for name, block, shape, offset in found:
+    for name, block, shape, offset in described:
         size = math.prod(shape) // block.weights * block.size
         if data + offset + size > file_bytes:
             raise ValueError(f"{name} reaches beyond its end")
-        tensors.append(Tensor(name=name, type=block.name, shape=shape, offset=data + offset, bytes=size))
-    return Header(metadata=metadata, tensors=tuple(tensors))
+        tensors.append(GgufTensor(name=name, type=block.name, shape=shape, offset=data + offset, bytes=size))
+    return GgufHeader(metadata=metadata, tensors=tuple(tensors))
 
 
-def shape_of(path: Path) -> Shape:
+def shape_of(path: Path) -> ModelShape:
     """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are."""
-    header = gguf_reader.header(path)
-    meta = header.metadata
+    read = header(path)
+    meta = read.metadata
     kind = str(meta.get("general.architecture", "?"))
-    found = _file_type(header)
-    return Shape(
+    file_type = _file_type(read)
+    return ModelShape(
         architecture=kind,
-        parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in read.tensors),
         linears=(),
         hidden=_number(meta.get(f"{kind}.embedding_length")),
         layers=_number(meta.get(f"{kind}.block_count")),
-        vocab=next((tensor.shape[0] for tensor in header.tensors if tensor.name == "token_embd.weight"), 0),
-        tied=not any(tensor.name == "output.weight" for tensor in header.tensors),
-        dtype=found,
-        config={"quantization_config": {"quant_method": "gguf", "type": found}},
+        vocab=next((tensor.shape[0] for tensor in read.tensors if tensor.name == "token_embd.weight"), 0),
+        tied=not any(tensor.name == "output.weight" for tensor in read.tensors),
+        dtype=file_type,
+        config={"quantization_config": {"quant_method": "gguf", "type": file_type}},
     )
 
 
-def _file_type(header: gguf_reader.Header) -> str:
+def _file_type(header: GgufHeader) -> str:
     """The file's type as its header names it, or its most frequent block in the decoder's layers and `mixed`."""
     named = FILE_TYPE_NAMES.get(_number(header.metadata.get("general.file_type"), -1))
     weights: Counter[str] = Counter()
@@ -158,10 +163,10 @@ def _file_type(header: gguf_reader.Header) -> str:
     if not weights:
         raise Unsupported("it holds no decoder layers")
     # Who quantizes with overrides leaves any number there: a type that the file does not hold at all is not its type.
-    if named is not None and gguf_types.FILE_TYPES[named][1][0] in weights:
+    if named is not None and FILE_TYPES[named][1][0] in weights:
         return named
     return f"{weights.most_common(1)[0][0]} mixed"
 
 
-def _number(value: Json, otherwise: int = 0) -> int:
+def _number(value: object, otherwise: int = 0) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else otherwise

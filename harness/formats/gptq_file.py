@@ -1,14 +1,28 @@
-"""GPTQ and AWQ packing: the tensors of a packed layer, and the weights that they stand for."""
+"""GPTQ and AWQ packing: the tensors of a packed layer, and the weights that they stand for.
+
+GPTQ format, per linear layer of K inputs and N outputs, groups of g inputs: `qweight` int32 [K*bits/32, N] and `qzeros` int32
+[K/g, N*bits/32] (stored minus one), each a little-endian bit stream along its packed axis; `scales` float16 [K/g, N]; `g_idx`
+int32 [K], the group of each input. AWQ format (GEMM): `qweight` int32 [K, N*bits/32], `qzeros` int32 [K/g, N*bits/32], `scales`
+float16 [K/g, N]; 4-bit codes are interleaved in eights.
+
+`dequantize` is this project's own reading, the independent side of the reload check.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
-from harness.formats import safetensors_file
+from harness.formats import config_json, safetensors_file
+from harness.formats.quantization_config import Quantization, quantization
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_ROLES: dict[str, Role] = {"qweight": "weight", "scales": "scale", "qzeros": "zero", "g_idx": "index"}
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -16,11 +30,16 @@ def packed_layers(folder: Path) -> set[str]:
     return {t.name.removesuffix(".qweight") for t in safetensors_file.stored(folder) if t.name.endswith(".qweight")}
 
 
-def unpack(words: Any, bits: int, count: int) -> Any:
+def ledger(folder: Path) -> list[StoredTensor]:
+    """Every tensor stored in `folder`, with its part in a packed layer."""
+    return safetensors_file.ledger(folder, safetensors_file.by_suffix(_ROLES))
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Little-endian bit stream along the last axis: int32 [..., words] -> int32 codes [..., count]; codes may cross words."""
     import torch
 
-    wide = words.to(torch.int64) & 0xFFFFFFFF
+    wide = packed.to(torch.int64) & 0xFFFFFFFF
     wide = torch.cat([wide, torch.zeros_like(wide[..., :1])], dim=-1)  # a code in the last word may look one further
     start = torch.arange(count) * bits
     word, shift = start // 32, start % 32
@@ -28,30 +47,21 @@ def unpack(words: Any, bits: int, count: int) -> Any:
     return ((pair >> shift) & ((1 << bits) - 1)).to(torch.int32)
 
 
-def dequantize(folder: Path, dtype: Any) -> dict[str, Any]:
+def dequantize(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """All weights of a GPTQ or AWQ checkpoint as dense tensors [out, in] in `dtype` under the source names; the rest as stored.
 
     BadInput names a layout that this does not read (mixed bits, AWQ kernels' own orders)."""
     import torch
-    from safetensors import safe_open
 
-    quantization = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-    bits, method = int(quantization["bits"]), str(quantization["quant_method"])
-    named = (quantization.get(key) for key in ("checkpoint_format", "format", "version"))
-    layout = str(next(filter(None, named), "gemm" if method == "awq" else "gptq")).lower()
-    if layout not in (("gemm",) if method == "awq" else ("gptq", "gptq_v2")) or quantization.get("dynamic"):
-        kind = "mixed bits" if quantization.get("dynamic") else f"checkpoint format {layout!r}"
-        raise BadInput(f"{folder}: {kind}, which this does not read")
-    state: dict[str, Any] = {}
-    packed = packed_layers(folder)
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                state[name] = file.get_tensor(name)
-    for layer in packed:
+    checkpoint = quantization(config_json.read(folder))
+    if checkpoint is None:
+        raise BadInput(f"{folder}: its config.json names no quantization")
+    bits, layout = config_json.integer(checkpoint.settings, "bits", "w_bit"), _layout(checkpoint, folder)
+    state = safetensors_file.tensors(folder)
+    for layer in packed_layers(folder):
         words, zeros, scales = (state.pop(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales"))
         outputs = scales.shape[1]
-        if method == "awq":
+        if layout == "gemm":
             state[f"{layer}.weight"] = _awq_weight(words, zeros, scales, bits).to(dtype)
             continue
         inputs = words.shape[0] * 32 // bits
@@ -63,7 +73,19 @@ def dequantize(folder: Path, dtype: Any) -> dict[str, Any]:
     return state
 
 
-def _awq_weight(words: Any, zeros: Any, scales: Any, bits: int) -> Any:
+def _layout(checkpoint: Quantization, folder: Path) -> str:
+    """`gptq` (zero points stored minus one), `gptq_v2` (as they are), or `gemm`, AWQ's."""
+    settings, awq = checkpoint.settings, checkpoint.format == "awq"
+    named = (settings.get(key) for key in ("checkpoint_format", "format", "version"))
+    layout = str(next(filter(None, named), "gemm" if awq else "gptq")).lower()
+    if settings.get("dynamic"):
+        raise BadInput(f"{folder}: mixed bits, which this does not read")
+    if layout not in (("gemm",) if awq else ("gptq", "gptq_v2")):
+        raise BadInput(f"{folder}: checkpoint format {layout!r}, which this does not read")
+    return layout
+
+
+def _awq_weight(words: Tensor, zeros: Tensor, scales: Tensor, bits: int) -> Tensor:
     groups, outputs = scales.shape
     codes, offsets = unpack(words, bits, outputs), unpack(zeros, bits, outputs)
     if bits == 4:
@@ -73,7 +95,7 @@ def _awq_weight(words: Any, zeros: Any, scales: Any, bits: int) -> Any:
     return dense.t().contiguous()
 
 
-def _in_order(codes: Any) -> Any:
+def _in_order(codes: Tensor) -> Tensor:
     """Undoes the interleaving of 4-bit AWQ: position j of each eight holds output `_AWQ_ORDER[j]`."""
     import torch
 

@@ -18,13 +18,21 @@ are rounded: to int8, to e4m3 (fp8, w4a8_awq), or in blocks of 16 to e2m1 (nvfp4
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
-from harness.formats import safetensors_file
+from harness.formats import fp4, safetensors_file
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LayerParts: TypeAlias = "Mapping[str, Tensor]"
+"""The stored tensors of one quantized layer, by the names of `_ROLES`."""
 
 _ROLES: dict[str, Role] = {
     "weight": "weight",
@@ -33,21 +41,16 @@ _ROLES: dict[str, Role] = {
     "pre_quant_scale": "scale",
     "input_scale": "scale",
 }
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
-def read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def read(folder: Path) -> tuple[dict[str, LayerParts], dict[str, Tensor]]:
     """The stored parts of every quantized layer by its name, those of `_ROLES` that it has; and all other tensors."""
-    from safetensors.torch import load_file
-
-    rest: dict[str, Any] = {}
-    for path in safetensors_file.weight_files(folder):
-        rest.update(load_file(str(path)))
+    rest = safetensors_file.tensors(folder)
     names = [n.removesuffix(".weight_scale") for n in rest if n.endswith(".weight_scale")]
     return {n: {part: rest.pop(f"{n}.{part}") for part in _ROLES if f"{n}.{part}" in rest} for n in names}, rest
 
 
-def dequantize(layers: dict[str, dict[str, Any]], rest: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def dequantize(layers: Mapping[str, LayerParts], rest: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """What was read as dense tensors in `dtype` under the source's names, weights as [outputs, inputs].
 
     BadInput names a layer whose parts are not those of a layout above."""
@@ -60,7 +63,7 @@ def dequantize(layers: dict[str, dict[str, Any]], rest: dict[str, Any], dtype: A
     return state
 
 
-def _dense(parts: dict[str, Any]) -> Any:
+def _dense(parts: LayerParts) -> Tensor:
     """One layer's weight, float32."""
     import torch
 
@@ -70,8 +73,7 @@ def _dense(parts: dict[str, Any]) -> Any:
     if weight.dtype == torch.float8_e4m3fn:
         return weight.float() * scale
     if parts["weight_scale"].dtype == torch.float8_e4m3fn:
-        codes = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(-2).long()
-        values = torch.tensor(_E2M1)[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
+        values = fp4.unpacked(weight)
         return values * (scale * parts["weight_scale_2"]).repeat_interleave(values.shape[1] // scale.shape[1], 1)
     codes = (torch.stack((weight & 15, weight >> 4), dim=1).flatten(0, 1).int() ^ 8) - 8
     values = codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1)
@@ -79,7 +81,7 @@ def _dense(parts: dict[str, Any]) -> Any:
     return values if second is None else (values / second).clamp(-448, 448).to(torch.float8_e4m3fn).float() * second
 
 
-def inputs_of(parts: dict[str, Any]) -> str | None:
+def inputs_of(parts: LayerParts) -> str | None:
     """What a layer's inputs are rounded to, or None."""
     import torch
 
@@ -90,7 +92,7 @@ def inputs_of(parts: dict[str, Any]) -> str | None:
     return "e2m1" if parts["weight_scale"].dtype == torch.float8_e4m3fn else "e4m3"
 
 
-def rounded(x: Any, parts: dict[str, Any]) -> Any:
+def rounded(x: Tensor, parts: LayerParts) -> Tensor:
     """Inputs [..., K] as the layer takes them: multiplied in their dtype and rounded in float32, as its parts say."""
     import torch
 
@@ -99,28 +101,23 @@ def rounded(x: Any, parts: dict[str, Any]) -> Any:
         x = x * parts["pre_quant_scale"].to(x.dtype)
     if kind is None:
         return x
-    found, step = x.float(), parts["input_scale"].float()
+    wide, step = x.float(), parts["input_scale"].float()
     if kind == "int8":
-        found = (found / step).round().clamp(-128, 127) * step
+        wide = (wide / step).round().clamp(-128, 127) * step
     elif kind == "e4m3":
-        found = (found / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step
+        wide = (wide / step).clamp(-448, 448).to(torch.float8_e4m3fn).float() * step
     else:
-        blocks = found.unflatten(-1, (-1, 16))
+        blocks = wide.reshape(*x.shape[:-1], -1, 16)
         largest = blocks.abs().amax(dim=-1, keepdim=True)
         steps = (largest / (6 * step)).clamp(2**-9, 448).to(torch.float8_e4m3fn).float() * step
-        values = torch.tensor(_E2M1)
+        values = torch.tensor(fp4.MAGNITUDES)
         between = (values[1:] + values[:-1]) / 2
         share = blocks.abs() / steps
         below, above = (torch.bucketize(share, between, right=up) for up in (False, True))  # these differ in ties, which go to
-        found = (values[torch.where(below % 2 == 0, below, above)] * blocks.sign() * steps).flatten(-2)  # the even code
-    return found.to(x.dtype)
+        wide = (values[torch.where(below % 2 == 0, below, above)] * blocks.sign() * steps).flatten(-2)  # the even code
+    return wide.to(x.dtype)
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     layers = {t.name.rpartition(".")[0] for t in safetensors_file.stored(artifact_dir) if t.name.endswith(".weight_scale")}
-
-    def roles(name: str) -> tuple[str, Role]:
-        layer, _, part = name.rpartition(".")
-        return (layer, _ROLES[part]) if layer in layers and part in _ROLES else ("", "other")
-
-    return safetensors_file.ledger(artifact_dir, roles)
+    return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES, layers))

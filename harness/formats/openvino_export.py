@@ -10,33 +10,38 @@ Refused: models whose attention is not plain causal attention over keys and valu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.spec import Json
+from harness.formats.config_json import ModelConfig, mapping, words
+
+if TYPE_CHECKING:
+    import openvino as ov
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 PLAIN = {"full_attention", "attention"}
 
 
-def refusal(config: Mapping[str, Json]) -> str | None:
+def refusal(config: ModelConfig) -> str | None:
     """Why a model with this configuration is not exported, or None."""
-    other = set(config.get("layer_types") or ()) - PLAIN
+    layers = words(config, "layer_types")
+    other = set(layers) - PLAIN
     window = config.get("sliding_window")
-    if "sliding_attention" in other or (
-        window and not config.get("layer_types") and config.get("use_sliding_window") is not False
-    ):
+    if "sliding_attention" in other or (window and not layers and config.get("use_sliding_window") is not False):
         return "its layers attend to a sliding window; the export writes a plain causal mask"
     if other:
-        return f"it has layers that are no plain attention ({', '.join(sorted(map(str, other)))}); the export knows plain ones"
+        return f"it has layers that are no plain attention ({', '.join(sorted(other))}); the export knows plain ones"
     if config.get("alibi"):
         return "its positions are ALiBi, which the export's mask does not carry"
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    rope = mapping(config, "rope_parameters") or mapping(config, "rope_scaling")
+    kind = rope.get("rope_type", rope.get("type"))
     if kind in ("dynamic", "longrope"):
         return f"its rotary positions ({kind}) change with the length of the input, and a traced graph has one of them"
     return None
 
 
-def export(model: Any) -> Any:
+def export(model: PreTrainedModel) -> ov.Model:
     """The `openvino.Model` of a float32 causal LM in eval mode. Weights are shared with `model` until it is saved."""
     import numpy as np
     import openvino as ov
@@ -88,7 +93,7 @@ def export(model: Any) -> Any:
     return graph
 
 
-def _keep_frequencies(graph: Any, buffers: Mapping[str, Any]) -> None:
+def _keep_frequencies(graph: ov.Model, buffers: Mapping[str, Tensor]) -> None:
     """Rotary frequencies as 30-bit integers and powers of two. Saving in float16 rounds every float of the graph, and a
     frequency of 0.7 that is off by 2^-12 of itself turns position 4000 by most of a radian. What the runtime computes from is
     float32 again."""
@@ -97,7 +102,7 @@ def _keep_frequencies(graph: Any, buffers: Mapping[str, Any]) -> None:
 
     for name, buffer in buffers.items():
         wanted = buffer.float().numpy().reshape(-1)
-        found = [
+        nodes = [
             node
             for node in graph.get_ops()
             if node.get_type_name() == "Constant"
@@ -105,9 +110,9 @@ def _keep_frequencies(graph: Any, buffers: Mapping[str, Any]) -> None:
             and int(np.prod(list(node.get_output_shape(0)))) == wanted.size
             and np.array_equal(np.asarray(node.data).reshape(-1), wanted)
         ]
-        if not found or not (np.abs(wanted) <= 1).all():
+        if not nodes or not (np.abs(wanted) <= 1).all():
             raise RuntimeError(f"the rotary frequencies {name} are not in the exported graph as they are in the model")
-        for node in found:
+        for node in nodes:
             codes = np.rint(wanted.astype(np.float64) * 2.0**30).astype(np.int32).reshape(list(node.get_output_shape(0)))
             root = ops.constant(2.0**-15, dtype=np.float32)  # 2^-30 itself is no float16
             kept = ops.multiply(ops.multiply(ops.convert(ops.constant(codes), "f32"), root), root)
@@ -115,18 +120,18 @@ def _keep_frequencies(graph: Any, buffers: Mapping[str, Any]) -> None:
                 target.replace_source_output(kept.output(0))
 
 
-def _traced(model: Any, layers: int) -> Any:
+def _traced(model: PreTrainedModel, layers: int) -> torch.nn.Module:
     """A module around `model` whose inputs and outputs are tensors only. Its name for the model, `m`, is in the IR's names."""
     import torch
     from transformers.cache_utils import Cache, DynamicLayer
 
-    class Layer(DynamicLayer):
+    class GivenLayer(DynamicLayer):
         """Keys and values that are given. Their length is never asked of them: the mask says it, and a graph that reads the
         length off the first layer's keys could not keep that layer's cache inside its attention."""
 
-        length: Any = 0
+        length: int = 0
 
-        def get_seq_length(self) -> Any:
+        def get_seq_length(self) -> int:
             return self.length
 
     class Traced(torch.nn.Module):
@@ -134,16 +139,18 @@ def _traced(model: Any, layers: int) -> Any:
             super().__init__()
             self.m = model
 
-        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, beam_idx: Any, *past: Any) -> Any:
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, beam_idx: Tensor, *past: Tensor
+        ) -> tuple[Tensor, ...]:
             new, total = input_ids.shape[1], attention_mask.shape[1]
-            held: list[Any] = []
+            held: list[GivenLayer] = []
             for number in range(layers):
                 keys, values = (past[2 * number + part].index_select(0, beam_idx) for part in (0, 1))
-                layer = Layer()  # type: ignore[no-untyped-call]  # transformers' own
+                layer = GivenLayer()  # type: ignore[no-untyped-call]  # transformers' own
                 layer.lazy_initialization(keys, values)
                 layer.keys, layer.values, layer.length = keys, values, total - new
                 held.append(layer)
-            cache = Cache(layers=held)
+            cache = Cache(layers=list(held))
             seen = torch.arange(total)[None, :] <= torch.arange(total - new, total)[:, None]
             seen = seen[None, None] & (attention_mask[:, None, None, :] > 0)
             mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill(~seen, torch.finfo(torch.float32).min)

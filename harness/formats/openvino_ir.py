@@ -7,14 +7,19 @@ Four-bit codes lie two to a byte, the lower half first. Constants with the same 
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 XML, BIN = "openvino_model.xml", "openvino_model.bin"
 """The names that OpenVINO's own tools look for."""
@@ -46,7 +51,7 @@ def constants(folder: Path) -> list[Constant]:
         size = (folder / BIN).stat().st_size
     except (OSError, xml.etree.ElementTree.ParseError) as error:
         raise BadInput(f"{path}: no readable OpenVINO model ({error}); delete the artifact and run again") from None
-    found: dict[int, Constant] = {}
+    by_place: dict[int, Constant] = {}
     for layer in layers if layers is not None else ():
         data = layer.find("data")
         if layer.get("type") != "Const" or data is None:
@@ -59,10 +64,10 @@ def constants(folder: Path) -> list[Constant]:
         constant = Constant(
             name=name, type=str(data.get("element_type")), shape=shape, offset=offset, bytes=count, parameter=parameter, role=role
         )
-        known = found.get(offset)
+        known = by_place.get(offset)
         if known is None or (parameter and not known.parameter):
-            found[offset] = constant
-    return sorted(found.values(), key=lambda c: c.offset)
+            by_place[offset] = constant
+    return sorted(by_place.values(), key=lambda c: c.offset)
 
 
 def _meaning(name: str) -> tuple[str, Role]:
@@ -97,14 +102,14 @@ def ledger(folder: Path, layers: Collection[str]) -> list[StoredTensor]:
     return rows
 
 
-def unpacked(folder: Path) -> dict[str, Any]:
+def unpacked(folder: Path) -> dict[str, NDArray[np.float32]]:
     """Parameter -> float32 numpy array [outputs, inputs]: codes less zero points, times scales, groups joined again; adapters
     of a corrected product added. Only what keeps its name in the IR: matrices do, vectors are folded into other shapes."""
     import numpy as np
 
     raw = np.memmap(folder / BIN, dtype=np.uint8, mode="r")
-    parts: dict[str, dict[str, Any]] = {}
-    adapters: dict[str, dict[str, dict[str, Any]]] = {}
+    parts: dict[str, dict[Role, NDArray[np.float32]]] = {}
+    adapters: dict[str, dict[str, dict[Role, NDArray[np.float32]]]] = {}
     for constant in constants(folder):
         if not constant.parameter:
             continue
@@ -118,23 +123,20 @@ def unpacked(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _values(raw: Any, constant: Constant) -> Any:
+def _values(raw: NDArray[np.uint8], constant: Constant) -> NDArray[np.float32]:
     import numpy as np
 
     if constant.type in ("i4", "u4"):
         codes = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1).astype(np.int8)
         if constant.type == "i4":
             codes[codes > 7] -= 16
-        count = 1
-        for size in constant.shape:
-            count *= size
-        return codes[:count].reshape(constant.shape).astype(np.float32)
+        return codes[: math.prod(constant.shape)].reshape(constant.shape).astype(np.float32)
     if constant.type not in _NUMPY:
         raise BadInput(f"the constant {constant.name} is {constant.type}, which this version cannot unpack")
     return raw.view(_NUMPY[constant.type]).reshape(constant.shape).astype(np.float32)
 
 
-def _dequantized(part: dict[str, Any]) -> Any:
+def _dequantized(part: Mapping[Role, NDArray[np.float32]]) -> NDArray[np.float32]:
     values = part["weight"]
     if "zero" in part:
         values = values - part["zero"]

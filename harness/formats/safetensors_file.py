@@ -1,120 +1,182 @@
-"""What lies in an artifact's safetensors files, read from their headers: every tensor's name, dtype, shape and bits.
+"""What lies in an artifact's safetensors files: every tensor's name, dtype, shape and bits, and the tensors themselves.
 
-A header is eight bytes of little-endian length and that many bytes of JSON (safetensors format description). Nothing of the
-weights is read, so this works without torch and costs milliseconds. A ledger built from it can only say what is stored.
+Names, dtypes and shapes come from the header (eight bytes of little-endian length, that many bytes of JSON), which the library
+reads and checks against the file's size. Nothing of the weights is read for that, so it works without torch and costs
+milliseconds. A ledger built from it can only say what is stored.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.artifact import Role, Shape, StoredTensor
+from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 """Bits of one element by safetensors dtype name."""
 
-_HEADER_LIMIT = 100 * 1024 * 1024
+BY_TORCH = {"format": "pt"}
+"""Metadata of a file that torch wrote. transformers refuses a file without it."""
+
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class HeaderEntry:
     """One tensor of a file as its header describes it; `file` is the file that holds it."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    bits: int
     file: Path
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that the tensor holds."""
+        return math.prod(self.shape)
 
-def header(path: Path) -> list[Stored]:
-    """All tensors of one safetensors file. BadInput when the file is damaged, or when the header and the bytes disagree."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= _HEADER_LIMIT:
-            raise BadInput(f"{path}: its header claims {length} bytes, so it is no safetensors file or it is damaged")
-        try:
-            entries = json.loads(file.read(length))
-        except ValueError:
-            raise BadInput(f"{path}: its header is not JSON, so it is no safetensors file or it is damaged") from None
-    found = []
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = entry["data_offsets"]
-            bits = math.prod(entry["shape"]) * BITS[entry["dtype"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{path}: its header describes {name} as no tensor this version knows ({error!r})") from None
-        if bits != 8 * (end - begin):
-            raise BadInput(f"{path}: {name} is {entry['shape']} {entry['dtype']} but occupies {end - begin} bytes")
-        found.append(Stored(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), bits=bits, file=path))
-    return found
+    @property
+    def bits(self) -> int:
+        return self.parameters * BITS[self.dtype]
+
+
+def header(path: Path) -> list[HeaderEntry]:
+    """All tensors of one safetensors file, in the file's order. BadInput when it is damaged, cut off or of a newer format."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            parts = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            entries = [HeaderEntry(name=n, dtype=s.get_dtype(), shape=tuple(s.get_shape()), file=path) for n, s in parts]
+    except SafetensorError as error:
+        raise BadInput(f"{path}: is no safetensors file or it is damaged ({error}); fetch or make it again") from None
+    unknown = sorted({entry.dtype for entry in entries} - BITS.keys())
+    if unknown:
+        raise BadInput(f"{path}: holds numbers of a type that this version does not know: {', '.join(unknown)}")
+    return entries
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int]]], *, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The beginning of a file that holds these tensors (name, dtype, shape) one after the other: for whoever writes a file piece
+    by piece. The library itself wants all tensors in memory. `metadata`: BY_TORCH where transformers is to read the file."""
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, dtype, shape in tensors:
+        size = math.prod(shape) * BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def write(path: Path, tensors: Sequence[tuple[str, str, Sequence[int]]], parts: Iterable[Tensor]) -> None:
+    """Writes one file with these tensors (name, dtype, shape) one at a time; `parts` are they, in the same order."""
+    import torch
+
+    with path.open("wb") as file:
+        file.write(header_bytes(tensors, metadata=BY_TORCH))
+        for part in parts:
+            file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that make the checkpoint: those of the index where there is one, because a folder may hold the same weights
     twice (a consolidated twin beside the shards). BadInput when one is missing."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadInput(f"{index}: is damaged; fetch the model again") from None
         paths = [folder / Path(str(name)).name for name in names]
-    elif (folder / "model.safetensors").is_file():
-        paths = [folder / "model.safetensors"]
+    elif (folder / MODEL).is_file():
+        paths = [folder / MODEL]
     else:
         paths = sorted(folder.glob("*.safetensors"))
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
-        raise BadInput(f"{folder}: weight files are missing: {common(missing) or 'model.safetensors'}; fetch the model again")
+        raise BadInput(f"{folder}: weight files are missing: {brief(missing) or MODEL}; fetch the model again")
     return paths
 
 
-def stored(folder: Path) -> list[Stored]:
-    """All tensors of the checkpoint in `folder` (its `*.safetensors`, links followed), by name."""
-    return sorted((tensor for path in sorted(folder.glob("*.safetensors")) for tensor in header(path)), key=lambda t: t.name)
+def checkpoint(folder: Path) -> dict[str, HeaderEntry]:
+    """Every tensor of the checkpoint in `folder` by name: what `weight_files` hold."""
+    return {entry.name: entry for path in weight_files(folder) for entry in header(path)}
+
+
+def stored(folder: Path) -> list[HeaderEntry]:
+    """All tensors in `folder` (its `*.safetensors`, links followed), by name."""
+    return sorted((entry for path in sorted(folder.glob("*.safetensors")) for entry in header(path)), key=lambda t: t.name)
+
+
+def parameters(folder: Path) -> int:
+    """Numbers that the checkpoint in `folder` stores."""
+    return sum(entry.parameters for entry in stored(folder))
+
+
+def tensor(entry: HeaderEntry) -> Tensor:
+    """One tensor, on the CPU."""
+    from safetensors import safe_open
+
+    with safe_open(str(entry.file), framework="pt", device="cpu") as file:
+        held: Tensor = file.get_tensor(entry.name)
+    return held
+
+
+def tensors(folder: Path, *, device: str = "cpu") -> dict[str, Tensor]:
+    """All tensors of the checkpoint in `folder` by name."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        state.update(load_file(str(path), device=device))
+    return state
+
+
+def save(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes one file with these tensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: held.contiguous() for name, held in state.items()}, str(path), metadata=BY_TORCH)
 
 
 def ledger(folder: Path, roles: Callable[[str], tuple[str, Role]]) -> list[StoredTensor]:
     """The ledger of an artifact: `roles` maps a tensor's name to (quantized layer or '', role)."""
     rows = []
-    for tensor in stored(folder):
-        layer, role = roles(tensor.name)
-        rows.append(StoredTensor(name=tensor.name, layer=layer, role=role, bits=tensor.bits))
+    for entry in stored(folder):
+        layer, role = roles(entry.name)
+        rows.append(StoredTensor(name=entry.name, layer=layer, role=role, bits=entry.bits))
     return rows
 
 
-def by_suffix(suffixes: dict[str, Role]) -> Callable[[str], tuple[str, Role]]:
-    """A `roles` for `ledger`: the part of a name after its last dot decides (`...q_proj.qweight` -> weight of `...q_proj`)."""
+def by_suffix(suffixes: Mapping[str, Role], layers: Iterable[str] | None = None) -> Callable[[str], tuple[str, Role]]:
+    """A `roles` for `ledger`: the part of a name after its last dot decides (`...q_proj.qweight` -> weight of `...q_proj`); where
+    `layers` are given, of those layers only."""
+    known = None if layers is None else set(layers)
 
     def roles(name: str) -> tuple[str, Role]:
         layer, _, suffix = name.rpartition(".")
-        return (layer, suffixes[suffix]) if suffix in suffixes else ("", "other")
+        mine = suffix in suffixes and (known is None or layer in known)
+        return (layer, suffixes[suffix]) if mine else ("", "other")
 
     return roles
 
 
-def undivided(shape: Shape | None, *, columns: int = 1, rows: int = 1) -> str | None:
-    """Why a layer of the model cannot be cut into groups of `columns` input features and `rows` output features, or None."""
-    for layer in shape.linears if shape else ():
-        if layer.columns % columns:
-            return f"{layer.name} has {layer.columns} input features, which do not divide into groups of {columns}"
-        if layer.rows % rows:
-            return f"{layer.name} has {layer.rows} output features, which do not divide by {rows} as the packing needs"
-    return None
-
-
-def common(names: Iterable[str]) -> str:
-    """Names for a message: the first three and how many more."""
+def brief(names: Iterable[str]) -> str:
+    """Names for a message: the first three, and how many more."""
     listed = list(names)
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

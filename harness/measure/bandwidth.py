@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.files import write_atomically
@@ -54,19 +54,19 @@ def bandwidth(working_set_bytes: int, *, device: str = "cpu", seconds: float = 0
     before = snapshot()
     by_kernel = {kernel: moved / _best(run, seconds / len(kernels)) for kernel, (moved, run) in kernels.items()}
     best = max(by_kernel, key=lambda kernel: by_kernel[kernel])
-    found = Bandwidth(
+    measured = Bandwidth(
         bytes_per_second=by_kernel[best],
         working_set_bytes=size,
         kernel=best,
         by_kernel=by_kernel,
         level=level,
         threads=threads,
-        others_cpu_share=between(before, snapshot())["others_cpu_share"],
+        others_cpu_share=between(before, snapshot()).others_cpu_share,
     )
-    if kept is not None and (found.others_cpu_share or 0.0) < 0.1:
+    if kept is not None and (measured.others_cpu_share or 0.0) < 0.1:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps({field: getattr(found, field) for field in Bandwidth.__slots__}))
-    return found
+        write_atomically(kept, json.dumps(asdict(measured)))
+    return measured
 
 
 def _kept(path: Path) -> Bandwidth | None:
@@ -90,7 +90,7 @@ def _best(run: Callable[[], None], seconds: float) -> float:
 
 
 def _stream_kernels(size: int, device: str) -> tuple[dict[str, tuple[int, Callable[[], None]]], int, str]:
-    """Kernel -> (bytes moved per pass, one pass), threads, name of the device."""
+    """Kernel -> (bytes moved per pass, one pass), threads, name of the device. numpy where there is no torch."""
     try:
         import torch
     except ImportError:

@@ -1,8 +1,7 @@
 """Facts of the machine and of the conditions under which a number was made: what a reader needs to judge or repeat it.
 
 Promises: never raises for want of a tool (no git, no nvidia-smi, no /proc: the fact is None or missing); never holds a host
-name, a user name or a path. Imports the standard library only; `bandwidth` uses torch or numpy, whichever the process has,
-inside the function, and is meant for child processes.
+name, a user name or a path. Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from harness.spec import Json, digest
+from harness.measure import nvidia
+from harness.measure.nvidia import Gpu
+from harness.spec import digest
 
 PROC = Path("/proc")
 
@@ -30,36 +31,54 @@ FLAGS = (
 """Instruction sets that quantized kernels choose by."""
 
 
-def facts(*, proc: Path = PROC, sys_root: Path = SYS) -> dict[str, Json]:
-    """CPU, memory, GPUs, kernel, Python of this machine as plain data; what cannot be known is None."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFacts:
+    """This machine; None where something cannot be known. `cache_bytes` by level, e.g. {"L2": 2097152}."""
+
+    cpu: str | None
+    cores: int | None
+    cores_usable: int
+    cpu_flags: tuple[str, ...]
+    cache_bytes: Mapping[str, int]
+    memory_bytes: int | None
+    gpus: tuple[Gpu, ...]
+    system: str
+    kernel: str
+    architecture: str
+    virtualized: bool | None
+    python: str
+    governor: str | None
+
+
+def facts(*, proc: Path = PROC, sys_root: Path = SYS) -> MachineFacts:
+    """CPU, memory, GPUs, kernel, Python of this machine."""
     cpu = _cpu(proc)
-    return {
-        "cpu": cpu["model"],
-        "cores": os.cpu_count(),
-        "cores_usable": len(affinity()),
-        "cpu_flags": cpu["flags"],
-        "cache_bytes": caches(sys_root),
-        "memory_bytes": _memory_total(proc),
-        "gpus": gpus(),
-        "system": platform.system(),
-        "kernel": platform.release(),
-        "architecture": platform.machine(),
-        "virtualized": cpu["virtualized"],
-        "python": platform.python_version(),
-        "governor": governor(sys_root),
-    }
+    return MachineFacts(
+        cpu=cpu.model,
+        cores=os.cpu_count(),
+        cores_usable=len(affinity()),
+        cpu_flags=cpu.flags,
+        cache_bytes=caches(sys_root),
+        memory_bytes=_memory_total(proc),
+        gpus=nvidia.gpus(),
+        system=platform.system(),
+        kernel=platform.release(),
+        architecture=platform.machine(),
+        virtualized=cpu.virtualized,
+        python=platform.python_version(),
+        governor=governor(sys_root),
+    )
 
 
-def host_id(found: Mapping[str, Json] | None = None) -> str:
+def host_id(machine: MachineFacts | None = None) -> str:
     """Twelve hex digits that are equal on machines of equal make: CPU model, cores, memory (to the GiB) and GPUs. No
     secret and no name goes in, so it may be published."""
-    known = facts() if found is None else found
-    memory = known.get("memory_bytes")
+    known = facts() if machine is None else machine
     parts = {
-        "cpu": known.get("cpu"),
-        "cores": known.get("cores"),
-        "memory_gib": None if memory is None else round(memory / 2**30),
-        "gpus": [gpu["name"] for gpu in known.get("gpus") or []],
+        "cpu": known.cpu,
+        "cores": known.cores,
+        "memory_gib": None if known.memory_bytes is None else round(known.memory_bytes / 2**30),
+        "gpus": [gpu.name for gpu in known.gpus],
     }
     return digest(parts)[:12]
 
@@ -73,13 +92,13 @@ def affinity() -> list[int]:
 
 def caches(sys_root: Path = SYS) -> dict[str, int]:
     """Bytes of the first CPU's data and unified caches by level, e.g. {"L2": 2097152, "L3": 272629760}; {} if unknown."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for index in sorted((sys_root / "devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (read_line(index / name) for name in ("level", "type", "size"))
         match = re.fullmatch(r"(\d+)([KMG]?)", size or "")
         if level and match and kind != "Instruction":
-            found[f"L{level}"] = int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
-    return found
+            sizes[f"L{level}"] = int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]]
+    return sizes
 
 
 def governor(sys_root: Path = SYS) -> str | None:
@@ -87,36 +106,21 @@ def governor(sys_root: Path = SYS) -> str | None:
     return read_line(sys_root / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def gpus() -> list[dict[str, Json]]:
-    """NVIDIA GPUs as the driver reports them (no torch): name, memory, driver. Empty where there are none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    answer = _run([program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"], seconds=20)
-    found: list[dict[str, Json]] = []
-    for line in (answer or "").splitlines():
-        fields = [part.strip() for part in line.split(",")]
-        if len(fields) == 3:
-            memory = int(fields[1]) * 2**20 if fields[1].isdigit() else None
-            found.append({"name": fields[0], "memory_bytes": memory, "driver": fields[2]})
-    return found
-
-
 def packages() -> dict[str, str]:
     """Every installed distribution of this interpreter with its version, names normalised (PEP 503), sorted."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         about = distribution.metadata  # parsed anew each time it is asked for
         name = about["Name"]
         if name:  # a half-removed package leaves a folder without a name
             # The first on the path is the one that imports; later ones of the same name are shadowed.
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), about["Version"] or "")
-    return dict(sorted(found.items()))
+            versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), about["Version"] or "")
+    return dict(sorted(versions.items()))
 
 
-def packages_digest(found: Mapping[str, str] | None = None) -> str:
+def packages_digest(installed: Mapping[str, str] | None = None) -> str:
     """SHA-256 of the installed package list: equal environments have equal digests."""
-    return digest(dict(packages() if found is None else found))
+    return digest(dict(packages() if installed is None else installed))
 
 
 def commit(path: Path) -> str | None:
@@ -165,18 +169,27 @@ def _run(command: list[str], *, seconds: float) -> str | None:
     return done.stdout
 
 
-def cpu_flags(proc: Path = Path("/proc")) -> frozenset[str]:
+def cpu_flags(proc: Path = PROC) -> frozenset[str]:
     """Those of FLAGS that this CPU has."""
-    return frozenset(_cpu(proc)["flags"])
+    return frozenset(_cpu(proc).flags)
 
 
-def cpu_vendor(proc: Path = Path("/proc")) -> str | None:
+def cpu_vendor(proc: Path = PROC) -> str | None:
     """The CPU's own word for its maker ("GenuineIntel", "AuthenticAMD"); None where /proc does not say."""
-    vendor: str | None = _cpu(proc)["vendor"]
-    return vendor
+    return _cpu(proc).vendor
 
 
-def _cpu(proc: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cpu:
+    """What /proc/cpuinfo says of the first CPU; `flags` are those of FLAGS."""
+
+    model: str | None
+    vendor: str | None
+    flags: tuple[str, ...]
+    virtualized: bool | None
+
+
+def _cpu(proc: Path) -> _Cpu:
     text = read_line(proc / "cpuinfo") or ""
     fields: dict[str, str] = {}
     for line in text.splitlines():
@@ -187,12 +200,12 @@ def _cpu(proc: Path) -> dict[str, Any]:
     if model and fields.get("model", "").isdigit():
         # A virtual CPU's name says little ("Xeon Processor"); family, model and stepping tell generations apart.
         model += f" (family {fields.get('cpu family')} model {fields['model']} stepping {fields.get('stepping')})"
-    return {
-        "model": model,
-        "vendor": fields.get("vendor_id"),
-        "flags": [flag for flag in FLAGS if flag in flags],
-        "virtualized": "hypervisor" in flags if flags else None,
-    }
+    return _Cpu(
+        model=model,
+        vendor=fields.get("vendor_id"),
+        flags=tuple(flag for flag in FLAGS if flag in flags),
+        virtualized="hypervisor" in flags if flags else None,
+    )
 
 
 def _meminfo(proc: Path, name: str) -> int | None:

@@ -25,7 +25,7 @@ Keys of `Phase.peak_bytes`, all in bytes, of the whole process (what it held bef
 `device_reserved`
 
 Phases may nest: an outer phase has seen everything that its inner ones saw. Where there is no /proc (not Linux)
-`supported()` is False and the phase carries its seconds only; `require()` raises Unsupported. Standard library only.
+the phase carries its seconds only; `require()` raises Unsupported. Standard library only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from harness.errors import Unsupported
 from harness.spec import Phase
@@ -49,7 +49,7 @@ _STATUS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file", "RssShmem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resident:
+class ResidentSet:
     """One reading of /proc/self/status in bytes: `peak` = VmHWM; the other three add up to the resident set."""
 
     peak: int
@@ -77,18 +77,18 @@ class Mapped:
     doubled: int
 
 
-def resident(proc: Path = PROC) -> Resident | None:
+def resident(proc: Path = PROC) -> ResidentSet | None:
     """The kernel's counters now; None where there are none (not Linux, or a kernel before 4.5)."""
     try:
         text = (proc / "status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    found: dict[str, int] = {}
+    counters: dict[str, int] = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
         if name in _STATUS:
-            found[_STATUS[name]] = int(rest.split()[0]) * 1024  # always "kB", which means KiB here
-    return Resident(**found) if len(found) == len(_STATUS) else None
+            counters[_STATUS[name]] = int(rest.split()[0]) * 1024  # always "kB", which means KiB here
+    return ResidentSet(**counters) if len(counters) == len(_STATUS) else None
 
 
 def reset_peak(proc: Path = PROC) -> bool:
@@ -101,12 +101,7 @@ def reset_peak(proc: Path = PROC) -> bool:
     return True
 
 
-def supported(proc: Path = PROC) -> bool:
-    """Whether this process can count its peaks at all."""
-    return resident(proc) is not None
-
-
-def require(proc: Path = PROC) -> Resident:
+def require(proc: Path = PROC) -> ResidentSet:
     """`resident()`, or Unsupported with the reason where there is nothing to read."""
     now = resident(proc)
     if now is None:
@@ -236,11 +231,11 @@ def _areas(proc: Path) -> list[_Area] | None:
         text = (proc / "smaps").read_bytes()
     except OSError:
         return None
-    found = []
+    areas = []
     for low, high, offset, device, inode, name, rss, anonymous in _AREA.findall(text):
         resident_bytes, written = int(rss) * 1024, int(anonymous) * 1024
         start = int(low, 16)
-        found.append(
+        areas.append(
             _Area(
                 file=(device, inode),
                 name=name.decode("utf-8", errors="replace").strip(),
@@ -251,7 +246,7 @@ def _areas(proc: Path) -> list[_Area] | None:
                 anonymous=written,
             )
         )
-    return found
+    return areas
 
 
 def _maps_any(wanted: Callable[[str], bool], proc: Path) -> bool:
@@ -264,10 +259,21 @@ def _maps_any(wanted: Callable[[str], bool], proc: Path) -> bool:
     return any(wanted(name.decode("utf-8", errors="replace").strip()) for name in names)
 
 
-def _cuda() -> Any | None:
+class _Cuda(Protocol):
+    """What is used of torch.cuda."""
+
+    def is_initialized(self) -> bool: ...
+    def device_count(self) -> int: ...
+    def synchronize(self) -> None: ...
+    def max_memory_allocated(self, device: int, /) -> int: ...
+    def max_memory_reserved(self, device: int, /) -> int: ...
+    def reset_peak_memory_stats(self, device: int, /) -> None: ...
+
+
+def _cuda() -> _Cuda | None:
     """torch.cuda if this process already uses it; never imports or initialises anything."""
     torch = sys.modules.get("torch")
-    cuda = getattr(torch, "cuda", None)
+    cuda: _Cuda | None = getattr(torch, "cuda", None)
     if cuda is None or not hasattr(cuda, "is_initialized") or not cuda.is_initialized():
         return None
     return cuda
@@ -344,7 +350,7 @@ def measure(name: str, *, clock: Callable[[], float] = time.perf_counter, proc: 
         meter.phase = Phase(name=name, seconds=seconds, peak_bytes={**_host_peaks(meter, start, end), **meter.device})
 
 
-def _host_peaks(meter: Meter, start: Resident | None, end: Resident | None) -> Mapping[str, int]:
+def _host_peaks(meter: Meter, start: ResidentSet | None, end: ResidentSet | None) -> Mapping[str, int]:
     if start is None or end is None:
         return {}
     lowest_backed = min(start.backed, end.backed)

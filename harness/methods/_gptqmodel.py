@@ -1,10 +1,7 @@
 """What rtn, gptq and awq share: GPTQModel writes their packed artifacts and loads them through its own kernels.
 
-GPTQ format (rtn, gptq), per linear layer of K inputs and N outputs, groups of g inputs: `qweight` int32 [K*bits/32, N] and
-`qzeros` int32 [K/g, N*bits/32] (stored minus one), each a little-endian bit stream along its packed axis; `scales` float16
-[K/g, N]; `g_idx` int32 [K], the group of each input. AWQ format (GEMM): `qweight` int32 [K, N*bits/32], `qzeros` int32
-[K/g, N*bits/32], `scales` float16 [K/g, N]; 4-bit codes are interleaved in eights. `dequantize` unpacks both with this file's own
-code: it is the independent side of the reload check.
+Both formats, GPTQ's (rtn, gptq) and AWQ's, are described in formats/gptq_file.py. Its reading of them is the independent side
+of the reload check.
 
 Quantizing runs in float32 (gptq, rtn) or as awq.py says, on weights that are stored as they were: what is not quantized
 goes back to the source's dtype before the artifact counts as written.
@@ -18,21 +15,25 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
-from harness.formats import safetensors_file
-from harness.formats.gptq_file import dequantize, packed_layers
-from harness.methods import reload
-from harness.methods.base import Kernel, LoadRequest, QuantizeRequest
+from harness.formats import gptq_file, quantization_config, safetensors_file
+from harness.methods import refusals, reload
+from harness.methods._kernels import proof
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+    from gptqmodel.quantization.config import BaseQuantizeConfig
+    from transformers import PreTrainedModel
 
 GROUPS = (16, 32, 64, 128)
 """Group sizes that every kernel takes."""
@@ -76,7 +77,7 @@ def settle() -> None:
             del sys.modules["openvino"]
 
 
-def quantize(request: QuantizeRequest, config: Any, *, float32: bool, **arguments: Any) -> None:
+def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: bool, **arguments: object) -> None:
     """Quantizes with a GPTQModel config, saves, puts unquantized tensors back to the source's dtype, writes the reload check.
 
     `arguments` go to the library's `quantize`. `float32` computes in float32, otherwise in float16.
@@ -93,8 +94,12 @@ def quantize(request: QuantizeRequest, config: Any, *, float32: bool, **argument
     model.save(str(request.out_dir))
     del model
     _tidy(request)
-    parameters = sum(math.prod(t.shape) for t in safetensors_file.stored(request.model_dir))
-    state = dequantize(request.out_dir, build.reference_dtype(parameters))
+    check_by_unpacking(request)
+
+
+def check_by_unpacking(request: QuantizeRequest) -> None:
+    """Writes the reload check of an artifact in either format: its packed weights, unpacked by this project."""
+    state = gptq_file.dequantize(request.out_dir, build.unpacked_dtype(safetensors_file.parameters(request.model_dir)))
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
@@ -105,7 +110,7 @@ def _tidy(request: QuantizeRequest) -> None:
 
     dtypes = {t.name: t.dtype for t in safetensors_file.stored(request.model_dir)}
     names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    packed = packed_layers(request.out_dir)
+    packed = gptq_file.packed_layers(request.out_dir)
     for path in sorted(request.out_dir.glob("*.safetensors")):
         state = load_file(str(path))
         for name, tensor in state.items():
@@ -116,7 +121,7 @@ def _tidy(request: QuantizeRequest) -> None:
     for name in ("config.json", "quantize_config.json"):
         path = request.out_dir / name
         config = json.loads(path.read_text(encoding="utf-8"))
-        inner = config.get("quantization_config", config)
+        inner = config.get(quantization_config.KEY, config)
         inner.get("meta", {}).pop("offload_to_disk_path", None)  # a temporary folder's name
         if name == "config.json":
             config["dtype"] = "bfloat16"
@@ -125,7 +130,7 @@ def _tidy(request: QuantizeRequest) -> None:
         (request.out_dir / name).unlink(missing_ok=True)
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     """The artifact through GPTQModel's own loader; activations in bf16."""
     settle()
     import torch
@@ -134,7 +139,7 @@ def load(request: LoadRequest) -> Any:
     loaded = GPTQModel.load(
         str(request.artifact_dir), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
     )
-    model = loaded.model.eval()
+    model: PreTrainedModel = loaded.model.eval()
     if request.device == "cpu":
         # The torch kernel wraps its dequantization in torch.compile: tens of seconds of C++ compilation in every process.
         for _, module in quantized_modules(model):
@@ -142,7 +147,8 @@ def load(request: LoadRequest) -> Any:
     return model
 
 
-def quantized_modules(model: Any) -> Iterator[tuple[str, Any]]:
+def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLinear]]:
+    """GPTQModel's packed layers by name."""
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
     for name, module in model.named_modules():
@@ -150,45 +156,38 @@ def quantized_modules(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def kernels(model: Any) -> list[LayerKernel]:
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load (dequantized)."""
-    import torch
-
-    found = []
+    proofs = []
     for name, module in quantized_modules(model):
-        weight = module.qweight
         kind = type(module).__name__
         op = "aten::_weight_int4pack_mm_for_cpu" if "Aten" in kind else "dequantize + aten::matmul" if "Torch" in kind else kind
-        stored = str(weight.dtype).removeprefix("torch.")
-        held = weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
-        found.append(LayerKernel(layer=name, module=kind, op=op, stored_dtype=stored, dequantized=held))
-    quantized = {layer.layer for layer in found}
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        inside = any(name.startswith(layer + ".") for layer in quantized)
-        if isinstance(module, torch.nn.Linear) and module is not head and name not in quantized and not inside:
-            stored = str(module.weight.dtype).removeprefix("torch.")
-            found.append(LayerKernel(layer=name, module="Linear", op="aten::linear", stored_dtype=stored, dequantized=True))
-    return found
-
-
-_roles = safetensors_file.by_suffix({"qweight": "weight", "scales": "scale", "qzeros": "zero", "g_idx": "index"})
+        proofs.append(proof(name, kind, module.qweight, op=op))
+    quantized = tuple(layer.layer for layer in proofs)
+    for name, module in build.decoder_linears(model).items():
+        inside = any(name == layer or name.startswith(layer + ".") for layer in quantized)
+        if not inside:
+            proofs.append(proof(name, "Linear", module.weight, op="aten::linear", dequantized=True))
+    return proofs
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return safetensors_file.ledger(artifact_dir, _roles)
+    return gptq_file.ledger(artifact_dir)
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here."""
-    group = int(scheme.options["group_size"])
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
-    if group > 0:
-        reason = safetensors_file.undivided(shape, columns=group)
-        if reason:
-            return f"{reason}; choose a smaller group_size"
-    return safetensors_file.undivided(shape, columns=32, rows=32)
+    return (
+        refusals.quantized(shape)
+        or refusals.undivided_groups(shape, int(scheme.options["group_size"]))
+        or refusals.undivided(shape, columns=32, rows=32)
+    )
+
+
+def bits_per_weight(scheme: Scheme) -> float:
+    """bits + (16-bit scale + zero point of `bits`) / group; the 32-bit group index per input feature is left out, because its
+    share depends on the number of rows (32 / rows)."""
+    return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
 
 
 KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
@@ -201,5 +200,41 @@ def batch_size(request: QuantizeRequest) -> int:
     return max(1, 2048 // length)
 
 
-def kernel_cpu(bits: tuple[int, ...]) -> dict[float, Kernel]:
-    return {b: "real" if b == 4 else "slow" for b in bits}
+def row(
+    *,
+    name: str,
+    title: str,
+    bits: tuple[int, ...],
+    options: Mapping[str, Option],
+    quantize: Callable[[QuantizeRequest], None],
+    summary: str,
+    source: str,
+    version: str = "1",
+    calibrated: bool = True,
+    supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
+    kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
+) -> Method:
+    """A row whose artifacts are in the GPTQ or AWQ format and run on GPTQModel's kernels."""
+    return Method(
+        name=name,
+        title=title,
+        version=version,
+        bits=bits,
+        options=options,
+        kernel_cpu={b: "real" if b == 4 else "slow" for b in bits},
+        kernel_cuda=kernel_cuda,
+        quantize=quantize,
+        load=load,
+        supports=supports,
+        bits_per_weight=bits_per_weight,
+        ledger=ledger,
+        kernels=kernels,
+        calibrated=calibrated,
+        requirements=REQUIREMENTS,
+        extra="gptqmodel",
+        modules=MODULES,
+        preload=PRELOAD,
+        branch_modules=BRANCH_MODULES,
+        summary=summary,
+        source=source,
+    )

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import Shape
-from harness.formats.safetensors_file import undivided
-from harness.methods import _gptqmodel, _transformers4, rtn
-from harness.methods.base import Method, Option, QuantizeRequest
+from harness.artifact import ModelShape
+from harness.methods import _gptqmodel, _transformers4, refusals
+from harness.methods.base import Option, QuantizeRequest
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from awq.quantize.quantizer import AwqQuantizer
+    from torch import Tensor
 
 BITS = (4,)
 _KNOWN = frozenset(
@@ -58,11 +62,24 @@ def _copies() -> Iterator[None]:
 
     library = AwqQuantizer._compute_best_scale
 
-    def search(self: Any, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *rest: Any, **named: Any) -> Any:
+    def search(
+        self: AwqQuantizer,
+        x: Tensor,
+        w_mean: Tensor,
+        x_mean: Tensor,
+        module2inspect: torch.nn.Module,
+        *rest: object,
+        **named: object,
+    ) -> Tensor:
         kept = module2inspect.state_dict
-        module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in kept().items()}
+
+        def copies() -> dict[str, Tensor]:
+            return {name: tensor.clone() for name, tensor in kept().items()}
+
+        module2inspect.state_dict = copies  # type: ignore[assignment,method-assign]  # of this module, for this search
         try:
-            return library(self, x, w_mean, x_mean, module2inspect, *rest, **named)
+            best: Tensor = library(self, x, w_mean, x_mean, module2inspect, *rest, **named)
+            return best
         finally:
             del module2inspect.state_dict
 
@@ -73,33 +90,21 @@ def _copies() -> Iterator[None]:
         AwqQuantizer._compute_best_scale = library
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    reason = refusals.undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
     return _transformers4.unsupported(shape, _KNOWN, "AutoAWQ") or reason or _gptqmodel.supports(scheme, shape, device)
 
 
-METHOD = Method(
+METHOD = _transformers4.row(
     name="autoawq",
     title="AutoAWQ",
-    version="1",
     bits=BITS,
     options={"group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point")},
-    engine="transformers",
-    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
     kernel_cuda={4: "real"},
     quantize=quantize,
-    load=_gptqmodel.load,
     supports=supports,
-    bits_per_weight=rtn.bits_per_weight,
-    ledger=_gptqmodel.ledger,
-    kernels=_gptqmodel.kernels,
-    calibrated=True,
-    environment=_transformers4.ENVIRONMENT,
-    requirements=_transformers4.REQUIREMENTS,
     loaded_by="awq",
-    modules=("torch", "transformers", "awq"),
-    preload=_gptqmodel.PRELOAD,
-    branch_modules=_gptqmodel.BRANCH_MODULES,
+    library="awq",
     summary="the original AWQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Lin et al. 2023, arXiv:2306.00978; github.com/casper-hansen/AutoAWQ",
 )

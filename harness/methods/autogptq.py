@@ -10,11 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from harness.artifact import Shape
-from harness.methods import _gptqmodel, _transformers4, rtn
-from harness.methods.base import Method, Option, QuantizeRequest
+from harness.artifact import ModelShape
+from harness.methods import _gptqmodel, _transformers4
+from harness.methods.base import Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
 
@@ -28,7 +27,7 @@ def quantize(request: QuantizeRequest) -> None:
     from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 
     options = request.scheme.options
-    settings: dict[str, Any] = {
+    settings: dict[str, int | float | bool] = {
         "bits": int(request.scheme.bits),
         "group_size": int(options["group_size"]),
         "desc_act": bool(options["act_order"]),
@@ -66,14 +65,13 @@ def _on(device: str) -> Iterator[None]:
         _base.CUDA_0, _base.pack_model, torch.cuda.synchronize = before, packing, waiting
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return _transformers4.unsupported(shape, _KNOWN, "AutoGPTQ") or _gptqmodel.supports(scheme, shape, device)
 
 
-METHOD = Method(
+METHOD = _transformers4.row(
     name="autogptq",
     title="AutoGPTQ",
-    version="1",
     bits=BITS,
     options={
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
@@ -83,22 +81,10 @@ METHOD = Method(
         ),
         "damp": Option(default=0.01, types=(float,), help="share of the mean diagonal added to the second moments"),
     },
-    engine="transformers",
-    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=_gptqmodel.load,
     supports=supports,
-    bits_per_weight=rtn.bits_per_weight,
-    ledger=_gptqmodel.ledger,
-    kernels=_gptqmodel.kernels,
-    calibrated=True,
-    environment=_transformers4.ENVIRONMENT,
-    requirements=_transformers4.REQUIREMENTS,
     loaded_by="gptq",
-    modules=("torch", "transformers", "auto_gptq"),
-    preload=_gptqmodel.PRELOAD,
-    branch_modules=_gptqmodel.BRANCH_MODULES,
+    library="auto_gptq",
     summary="the original GPTQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Frantar et al. 2022, arXiv:2210.17323; github.com/AutoGPTQ/AutoGPTQ",
 )

@@ -5,22 +5,21 @@ block's output (Cheng et al., SignRound, 2023; Intel's AutoRound).
 `iters: 0` learns nothing and rounds to nearest: with scales searched under the inputs' second moments, or, with `opt_rtn:
 false`, plainly.
 
-The artifact is in the GPTQ format, which the 4-bit kernels of every runtime take; GPTQModel loads it (see gptqmodel.py). That
+The artifact is in the GPTQ format, which the 4-bit kernels of every runtime take; GPTQModel loads it (see _gptqmodel.py). That
 export stores the zero point 0 as 1, which would shift whole groups by a step, so only symmetric steps are offered.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from typing import Any
+from dataclasses import replace
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import Unsupported
 from harness.files import draft_file
-from harness.formats import gptq_file, safetensors_file
-from harness.methods import _gptqmodel, reload, rtn
-from harness.methods.base import Method, Option, QuantizeRequest
+from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
+from harness.methods import _gptqmodel
+from harness.methods.base import Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
 
@@ -34,7 +33,7 @@ def quantize(request: QuantizeRequest) -> None:
     from transformers import AutoTokenizer
 
     options, rows = request.scheme.options, request.calibration or ()
-    learned: dict[str, Any] = {} if int(options["iters"]) else {"disable_opt_rtn": not options["opt_rtn"]}
+    unlearned = {} if int(options["iters"]) else {"disable_opt_rtn": not options["opt_rtn"]}
     AutoRound(
         build.plain(request.model_dir, torch.bfloat16, request.device),
         tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
@@ -52,18 +51,15 @@ def quantize(request: QuantizeRequest) -> None:
         low_cpu_mem_usage=False,
         disable_model_free=True,
         seed=request.seed,
-        **learned,
+        **unlearned,
     ).quantize_and_save(str(request.out_dir), format="auto_gptq")
     _tidy(request)
-    parameters = sum(math.prod(t.shape) for t in safetensors_file.stored(request.model_dir))
-    state = gptq_file.dequantize(request.out_dir, build.reference_dtype(parameters))
-    reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
+    _gptqmodel.check_by_unpacking(request)
 
 
 def _tidy(request: QuantizeRequest) -> None:
     """The export out of the folder of its own that the library makes; what is not quantized as the source stores it (the
     export casts all to float16, and stores a tied head once more); a config that says what is there."""
-    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     for folder in [p for p in request.out_dir.iterdir() if p.is_dir()]:
@@ -74,29 +70,27 @@ def _tidy(request: QuantizeRequest) -> None:
     packed = gptq_file.packed_layers(request.out_dir)
     if not packed:
         raise Unsupported("the library packed no layer of this model; choose another method")
-    where = {t.name: t.file for t in safetensors_file.stored(request.model_dir)}
+    source = {entry.name: entry for entry in safetensors_file.stored(request.model_dir)}
     kept: dict[str, str] = {}
     for path in sorted(request.out_dir.glob("*.safetensors")):
-        state = {n: t for n, t in load_file(str(path)).items() if n in where or n.rpartition(".")[0] in packed}
-        for name in [n for n in state if n in where]:
-            with safe_open(str(where[name]), framework="pt", device="cpu") as file:
-                state[name] = file.get_tensor(name)
+        state = {n: t for n, t in load_file(str(path)).items() if n in source or n.rpartition(".")[0] in packed}
+        for name in [n for n in state if n in source]:
+            state[name] = safetensors_file.tensor(source[name])
         with draft_file(path) as draft:
             save_file(state, str(draft), metadata={"format": "pt"})
         kept.update(dict.fromkeys(state, path.name))
     index = request.out_dir / "model.safetensors.index.json"
     if index.is_file():
         index.write_text(json.dumps({"metadata": {}, "weight_map": kept}), encoding="utf-8")
-    config = json.loads((request.out_dir / "config.json").read_text(encoding="utf-8"))
-    found = config["quantization_config"]
-    config["quantization_config"] = {**{k: found[k] for k in _KEPT if k in found}, "checkpoint_format": "gptq"}
+    config = config_json.read(request.out_dir)
+    said = config_json.mapping(config, quantization_config.KEY)
+    quantization = {**{k: said[k] for k in _KEPT if k in said}, "checkpoint_format": "gptq"}
     config.pop("torch_dtype", None)
-    config["dtype"] = "bfloat16"
-    (request.out_dir / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    (request.out_dir / "quantize_config.json").write_text(json.dumps(config["quantization_config"], indent=2), encoding="utf-8")
+    config_json.write({**config, quantization_config.KEY: quantization, "dtype": "bfloat16"}, request.out_dir)
+    (request.out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if int(scheme.options["iters"]) < 0:
         return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
     if scheme.options["iters"] and not scheme.options["opt_rtn"]:
@@ -104,31 +98,24 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
     return _gptqmodel.supports(scheme, shape, device)
 
 
-METHOD = Method(
+_ROW = _gptqmodel.row(
     name="autoround",
     title="AutoRound",
-    version="1",
     bits=BITS,
     options={
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale"),
         "iters": Option(default=50, help="steps per block (the library's default is 200); 0 = round to nearest"),
         "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
     },
-    engine="transformers",
-    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=_gptqmodel.load,
     supports=supports,
-    bits_per_weight=rtn.bits_per_weight,
-    ledger=_gptqmodel.ledger,
-    kernels=_gptqmodel.kernels,
-    calibrated=True,
+    summary="rounding learned block by block with calibration text",
+    source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
+)
+
+METHOD = replace(
+    _ROW,
     requirements=("auto-round>=0.16,<0.17", *_gptqmodel.REQUIREMENTS),
     extra="autoround",
     modules=("auto_round", *_gptqmodel.MODULES),
-    preload=_gptqmodel.PRELOAD,
-    branch_modules=_gptqmodel.BRANCH_MODULES,
-    summary="rounding learned block by block with calibration text",
-    source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
 )

@@ -15,13 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import Shape
-from harness.formats.safetensors_file import undivided
-from harness.methods import _gptqmodel, rtn
-from harness.methods.base import Method, Option, QuantizeRequest
+from harness.artifact import ModelShape
+from harness.methods import _gptqmodel, refusals
+from harness.methods.base import Option, QuantizeRequest
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from gptqmodel.looper.awq_processor import AWQProcessor
+    from gptqmodel.looper.named_module import NamedModule
+    from torch import Tensor
 
 BITS = (8, 4, 3, 2)
 
@@ -40,7 +45,7 @@ def quantize(request: QuantizeRequest) -> None:
         _gptqmodel.quantize(request, config, float32=float32, batch_size=_gptqmodel.batch_size(request), backend=backend)
 
 
-def best_clip(weight: Any, inputs: Any, *, bits: int, sym: bool, group: int, grid: int = 20, shrink: float = 0.5) -> Any:
+def best_clip(weight: Tensor, inputs: Tensor, *, bits: int, sym: bool, group: int, grid: int = 20, shrink: float = 0.5) -> Tensor:
     """The clipping bound of each group that disturbs the layer's output least: [rows, groups, 1], float32.
 
     `weight` [rows, columns], `inputs` [tokens, columns]. Candidates are the group's largest weight times 1, 1 - 1/grid, ...
@@ -65,15 +70,15 @@ def best_clip(weight: Any, inputs: Any, *, bits: int, sym: bool, group: int, gri
     return best.transpose(0, 1).contiguous()
 
 
-def _rounded(w: Any, bits: int, sym: bool) -> Any:
+def _rounded(w: Tensor, bits: int, sym: bool) -> Tensor:
     """`w` on the steps of its groups (last axis), as the format rounds it."""
     import torch
 
     if sym:
-        top = 2 ** (bits - 1) - 1
+        top = (1 << bits - 1) - 1
         scale = w.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5) / top
         return torch.clamp(torch.round(w / scale), -top - 1, top) * scale
-    low, high, top = w.amin(dim=-1, keepdim=True), w.amax(dim=-1, keepdim=True), 2**bits - 1
+    low, high, top = w.amin(dim=-1, keepdim=True), w.amax(dim=-1, keepdim=True), (1 << bits) - 1
     scale = (high - low).clamp(min=1e-5) / top
     zero = (-torch.round(low / scale)).clamp(0, top)
     return (torch.clamp(torch.round(w / scale) + zero, 0, top) - zero) * scale
@@ -86,12 +91,19 @@ def _moments_for_clip() -> Iterator[None]:
 
     library = AWQProcessor._compute_best_clip
 
-    def search(self: Any, w: Any, input_feat: Any, n_grid: int = 20, max_shrink: float = 0.5, n_sample_token: int = 512) -> Any:
+    def search(
+        self: AWQProcessor,
+        w: Tensor,
+        input_feat: Tensor,
+        n_grid: int = 20,
+        max_shrink: float = 0.5,
+        n_sample_token: int = 512,
+    ) -> Tensor:
         inputs = input_feat.view(-1, input_feat.shape[-1])
         inputs = inputs[:: max(1, inputs.shape[0] // n_sample_token)].to(w.device)
         group = self.qcfg.group_size if self.qcfg.group_size > 0 else w.shape[1]
-        found = best_clip(w, inputs, bits=self.qcfg.bits, sym=self.qcfg.sym, group=group, grid=n_grid, shrink=max_shrink)
-        return found.to(w.dtype)
+        bound = best_clip(w, inputs, bits=self.qcfg.bits, sym=self.qcfg.sym, group=group, grid=n_grid, shrink=max_shrink)
+        return bound.to(w.dtype)
 
     AWQProcessor._compute_best_clip = search
     try:
@@ -112,19 +124,29 @@ def _float32() -> Iterator[None]:
 
     searching, packing = AWQProcessor._compute_best_scale, AWQProcessor.pack_module
 
-    def search(self: Any, x: Any, w_mean: Any, x_mean: Any, inspected: Any, linears: Any, *rest: Any, **named: Any) -> Any:
+    def search(
+        self: AWQProcessor,
+        x: Tensor,
+        w_mean: Tensor,
+        x_mean: Tensor,
+        inspected: torch.nn.Module,
+        linears: list[torch.nn.Linear],
+        *rest: object,
+        **named: object,
+    ) -> tuple[Tensor, float]:
         for linear in linears:
-            linear.weight.detach = linear.weight.data.clone  # on this tensor, for this search
+            linear.weight.detach = linear.weight.data.clone  # type: ignore[method-assign]  # of this tensor, for this search
         try:
-            return searching(self, x, w_mean, x_mean, inspected, linears, *rest, **named)
+            best: tuple[Tensor, float] = searching(self, x, w_mean, x_mean, inspected, linears, *rest, **named)
+            return best
         finally:
             for linear in linears:
                 del linear.weight.detach
 
-    def pack(self: Any, module: Any) -> Any:
+    def pack(self: AWQProcessor, module: NamedModule) -> None:
         layer = self.gptq_model.model.get_submodule(module.full_name)
         layer.weight.data = layer.weight.data.half()
-        return packing(self, module)
+        packing(self, module)
 
     AWQProcessor._compute_best_scale, AWQProcessor.pack_module = search, pack
     try:
@@ -133,12 +155,12 @@ def _float32() -> Iterator[None]:
         AWQProcessor._compute_best_scale, AWQProcessor.pack_module = searching, packing
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    reason = undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    reason = refusals.undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
     return reason or _gptqmodel.supports(scheme, shape, device)
 
 
-METHOD = Method(
+METHOD = _gptqmodel.row(
     name="awq",
     title="AWQ",
     version="2",
@@ -147,21 +169,9 @@ METHOD = Method(
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
         "sym": Option(default=False, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
-    engine="transformers",
-    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
     kernel_cuda={8: "real", 4: "real", 3: "slow", 2: "slow"},
     quantize=quantize,
-    load=_gptqmodel.load,
     supports=supports,
-    bits_per_weight=rtn.bits_per_weight,
-    ledger=_gptqmodel.ledger,
-    kernels=_gptqmodel.kernels,
-    calibrated=True,
-    requirements=_gptqmodel.REQUIREMENTS,
-    extra="gptqmodel",
-    modules=_gptqmodel.MODULES,
-    preload=_gptqmodel.PRELOAD,
-    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

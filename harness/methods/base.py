@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.methods import _defaults
 from harness.spec import Json, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
@@ -19,20 +20,24 @@ Kernel = Literal["real", "slow", "simulated", "none"]
 `simulated` = weights held in 16 bits or wider, so size, memory and speed are not those of the scheme; `none` = cannot run."""
 
 
+Value: TypeAlias = str | int | float | bool
+"""A value of an option."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
     `defaults` holds the widths whose default is another one."""
 
-    default: Json
-    choices: tuple[Json, ...] | None = None
+    default: Value
+    choices: tuple[Value, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
-    defaults: Mapping[float, Json] = field(default_factory=dict)
-    check: Callable[[Json], str | None] | None = None  # why a value cannot be, or None; also asked of the default
+    defaults: Mapping[float, Value] = field(default_factory=dict)
+    check: Callable[[object], str | None] | None = None  # why a value cannot be, or None; also asked of the default
 
-    def at(self, bits: float) -> Json:
+    def at(self, bits: float) -> Value:
         """The default at a bit width."""
         return self.defaults.get(bits, self.default)
 
@@ -63,28 +68,33 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A row of `quant-harness methods` and of a suite's `methods:`."""
+    """A row of `quant-harness methods` and of a suite's `methods:`.
+
+    A new row binds `name`, `title`, `bits` and `quantize`, and what differs from the defaults: those are for artifacts in
+    safetensors that transformers loads as they are (`_defaults.py`)."""
 
     name: str
     title: str
-    version: str  # bumped when the same scheme would give other weights
-    bits: tuple[float, ...]
-    options: Mapping[str, Option]
-    engine: str  # key of ENGINES that runs the artifact
-    kernel_cpu: Mapping[float, Kernel]  # by bits
-    kernel_cuda: Mapping[float, Kernel]
     quantize: Callable[[QuantizeRequest], None]
-    load: Callable[[LoadRequest], Any]  # engine transformers: returns a transformers causal LM in eval mode on the device
-    supports: Callable[[Scheme, Shape | None, str], str | None]  # (scheme, shape if known, device) -> reason or None
-    bits_per_weight: Callable[[Scheme], float]  # estimate for the quantized layers, scales and zeros included
-    ledger: Callable[[Path, Scheme], list[StoredTensor]]  # every tensor stored in the artifact
-    kernels: Callable[[Any], list[LayerKernel]]  # of what `load` returned
+    version: str = "1"  # bumped when the same scheme would give other weights
+    bits: tuple[float, ...] = ()  # none where the artifact is given and says its own
+    options: Mapping[str, Option] = field(default_factory=dict)
+    engine: str = "transformers"  # key of ENGINES that runs the artifact
+    kernel_cpu: Mapping[float, Kernel] = field(default_factory=dict)  # by bits
+    kernel_cuda: Mapping[float, Kernel] = field(default_factory=dict)
+    load: Callable[[LoadRequest], Any] = _defaults.load  # what the engine runs: for transformers a causal LM in eval mode
+    # (scheme, shape if known, device) -> why it cannot be, or None
+    supports: Callable[[Scheme, ModelShape | None, str], str | None] = _defaults.supports
+    # estimate for the quantized layers, scales and zeros included
+    bits_per_weight: Callable[[Scheme], float] = _defaults.bits_per_weight
+    ledger: Callable[[Path, Scheme], list[StoredTensor]] = _defaults.ledger  # every tensor stored in the artifact
+    kernels: Callable[[Any], list[LayerKernel]] = _defaults.kernels  # of what `load` returned
     calibrated: bool = False  # takes calibration rows
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them
     requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's
     extra: str | None = None  # our extra that brings them into the main environment
-    modules: tuple[str, ...] = ()  # importable names that must be there
+    modules: tuple[str, ...] = ("torch", "transformers")  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     branch_modules: tuple[str, ...] = ()  # slow imports that start threads or change other libraries: done once, in a branch
     native: bool = False  # unquantized dtype rows
@@ -96,6 +106,6 @@ class Method:
 
 def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
     """Defaults of the method at `bits` completed by what was given. Assumes `given` was checked by the suite."""
-    options = {name: option.at(bits) for name, option in method.options.items()}
+    options: dict[str, Json] = {name: option.at(bits) for name, option in method.options.items()}
     options.update(given)
     return options

@@ -6,14 +6,18 @@ int8 at each call, outlier inputs kept in 16 bits). 4 bits: nf4 or fp4 codes in 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import safetensors_file
-from harness.methods import reload
+from harness.methods import _defaults, refusals, reload
+from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0)
 BLOCK, NESTED_BLOCK = 64, 256
@@ -48,35 +52,27 @@ def quantize(request: QuantizeRequest) -> None:
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     import logging
-
-    import torch
 
     # At 8 bits the library says at every call of every layer that it computes in float16: thousands of equal lines.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return build.plain(request.artifact_dir, torch.bfloat16, request.device)
+    return _defaults.load(request)
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
-    import torch
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-    head, found = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
+    proofs = []
+    for name, module in build.decoder_linears(model).items():
         op = "aten::linear"
         if isinstance(module, Linear8bitLt):
             op = "bitsandbytes::int8_linear_matmul"
         elif isinstance(module, Linear4bit):
             fused = module.support_avx512bf16_for_cpu if module.weight.device.type == "cpu" else True
             op = "bitsandbytes::gemv_4bit" if fused else "bitsandbytes::gemm_4bit"
-        dtype = module.weight.dtype
-        stored = str(dtype).removeprefix("torch.")
-        dense = dtype.is_floating_point and dtype.itemsize >= 2
-        found.append(LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=stored, dequantized=dense))
-    return found
+        proofs.append(proof(name, type(module).__name__, module.weight, op=op))
+    return proofs
 
 
 _PARTS: dict[str, Role] = {
@@ -91,7 +87,7 @@ _PARTS: dict[str, Role] = {
 }
 
 
-def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     names = {t.name for t in safetensors_file.stored(artifact_dir)}
     layers = {n.removesuffix(".SCB") for n in names if n.endswith(".SCB")}
     layers |= {n.removesuffix(".weight.absmax") for n in names if n.endswith(".weight.absmax")}
@@ -107,14 +103,10 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):
         return "type and double_quant belong to 4 bits; at 8 bits bitsandbytes has one format (LLM.int8)"
-    if scheme.bits == 4:
-        return safetensors_file.undivided(shape, columns=BLOCK)
-    return None
+    return refusals.quantized(shape) or (refusals.undivided(shape, columns=BLOCK) if scheme.bits == 4 else None)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
@@ -128,7 +120,6 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name="bnb",
     title="bitsandbytes",
-    version="1",
     bits=BITS,
     options={
         "type": Option(
@@ -141,15 +132,14 @@ METHOD = Method(
             default=False, choices=(True, False), bits=(4,), help="round the 4-bit format's scales to 8 bits too"
         ),
     },
-    engine="transformers",
     kernel_cpu={8.0: "real", 4.0: "real"},
     kernel_cuda={8.0: "real", 4.0: "real"},
     quantize=quantize,
     load=load,
     supports=_supports,
     bits_per_weight=_bits_per_weight,
-    ledger=_ledger,
-    kernels=_kernels,
+    ledger=ledger,
+    kernels=kernels,
     requirements=("bitsandbytes>=0.49",),
     extra="bnb",
     modules=("torch", "transformers", "bitsandbytes", "accelerate"),

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 from urllib.parse import urlsplit
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
-from harness.spec import Json, Scheme
+from harness.spec import Scheme
 
 NAME = "endpoint"
 FACTS = "endpoint.json"
 
 
-def check_url(url: Json) -> str | None:
+def check_url(url: object) -> str | None:
     """Why this is no address of a server, or None."""
     if not isinstance(url, str) or not url:
         return "name the server: url: http://127.0.0.1:8000/v1"
@@ -45,26 +46,26 @@ def check_url(url: Json) -> str | None:
     return None
 
 
-def _check_model(name: Json) -> str | None:
+def _check_model(name: object) -> str | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
         return "name the model as the server lists it: model: NAME"
     return None
 
 
-def _check_variable(name: Json) -> str | None:
+def _check_variable(name: object) -> str | None:
     """A token that is written into the suite by mistake must not be repeated in the message."""
     if not isinstance(name, str) or (name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name)):
         return "it is the name of an environment variable, not the token itself"
     return None
 
 
-def _check_label(name: Json) -> str | None:
+def _check_label(name: object) -> str | None:
     if not isinstance(name, str) or len(name) > 60 or not name.isprintable():
         return "a name is at most 60 characters that can be printed"
     return None
 
 
-def label(options: dict[str, Json], bits: float) -> str:
+def label(options: Mapping[str, object], bits: float) -> str:
     """What people call the cell: as said, or the server's model and where it is."""
     if options["name"]:
         return str(options["name"])
@@ -81,7 +82,7 @@ def quantize(request: QuantizeRequest) -> None:
     reload.skip(request.out_dir, "a server: its weights are nowhere here, so there is nothing to compare its answers with")
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> NoReturn:
     raise Unsupported("a server is asked over HTTP and not loaded")
 
 
@@ -91,19 +92,17 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     )
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
+def _kernels(model: object) -> list[LayerKernel]:
     return []
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return None
 
 
 METHOD = Method(
     name=NAME,
     title="Running server",
-    version="1",
-    bits=(),
     options={
         "url": Option(default="", check=check_url, help="where its API is, up to /v1: http://127.0.0.1:8000/v1"),
         "model": Option(default="", check=_check_model, help="which of the server's models, as GET /models lists it"),
@@ -112,15 +111,11 @@ METHOD = Method(
         "token_env": Option(default="", check=_check_variable, help="environment variable that holds the token, if it wants one"),
     },
     engine="endpoint",
-    kernel_cpu={},
-    kernel_cuda={},
     quantize=quantize,
     load=load,
     supports=_supports,
-    bits_per_weight=lambda scheme: scheme.bits,
     ledger=_ledger,
     kernels=_kernels,
-    modules=("torch", "transformers"),
     served=True,
     summary="any OpenAI-compatible server: vLLM, SGLang, llama-server, Ollama, trtllm-serve, OpenVINO Model Server",
 )

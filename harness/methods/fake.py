@@ -20,12 +20,11 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
-from harness.spec import Scheme
+from harness.spec import Json, Scheme
 
 ARTIFACT = "fake.json"
 
@@ -76,11 +75,11 @@ def _quantize_elsewhere(request: QuantizeRequest) -> None:
     quantize(request)
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> Json:
     return json.loads((request.artifact_dir / ARTIFACT).read_text())
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     return str(scheme.options["unsupported"]) if scheme.options["unsupported"] else None
 
 
@@ -88,14 +87,13 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return [StoredTensor(name="w", layer="w", role="weight", bits=int(scheme.bits) * 100)]
 
 
-def kernels(model: Any) -> list[LayerKernel]:
+def kernels(model: object) -> list[LayerKernel]:
     return []
 
 
 METHOD = Method(
     name="fake",
     title="Scripted",
-    version="1",
     bits=(16, 8, 4, 3, 2),
     options={
         "on_quantize": Option(default="ok", help="script of the quantizing child"),
@@ -115,9 +113,9 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=supports,
-    bits_per_weight=lambda scheme: scheme.bits,
     ledger=ledger,
     kernels=kernels,
+    modules=(),
 )
 
 ELSEWHERE = replace(

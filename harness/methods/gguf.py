@@ -1,7 +1,7 @@
 """gguf: llama.cpp's formats. Legacy types (blocks of 32), K-quants and I-quants (super-blocks of 256), ternary types.
 
 A file type such as Q4_K_M is a mixture that llama.cpp chooses tensor by tensor; embeddings and head are quantized too. The
-source is converted (`gguf_convert`), quantized by `llama_model_quantize`, and runs in the engine `llamacpp`.
+source is converted (`formats/gguf_export.py`), quantized by `llama_model_quantize`, and runs in the engine `llamacpp`.
 
 The importance matrix is llama.cpp's: the mean of the squared inputs of each column of a linear layer, over the calibration
 tokens. It is computed here, by one pass of the source model, and handed over in memory. Types that llama.cpp refuses
@@ -11,16 +11,28 @@ without one take it by default, others do on `imatrix: true`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
-from harness.formats import gguf_export, gguf_reader, gguf_types, safetensors_file
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
+from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_types, gguf_weights, safetensors_file
 from harness.formats.gguf_types import FILE_TYPES
-from harness.methods import reload
+from harness.formats.gguf_vocabulary import SAMPLE
+from harness.methods import refusals, reload
+from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from harness.runtimes.llama_cpp import Weights
 
 FILE = "model.gguf"
 
@@ -54,79 +66,55 @@ def quantize(request: QuantizeRequest) -> None:
     kind = str(request.scheme.options["type"])
     target, source = request.out_dir / FILE, request.out_dir / "source.gguf"
     plain = kind in UNQUANTIZED
-    facts = gguf_export.convert(
+    written = gguf_export.convert(
         request.model_dir,
         target if plain else source,
         dtype=kind if plain else None,
-        same_ids=lambda path, ids: llama_cpp.same_ids(path, gguf_export.SAMPLE, ids),
+        same_ids=lambda path, ids: llama_cpp.same_ids(path, SAMPLE, ids),
     )
     matrix = importance(request) if with_matrix(request.scheme) and not plain else {}
     if not plain:
         llama_cpp.quantize(source, target, file_type=kind, importance=matrix)
         source.unlink()
-    described = {**facts, "type": kind, "importance_entries": len(matrix)}
+    described = {
+        "dtype": written.dtype,
+        "tokenizer": written.tokenizer,
+        "type": kind,
+        "importance_entries": len(matrix),
+    }
     (request.out_dir / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
     _write_answers(request, target, plain=plain)
 
 
-def importance(request: QuantizeRequest) -> dict[str, Any]:
+def importance(request: QuantizeRequest) -> dict[str, NDArray[np.float32]]:
     """GGUF tensor name -> mean squared input by column (numpy float32) of every decoder linear over the calibration tokens."""
     import torch
 
     if not request.calibration:
         raise ValueError("an importance matrix needs calibration rows")
-    model = build.plain(request.model_dir, build.reference_dtype(_parameters(request.model_dir)), request.device)
-    sums: dict[str, Any] = {}
+    model = build.plain(request.model_dir, build.unpacked_dtype(_parameters(request.model_dir)), request.device)
+    sums: dict[str, Tensor] = {}
 
-    def listen(name: str) -> Any:
-        def hook(module: Any, inputs: tuple[Any, ...]) -> None:
+    def listen(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
             squares = inputs[0].float().flatten(0, -2).square().sum(dim=0, dtype=torch.float64)
             sums[name] = squares if name not in sums else sums[name] + squares
 
         return hook
 
-    for name in build.decoder_linears(model):
-        model.get_submodule(name).register_forward_pre_hook(listen(name))
+    for name, linear in build.decoder_linears(model).items():
+        linear.register_forward_pre_hook(listen(name))
     tokens = 0
     with torch.inference_mode():
         for row in request.calibration:
             ids = torch.tensor([list(row)], dtype=torch.long, device=request.device)
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
             tokens += len(row)
-    return {str(gguf_export.gguf_name(f"{n}.weight")): (s / tokens).float().cpu().numpy() for n, s in sums.items()}
+    return {str(gguf_names.gguf_name(f"{n}.weight")): (s / tokens).float().cpu().numpy() for n, s in sums.items()}
 
 
 def _parameters(model_dir: Path) -> int:
-    return sum(
-        t.bits // safetensors_file.BITS[t.dtype]
-        for path in safetensors_file.weight_files(model_dir)
-        for t in safetensors_file.header(path)
-    )
-
-
-def unpacked(path: Path, config: Any) -> dict[str, Any]:
-    """Source tensor name -> float32 tensor: the file's blocks dequantized by the `gguf` package's own numpy code, rows put
-    back into the source's order."""
-    import gguf.quants
-    import numpy as np
-    import torch
-    from gguf import GGMLQuantizationType
-
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    state = {}
-    for tensor in gguf_reader.header(path).tensors:
-        name = gguf_export.source_name(tensor.name)
-        if name is None:
-            continue
-        data = raw[tensor.offset : tensor.offset + tensor.bytes].reshape(*tensor.shape[:-1], -1)
-        if tensor.type in ("F32", "F16"):
-            values = data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
-        else:
-            values = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
-        found = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(tensor.shape)
-        heads = gguf_export.rotated(config, name)
-        state[name] = gguf_export.halved(found, heads).contiguous() if heads else found
-    return state
+    return sum(entry.parameters for entry in safetensors_file.checkpoint(model_dir).values())
 
 
 def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None:
@@ -137,17 +125,16 @@ def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None
     """
     import torch
 
-    state = unpacked(path, gguf_export.complete_config(request.model_dir))
-    dtype = build.reference_dtype(sum(t.numel() for t in state.values()))
+    state = gguf_weights.unpacked(path, gguf_export.decoder_of(request.model_dir))
+    dtype = build.unpacked_dtype(sum(t.numel() for t in state.values()))
     model = build.dense(request.model_dir, state, dtype)
     rows = reload.rows_for(int(model.config.vocab_size), request.calibration)
     name = str(dtype).removeprefix("torch.")
 
-    def noisy() -> Any:
-        rough = model.to(torch.bfloat16)
-        for module in rough.modules() if not plain else ():
-            if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(_round_inputs)
+    def noisy() -> PreTrainedModel:
+        rough = model.bfloat16()
+        if not plain:
+            round_inputs_of((m for m in rough.modules() if isinstance(m, torch.nn.Linear)), blocks=(256, 32))
         return rough
 
     reload.write(
@@ -155,42 +142,32 @@ def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None
     )
 
 
-def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Inputs of a linear layer rounded to 8 bits in blocks of 256, or of 32 where those do not divide."""
-    (x,) = inputs
-    blocks = x.float().unflatten(-1, (-1, 256 if x.shape[-1] % 256 == 0 else 32))
-    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
-    return (((blocks / scale).round() * scale).flatten(-2).to(x.dtype),)
-
-
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> Weights:
     from harness.runtimes.llama_cpp import Weights
 
     return Weights(request.artifact_dir / FILE, device=request.device, kv_type=str(request.scheme.options["kv_cache"]))
 
 
-def _kernels(weights: Any) -> list[LayerKernel]:
-    found = []
-    for tensor in weights.header.tensors:
-        layer = gguf_export.linear(tensor.name)
-        if layer is not None:
-            found.append(
-                LayerKernel(layer=layer, module="llama.cpp", op="ggml_mul_mat", stored_dtype=tensor.type, dequantized=False)
-            )
-    return found
+def kernels(weights: Weights) -> list[LayerKernel]:
+    layers = [(gguf_names.linear(tensor.name), tensor.type) for tensor in weights.header.tensors]
+    return [
+        LayerKernel(layer=layer, module="llama.cpp", op="ggml_mul_mat", stored_dtype=kind, dequantized=False)
+        for layer, kind in layers
+        if layer is not None
+    ]
 
 
-def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     """One row per tensor of the file. A block holds codes and scales together, so a quantized weight is one row with both."""
     rows = []
     for tensor in gguf_reader.header(artifact_dir / FILE).tensors:
-        layer = gguf_export.linear(tensor.name)
+        layer = gguf_names.linear(tensor.name)
         role: Role = "other" if layer is None else "weight"
         rows.append(StoredTensor(name=tensor.name, layer=layer or "", role=role, bits=8 * tensor.bytes))
     return rows
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     kind = str(scheme.options["type"])
     bits = FILE_TYPES[kind][0]
     if bits != scheme.bits:
@@ -203,12 +180,12 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return f"llama.cpp has no CUDA kernel for {kind}"
     if shape is None:
         return None
-    if "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if reason := refusals.quantized(shape):
+        return reason
     why = gguf_export.refusal({**shape.config, "architectures": [shape.architecture]})
     if why is not None or kind in UNQUANTIZED:
         return why
-    reason = safetensors_file.undivided(shape, columns=gguf_types.BLOCKS[FILE_TYPES[kind][1][0]].weights)
+    reason = refusals.undivided(shape, columns=gguf_types.BLOCKS[FILE_TYPES[kind][1][0]].weights)
     if reason is None:
         return None
     # llama.cpp itself would quietly store such a tensor in another type.
@@ -217,7 +194,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
-    """Bits of the types' blocks (`gguf_file.BLOCKS`), weighed by the mixture in a usual shape."""
+    """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape."""
     main, others = FILE_TYPES[str(scheme.options["type"])][1]
     total = 0.0
     for part, size in _PARTS.items():
@@ -231,7 +208,6 @@ _REAL: dict[float, Kernel] = dict.fromkeys(DEFAULTS, "real")
 METHOD = Method(
     name="gguf",
     title="GGUF (llama.cpp)",
-    version="1",
     bits=tuple(DEFAULTS),
     options={
         "type": Option(
@@ -259,8 +235,8 @@ METHOD = Method(
     load=load,
     supports=_supports,
     bits_per_weight=_bits_per_weight,
-    ledger=_ledger,
-    kernels=_kernels,
+    ledger=ledger,
+    kernels=kernels,
     calibrated=True,
     requirements=("llama-cpp-python>=0.3.36", "gguf>=0.19"),
     extra="gguf",

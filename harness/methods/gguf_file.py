@@ -3,36 +3,40 @@
 A model of the suite whose `path` is a .gguf file, `of` the model that it was made of: that one's tokenizer gives the ids, and its
 baseline is what the file is compared with. File type and bits are read from the file's header; the artifact is a link.
 
-Nothing here reads the weights a second time: who made the file may have converted it otherwise than `gguf_convert` does. Before
+Nothing here reads the weights a second time: who made the file may have converted it otherwise than this project does. Before
 anything is measured its shape is compared with the source's, and the divergence tells a sound file from garbage.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, MissingPackage
-from harness.formats import gguf_types
+from harness.formats import config_json, gguf_types
+from harness.formats.config_json import ModelConfig
 from harness.formats.gguf_reader import shape_of
+from harness.formats.quantization_config import KEY, quantization
 from harness.methods import gguf, reload
 from harness.methods.base import LoadRequest, Method, QuantizeRequest
-from harness.spec import Json, Scheme
+from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from harness.runtimes.llama_cpp import Weights
 
 NAME = "gguf_file"
 
 
-def scheme(config: Json, checkpoint: str) -> Scheme:
+def scheme(config: ModelConfig, checkpoint: str) -> Scheme:
     """The scheme of a file whose `shape_of` gave `config`."""
-    found = str(config["quantization_config"]["type"])
-    if found in gguf_types.FILE_TYPES:
-        bits = gguf_types.FILE_TYPES[found][0]
+    file_type = str(config_json.mapping(config, KEY)["type"])
+    if file_type in gguf_types.FILE_TYPES:
+        bits = gguf_types.FILE_TYPES[file_type][0]
     else:  # a mixture without a name: its most frequent block
-        bits = round(gguf_types.BLOCKS[found.partition(" ")[0]].bits_per_weight, 2)
-    options: dict[str, Json] = {"format": "gguf", "type": found, "kv_cache": "f16", "checkpoint": checkpoint}
-    return Scheme(method=NAME, bits=float(bits), options=options, label=f"{checkpoint} gguf {found}")
+        bits = round(gguf_types.BLOCKS[file_type.partition(" ")[0]].bits_per_weight, 2)
+    options = {"format": "gguf", "type": file_type, "kv_cache": "f16", "checkpoint": checkpoint}
+    return Scheme(method=NAME, bits=float(bits), options=options, label=f"{checkpoint} gguf {file_type}")
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -44,22 +48,21 @@ def quantize(request: QuantizeRequest) -> None:
     reload.skip(request.out_dir, "gguf: given as it is, and read by nothing but llama.cpp")
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> Weights:
     """The file in llama.cpp, once its shape is that of the source model."""
     path = request.artifact_dir / gguf.FILE
-    ours, config = shape_of(path), json.loads((request.model_dir / "config.json").read_text(encoding="utf-8"))
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    for what, found, name in (("layers", ours.layers, "num_hidden_layers"), ("hidden units", ours.hidden, "hidden_size")):
-        if name in text and text[name] != found:
+    ours, text = shape_of(path), config_json.text_part(config_json.read(request.model_dir))
+    for what, has, name in (("layers", ours.layers, "num_hidden_layers"), ("hidden units", ours.hidden, "hidden_size")):
+        if name in text and text[name] != has:
             raise BadInput(
-                f"{path.resolve()} has {found} {what} and the model it is given as a quantization `of` has {text[name]}: "
+                f"{path.resolve()} has {has} {what} and the model it is given as a quantization `of` has {text[name]}: "
                 "it was made of another one; correct `of`"
             )
-    return gguf.METHOD.load(request)
+    return gguf.load(request)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    if shape is not None and "quantization_config" not in shape.config:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if shape is not None and quantization(shape.config) is None:
         return "the checkpoint is not quantized; quantize it to GGUF with the method gguf"
     kind = str(scheme.options.get("type", ""))
     if kind in gguf.TERNARY and device.startswith("cuda"):
@@ -70,18 +73,12 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
 METHOD = Method(
     name=NAME,
     title="GGUF file, as given",
-    version="1",
-    bits=(),
-    options={},
     engine="llamacpp",
-    kernel_cpu={},
-    kernel_cuda={},
     quantize=quantize,
     load=load,
     supports=_supports,
-    bits_per_weight=lambda scheme: scheme.bits,
-    ledger=gguf.METHOD.ledger,
-    kernels=gguf.METHOD.kernels,
+    ledger=gguf.ledger,
+    kernels=gguf.kernels,
     requirements=gguf.METHOD.requirements,
     extra=gguf.METHOD.extra,
     modules=gguf.METHOD.modules,

@@ -4,12 +4,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from harness.artifact import Shape
-from harness.methods import _gptqmodel, rtn
-from harness.methods.base import Method, Option, QuantizeRequest
-from harness.spec import Scheme
+from harness.methods import _gptqmodel
+from harness.methods.base import Option, QuantizeRequest
 
 BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
@@ -21,7 +17,6 @@ def quantize(request: QuantizeRequest) -> None:
 
     options = request.scheme.options
     order = str(options["act_order"])
-    extra: dict[str, Any] = {"gptaq": GPTAQConfig()} if options["gptaq"] else {}
     config = QuantizeConfig(
         bits=int(request.scheme.bits),
         group_size=int(options["group_size"]),
@@ -32,19 +27,14 @@ def quantize(request: QuantizeRequest) -> None:
         damp_percent=float(options["damp"]),
         mse=float(options["mse"]),
         pack_impl="original",
-        **extra,
+        **({"gptaq": GPTAQConfig()} if options["gptaq"] else {}),
     )
     _gptqmodel.quantize(request, config, float32=True, batch_size=_gptqmodel.batch_size(request))
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    return _gptqmodel.supports(scheme, shape, device)
-
-
-METHOD = Method(
+METHOD = _gptqmodel.row(
     name="gptq",
     title="GPTQ",
-    version="1",
     bits=BITS,
     options={
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
@@ -66,21 +56,7 @@ METHOD = Method(
             default=0.0, types=(float, int), help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off"
         ),
     },
-    engine="transformers",
-    kernel_cpu=_gptqmodel.kernel_cpu(BITS),
-    kernel_cuda=_gptqmodel.KERNEL_CUDA,
     quantize=quantize,
-    load=_gptqmodel.load,
-    supports=supports,
-    bits_per_weight=rtn.bits_per_weight,
-    ledger=_gptqmodel.ledger,
-    kernels=_gptqmodel.kernels,
-    calibrated=True,
-    requirements=_gptqmodel.REQUIREMENTS,
-    extra="gptqmodel",
-    modules=_gptqmodel.MODULES,
-    preload=_gptqmodel.PRELOAD,
-    branch_modules=_gptqmodel.BRANCH_MODULES,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
 )

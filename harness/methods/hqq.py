@@ -11,17 +11,20 @@ four to a byte, 1 bit eight to a byte.
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.formats import safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.formats import library_tensors, safetensors_file
+from harness.methods import refusals, reload
+from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.58, 1.0)
 STORED_BITS = {8.0: 8.0, 6.0: 8.0, 5.0: 8.0, 4.0: 4.0, 3.0: 3.2, 2.0: 2.0, 1.58: 2.0, 1.0: 1.0}
@@ -35,24 +38,25 @@ def _bits(scheme: Scheme) -> float | int:
     return int(scheme.bits) if float(scheme.bits).is_integer() else float(scheme.bits)
 
 
-def _config(scheme: Scheme) -> Any:
+def _config(scheme: Scheme) -> dict[str, object]:
     from hqq.core.quantize import BaseQuantizeConfig
 
     options = scheme.options
-    return BaseQuantizeConfig(nbits=_bits(scheme), group_size=int(options["group_size"]), axis=int(options["axis"]))
+    settings: dict[str, object] = BaseQuantizeConfig(
+        nbits=_bits(scheme), group_size=int(options["group_size"]), axis=int(options["axis"])
+    )
+    return settings
 
 
 def quantize(request: QuantizeRequest) -> None:
     import torch
     from hqq.core.quantize import HQQLinear
-    from safetensors.torch import save_file
 
     model = build.plain(request.model_dir, torch.bfloat16, "cpu")
-    state: dict[str, Any] = {}
-    dense: dict[str, Any] = {}
-    layers: dict[str, Any] = {}
-    for name in build.decoder_linears(model):
-        linear = model.get_submodule(name)
+    state: dict[str, Tensor] = {}
+    dense: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, object]] = {}
+    for name, linear in build.decoder_linears(model).items():
         layer = HQQLinear(linear, _config(request.scheme), compute_dtype=torch.bfloat16, device=request.device, del_orig=False)
         meta = layer.meta
         state[f"{name}.W_q"] = layer.W_q.data.cpu().contiguous()
@@ -62,22 +66,19 @@ def quantize(request: QuantizeRequest) -> None:
         dense[f"{name}.weight"] = layer.dequantize().cpu()  # bf16, as the kernel has it
         linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
     rest = {n: t for n, t in build.own_state(model).items() if n.removesuffix(".weight") not in layers}
-    save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
-    meta_data = {"bits": _bits(request.scheme), **request.scheme.options, "layers": layers}
-    (request.out_dir / META).write_text(json.dumps(meta_data), encoding="utf-8")
-    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
+    settings = {"bits": _bits(request.scheme), **request.scheme.options, "layers": layers}
+    library_tensors.write(request.out_dir, {**state, **rest}, settings=settings, name=META, source=request.model_dir)
     reload.write_dense(request, {**dense, **rest}, "the quantizing library's weights, dequantized by it and run in float32")
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     import torch
     from hqq.core.quantize import HQQLinear, Quantizer
-    from safetensors.torch import load_file
 
-    meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
-    state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
+    meta, state = library_tensors.read(request.artifact_dir, name=META, device=request.device)
     packed = {f"{name}.{part}" for name in meta["layers"] for part in ("W_q", "scale", "zero")}
-    model = build.without(request, meta["layers"], {name: tensor for name, tensor in state.items() if name not in packed})
+    rest = {name: tensor for name, tensor in state.items() if name not in packed}
+    model = build.without(request.artifact_dir, meta["layers"], rest, device=request.device)
     for name, entry in meta["layers"].items():
         plain = model.get_submodule(name)
         layer = HQQLinear(
@@ -103,22 +104,23 @@ def load(request: LoadRequest) -> Any:
         layer.in_gpu = request.device != "cpu"
         layer.ready = True
         model.set_submodule(name, layer)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
+def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
     from hqq.core.quantize import HQQLinear
 
+    packed = [(name, module) for name, module in model.named_modules() if isinstance(module, HQQLinear)]
     return [
-        LayerKernel(
-            layer=name,
-            module="HQQLinear",
+        proof(
+            name,
+            "HQQLinear",
+            module.W_q,
             op=f"{module.forward.__name__}: dequantize + aten::matmul",
-            stored_dtype=str(module.W_q.dtype).removeprefix("torch."),
             dequantized=module.W_q.dtype.is_floating_point,
         )
-        for name, module in model.named_modules()
-        if isinstance(module, HQQLinear)
+        for name, module in packed
     ]
 
 
@@ -129,14 +131,12 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     group = int(scheme.options["group_size"])
-    along = {"columns": group} if int(scheme.options["axis"]) == 1 else {"rows": 1}
-    reason = safetensors_file.undivided(shape, **along)
+    along = group if int(scheme.options["axis"]) == 1 else 1
+    reason = refusals.quantized(shape) or refusals.undivided_groups(shape, along)
     if reason:
-        return f"{reason}; choose a smaller group_size"
+        return reason
     for layer in shape.linears if shape else ():
         if layer.rows * layer.columns % (8 * group):
             return f"{layer.name} has {layer.rows} x {layer.columns} weights, which do not pack into bytes in groups of {group}"
@@ -151,13 +151,11 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name="hqq",
     title="HQQ",
-    version="1",
     bits=BITS,
     options={
         "group_size": Option(default=64, choices=(8, 16, 32, 64, 128, 256), help="weights that share one scale and zero point"),
         "axis": Option(default=1, choices=(0, 1), help="1 groups along the inputs (what kernels take); 0 across output channels"),
     },
-    engine="transformers",
     kernel_cpu=_SLOW,
     kernel_cuda=_SLOW,
     quantize=quantize,

@@ -12,18 +12,22 @@ up to 255 either way, for an int8. Those cells fail in their reload; the library
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
-from harness.formats import safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
+from harness.formats import library_tensors, safetensors_file
+from harness.methods import refusals, reload
 from harness.methods._gptqmodel import batch_size
+from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0, 3.0, 2.0)
 META = "inc.json"
@@ -41,7 +45,6 @@ def quantize(request: QuantizeRequest) -> None:
     import torch
     from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
     from neural_compressor.torch.quantization import GPTQConfig, RTNConfig, convert, prepare
-    from safetensors.torch import save_file
 
     options, bits = request.scheme.options, int(request.scheme.bits)
     settings = {"bits": bits, "group_size": int(options["group_size"]), "use_sym": bool(options["sym"]), "use_layer_wise": False}
@@ -61,22 +64,15 @@ def quantize(request: QuantizeRequest) -> None:
         name: tensor if name.rpartition(".")[0] in packed else tensor.to(names.get(dtypes.get(name, ""), tensor.dtype))
         for name, tensor in build.own_state(model).items()
     }
-    save_file(
-        {n: t.contiguous() for n, t in state.items()}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"}
-    )
     layers = {name: [m.in_features, m.out_features, m.g_idx is not None] for name, m in packed.items()}
     meta = {"bits": bits, "group_size": settings["group_size"], "layers": layers}
-    (request.out_dir / META).write_text(json.dumps(meta), encoding="utf-8")
-    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
+    library_tensors.write(request.out_dir, state, settings=meta, name=META, source=request.model_dir)
     reload.write_dense(request, dequantize(request.out_dir), "the packed weights, unpacked and run in float32")
 
 
-def dequantize(folder: Path) -> dict[str, Any]:
+def dequantize(folder: Path) -> dict[str, Tensor]:
     """All weights as dense float32 tensors [outputs, inputs] under the source's names; the rest as stored."""
-    from safetensors.torch import load_file
-
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    state: dict[str, Any] = load_file(str(folder / "model.safetensors"))
+    meta, state = library_tensors.read(folder, name=META, device="cpu")
     for layer, (inputs, *_) in meta["layers"].items():
         parts = {part: state.pop(f"{layer}.{part}") for part in (*_ROLES, _BIAS) if f"{layer}.{part}" in state}
         state[f"{layer}.weight"] = _dense(parts, int(meta["bits"]), inputs)
@@ -85,7 +81,7 @@ def dequantize(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _dense(parts: dict[str, Any], bits: int, inputs: int) -> Any:
+def _dense(parts: Mapping[str, Tensor], bits: int, inputs: int) -> Tensor:
     """One layer's weight [outputs, inputs], float32, from its parts [inputs, outputs]."""
     import torch
 
@@ -97,7 +93,7 @@ def _dense(parts: dict[str, Any], bits: int, inputs: int) -> Any:
     return ((codes - zeros[index]).float() * scales[index]).t().contiguous()
 
 
-def _codes(words: Any, bits: int) -> Any:
+def _codes(words: Tensor, bits: int) -> Tensor:
     """int32 [rows, words] -> codes [rows, words * (32 // bits)], the lowest bits of a word first; left-over bits are unused."""
     import torch
 
@@ -105,17 +101,15 @@ def _codes(words: Any, bits: int) -> Any:
     return ((words.to(torch.int64)[..., None] >> starts) & ((1 << bits) - 1)).flatten(-2).to(torch.int32)
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     """The library's own layers with the artifact's tensors, in float32; unpacked at the first forward, which happens here."""
     import torch
     from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
-    from safetensors.torch import load_file
 
-    meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
-    state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
+    meta, state = library_tensors.read(request.artifact_dir, name=META, device=request.device)
     layers = meta["layers"]
     rest = {n: t for n, t in state.items() if n.rpartition(".")[0] not in layers}
-    model = build.without(request, layers, rest, bias=False).float()
+    model: PreTrainedModel = build.without(request.artifact_dir, layers, rest, device=request.device, bias=False).float()
     for name, (inputs, outputs, ordered) in layers.items():
         own = {part: state[f"{name}.{part}"] for part in (*_ROLES, _BIAS) if f"{name}.{part}" in state}
         layer = INCWeightOnlyLinear(
@@ -132,37 +126,33 @@ def load(request: LoadRequest) -> Any:
         model.set_submodule(name, layer)
     with torch.inference_mode():
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=request.device), use_cache=False)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
+def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
     import torch
     from neural_compressor.torch.algorithms.weight_only.modules import INCWeightOnlyLinear
 
-    head, found = model.get_output_embeddings(), []
+    head, proofs = model.get_output_embeddings(), []
     for name, module in model.named_modules():
         if not isinstance(module, (INCWeightOnlyLinear, torch.nn.Linear)) or module is head:
             continue
-        held = getattr(module, "weight", None)
+        held: Tensor | None = getattr(module, "weight", None)
         op = "unpacked once + aten::linear" if held is not None else "unpacked + aten::linear"
-        dtype = str((module.qweight if held is None else held).dtype).removeprefix("torch.")
-        row = LayerKernel(layer=name, module=type(module).__name__, op=op, stored_dtype=dtype, dequantized=held is not None)
-        found.append(row)
-    return found
+        weight: Tensor = getattr(module, "qweight") if held is None else held  # noqa: B009 - only the library's layers have it
+        proofs.append(proof(name, type(module).__name__, weight, op=op, dequantized=held is not None))
+    return proofs
 
 
 def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
-    return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(dict(_ROLES)))
+    return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES))
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    group = int(scheme.options["group_size"])
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if device != "cpu":
-        return "it is offered on the CPU only"
-    reason = safetensors_file.undivided(shape, columns=group, rows=1)
-    return f"{reason}; choose a smaller group_size" if reason else None
+        return refusals.quantized(shape) or "it is offered on the CPU only"
+    return refusals.quantized(shape) or refusals.undivided_groups(shape, int(scheme.options["group_size"]))
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
@@ -176,14 +166,12 @@ _SIMULATED: dict[float, Kernel] = dict.fromkeys(BITS, "simulated")
 METHOD = Method(
     name="inc",
     title="Intel Neural Compressor",
-    version="1",
     bits=BITS,
     options={
         "algorithm": Option(default="rtn", choices=("rtn", "gptq"), help="how the weights are rounded"),
         "group_size": Option(default=128, choices=(32, 64, 128), help="weights that share one scale and zero point"),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
-    engine="transformers",
     kernel_cpu=_SIMULATED,
     kernel_cuda=dict.fromkeys(BITS, "none"),
     quantize=quantize,

@@ -9,23 +9,29 @@ floating point); `smooth` moves their outliers into the weights first (Xiao et a
 bits, W8A8. `type: float` is FP8 (e4m3), `nv` and `mx` are the FP4 formats NVFP4 and MXFP4 with 16-bit activations, which need a
 GPU of the newest kind for anything but this simulation.
 
-Reload check: weight-only artifacts are unpacked by compressed.py and run in float32; where activations are rounded, the
-library's model in memory is the reference, because that rounding is its own.
+Reload check: weight-only artifacts are unpacked by this project and run in float32; where activations are rounded, the library's
+model in memory answers instead, because that rounding is its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import Shape
-from harness.formats import compressed_tensors, safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape
+from harness.errors import BadInput
+from harness.formats import compressed_tensors
+from harness.methods import _defaults, refusals, reload
 from harness.methods._gptqmodel import batch_size
+from harness.methods._kernels import held_wide, proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0, 3.0, 2.0)
 TYPES = ("int", "float", "nv", "mx")
@@ -64,7 +70,7 @@ def quantize(request: QuantizeRequest) -> None:
         reload.write(model, positions, request.out_dir, by="the quantizing library's model in memory")
     model.save_pretrained(str(request.out_dir), save_compressed=True)
     if not rounded:
-        wide = build.reference_dtype(sum(p.numel() for p in model.parameters()))
+        wide = build.unpacked_dtype(sum(p.numel() for p in model.parameters()))
         del model
         state = compressed_tensors.dequantize(request.out_dir, int(request.scheme.bits), wide)
         reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
@@ -74,7 +80,7 @@ def _rounds_activations(scheme: Scheme) -> bool:
     return scheme.options["type"] == "float" or int(scheme.options["activations"]) < 16
 
 
-def _recipe(scheme: Scheme) -> list[Any]:
+def _recipe(scheme: Scheme) -> list[Modifier]:
     """The library's modifiers of a scheme, in the order they run."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -82,10 +88,10 @@ def _recipe(scheme: Scheme) -> list[Any]:
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     options, kind = scheme.options, str(scheme.options["type"])
-    what: dict[str, Any] = {"targets": ["Linear"], "ignore": ["lm_head"]}
+    what: dict[str, object] = {"targets": ["Linear"], "ignore": ["lm_head"]}
     if kind == "int":
         group = int(options["group_size"])
-        weights: dict[str, Any] = {
+        weights: dict[str, object] = {
             "num_bits": int(scheme.bits),
             "type": "int",
             "symmetric": bool(options["sym"]),
@@ -93,13 +99,13 @@ def _recipe(scheme: Scheme) -> list[Any]:
         }
         weights |= {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
         inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        group_0: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+        group_0: dict[str, object] = {"targets": ["Linear"], "weights": weights}
         if int(options["activations"]) < 16:
             group_0["input_activations"] = inputs
         what = {"ignore": ["lm_head"], "config_groups": {"group_0": group_0}}
     else:
         what["scheme"] = _PRESETS[kind]
-    first: list[Any] = []
+    first: list[Modifier] = []
     if float(options["smooth"]) > 0:
         first.append(SmoothQuantModifier(smoothing_strength=float(options["smooth"])))
     if options["algorithm"] == "awq":
@@ -121,21 +127,33 @@ def _unpinned(device: str) -> Iterator[None]:
         IntermediatesCache.pin_memory = library
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     """The artifact through transformers, brought to where it stays: layers are decompressed at the first forward."""
     import torch
 
-    model = build.plain(request.artifact_dir, torch.bfloat16, request.device)
+    model = _defaults.load(request)
     with torch.inference_mode():
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=request.device), use_cache=False)
     return model
 
 
-def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
+    """Every linear layer of the decoder: the dtype that its weight is held in once the model has answered."""
+    proofs = []
+    for name, module in build.decoder_linears(model).items():
+        weight = next((t for part in ("weight", "weight_packed") if (t := getattr(module, part, None)) is not None), None)
+        if weight is None:
+            raise BadInput(f"{name} holds no weight that is known here; its kernel cannot be told")
+        op = "decompressed once + aten::linear" if held_wide(weight) else "decompressed + aten::linear"
+        proofs.append(proof(name, type(module).__name__, weight, op=op))
+    return proofs
+
+
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     options, kind = scheme.options, str(scheme.options["type"])
     group, smooth = int(options["group_size"]), float(options["smooth"])
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if reason := refusals.quantized(shape):
+        return reason
     if not 0 <= smooth <= 1:
         return f"smooth: {smooth:g} is no strength; write a number from 0 (off) to 1"
     if smooth and not _rounds_activations(scheme):
@@ -151,13 +169,12 @@ def supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
             return f"type {kind} has groups of its own; write group_size: {_GROUP_OF[kind]}"
         if int(options["activations"]) != (8 if kind == "float" else 16):
             return f"type {kind} settles how activations are rounded; leave activations out"
-        return safetensors_file.undivided(shape, columns=max(group, 1))
+        return refusals.undivided(shape, columns=max(group, 1))
     if int(options["activations"]) < 16 and not options["sym"] and scheme.bits == 8:
         return "eight bits with rounded activations are symmetric; leave sym out"
     if options["algorithm"] == "awq" and group < 0:
         return "awq is offered in groups; write group_size: 32, 64 or 128"
-    reason = safetensors_file.undivided(shape, columns=group) if group > 0 else None
-    return f"{reason}; choose a smaller group_size" if reason else None
+    return refusals.undivided_groups(shape, group)
 
 
 def bits_per_weight(scheme: Scheme) -> float:
@@ -175,7 +192,6 @@ _SIMULATED: dict[float, Kernel] = dict.fromkeys(BITS, "simulated")
 METHOD = Method(
     name="llmcompressor",
     title="LLM Compressor",
-    version="1",
     bits=BITS,
     options={
         "type": Option(
@@ -201,7 +217,6 @@ METHOD = Method(
             help="SmoothQuant's strength: how far outliers of activations move into the weights; 0 = off",
         ),
     },
-    engine="transformers",
     kernel_cpu=_SIMULATED,
     kernel_cuda=_SIMULATED,
     quantize=quantize,
@@ -209,7 +224,7 @@ METHOD = Method(
     supports=supports,
     bits_per_weight=bits_per_weight,
     ledger=compressed_tensors.ledger,
-    kernels=compressed_tensors.kernels,
+    kernels=kernels,
     calibrated=True,
     environment="llmcompressor",
     requirements=("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0", "lm-eval==0.4.13"),

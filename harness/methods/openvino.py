@@ -5,22 +5,32 @@ else. 8 bits: one scale per output channel, with a zero point (`int8_asym`) or w
 with a float16 scale (and a zero point of 4 bits). NNCF keeps embeddings and output head at 8 bits (`int8_asym`) below 16.
 
 The artifact is an IR with a stateful KV cache that OpenVINO GenAI and Model Server read as it is (with tokenizer and
-configuration beside it). NNCF's and OpenVINO's reports home are switched off (`openvino_runtime.quiet`).
+configuration beside it). NNCF's and OpenVINO's reports home are switched off (`harness.runtimes.openvino`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.formats import openvino_export, openvino_ir, safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.formats import openvino_export, openvino_ir
+from harness.formats.safetensors_file import brief
+from harness.methods import refusals, reload
+from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import openvino as ov
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from harness.runtimes.openvino import Program
 
 FACTS = "openvino.json"
 BITS = {"f16": 16.0, "int8_asym": 8.0, "int8_sym": 8.0, "int4_asym": 4.0, "int4_sym": 4.0}
@@ -37,7 +47,7 @@ def quantize(request: QuantizeRequest) -> None:
 
     model = build.plain(request.model_dir, torch.float32, request.device)
     config = model.config.get_text_config()
-    linears = build.decoder_linears(model)
+    linears = list(build.decoder_linears(model))
     vectors = {name: t.detach().clone() for name, t in build.own_state(model).items() if t.dim() < 2}
     if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
         vectors = {name: t.half().float() for name, t in vectors.items()}
@@ -62,13 +72,13 @@ def quantize(request: QuantizeRequest) -> None:
     _write_answers(request, vectors, matrices)
 
 
-def _compressed(graph: Any, request: QuantizeRequest) -> Any:
+def _compressed(graph: ov.Model, request: QuantizeRequest) -> ov.Model:
     """The graph with compressed weights; what searches gets the calibration rows, one at a time."""
     import nncf
     import numpy as np
 
     options = request.scheme.options
-    given: dict[str, Any] = {"mode": nncf.CompressWeightsMode[str(options["type"]).upper()]}
+    given: dict[str, object] = {"mode": nncf.CompressWeightsMode[str(options["type"]).upper()]}
     if request.scheme.bits < 8:
         given |= {"group_size": int(options["group_size"]), "ratio": float(options["ratio"])}
         given |= {name: True for name in SEARCHES if options[name]}
@@ -96,7 +106,7 @@ def needs_rows(scheme: Scheme) -> bool:
     return scheme.bits < 8 and (any(scheme.options[name] for name in SEARCHES) or float(scheme.options["ratio"]) < 1)
 
 
-def _write_answers(request: QuantizeRequest, vectors: dict[str, Any], matrices: set[str]) -> None:
+def _write_answers(request: QuantizeRequest, vectors: Mapping[str, Tensor], matrices: Collection[str]) -> None:
     """The reload check's answers: every matrix unpacked from the IR by this project's code, the source's vectors as the IR
     has them, run by transformers. So the export itself is checked too: graph, mask, positions.
 
@@ -104,41 +114,33 @@ def _write_answers(request: QuantizeRequest, vectors: dict[str, Any], matrices: 
     weights in bf16 with inputs rounded like that."""
     import torch
 
-    found = openvino_ir.unpacked(request.out_dir)
-    lost = sorted(matrices - found.keys())
+    unpacked = openvino_ir.unpacked(request.out_dir)
+    lost = sorted(set(matrices) - unpacked.keys())
     if lost:
-        raise RuntimeError(f"the IR does not name the weights of {safetensors_file.common(lost)}, so it cannot be checked")
-    state = vectors | {name: torch.from_numpy(found[name]) for name in matrices}
-    dtype = build.reference_dtype(sum(t.numel() for t in state.values()))
+        raise RuntimeError(f"the IR does not name the weights of {brief(lost)}, so it cannot be checked")
+    state = {**vectors, **{name: torch.from_numpy(unpacked[name]) for name in matrices}}
+    dtype = build.unpacked_dtype(sum(t.numel() for t in state.values()))
     model = build.dense(request.model_dir, state, dtype)
     rows = reload.rows_for(int(model.config.get_text_config().vocab_size), request.calibration)
 
-    def noisy() -> Any:
-        rough = model.to(torch.bfloat16)
-        for name in build.decoder_linears(rough) if request.scheme.bits < 16 else ():
-            rough.get_submodule(name).register_forward_pre_hook(_round_inputs)
+    def noisy() -> PreTrainedModel:
+        rough = model.bfloat16()
+        if request.scheme.bits < 16:
+            round_inputs_of(build.decoder_linears(rough).values(), blocks=(32,))
         return rough
 
     name = str(dtype).removeprefix("torch.")
     reload.write(model, rows, request.out_dir, by=f"the IR's constants, unpacked here and run by torch in {name}", noisy=noisy)
 
 
-def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    (x,) = inputs
-    blocks = x.float().unflatten(-1, (-1, 32 if x.shape[-1] % 32 == 0 else x.shape[-1]))
-    scale = (blocks.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(1e-12)
-    return (((blocks / scale).round() * scale).flatten(-2).to(x.dtype),)
-
-
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> Program:
     from harness.runtimes.openvino import Program
 
     return Program(request.artifact_dir, execution=str(request.scheme.options["execution"]))
 
 
-def _kernels(program: Any) -> list[LayerKernel]:
-    found: list[LayerKernel] = program.kernels()
-    return found
+def _kernels(program: Program) -> list[LayerKernel]:
+    return program.kernels()
 
 
 def _layers(artifact_dir: Path) -> set[str]:
@@ -149,7 +151,7 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return openvino_ir.ledger(artifact_dir, _layers(artifact_dir))
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     options, kind = scheme.options, str(scheme.options["type"])
     if device != "cpu":
         return "OpenVINO runs on the CPU here; use --device cpu"
@@ -168,13 +170,9 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "NNCF takes gptq or lora_correction, not both"
     if shape is None:
         return None
-    if "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
-    reason = openvino_export.refusal(shape.config)
-    if reason is None and group > 0:
-        reason = safetensors_file.undivided(shape, columns=group)
-        reason = f"{reason}; choose a smaller group_size" if reason else None
-    return reason
+    if reason := refusals.quantized(shape):
+        return reason
+    return openvino_export.refusal(shape.config) or refusals.undivided_groups(shape, group)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
@@ -191,7 +189,6 @@ _REAL: dict[float, Kernel] = {16.0: "real", 8.0: "real", 4.0: "real"}
 METHOD = Method(
     name="openvino",
     title="OpenVINO (NNCF)",
-    version="1",
     bits=tuple(_REAL),
     options={
         "type": Option(

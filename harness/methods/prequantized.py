@@ -13,85 +13,29 @@ divergence from it tells a sound checkpoint from garbage.
 from __future__ import annotations
 
 import importlib.util
-import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Role, Shape, StoredTensor
-from harness.errors import BadInput, MissingPackage, Unsupported
-from harness.formats import gptq_file, safetensors_file
-from harness.formats.quantization_config import entry, format_of
-from harness.methods import _gptqmodel, bnb, gguf_file, reload
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.errors import BadInput, MissingPackage
+from harness.formats import gptq_file, packed_names, safetensors_file
+from harness.formats.config_json import ModelConfig
+from harness.formats.quantization_config import bits_and_options, quantization
+from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
 from harness.methods.base import LoadRequest, Method, QuantizeRequest
-from harness.models import build
 from harness.spec import Json, Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "prequantized"
 
 _OURS = {"artifact.json", "verified.json", reload.FILE}
 
+_FORMAT = "prequantized_format"
+"""The attribute by which a loaded model keeps its checkpoint's format for the kernel proof."""
+
 _LINKED = {".json", ".jinja", ".txt", ".model"}
-
-
-def _grouped(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    bits, group = q.get("bits", q.get("w_bit")), q.get("group_size", q.get("q_group_size", -1))
-    return float(bits or 0), {"group_size": int(group)}
-
-
-def _bitsandbytes(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    if not q.get("load_in_4bit"):
-        return 8.0, {}
-    return 4.0, {"type": str(q.get("bnb_4bit_quant_type")), "double_quant": bool(q.get("bnb_4bit_use_double_quant"))}
-
-
-def _hqq(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    weights = q["quant_config"].get("weight_quant_params", {})
-    return float(weights["nbits"]), {"group_size": int(weights.get("group_size") or -1)}
-
-
-def _compressed(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    """Bits and group of the first group of layers; `mixed` where another group has other bits."""
-    weights = [group["weights"] for group in q["config_groups"].values() if group.get("weights")]
-    acts = [group.get("input_activations") for group in q["config_groups"].values()]
-    options: dict[str, Json] = {"type": str(weights[0].get("type", "int")), "group_size": int(weights[0].get("group_size") or -1)}
-    if any(acts):
-        options["activations"] = next(int(a["num_bits"]) for a in acts if a)
-    if len({w["num_bits"] for w in weights}) > 1:
-        options["mixed"] = True
-    return float(weights[0]["num_bits"]), options
-
-
-def _aqlm(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    return q["num_codebooks"] * q["nbits_per_codebook"] / q["in_group_size"], {"group_size": int(q["in_group_size"])}
-
-
-def _torchao(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    kind = str(q["quant_type"]["default"]["_type"])
-    width = re.search(r"(\d)weight", kind.lower())
-    return float(width.group(1)) if width else 0.0, {"type": kind.removesuffix("Config")}
-
-
-def _quanto(q: Mapping[str, Json]) -> tuple[float, dict[str, Json]]:
-    kind = str(q["weights"])
-    return float(kind[-1]), {"type": kind}
-
-
-_READERS: dict[str, Callable[[Mapping[str, Json]], tuple[float, dict[str, Json]]]] = {
-    "gptq": _grouped,
-    "awq": _grouped,
-    "auto-round": _grouped,
-    "bitsandbytes": _bitsandbytes,
-    "hqq": _hqq,
-    "compressed-tensors": _compressed,
-    "aqlm": _aqlm,
-    "torchao": _torchao,
-    "quanto": _quanto,
-    "bitnet": lambda q: (1.58, {}),
-    "fp8": lambda q: (8.0, {}),
-    "fbgemm_fp8": lambda q: (8.0, {}),
-    "mxfp4": lambda q: (4.0, {"group_size": 32}),
-}
 
 _PACKAGES = {
     "gptq": ("gptqmodel", 'pip install "llm-quant-harness[gptqmodel]"'),
@@ -107,25 +51,17 @@ _PACKAGES = {
 """What loads a format beside transformers, and the command that adds it."""
 
 
-def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
+def scheme(config: ModelConfig, checkpoint: str | None = None) -> Scheme:
     """The scheme that a quantized checkpoint's config describes. `checkpoint` is the name of the checkpoint where it stands
     for another model of the suite. Unsupported names a format that cannot be read."""
-    quantization = entry(config)
-    if quantization is None:
+    given = quantization(config)
+    if given is None:
         raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
-    name = format_of(quantization)
-    if name == "gguf" and checkpoint is not None:
+    if given.format == "gguf" and checkpoint is not None:
         return gguf_file.scheme(config, checkpoint)
-    if name not in _READERS:
-        raise Unsupported(f"it is quantized in a format that is not known here ({name}); known: {', '.join(sorted(_READERS))}")
-    try:
-        bits, read = _READERS[name](quantization)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
-        raise Unsupported(f"its quantization ({name}) is described in a way that cannot be read: {error!r}") from None
-    if not 0 < bits <= 16:
-        raise Unsupported(f"its quantization ({name}) names no bit width")
-    options = {"format": name, **read, **({} if checkpoint is None else {"checkpoint": checkpoint})}
-    parts = [checkpoint or NAME, name, f"{bits:g}-bit"]
+    bits, read = bits_and_options(given)
+    options: dict[str, Json] = {"format": given.format, **read, **({} if checkpoint is None else {"checkpoint": checkpoint})}
+    parts = [checkpoint or NAME, given.format, f"{bits:g}-bit"]
     if int(read.get("group_size", -1)) > 0:
         parts.append(f"g{read['group_size']}")
     parts += [str(read["type"])] if read.get("type") not in (None, "int") else []
@@ -158,77 +94,33 @@ def quantize(request: QuantizeRequest) -> None:
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
-def load(request: LoadRequest) -> Any:
-    import torch
-
+def load(request: LoadRequest) -> PreTrainedModel:
     name = str(request.scheme.options["format"])
     if name in ("gptq", "awq"):
         model = _gptqmodel.load(request)
     elif name == "bitsandbytes":
-        model = bnb.METHOD.load(request)
+        model = bnb.load(request)
     else:
-        model = build.plain(request.artifact_dir, torch.bfloat16, request.device)
-    model.prequantized_format = name
+        model = _defaults.load(request)
+    vars(model)[_FORMAT] = name
     return model
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
-    known = {"gptq": _gptqmodel.kernels, "awq": _gptqmodel.kernels, "bitsandbytes": bnb.METHOD.kernels}
-    return known.get(model.prequantized_format, _any_kernels)(model)
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
+    """As the loader of the checkpoint's format proves them."""
+    known = {"gptq": _gptqmodel.kernels, "awq": _gptqmodel.kernels, "bitsandbytes": bnb.kernels}
+    return known.get(vars(model)[_FORMAT], _kernels.of_modules)(model)
 
 
-def _any_kernels(model: Any) -> list[LayerKernel]:
-    """Of every module of the decoder that holds a matrix: its class, and the dtype of its largest tensor."""
-    import torch
-
-    apart = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    found = []
-    for name, module in model.named_modules():
-        own = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.dim() >= 2]
-        if id(module) in apart or not own:
-            continue
-        kind, largest = type(module).__name__, max(own, key=lambda t: t.numel())
-        held = largest.dtype.is_floating_point and largest.dtype.itemsize >= 2 and type(largest.data) is torch.Tensor
-        dtype = str(largest.dtype).removeprefix("torch.")
-        op = "aten::linear" if held else f"{kind}.forward"
-        found.append(LayerKernel(layer=name, module=kind, op=op, stored_dtype=dtype, dequantized=held))
-    return found
-
-
-_SUFFIXES: dict[str, Role] = {
-    "weight_packed": "weight", "qweight": "weight", "W_q": "weight", "codes": "weight", "_data": "weight",
-    "weight_scale": "scale", "weight_scale_inv": "scale", "scales": "scale", "scale": "scale", "_scale": "scale",
-    "weight_global_scale": "scale", "weight_scale_2": "scale", "absmax": "scale", "SCB": "scale",
-    "weight_zero_point": "zero", "qzeros": "zero", "zero": "zero", "_shift": "zero",
-    "codebooks": "codebook", "quant_map": "codebook", "g_idx": "index", "weight_g_idx": "index", "weight_shape": "index",
-}  # fmt: skip
-
-_NARROW = {"I8", "U8", "F8_E4M3", "F8_E5M2"}
-
-
-def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     name = str(scheme.options["format"])
     if name in ("gptq", "awq", "auto-round"):
-        return _gptqmodel.ledger(artifact_dir, scheme)
-    if name == "bitsandbytes":
-        return bnb.METHOD.ledger(artifact_dir, scheme)
-    packed = {
-        t.name.rpartition(".")[0]
-        for t in safetensors_file.stored(artifact_dir)
-        if _SUFFIXES.get(t.name.rpartition(".")[2]) == "weight" or (t.name.endswith(".weight") and t.dtype in _NARROW)
-    }
-
-    def roles(tensor: str) -> tuple[str, Role]:
-        layer, _, suffix = tensor.rpartition(".")
-        if layer not in packed or suffix == "bias":
-            return "", "other"
-        return layer.removesuffix(".weight"), "weight" if suffix == "weight" else _SUFFIXES.get(suffix, "other")
-
-    return safetensors_file.ledger(artifact_dir, roles)
+        return gptq_file.ledger(artifact_dir)
+    return bnb.ledger(artifact_dir, scheme) if name == "bitsandbytes" else packed_names.ledger(artifact_dir)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
-    if shape is not None and entry(shape.config) is None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if shape is not None and quantization(shape.config) is None:
         return "the checkpoint is not quantized; measure it as bf16, or quantize it with another method"
     return None
 
@@ -242,20 +134,13 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name=NAME,
     title="Quantized already",
-    version="1",
-    bits=(),
-    options={},
-    engine="transformers",
-    kernel_cpu={},
-    kernel_cuda={},
     quantize=quantize,
     load=load,
     supports=_supports,
     bits_per_weight=_bits_per_weight,
-    ledger=_ledger,
-    kernels=_kernels,
+    ledger=ledger,
+    kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
-    modules=("torch", "transformers"),
     preload=_gptqmodel.PRELOAD,
     prequantized=True,
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",

@@ -14,19 +14,24 @@ installation. `_unpack` takes the place of that: no compiler is needed, and noth
 
 from __future__ import annotations
 
-import json
-import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.formats import safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.formats import library_tensors, safetensors_file
+from harness.methods import refusals, reload
+from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    import torch
+    from optimum.quanto import QTensor, qtype
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0, 2.0)
 GROUPS = (-1, 32, 64, 128)
@@ -42,14 +47,14 @@ def _settle() -> None:
             get_extension(name)._lib = SimpleNamespace(unpack=_unpack)
 
 
-def _unpack(packed: Any, bits: int) -> Any:
+def _unpack(packed: Tensor, bits: int) -> Tensor:
     """The codes of a packed uint8 tensor, along its first axis: the lowest bits of every byte first, then the next, ..."""
     import torch
 
     return torch.cat([packed >> start & (1 << bits) - 1 for start in range(0, 8, bits)])
 
 
-def _qtype(bits: float, kind: str) -> Any:
+def _qtype(bits: float, kind: str) -> qtype:
     from optimum.quanto import qfloat8, qint2, qint4, qint8
 
     return qfloat8 if kind == "float" else {8: qint8, 4: qint4, 2: qint2}[int(bits)]
@@ -59,59 +64,57 @@ def quantize(request: QuantizeRequest) -> None:
     _settle()
     import torch
     from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, quantize_weight
-    from safetensors.torch import save_file
 
     bits, options = request.scheme.bits, request.scheme.options
-    qtype, group = _qtype(bits, str(options["type"])), int(options["group_size"])
+    kind, group = _qtype(bits, str(options["type"])), int(options["group_size"])
     model = build.plain(request.model_dir, torch.bfloat16, request.device)
-    state: dict[str, Any] = {}
-    dense: dict[str, Any] = {}
-    names = build.decoder_linears(model)
-    for name in names:
-        linear = model.get_submodule(name)
+    state: dict[str, Tensor] = {}
+    dense: dict[str, Tensor] = {}
+    linears = build.decoder_linears(model)
+    for name, linear in linears.items():
         weight = linear.weight.detach()
         if bits == 8:
-            scale, shift = AbsmaxOptimizer()(weight, qtype=qtype, axis=0), None
+            scale, shift = AbsmaxOptimizer()(weight, qtype=kind, axis=0), None
         else:
             fit = HqqOptimizer() if options["optimizer"] == "hqq" else MaxOptimizer()
-            scale, shift = fit(weight, qtype=qtype, axis=0, group_size=group)
-        found = quantize_weight(
-            weight, qtype, 0, scale, shift, group_size=group if bits < 8 else None, activation_qtype=None, optimized=False
+            scale, shift = fit(weight, qtype=kind, axis=0, group_size=group)
+        quantized = quantize_weight(
+            weight, kind, 0, scale, shift, group_size=group if bits < 8 else None, activation_qtype=None, optimized=False
         )
-        codes = found._data if bits == 8 else found._data._data
+        codes = quantized._data if bits == 8 else quantized._data._data
         parts = {"data": codes, "scale": scale, "shift": shift}
         state.update({f"{name}.{part}": t.detach().cpu().contiguous() for part, t in parts.items() if t is not None})
-        dense[f"{name}.weight"] = found.dequantize().detach().cpu()
+        dense[f"{name}.weight"] = quantized.dequantize().detach().cpu()
         linear.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
     rest = {n: t for n, t in build.own_state(model).items() if n not in dense}
-    save_file({**state, **rest}, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
-    shapes = {name: list(dense[f"{name}.weight"].shape) for name in names}
-    (request.out_dir / META).write_text(json.dumps({"bits": bits, **options, "layers": shapes}), encoding="utf-8")
-    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
+    shapes = {name: list(dense[f"{name}.weight"].shape) for name in linears}
+    settings = {"bits": bits, **options, "layers": shapes}
+    library_tensors.write(request.out_dir, {**state, **rest}, settings=settings, name=META, source=request.model_dir)
     reload.write_dense(request, {**dense, **rest}, "the quantizing library's weights, dequantized by it and run in float32")
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     _settle()
     import torch
     from optimum.quanto.tensor.weights import WeightQBitsTensor
-    from safetensors.torch import load_file
 
-    meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
-    state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
+    meta, state = library_tensors.read(request.artifact_dir, name=META, device=request.device)
     packed = {f"{name}.{part}" for name in meta["layers"] for part in _PARTS}
-    model = build.without(request, meta["layers"], {n: t for n, t in state.items() if n not in packed})
+    rest = {n: t for n, t in state.items() if n not in packed}
+    model = build.without(request.artifact_dir, meta["layers"], rest, device=request.device)
+    linears = build.decoder_linears(model)
     for name, size in meta["layers"].items():
         parts = {part: state.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in state}
         weight = _tensor(parts, torch.Size(size), float(meta["bits"]), str(meta["type"]), int(meta["group_size"]))
-        linear = model.get_submodule(name)
+        linear = linears[name]
         linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         if type(weight) is WeightQBitsTensor:
-            linear.forward = partial(_forward, linear)
-    return model.eval()
+            linear.forward = partial(_forward, linear)  # type: ignore[method-assign]  # of this layer
+    model.eval()
+    return model
 
 
-def _forward(linear: Any, inputs: Any) -> Any:
+def _forward(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
     """What the library does for weights without a kernel, but not through a transposed view of its tensor: inference mode
     refuses that."""
     import torch
@@ -119,33 +122,30 @@ def _forward(linear: Any, inputs: Any) -> Any:
     return torch.nn.functional.linear(inputs, linear.weight.dequantize(), linear.bias)
 
 
-def _tensor(parts: dict[str, Any], size: Any, bits: float, kind: str, group: int) -> Any:
+def _tensor(parts: dict[str, Tensor], size: torch.Size, bits: float, kind: str, group: int) -> QTensor:
     """The library's weight tensor from its stored parts; 4 bits in groups of 128 in the layout of their kernel."""
     from optimum.quanto.tensor.packed import PackedTensor
     from optimum.quanto.tensor.weights import WeightQBitsTensor, WeightQBytesTensor
 
     rows, columns = size
-    qtype, stride = _qtype(bits, kind), (columns, 1)
+    stored, stride = _qtype(bits, kind), (columns, 1)
     if bits == 8:
         # A file's tensors may start at any multiple of 8, and torch's int8 kernel crashes on codes that are not at one of 16.
-        return WeightQBytesTensor(qtype, 0, size, stride, parts["data"].clone(), parts["scale"], None)
+        return WeightQBytesTensor(stored, 0, size, stride, parts["data"].clone(), parts["scale"], None)
     codes = PackedTensor(parts["data"], int(bits), (rows * columns // group, group), (group, 1))
-    plain = WeightQBitsTensor(qtype, 0, group, size, stride, codes, parts["scale"], parts["shift"])
+    plain = WeightQBitsTensor(stored, 0, group, size, stride, codes, parts["scale"], parts["shift"])
     return plain.optimize() if bits == 4 else plain
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
+def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
     import torch
     from optimum.quanto import QTensor
 
-    head, found = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
+    proofs = []
+    for name, module in build.decoder_linears(model).items():
         weight = module.weight
         if not isinstance(weight, QTensor):
-            dtype = str(weight.dtype).removeprefix("torch.")
-            found.append(LayerKernel(layer=name, module="Linear", op="aten::linear", stored_dtype=dtype, dequantized=True))
+            proofs.append(proof(name, "Linear", weight, op="aten::linear", dequantized=True))
             continue
         data = weight._data
         data = getattr(data, "_data", data)  # packed codes lie one level deeper
@@ -154,9 +154,8 @@ def _kernels(model: Any) -> list[LayerKernel]:
             op = "aten::_weight_int4pack_mm_for_cpu" if on_cpu else "aten::_weight_int4pack_mm"
         elif data.dtype == torch.int8 and on_cpu and module.in_features % 4 == 0:
             op = "aten::_weight_int8pack_mm"
-        dtype = str(data.dtype).removeprefix("torch.")
-        found.append(LayerKernel(layer=name, module=f"Linear({kind})", op=op, stored_dtype=dtype, dequantized=False))
-    return found
+        proofs.append(proof(name, f"Linear({kind})", data, op=op, dequantized=False))
+    return proofs
 
 
 _roles = safetensors_file.by_suffix({"data": "weight", "scale": "scale", "shift": "zero"})
@@ -166,10 +165,10 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     group = int(scheme.options["group_size"])
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if reason := refusals.quantized(shape):
+        return reason
     if scheme.bits == 8:
         if group > 0 or scheme.options["optimizer"] != "max":
             return "group_size and optimizer belong to 4 and 2 bits; at 8 bits each output channel has one scale"
@@ -178,8 +177,7 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "type float is an 8-bit format; write bits: 8, or leave type out"
     if group < 0:
         return f"{scheme.bits:g} bits come in groups; write group_size: 32, 64 or 128"
-    reason = safetensors_file.undivided(shape, columns=group, rows=16)
-    return f"{reason}; choose a smaller group_size" if reason else None
+    return refusals.undivided_groups(shape, group, rows=16)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
@@ -190,7 +188,6 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name="quanto",
     title="optimum-quanto",
-    version="1",
     bits=BITS,
     options={
         "type": Option(default="int", choices=("int", "float"), help="int, or at 8 bits float8 (e4m3)"),
@@ -199,7 +196,6 @@ METHOD = Method(
         ),
         "optimizer": Option(default="max", choices=("max", "hqq"), help="how 4 and 2 bits fit scale and shift to a group"),
     },
-    engine="transformers",
     kernel_cpu={8.0: "real", 4.0: "real", 2.0: "slow"},
     kernel_cuda={8.0: "slow", 4.0: "real", 2.0: "slow"},
     quantize=quantize,

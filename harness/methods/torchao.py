@@ -13,18 +13,25 @@ laid out on load: an artifact means the same on every machine.
 
 from __future__ import annotations
 
-import json
-import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.formats import safetensors_file
-from harness.methods import reload
+from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.formats import library_tensors, safetensors_file
+from harness.methods import refusals, reload
+from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from torchao.core.config import AOBaseConfig
+    from torchao.utils import TorchAOBaseTensor
+    from transformers import PreTrainedModel
 
 BITS = (8.0, 6.0, 5.0, 4.0, 3.0, 2.0)
 TYPES = ("int", "intx", "dynamic", "float")
@@ -42,7 +49,7 @@ def kind(scheme: Scheme) -> str:
     return {"intx": "Intx", "dynamic": "Int8Dynamic", "float": "Float8"}[wish]
 
 
-def _config(scheme: Scheme) -> Any:
+def _config(scheme: Scheme) -> AOBaseConfig:
     import torch
     from torchao import quantization as ao
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
@@ -50,7 +57,7 @@ def _config(scheme: Scheme) -> Any:
     from torchao.quantization.quantize_.workflows.intx.intx_choose_qparams_algorithm import IntxChooseQParamsAlgorithm
 
     group, search = int(scheme.options["group_size"]), bool(scheme.options["scale_search"])
-    rows: Any = ao.PerRow() if group < 0 else ao.PerGroup(group)
+    rows = ao.PerRow() if group < 0 else ao.PerGroup(group)
     # set_inductor_config changes how the whole process multiplies float32 matrices, for compiled models only.
     if kind(scheme) == "Int8":
         return ao.Int8WeightOnlyConfig(granularity=rows, set_inductor_config=False)
@@ -70,15 +77,13 @@ def _config(scheme: Scheme) -> Any:
 
 def quantize(request: QuantizeRequest) -> None:
     import torch
-    from safetensors.torch import save_file
     from torchao.quantization import quantize_
 
     model = build.plain(request.model_dir, torch.bfloat16, request.device)
-    state: dict[str, Any] = {}
-    names = build.decoder_linears(model)
+    state: dict[str, Tensor] = {}
+    linears = build.decoder_linears(model)
     packed = kind(request.scheme) == "Int4"
-    for name in names:
-        linear = model.get_submodule(name)
+    for name, linear in linears.items():
         with _packed_codes() if packed else nullcontext([]) as codes:
             quantize_(linear, _config(request.scheme), filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
         weight = linear.weight
@@ -91,50 +96,55 @@ def quantize(request: QuantizeRequest) -> None:
     rows = reload.rows_for(int(model.config.vocab_size), None)
     # The same kernel on the same weights: nothing but the order of sums may differ, so the floor is none.
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
-    for name in names:
-        model.get_submodule(name).weight = None
+    for linear in linears.values():
+        linear.register_parameter("weight", None)  # it is stored in parts
     state.update(build.own_state(model))
-    save_file(state, str(request.out_dir / "model.safetensors"), metadata={"format": "pt"})
-    meta = {"tensor": kind(request.scheme), "bits": request.scheme.bits, **request.scheme.options, "layers": names}
-    (request.out_dir / META).write_text(json.dumps(meta), encoding="utf-8")
-    shutil.copyfile(request.model_dir / "config.json", request.out_dir / "config.json")
+    settings = {"tensor": kind(request.scheme), "bits": request.scheme.bits, **request.scheme.options, "layers": list(linears)}
+    library_tensors.write(request.out_dir, state, settings=settings, name=META, source=request.model_dir)
 
 
-def _packed_codes() -> Any:
+def _packed_codes() -> AbstractContextManager[list[Tensor]]:
     """Inside, the list that it yields receives the codes [outputs, inputs] (int32) of each int4 weight as it is packed: what the
     packing makes of them depends on the CPU."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Codes(TorchDispatchMode):
-        def __enter__(self) -> list[Any]:
-            super().__enter__()  # type: ignore[no-untyped-call]  # torch's own
-            self.seen: list[Any] = []
+        def __enter__(self) -> list[Tensor]:
+            super().__enter__()  # type: ignore[no-untyped-call]
+            self.seen: list[Tensor] = []
             return self.seen
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self,
+            func: Callable[..., object],
+            types: object,
+            args: tuple[Tensor, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
             if func is torch.ops.aten._convert_weight_to_int4pack_for_cpu.default:
                 self.seen.append(args[0].clone())
             return func(*args, **(kwargs or {}))
 
-    return Codes()  # type: ignore[no-untyped-call]  # torch's own
+    codes: AbstractContextManager[list[Tensor]] = Codes()  # type: ignore[no-untyped-call]
+    return codes
 
 
-def load(request: LoadRequest) -> Any:
+def load(request: LoadRequest) -> PreTrainedModel:
     import torch
-    from safetensors.torch import load_file
 
-    meta = json.loads((request.artifact_dir / META).read_text(encoding="utf-8"))
-    state = load_file(str(request.artifact_dir / "model.safetensors"), device=request.device)
-    model = build.without(request, meta["layers"], {n: t for n, t in state.items() if n.rpartition(".")[2] not in _PARTS})
+    meta, state = library_tensors.read(request.artifact_dir, name=META, device=request.device)
+    rest = {n: t for n, t in state.items() if n.rpartition(".")[2] not in _PARTS}
+    model = build.without(request.artifact_dir, meta["layers"], rest, device=request.device)
     for name in meta["layers"]:
         parts = {part: state.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in state}
         weight = _tensor(meta["tensor"], parts, float(meta["bits"]), int(meta["group_size"]))
         model.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _tensor(tensor: str, parts: dict[str, Any], bits: float, group: int) -> Any:
+def _tensor(tensor: str, parts: dict[str, Tensor], bits: float, group: int) -> TorchAOBaseTensor:
     """The library's tensor subclass from its stored parts."""
     import torch
     from torchao.prototype.quantization.int4 import Int4OpaqueTensor
@@ -157,13 +167,9 @@ def _tensor(tensor: str, parts: dict[str, Any], bits: float, group: int) -> Any:
     return Int8Tensor(codes, parts["scale"], block, torch.bfloat16, zero_point=parts["zero_point"], act_quant_kwargs=act)
 
 
-def _kernels(model: Any) -> list[LayerKernel]:
-    import torch
-
-    head, found = model.get_output_embeddings(), []
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
+def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
+    proofs = []
+    for name, module in build.decoder_linears(model).items():
         weight = module.weight
         held = getattr(weight, "qdata", weight)  # a plain weight is its own storage
         op = "dequantize + aten::mm"
@@ -173,16 +179,8 @@ def _kernels(model: Any) -> list[LayerKernel]:
             op = "aten::_weight_int4pack_mm_for_cpu"
         elif getattr(weight, "act_quant_kwargs", None) is not None:
             op = "aten::_int_mm"
-        found.append(
-            LayerKernel(
-                layer=name,
-                module="Linear" if held is weight else f"Linear({type(weight).__name__})",
-                op=op,
-                stored_dtype=str(held.dtype).removeprefix("torch."),
-                dequantized=held.dtype.is_floating_point and held.dtype.itemsize >= 2,
-            )
-        )
-    return found
+        proofs.append(proof(name, "Linear" if held is weight else f"Linear({type(weight).__name__})", held, op=op))
+    return proofs
 
 
 _roles = safetensors_file.by_suffix({"qdata": "weight", "scale": "scale", "zero_point": "zero", "scale_and_zero": "scale"})
@@ -192,10 +190,10 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
-def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     wish, group = str(scheme.options["type"]), int(scheme.options["group_size"])
-    if shape is not None and "quantization_config" in shape.config:
-        return "the checkpoint is already quantized; quantize its unquantized source instead"
+    if reason := refusals.quantized(shape):
+        return reason
     if wish in ("dynamic", "float") and scheme.bits != 8:
         return f"type {wish} is an 8-bit format; write bits: 8, or leave type out"
     if wish == "intx" and scheme.bits not in (8, 4):
@@ -209,10 +207,8 @@ def _supports(scheme: Scheme, shape: Shape | None, device: str) -> str | None:
         return "packed 4 bits are this library's CPU format; on CUDA take type: intx, or another method at 4 bits"
     if tensor == "Int4" and group < 0:
         return "packed 4 bits come in groups; write group_size: 32, 64 or 128"
-    reason = safetensors_file.undivided(shape, columns=group) if group > 0 else None
-    if reason:
-        return f"{reason}; choose a smaller group_size"
-    return safetensors_file.undivided(shape, rows=16, columns=2) if tensor == "Int4" else None
+    packing = refusals.undivided(shape, rows=16, columns=2) if tensor == "Int4" else None
+    return refusals.undivided_groups(shape, group) or packing
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
@@ -226,7 +222,6 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name="torchao",
     title="torchao",
-    version="1",
     bits=BITS,
     options={
         "type": Option(
@@ -240,7 +235,6 @@ METHOD = Method(
         ),
         "scale_search": Option(default=False, choices=(True, False), help="fit scales half-quadratically (the library's HQQ)"),
     },
-    engine="transformers",
     kernel_cpu={8.0: "slow", 6.0: "slow", 5.0: "slow", 4.0: "real", 3.0: "slow", 2.0: "slow"},
     kernel_cuda=dict.fromkeys(BITS, "slow"),
     quantize=quantize,

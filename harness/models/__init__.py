@@ -1,1 +1,1 @@
-"""Source models: where they are found, how they are built and loaded, and the texts they are asked about."""
+"""Source models: where they lie, how they are built and loaded, and the texts they are asked about."""

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from harness.errors import BadInput
+from harness.formats import quantization_config
 from harness.models.find import settings
-from harness.spec import Json
 
 if TYPE_CHECKING:
-    from harness.methods.base import LoadRequest  # the methods import this file
+    import torch
+    from torch import Tensor
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+State: TypeAlias = "Mapping[str, Tensor]"
+"""Tensors by the names that the source model gives them."""
+
+
+def unquantized_config(model_dir: Path) -> PretrainedConfig:
+    """The configuration in `model_dir` as that of an unquantized model. With the entry of a checkpoint that is quantized already,
+    transformers would make packed layers."""
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+    config.__dict__.pop(quantization_config.KEY, None)
+    return config
 
 
 def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
     """(dtype, shape) by name of every parameter that a quantized checkpoint stands for, from its architecture, without memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(unquantized_config(model_dir))
     return {name: ("BF16", list(parameter.shape)) for name, parameter in model.named_parameters()}
 
 
-def plain(folder: Path, dtype: Any, device: str) -> Any:
+def plain(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The checkpoint in `folder` as a transformers causal LM in eval mode: safetensors only, no code of the checkpoint."""
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         str(folder),
         **in_dtype(dtype),
         device_map={"": device},
@@ -40,12 +52,10 @@ def plain(folder: Path, dtype: Any, device: str) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    model, report = loaded  # transformers' types know of the model only
-    complete(report, str(folder))
-    return model.eval()
+    return _whole(loaded, str(folder))
 
 
-def generation_config(model_dir: Path) -> Any:
+def generation_config(model_dir: Path) -> GenerationConfig:
     """The rules that a source model decodes by, as transformers reads them: its generation_config.json, else what its config.json
     names (as older checkpoints do)."""
     from transformers import GenerationConfig
@@ -73,84 +83,93 @@ def carry(model_dir: Path, out_dir: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def in_dtype(dtype: Any) -> dict[str, Any]:
+def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The argument of `from_pretrained` that names the dtype: transformers of environments of their own may call it as of old."""
     import transformers
 
     return {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": dtype}
 
 
-def dense(model_dir: Path, state: dict[str, Any], dtype: Any) -> Any:
-    """A causal LM of the source's architecture with the given weights, in `dtype` on the CPU: a packed format's reference."""
+def dense(model_dir: Path, state: State, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM of the source's architecture with the given weights, in `dtype` on the CPU."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-    config.__dict__.pop("quantization_config", None)  # of a checkpoint that is quantized already: these weights are not
+    config = unquantized_config(model_dir)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
-    model, report = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **in_dtype(dtype))
-    complete(report, "the unpacked weights")
-    return model.eval()
+    loaded = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **in_dtype(dtype))
+    return _whole(loaded, "the unpacked weights")
 
 
-def without(request: LoadRequest, layers: Collection[str], rest: dict[str, Any], *, bias: bool = True) -> Any:
-    """The artifact's architecture in bf16 on the device with the weights `rest`. The linear `layers` have no weight: the caller
-    puts packed ones in their place. Without `bias` they have none either: the caller's layers bring their own.
+def without(folder: Path, layers: Collection[str], rest: State, *, device: str, bias: bool = True) -> PreTrainedModel:
+    """The architecture of the artifact in `folder`, in bf16 on the device, with the weights `rest`. The linear `layers` have no
+    weight: the caller puts packed ones in their place. Without `bias` they have none either: the caller's layers bring their own.
 
-    They have none from the first moment on. transformers gives a weight that it does not find its full size, on the device, and
-    random values: a model that fits packed would have to fit unpacked first, and filling it takes longer than reading it.
+    These layers are built without weights. transformers would allocate each weight that it does not find, in full and on the
+    device, and fill it with random numbers: a model that fits packed would have to fit unpacked first, and filling it takes
+    longer than reading it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(request.artifact_dir), trust_remote_code=False)
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config))
 
-    def build(model: Any, *arguments: Any, **named: Any) -> None:
+    def build(model: PreTrainedModel, *arguments: object, **named: object) -> None:
         kind.__init__(model, *arguments, **named)
         for name in layers:
             layer = model.get_submodule(name)
-            layer.weight = None
-            layer.bias = layer.bias if bias else None
-            layer._is_hf_initialized = True  # how transformers marks a module that it need not fill
+            layer.register_parameter("weight", None)
+            if not bias:
+                layer.register_parameter("bias", None)
+            vars(layer)["_is_hf_initialized"] = True  # how transformers marks a module that it need not fill
 
-    hollow: Any = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
-    model, report = hollow.from_pretrained(
-        None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": request.device}, output_loading_info=True
+    hollow: type[PreTrainedModel] = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    loaded = hollow.from_pretrained(
+        None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": device}, output_loading_info=True
     )
-    complete(report, str(request.artifact_dir))
+    model = _whole(loaded, str(folder))
     model.__class__ = kind
-    return model.eval()
+    return model
 
 
-def complete(report: Json, what: str) -> None:
-    """BadInput unless every weight of the model was found: a weight left at its random start answers garbage."""
-    missing = sorted(report.get("missing_keys", ()))
+def _whole(loaded: object, what: str) -> PreTrainedModel:
+    """The model in eval mode of what `from_pretrained` returns with its loading info, once that is `complete`."""
+    model, report = cast("tuple[PreTrainedModel, Mapping[str, Collection[object]]]", loaded)  # their types know the model only
+    complete(report, what)
+    model.eval()
+    return model
+
+
+def complete(report: Mapping[str, Collection[object]], what: str) -> None:
+    """BadInput unless transformers' `report` says that the checkpoint has every weight of the model: a weight left at its random
+    start answers garbage."""
+    missing = sorted(map(str, report.get("missing_keys", ())))
     wrong = sorted(map(str, report.get("mismatched_keys", ())))
     if missing or wrong:
         raise BadInput(f"{what}: the checkpoint does not fit its config: {(missing or wrong)[:3]} of {len(missing) + len(wrong)}")
 
 
-def reference_dtype(parameters: int) -> Any:
+def unpacked_dtype(parameters: int) -> torch.dtype:
     """float32, or bf16 for a model of more than two billion parameters: its float32 would not fit where the model does."""
     import torch
 
     return torch.float32 if parameters < 2_000_000_000 else torch.bfloat16
 
 
-def decoder_linears(model: Any) -> list[str]:
-    """Names of the linear layers of the decoder blocks: what weight-only methods quantize (head and embeddings stay)."""
+def decoder_linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    """The linear layers of the decoder blocks by name: what weight-only methods quantize (head and embeddings stay)."""
     import torch
 
     head = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
 
 
-def own_state(model: Any) -> dict[str, Any]:
+def own_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's persistent tensors, each stored once: a head tied to the embeddings is left out."""
-    state: dict[str, Any] = {}
+    state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if tensor.numel() and tensor.data_ptr() in seen:

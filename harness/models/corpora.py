@@ -13,12 +13,16 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from harness import reference
 from harness.errors import BadInput, UnknownName, Unsupported
 from harness.files import draft_file, write_atomically
-from harness.spec import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 Use = Literal["measure", "calibrate"]
 
@@ -53,7 +57,7 @@ def known() -> list[str]:
     return ["reference", *sorted(HUB)]
 
 
-def corpus(entry: str | Mapping[str, Json], base: Path, use: Use, where: str = "") -> Corpus:
+def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str = "") -> Corpus:
     """A suite's entry as a `Corpus`. UnknownName for a name that is not known, BadInput for a path that does not exist."""
     if isinstance(entry, Mapping) and entry.get("path") is not None:
         path = (base / Path(str(entry["path"])).expanduser()).resolve()
@@ -138,7 +142,7 @@ def _decoded(path: Path) -> str:
         raise BadInput(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
 
 
-def _joined(path: Path, documents: Iterable[tuple[str, Json]]) -> Text:
+def _joined(path: Path, documents: Iterable[tuple[str, object]]) -> Text:
     """Documents, each with its place in the file, as one text; null ones are skipped and counted."""
     kept: list[str] = []
     skipped = 0
@@ -156,7 +160,7 @@ def _joined(path: Path, documents: Iterable[tuple[str, Json]]) -> Text:
     return Text(text="\n\n".join(kept), documents=len(kept), skipped=skipped)
 
 
-def _of_lines(path: Path) -> Iterator[tuple[str, Json]]:
+def _of_lines(path: Path) -> Iterator[tuple[str, object]]:
     """JSON Lines: a value ends at a newline and nowhere else (U+2028 and U+0085 may stand in a string as they are)."""
     for number, line in enumerate(_decoded(path).split("\n"), 1):
         if not line.strip():
@@ -170,7 +174,7 @@ def _of_lines(path: Path) -> Iterator[tuple[str, Json]]:
         yield f"line {number}", entry["text"]
 
 
-def _of_parquet(path: Path) -> Iterator[tuple[str, Json]]:
+def _of_parquet(path: Path) -> Iterator[tuple[str, object]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -198,7 +202,7 @@ def digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of all that decides how a transformers tokenizer encodes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else _written_in_python(tokenizer)
@@ -207,7 +211,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256((rules + special).encode()).hexdigest()
 
 
-def _written_in_python(tokenizer: Any) -> str:
+def _written_in_python(tokenizer: PreTrainedTokenizerBase) -> str:
     """The rules of a tokenizer whose code is Python: its vocabulary, its arguments, and the contents of the files they name."""
     given = {name: value for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
     files = {name: value for name, value in given.items() if isinstance(value, str) and Path(value).is_file()}
@@ -215,24 +219,24 @@ def _written_in_python(tokenizer: Any) -> str:
     return json.dumps([sorted(tokenizer.get_vocab().items()), {**given, **contents}], sort_keys=True, default=str)
 
 
-def token_ids(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, cache: Path) -> Sequence[int]:
     """The token ids of a text, from `cache` where some cell has encoded it before: the same for all cells of a model."""
     import numpy as np
 
-    def encode() -> Any:
+    def encode() -> NDArray[np.int64]:
         return np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
 
     return cast(Sequence[int], _kept(cache / f"{_encoding(tokenizer, text)}.npy", encode))
 
 
-def token_bytes(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
+def token_bytes(tokenizer: PreTrainedTokenizerBase, text: str, cache: Path) -> Sequence[int]:
     """Bytes of the text (UTF-8) that each of its `token_ids` stands for: in all, every byte of the text, each once. See
     `bytes_of_spans`. Kept in `cache`, like the ids.
 
     Unsupported for a tokenizer that does not say which part of a text a token stands for.
     """
 
-    def encode() -> Any:
+    def encode() -> NDArray[np.int64]:
         if not getattr(tokenizer, "is_fast", False):
             raise Unsupported("this tokenizer does not say which part of the text a token stands for")
         return bytes_of_spans(text, tokenizer(text, verbose=False, return_offsets_mapping=True)["offset_mapping"])
@@ -240,7 +244,7 @@ def token_bytes(tokenizer: Any, text: str, cache: Path) -> Sequence[int]:
     return cast(Sequence[int], _kept(cache / f"{_encoding(tokenizer, text)}.bytes.npy", encode))
 
 
-def bytes_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> Any:
+def bytes_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Bytes of `text` (UTF-8) by token (numpy int64), from the span of characters [start, end) that each token stands for.
 
     A token counts what lies between the furthest end before it and its own end: text that no token names (a space that is
@@ -276,17 +280,18 @@ def bytes_of_spans(text: str, spans: Sequence[tuple[int, int]]) -> Any:
     return counts
 
 
-def _encoding(tokenizer: Any, text: str) -> str:
+def _encoding(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """A name for what a tokenizer makes of a text."""
     return hashlib.sha256(f"{tokenizer_digest(tokenizer)} {tokenizer.bos_token_id}\n{text}".encode()).hexdigest()
 
 
-def _kept(path: Path, encode: Callable[[], Any]) -> Any:
+def _kept(path: Path, encode: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
     """The array in the file `path`, made by `encode` and written there if it is not there or cut off."""
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
+        array: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        return array
     except (OSError, ValueError):
         array = encode()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
 A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
-a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers (8 bytes of length, then JSON),
+a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers,
 never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
 
@@ -18,13 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import reference
-from harness.artifact import Layer, Shape
+from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.files import write_atomically
-from harness.formats import gguf_reader
-from harness.formats import safetensors_file as headers
+from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
+from harness.formats.config_json import ModelConfig
+from harness.formats.safetensors_file import INDEX, MODEL, brief
 from harness.models import random_weights
-from harness.spec import Json, Model, digest
+from harness.spec import Model, digest
 
 SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
 """Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
@@ -42,7 +43,7 @@ _BOOKKEEPING = {"artifact.json", "verified.json", "reload_check.json"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def model(entry: str | Mapping[str, Json], base: Path) -> Model:
+def model(entry: str | Mapping[str, object], base: Path) -> Model:
     """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
 
     A plain string is ``reference``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
@@ -71,7 +72,7 @@ def model(entry: str | Mapping[str, Json], base: Path) -> Model:
     )
 
 
-def _shaped(wish: str, name: Json, base: Path) -> Model:
+def _shaped(wish: str, name: object, base: Path) -> Model:
     path = random_weights.KNOWN / f"{wish}.json" if wish in random_weights.known() else (base / Path(wish).expanduser()).resolve()
     if not path.exists():
         raise UnknownName("shape", wish, [*random_weights.known(), "a path to a config.json"])
@@ -107,6 +108,68 @@ def check_folder(folder: Path, name: str) -> None:
             f"model {name!r}: {folder} holds {why}; save it as safetensors first: "
             'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
         )
+    why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
+    if why_not:
+        raise BadInput(f"model {name!r}: {folder}: {why_not}")
+    if not any(path.name.startswith(_TOKENIZERS) or path.suffix == ".tiktoken" for path in settings(folder)):
+        raise BadInput(
+            f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
+            'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
+        )
+
+
+_TOKENIZERS = ("tokenizer", "spiece.", "sentencepiece", "vocab", "tekken.")
+
+
+def _several_checkpoints(folder: Path) -> str | None:
+    """Why a folder holds more than one checkpoint, of which each library would read its own; None where it holds one.
+
+    Files beside those that transformers reads are no second checkpoint (consolidated.safetensors of Mistral's, a LoRA's): nothing
+    is handed to a method but what `source.make` links to.
+    """
+    index, single = folder / INDEX, folder / MODEL
+    files = safetensors_file.weight_files(folder)
+    if index.is_file():
+        if single.is_file() and single not in files:
+            return (
+                f"beside {single.name} lies an index of other files ({brief(p.name for p in files)}), and libraries "
+                "differ in which they read; take the one that is left over out of the folder"
+            )
+        return None
+    if not single.is_file() and quantization_config.quantization(config_json.read(folder)) is None:
+        return (
+            f"transformers reads model.safetensors, or the files that model.safetensors.index.json names, and here are only "
+            f"{brief(p.name for p in files)}; rename the file, or add the index"
+        )
+    return None
+
+
+def _unlike_its_index(folder: Path) -> str | None:
+    """Why the files of a folder are not what their index says, tensor by tensor; None where they are, or where there is none."""
+    files: dict[str, list[str]] = {}
+    for path in safetensors_file.weight_files(folder):
+        for tensor in safetensors_file.header(path):
+            files.setdefault(tensor.name, []).append(path.name)
+    twice = sorted(name for name, places in files.items() if len(places) > 1)
+    if twice:
+        return (
+            f"{brief(twice)}: in more than one file ({', '.join(files[twice[0]])}), and libraries differ in which they "
+            "read; save the model again"
+        )
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    named = {str(n): Path(str(f)).name for n, f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+    lost = sorted(name for name, file in named.items() if files.get(name) != [file])
+    if lost:
+        return f"{brief(lost)}: not in the file that {index.name} names; fetch or save the model again"
+    more = sorted(files.keys() - named.keys())
+    if more:
+        return (
+            f"{brief(more)}: in a file of {index.name} that does not name it, and libraries differ in reading it; "
+            "save the model again"
+        )
+    return None
 
 
 def locate(source: Model) -> Path | None:
@@ -117,10 +180,10 @@ def locate(source: Model) -> Path | None:
         return Path(source.path)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
-    if not isinstance(found, str):
+    config = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
+    if not isinstance(config, str):
         return None
-    folder = Path(found).parent
+    folder = Path(config).parent
     return folder if any(folder.glob("*.safetensors")) else None
 
 
@@ -159,7 +222,7 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
     if spec is None or spec.origin is None:
         return []
     known = Path(spec.origin).parent / "models"
-    found: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for source in sources:
         place = Path(str(source.path)) if source.random else locate(source)  # a shape's config, or a checkpoint's folder
         if place is None:
@@ -169,11 +232,11 @@ def modeling_modules(sources: Iterable[Model]) -> list[str]:
         except BadInput:
             continue
         if re.fullmatch(r"[a-z0-9_]+", kind) and (known / kind / f"modeling_{kind}.py").is_file():
-            found[f"transformers.models.{kind}.modeling_{kind}"] = None
-    return list(found)
+            modules[f"transformers.models.{kind}.modeling_{kind}"] = None
+    return list(modules)
 
 
-def shape(source: Model) -> Shape | None:
+def shape(source: Model) -> ModelShape | None:
     """Shape of a model from its headers; None when it is on a hub that cannot be reached from here."""
     folder = locate(source)
     if folder is not None:
@@ -184,7 +247,7 @@ def shape(source: Model) -> Shape | None:
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
     try:
-        config = json.loads(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).read_text())
+        config = config_json.read(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent)
         metadata = get_safetensors_metadata(source.repo, revision=source.revision)
     except Exception:  # any refusal of the network means the same here: not known yet
         return None
@@ -194,15 +257,11 @@ def shape(source: Model) -> Shape | None:
     return _shape(config, tensors)
 
 
-def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> Shape:
+def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
     if is_gguf(folder):
         return gguf_reader.shape_of(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / 'config.json'}: cannot be read ({error})") from None
-    return _shape(config, tensors(folder) if stored is None else stored)
+    return _shape(config_json.read(folder), tensors(folder) if stored is None else stored)
 
 
 def stored_bytes(source: Model) -> int | None:
@@ -212,16 +271,12 @@ def stored_bytes(source: Model) -> int | None:
         return None
     if is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
-    return sum(tensor.bits for path in headers.weight_files(folder) for tensor in headers.header(path)) // 8
+    return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Every stored tensor: name -> (safetensors dtype such as "BF16", shape), from the headers alone."""
-    found: dict[str, tuple[str, list[int]]] = {}
-    for path in headers.weight_files(folder):
-        for tensor in headers.header(path):
-            found[tensor.name] = (tensor.dtype, list(tensor.shape))
-    return found
+    return {name: (entry.dtype, list(entry.shape)) for name, entry in safetensors_file.checkpoint(folder).items()}
 
 
 YOUNG_SECONDS = 2.0
@@ -238,7 +293,7 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    for path in [folder] if is_gguf(folder) else sorted([*headers.weight_files(folder), *settings(folder)]):
+    for path in [folder] if is_gguf(folder) else sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
         stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
@@ -290,21 +345,21 @@ _BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
 
 
-def _shape(config: Json, stored: Mapping[str, tuple[str, list[int]]]) -> Shape:
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+def _shape(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
+    text = config_json.text_part(config)
     linears = tuple(
-        Layer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
+        LinearLayer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
         for name, (_, sizes) in sorted(stored.items())
         if len(sizes) == 2 and name.endswith(".weight") and _BLOCK.search(name) and not _NOT_LINEAR.search(name)
     )
     dtypes = [dtype for dtype, _ in stored.values()]
-    return Shape(
-        architecture=str((config.get("architectures") or ["?"])[0]),
+    return ModelShape(
+        architecture=config_json.architecture(config),
         parameters=sum(math.prod(sizes) for _, sizes in stored.values()),
         linears=linears,
-        hidden=int(text.get("hidden_size") or text.get("n_embd") or 0),
-        layers=int(text.get("num_hidden_layers") or text.get("n_layer") or 0),
-        vocab=int(text.get("vocab_size") or 0),
+        hidden=config_json.integer(text, "hidden_size", "n_embd"),
+        layers=config_json.integer(text, "num_hidden_layers", "n_layer"),
+        vocab=config_json.integer(text, "vocab_size"),
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else "?",
         config=config,

@@ -1,9 +1,9 @@
 """Speed without weights: a checkpoint of random weights in the shape that a config describes.
 
 Memory and latency of a model depend on its shape and its kernels, not on what it knows, so they can be measured at real
-sizes where the real weights cannot be had. Run as a child process
-(`python -m harness.models.random_weights CONFIG FOLDER SEED`), because it
-needs torch. The weights are drawn tensor by tensor into shards, so that a 70B shape needs no more memory than one shard.
+sizes where the real weights cannot be had. Run as a child process (`python -m harness.models.random_weights CONFIG FOLDER SEED`),
+because it needs torch. The weights are drawn tensor by tensor into shards, so that a 70B shape needs no more memory than one
+shard.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness import reference
 from harness.errors import BadInput
 from harness.files import draft_folder
-from harness.spec import Json, digest
+from harness.formats import quantization_config, safetensors_file
+from harness.spec import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 KNOWN = Path(__file__).parents[1] / "shapes"
 SHARD_BYTES = 2 * 10**9
@@ -31,11 +36,11 @@ def known() -> list[str]:
     return sorted(p.stem for p in KNOWN.glob("*.json"))
 
 
-def config_of(path: Path) -> Json:
+def config_of(path: Path) -> dict[str, object]:
     """The config of a shape: a JSON file, or a folder with a config.json."""
     file = path / "config.json" if path.is_dir() else path
     try:
-        config: Json = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"shape {file}: cannot be read as a model's config.json ({error})") from None
     if not isinstance(config, dict) or "model_type" not in config:
@@ -61,16 +66,17 @@ def fill(path: Path, out: Path, seed: int) -> None:
     """Writes random bf16 weights of the config's shape into `out`, with the reference model's tokenizer; config.json last."""
     import torch
     import transformers
-    from safetensors.torch import save_file
 
     shaped = config_of(path)
-    settings = {k: v for k, v in shaped.items() if k not in {"architectures", "model_type", "quantization_config"}}
-    config = transformers.AutoConfig.for_model(shaped["model_type"], **settings)
+    settings = {k: v for k, v in shaped.items() if k not in {"architectures", "model_type", quantization_config.KEY}}
+    config = transformers.AutoConfig.for_model(str(shaped["model_type"]), **settings)
     with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, trust_remote_code=False
+        )
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     draw = torch.Generator().manual_seed(seed)
-    shards: list[dict[str, Any]] = [{}]
+    shards: list[dict[str, Tensor]] = [{}]
     size, index = 0, {}
     for name, parameter in model.named_parameters():
         if name in tied:
@@ -81,18 +87,18 @@ def fill(path: Path, out: Path, seed: int) -> None:
             tensor = torch.empty(parameter.shape).normal_(0, DEVIATION, generator=draw)
         tensor = tensor.to(torch.bfloat16)
         if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-            save_file(shards[-1], out / _shard(len(shards)), metadata={"format": "pt"})
+            safetensors_file.save(shards[-1], out / _shard(len(shards)))
             shards[-1] = {}
             shards.append({})
             size = 0
         shards[-1][name] = tensor
         size += tensor.nbytes
         index[name] = _shard(len(shards))
-    save_file(shards[-1], out / _shard(len(shards)), metadata={"format": "pt"})
+    safetensors_file.save(shards[-1], out / _shard(len(shards)))
     if len(shards) == 1:
-        (out / _shard(1)).rename(out / "model.safetensors")
+        (out / _shard(1)).rename(out / safetensors_file.MODEL)
     else:
-        (out / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        (out / safetensors_file.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(reference.MODEL_DIR / name, out / name)
     written = {**config.to_dict(), "architectures": [type(model).__name__], "dtype": "bfloat16"}

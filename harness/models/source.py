@@ -13,18 +13,25 @@ without code of the checkpoint. What belongs to no loaded layer is left out, and
 from __future__ import annotations
 
 import json
+import logging
 import re
-import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from harness.errors import BadInput
 from harness.files import draft_folder
-from harness.formats import safetensors_file
+from harness.formats import config_json, safetensors_file
+from harness.formats.safetensors_file import INDEX, MODEL, HeaderEntry, brief
 from harness.models import find
-from harness.spec import Json, digest
+from harness.spec import digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 VERSION = 1
 """Raised when the same folder gives another view."""
@@ -53,7 +60,7 @@ def place(weights: str, transformers_version: str, cache: Path) -> Path:
 def known(folder: Path) -> Source | None:
     """The view in `folder`; None where there is none, or where what it links to is gone."""
     try:
-        facts: Json = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         source = Source(
             folder=folder, parameters=int(facts["parameters"]), unread=tuple(facts["unread"]), rows=int(facts["rows"])
         )
@@ -64,7 +71,7 @@ def known(folder: Path) -> Source | None:
 
 def make(model_dir: Path, folder: Path) -> Source:
     """Writes the view of the checkpoint in `model_dir` into `folder`, which appears at once and complete. Needs torch."""
-    stored = {tensor.name: tensor for tensor in safetensors_file.stored(model_dir)}
+    stored = safetensors_file.checkpoint(model_dir)
     model, unread = _loaded(model_dir, stored)
     copies, untied = _tied(model, stored)
     with draft_folder(folder) as draft:
@@ -72,7 +79,7 @@ def make(model_dir: Path, folder: Path) -> Source:
         facts = {
             "parameters": _parameters(model, untied),
             "unread": sorted({*unread, *copies}),
-            "rows": int(model.get_input_embeddings().weight.shape[0]),
+            "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     found = known(folder)
@@ -80,7 +87,7 @@ def make(model_dir: Path, folder: Path) -> Source:
     return found
 
 
-def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> tuple[Any, set[str]]:
+def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrainedModel, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
     import torch
     import transformers
@@ -92,20 +99,22 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> t
     }  # fmt: skip
     strange = sorted(t.name for t in stored.values() if t.dtype not in dtypes)
     if strange:
-        raise BadInput(f"{model_dir}: {safetensors_file.common(strange)}: a number format that no model is loaded from")
+        raise BadInput(f"{model_dir}: {brief(strange)}: a number format that no model is loaded from")
     state = {t.name: torch.empty(t.shape, dtype=dtypes[t.dtype], device="meta") for t in stored.values()}
     kind, config = _class_of(model_dir)
     unexpected: set[str] = set()
 
-    def adjust(model: Any, info: Any) -> None:
+    def adjust(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
         unexpected.update(info.unexpected_keys)  # before those that the class ignores are taken out
         kind._adjust_missing_and_unexpected_keys(model, info)
 
-    watched: Any = type(kind.__name__, (kind,), {"_adjust_missing_and_unexpected_keys": adjust, "__module__": kind.__module__})
+    watched: type[PreTrainedModel] = type(
+        kind.__name__, (kind,), {"_adjust_missing_and_unexpected_keys": adjust, "__module__": kind.__module__}
+    )
     before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)  # all that it would say is said here
+    transformers.logging.set_verbosity(logging.CRITICAL)  # all that it would say is said here
     try:
-        model, report = watched.from_pretrained(
+        loaded: object = watched.from_pretrained(
             None,
             config=config,
             state_dict=state,
@@ -116,26 +125,28 @@ def _loaded(model_dir: Path, stored: Mapping[str, safetensors_file.Stored]) -> t
         )
     finally:
         transformers.logging.set_verbosity(before)
+    model, report = cast("tuple[PreTrainedModel, Mapping[str, Collection[object]]]", loaded)
     _complete(model_dir, report)
-    ignored = {_as_stored(name, stored) for name in unexpected - set(report["unexpected_keys"])}
-    others = {_as_stored(name, stored) for name in report["unexpected_keys"]}
+    left = set(map(str, report["unexpected_keys"]))
+    ignored = {_as_stored(name, stored) for name in unexpected - left}
+    others = {_as_stored(name, stored) for name in left}
     lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
     if lost:
         raise BadInput(
-            f"{model_dir}: {safetensors_file.common(lost)}: stored with layers that are loaded, but nothing reads "
+            f"{model_dir}: {brief(lost)}: stored with layers that are loaded, but nothing reads "
             f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
             "they belong to in config.json, or save the model again"
         )
     return model, {*ignored, *others}
 
 
-def _class_of(model_dir: Path) -> tuple[Any, Any]:
+def _class_of(model_dir: Path) -> tuple[type[PreTrainedModel], PretrainedConfig]:
     """transformers' class for the causal LM in a folder, and its configuration. BadInput where it has none."""
     import torch
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw: Json = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    raw = config_json.read(model_dir)
     own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
     try:
         config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
@@ -150,18 +161,16 @@ def _class_of(model_dir: Path) -> tuple[Any, Any]:
         ) from None
 
 
-def _complete(model_dir: Path, report: Json) -> None:
-    missing = sorted(report["missing_keys"])
+def _complete(model_dir: Path, report: Mapping[str, Collection[object]]) -> None:
+    missing = sorted(map(str, report["missing_keys"]))
     if missing:
         raise BadInput(
-            f"{model_dir}: the weights of {safetensors_file.common(missing)} are missing, and a default in their place would be "
+            f"{model_dir}: the weights of {brief(missing)} are missing, and a default in their place would be "
             "another model; fetch or save the model again, or correct config.json"
         )
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
-        raise BadInput(
-            f"{model_dir}: {safetensors_file.common(wrong)}: stored in another shape than config.json says; correct it"
-        )
+        raise BadInput(f"{model_dir}: {brief(wrong)}: stored in another shape than config.json says; correct it")
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:
@@ -171,31 +180,32 @@ def _as_stored(name: str, stored: Collection[str]) -> str:
     return next((other for other in stored if other.endswith(f".{name}") or name.endswith(f".{other}")), name)
 
 
-def _apart(name: str, model: Any) -> bool:
+def _apart(name: str, model: PreTrainedModel) -> bool:
     """Whether a tensor belongs to a part that this model does not have at all: another head or tower, a layer beyond the last."""
     import torch
 
     parts = name.split(".")
     inner = getattr(model, model.base_model_prefix, model)
-    module, starts = model, {id(model), id(inner)}
+    module: torch.nn.Module = model
+    starts = {id(model), id(inner)}
     for part in parts[:-1]:
         following = getattr(module, part, None) if not part.isdigit() else dict(module.named_children()).get(part)
         if not isinstance(following, torch.nn.Module):
             return id(module) in starts or isinstance(module, torch.nn.ModuleList)
         module = following
-    return False
+    return len(parts) == 1
 
 
 _DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|attn_mask|causal_mask)$")
 
 
-def _derived(tensor: safetensors_file.Stored) -> bool:
+def _derived(tensor: HeaderEntry) -> bool:
     """Whether a tensor is one that models compute: rotary frequencies, positions, a causal mask [1, 1, n, n]."""
     mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
     return bool(_DERIVED.search(tensor.name)) or (mask and tensor.name.endswith(".bias"))
 
 
-def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[set[str], bool]:
+def _tied(model: PreTrainedModel, stored: Mapping[str, HeaderEntry]) -> tuple[set[str], bool]:
     """Of weights that the config ties and the file stores twice: the copies that are equal, and whether some are not, which
     transformers then does not tie."""
     import torch
@@ -206,7 +216,7 @@ def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[se
         pair = [_as_stored(name, stored) for name in (target, source)]
         if pair[0] == pair[1] or not all(name in stored for name in pair):
             continue
-        one, other = (_tensor(stored[name]) for name in pair)
+        one, other = (safetensors_file.tensor(stored[name]) for name in pair)
         if one.shape == other.shape and torch.equal(one.float(), other.float()):
             copies.add(pair[0])
         else:
@@ -214,14 +224,7 @@ def _tied(model: Any, stored: Mapping[str, safetensors_file.Stored]) -> tuple[se
     return copies, untied
 
 
-def _tensor(tensor: safetensors_file.Stored) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(str(tensor.file), framework="pt", device="cpu") as file:
-        return file.get_tensor(tensor.name)
-
-
-def _parameters(model: Any, untied: bool) -> int:
+def _parameters(model: PreTrainedModel, untied: bool) -> int:
     ties = {} if untied else dict(getattr(model, "all_tied_weights_keys", {}))
     counts = {id(p): p.numel() for n, p in model.named_parameters(remove_duplicate=False) if n not in ties}
     return sum(counts.values())
@@ -232,7 +235,7 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
     for path in find.settings(model_dir):
         target = out / path.relative_to(model_dir)
         target.parent.mkdir(exist_ok=True)
-        if not path.name.endswith(".safetensors.index.json") and path.name not in ("config.json", FACTS):
+        if not path.name.endswith(INDEX) and path.name not in ("config.json", FACTS):
             target.symlink_to(path.resolve())
     config = model_dir / "config.json"
     if untied:
@@ -248,40 +251,17 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
         if len(kept) == len(tensors):
             (out / path.name).symlink_to(path.resolve())
         elif kept:
-            _copy(path, out / path.name, kept)
+            tensors_in_order = [(tensor.name, tensor.dtype, tensor.shape) for tensor in kept]
+            safetensors_file.write(out / path.name, tensors_in_order, map(safetensors_file.tensor, kept))
         index.update({tensor.name: path.name for tensor in kept})
-    if set(index.values()) != {"model.safetensors"}:
+    if set(index.values()) != {MODEL}:
         text = json.dumps({"metadata": {}, "weight_map": index})
-        (out / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        (out / INDEX).write_text(text, encoding="utf-8")
 
 
-def _said_to_be_untied(config: Json) -> Json:
+def _said_to_be_untied(config: object) -> object:
     if isinstance(config, dict):
         return {k: False if k == "tie_word_embeddings" else _said_to_be_untied(v) for k, v in config.items()} | (
             {"tie_word_embeddings": False} if "model_type" in config else {}
         )
     return config
-
-
-def _copy(source: Path, target: Path, kept: Iterable[safetensors_file.Stored]) -> None:
-    """A safetensors file with some of another's tensors, bytes as they are."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    tensors = list(kept)
-    for tensor in tensors:
-        size = tensor.bits // 8
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with source.open("rb") as data, target.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors:
-            data.seek(tensor.offset)
-            left = tensor.bits // 8
-            while left:
-                part = data.read(min(left, 1 << 24))
-                if not part:
-                    raise BadInput(f"{source}: ends within {tensor.name}; fetch the model again")
-                out.write(part)
-                left -= len(part)

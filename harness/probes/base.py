@@ -7,6 +7,7 @@ one question in a child process. Its top level imports the standard library and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -58,7 +59,7 @@ class Session(Protocol):
     def blob(self, name: str, data: bytes, extension: str) -> str:
         """Keeps raw samples beside the answer; returns the name to put into `Measurement.blob`."""
 
-    def phase(self, name: str) -> Any:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Context manager: everything inside is that phase (peaks reset on entry, counted by the kernel on exit)."""
 
     def phases(self) -> tuple[Phase, ...]: ...

@@ -1,15 +1,12 @@
 """Divergence of a cell from the baseline: how far its next-token distributions are from the unquantized model's.
 
 At every scored position of a corpus' windows, over the full vocabulary, in nats, from float32 log-softmax of both: KL(baseline ||
-cell), same-top (equal
-argmax), delta-p (probability of the true token, cell minus baseline), and ln(PPL / PPL of the baseline) with its paired interval.
-The baseline's
-answers are stored once as final hidden states (see `engines/baseline.py`); compared with itself, a model has a divergence of
-exactly 0.
+cell), same-top (equal argmax), delta-p (probability of the true token, cell minus baseline), and ln(PPL / PPL of the baseline)
+with its paired interval. The baseline's answers are stored once as final hidden states (see `engines/reference_store.py`);
+compared with itself, a model has a divergence of exactly 0.
 
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
-indistinguishable
-from the baseline.
+indistinguishable from the baseline.
 
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-25): the same sum in a form that no rounding takes below zero; values move by about 1e-7 nats.
@@ -19,13 +16,24 @@ Version 3 (2026-11-28): a mean that lacks tokens at which the baseline answers i
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.probes.base import Probe, Session, Wishes
 from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question
+from harness.spec import Answer, Measurement, Metric, Places, Question
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.stats import Interval
+
+Floats: TypeAlias = "NDArray[np.floating]"
+"""One number per scored token: [windows, tokens]."""
 
 QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999))
 DELTA_QUANTILES = (("p01", 0.01), ("p05", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95), ("p99", 0.99))
@@ -177,7 +185,7 @@ def measure(session: Session, question: Question) -> Answer:
     bad = int(finite.size - finite.sum())
     if bad == finite.size:
         raise Nonfinite(f"{session.cell.name}: no token of {question.subject!r} has a finite divergence; the artifact is broken")
-    facts: dict[str, Json] = {"windows": int(kl.shape[0]), "window": int(kl.shape[1]) + 1, "tokens": int(kl.size)}
+    facts: dict[str, object] = {"windows": int(kl.shape[0]), "window": int(kl.shape[1]) + 1, "tokens": int(kl.size)}
     if bad:
         facts["marked"] = "nonfinite"
         facts["nonfinite_tokens"] = bad
@@ -211,18 +219,18 @@ PROBE = Probe(
 )
 
 
-def _kl(kl: Any, base_top: Any, blobs: dict[str, str], suffix: str, facts: dict[str, Json]) -> list[Measurement]:
+def _kl(kl: Floats, base_top: Floats, blobs: Mapping[str, str], suffix: str, facts: dict[str, object]) -> list[Measurement]:
     """Mean, percentiles, maximum, and means by bucket of the baseline's confidence of KL [windows, tokens]."""
     import numpy as np
 
     from harness import stats
 
-    found = [_interval("kl_mean", stats.block_bootstrap_mean(kl), suffix, blobs["kl"])]
-    found += [_interval(f"kl_{name}", stats.quantile_interval(kl, level), suffix, None) for name, level in QUANTILES]
+    rows = [_interval("kl_mean", stats.block_bootstrap_mean(kl), suffix, blobs["kl"])]
+    rows += [_interval(f"kl_{name}", stats.quantile_interval(kl, level), suffix, None) for name, level in QUANTILES]
     finite = kl[np.isfinite(kl)]
     most = stats.Interval(value=float(finite.max()), low=None, high=None, n=int(finite.size))
-    found.append(_interval("kl_max", most, suffix, None))
-    counts: dict[str, Json] = {}
+    rows.append(_interval("kl_max", most, suffix, None))
+    counts: dict[str, int] = {}
     for low, high in BUCKETS:
         inside = (base_top >= low) & ((base_top < high) if high < 1.0 else (base_top <= 1.0))
         inside &= np.isfinite(kl)
@@ -231,22 +239,20 @@ def _kl(kl: Any, base_top: Any, blobs: dict[str, str], suffix: str, facts: dict[
         if not inside.any():
             continue
         by_window = np.where(inside, kl, 0.0).astype(np.float64).sum(axis=1)
-        found.append(
+        rows.append(
             _interval(name, stats.ratio_of_sums(by_window, inside.sum(axis=1), n=counts[name]), suffix, blobs["base_top"])
         )
     facts["tokens_by_confidence"] = counts
-    return found
+    return rows
 
 
-def _agreement(top: Any, delta: Any, blobs: dict[str, str], suffix: str) -> list[Measurement]:
+def _agreement(top: Floats, delta: Floats, blobs: Mapping[str, str], suffix: str) -> list[Measurement]:
     """same-top and delta-p of [windows, tokens], NaN where the cell's answer is not finite."""
-    import math
-
     import numpy as np
 
     from harness import stats
 
-    found = [
+    rows = [
         _interval("same_top", stats.share_interval(top), suffix, blobs["same_top"]),
         _interval("delta_p_mean", stats.block_bootstrap_mean(delta), suffix, blobs["delta_p"]),
         _interval(
@@ -256,19 +262,17 @@ def _agreement(top: Any, delta: Any, blobs: dict[str, str], suffix: str) -> list
             None,
         ),
     ]
-    found += [
-        _interval(f"delta_p_{name}", stats.quantile_interval(delta, level), suffix, None) for name, level in DELTA_QUANTILES
-    ]
-    return found
+    rows += [_interval(f"delta_p_{name}", stats.quantile_interval(delta, level), suffix, None) for name, level in DELTA_QUANTILES]
+    return rows
 
 
-def _ratio(nll: Any, base_nll: Any, suffix: str) -> list[Measurement]:
+def _ratio(nll: Floats, base_nll: Floats, suffix: str) -> list[Measurement]:
     from harness import stats
 
     return [_interval("ln_ppl_ratio", stats.ln_ppl_ratio(nll, base_nll), suffix, None)]
 
 
-def _floor(session: Session, question: Question, suffix: str, facts: dict[str, Json]) -> list[Measurement]:
+def _floor(session: Session, question: Question, suffix: str, facts: dict[str, object]) -> list[Measurement]:
     """The baseline against itself under another legitimate execution; nothing where the engine cannot execute otherwise."""
     import numpy as np
 
@@ -288,7 +292,7 @@ def _floor(session: Session, question: Question, suffix: str, facts: dict[str, J
     return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob("kl_floor", npy(kl), "npy"))]
 
 
-def _interval(name: str, interval: Any, suffix: str, blob: str | None) -> Measurement:
+def _interval(name: str, interval: Interval, suffix: str, blob: str | None) -> Measurement:
     """A measurement with the metric's own definition, limits held within what the metric can be (KL and RMS >= 0, a share <=
     1)."""
     least = 0.0 if name.startswith("kl_") or name in ("same_top", "delta_p_rms") else -float("inf")

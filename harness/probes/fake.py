@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from harness.methods import fake
 from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Json, Measurement, Metric, Question, digest
+from harness.probes.items import Item, baseline_items, side_car
+from harness.spec import Answer, Measurement, Metric, Question, digest
 
 METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted", axis="quality")
 
@@ -50,32 +52,32 @@ def measure(session: Session, question: Question) -> Answer:
     )
 
 
-def _items(session: Session, question: Question, options: Json) -> Answer:
+def _items(session: Session, question: Question, options: Mapping[str, float]) -> Answer:
     """All items for the baseline; for others until the verdict."""
 
-    def row(number: int) -> Json:
+    def item(number: int) -> Item:
         luck, flip = (int(digest([kind, number])[:12], 16) / 16**12 for kind in ("luck", "flip"))
         right = luck < RIGHT
         if right and flip < options["lost"] / RIGHT:
             right = False
         elif not right and flip < options["gained"] / (1 - RIGHT):
             right = True
-        return {"id": f"i{number}", "doc": number, "correct": float(right)}
+        return Item(id=f"i{number}", doc=number, correct=float(right))
 
-    def keep(rows: Sequence[Json]) -> str:
-        return session.blob("items", json.dumps({"metric": "scripted", "items": list(rows)}).encode(), "json")
+    def keep(items: Sequence[Item]) -> str:
+        return session.blob("items", side_car(items, metric="scripted"), "json")
 
     wish = sequential.settings(question)
     if wish is None:
-        rows = [row(number) for number in range(ITEMS)]
-        share = sum(r["correct"] for r in rows) / ITEMS
-        whole = Measurement(metric="accuracy", value=share, definition="scripted", unit="share", n=ITEMS, blob=keep(rows))
+        items = [item(number) for number in range(ITEMS)]
+        share = sum(one.correct or 0.0 for one in items) / ITEMS
+        whole = Measurement(metric="accuracy", value=share, definition="scripted", unit="share", n=ITEMS, blob=keep(items))
         return Answer(measurements=(whole,))
-    base = session.baseline_items(question)
+    base = baseline_items(session.baseline_items(question))
     scored = sequential.until_verdict(
-        wish, base["items"], lambda asked: [row(r["doc"]) for r in asked], definition=base["definition"], keep=keep
+        wish, base.items, lambda asked: [item(one.doc) for one in asked], definition=base.definition, keep=keep
     )
-    return Answer(measurements=scored.measurements, facts={sequential.KEY: scored.facts})
+    return Answer(measurements=scored.measurements, facts={sequential.KEY: asdict(scored.facts)})
 
 
 PROBE = Probe(

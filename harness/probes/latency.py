@@ -26,29 +26,31 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from harness.engines.base import Loaded, Timing
 from harness.errors import Unsupported
 from harness.measure import conditions, machine
+from harness.measure.conditions import Conditions
 from harness.probes.base import Probe, Session, Wishes
+from harness.probes.roofline import Roofline
 from harness.probes.roofline import floor as floor_of
 from harness.probes.rounds import (
     LEAST_ROUNDS,
     NARROW,
     NARROW_RATIO,
     Rounds,
-    _compared,
-    _settled,
-    _tpot_ratios,
-    _ttft_ratios,
+    compared,
     median,
     nearest_rank,
     quiet,
     run_rounds,
+    settled,
     tpot,
+    tpot_ratios,
+    ttft_ratios,
 )
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question
 
@@ -191,12 +193,16 @@ ROOFLINE = Metric(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class GenerationShape:
     """prompt and new tokens per row, rows."""
 
     prompt: int
     new: int
     batch: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Json]) -> GenerationShape:
+        return cls(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
 
     @property
     def name(self) -> str:
@@ -206,18 +212,14 @@ class Shape:
 def questions(wishes: Wishes) -> list[Question]:
     asked = []
     for entry in wishes.latency:
-        shape = Shape(prompt=int(entry["prompt"]), new=int(entry["new"]), batch=int(entry["batch"]))
-        options = {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch}
-        asked.append(
-            Question(probe="latency", subject=shape.name, options={**options, "budget_seconds": wishes.latency_budget_seconds})
-        )
+        shape = GenerationShape.of(entry)
+        options = {**asdict(shape), "budget_seconds": wishes.latency_budget_seconds}
+        asked.append(Question(probe="latency", subject=shape.name, options=options))
     return asked
 
 
 def measure(session: Session, question: Question) -> Answer:
-    options = question.options
-    shape = Shape(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
-    budget = float(options["budget_seconds"])
+    shape, budget = GenerationShape.of(question.options), float(question.options["budget_seconds"])
     cell = session.loaded
     engine = cell.facts()
     if engine.simulated:
@@ -232,26 +234,27 @@ def measure(session: Session, question: Question) -> Answer:
             seed=session.seed,
         )
     during = conditions.between(before, conditions.snapshot())
-    reachable = floor_of(session, engine)
-    found, withheld = _measurements(rounds, shape, reachable, during)
+    bound = floor_of(session, engine)
+    roofline = bound if isinstance(bound, Roofline) else None
+    measured, withheld = _measurements(rounds, shape, roofline, during)
     blob = session.blob("latency", _raw(shape, rounds), "json")
-    found = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in found]
-    facts: dict[str, Json] = {
-        "shape": {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch},
+    facts = {
+        "shape": asdict(shape),
         "rounds": len(rounds.cell),
         "discarded": rounds.discarded,
         "stopped": rounds.stopped,
         "measured_seconds": rounds.seconds,
         "baseline": {"beside": beside, **_summary(rounds.base, shape)},
-        "conditions": {**during, **_settings(session)},
-        "roofline": reachable,
+        "conditions": {**asdict(during), **_settings(session)},
+        "roofline": asdict(bound),
         "withheld": withheld,
         "notes": _notes(rounds, during),
     }
-    return Answer(measurements=tuple(found), facts=facts)
+    kept = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in measured]
+    return Answer(measurements=tuple(kept), facts=facts)
 
 
-def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
+def runner(loaded: Loaded, shape: GenerationShape) -> Callable[[int], Timing]:
     def run(seed: int) -> Timing:
         timing = loaded.time_generation(prompt_tokens=shape.prompt, new_tokens=shape.new, batch=shape.batch, seed=seed)
         if len(timing.step_seconds) != shape.new - 1:
@@ -272,18 +275,18 @@ def _baseline(session: Session) -> tuple[Loaded | None, str]:
 
 
 def _measurements(
-    rounds: Rounds, shape: Shape, floor: dict[str, Json], conditions: dict[str, Json]
+    rounds: Rounds, shape: GenerationShape, roofline: Roofline | None, during: Conditions
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements, and why any of them was withheld."""
     ttfts = [timing.ttft_seconds for timing in rounds.cell]
     tpots = [tpot(timing) for timing in rounds.cell]
     steps = [step for timing in rounds.cell for step in timing.step_seconds]
-    found: list[Measurement] = []
+    measured: list[Measurement] = []
     withheld: list[str] = []
 
     def bare(metric: Metric, value: float, low: float | None, high: float | None, n: int) -> None:
         definition = f"{metric.definition} [{shape.name}]"
-        found.append(
+        measured.append(
             Measurement(metric=metric.name, value=value, low=low, high=high, n=n, unit=metric.unit, definition=definition)
         )
 
@@ -304,32 +307,32 @@ def _measurements(
     rank(TTFT_P99, ttfts, 0.99)
     inverse(PREFILL, shape.batch * shape.prompt, first)
     if rounds.base:
-        add(TTFT_RATIO, median(_ttft_ratios(rounds.cell, rounds.base)))
+        add(TTFT_RATIO, median(ttft_ratios(rounds.cell, rounds.base)))
 
     step = median(tpots)
-    share = floor["floor_seconds"] / step.value if "floor_seconds" in floor else None
-    busy = max(conditions.get("others_cpu_share") or 0.0, floor.get("others_cpu_share") or 0.0) > QUIET
-    if share is not None and share > TOLERANCE and busy:
-        withheld.append(f"roofline share {share:.0%}: others were using the CPU, so the measured floor is not one")
+    share = None if roofline is None else roofline.floor_seconds / step.value
+    others = (during.others_cpu_share, None if roofline is None else roofline.others_cpu_share)
+    if roofline is not None and share is not None and share > TOLERANCE:
+        if max(one or 0.0 for one in others) > QUIET:
+            withheld.append(f"roofline share {share:.0%}: others were using the CPU, so the measured floor is not one")
+        elif roofline.level == "cache":
+            withheld.append(f"roofline share {share:.0%}: the weights fit into cache, whose measured bandwidth is no sure floor")
+        else:
+            withheld.append(f"decode figures: {share:.0%} of the roofline cannot be; {step.value:.3g} s per token was measured")
+            return measured, withheld
         share = None
-    elif share is not None and share > TOLERANCE and floor["level"] == "cache":
-        withheld.append(f"roofline share {share:.0%}: the weights fit into cache, whose measured bandwidth is no sure floor")
-        share = None
-    elif share is not None and share > TOLERANCE:
-        withheld.append(f"decode figures: {share:.0%} of the roofline cannot be; {step.value:.3g} s per token was measured")
-        return found, withheld
     add(TPOT, step)
     rank(STEP_P90, steps, 0.90)
     rank(STEP_P99, steps, 0.99)
     inverse(THROUGHPUT, shape.batch, step)
     if rounds.base:
-        add(TPOT_RATIO, median(_tpot_ratios(rounds.cell, rounds.base)))
+        add(TPOT_RATIO, median(tpot_ratios(rounds.cell, rounds.base)))
     if share is not None:
         inverse(ROOFLINE, share * step.value, step)
-    return found, withheld
+    return measured, withheld
 
 
-def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
+def _summary(timings: Sequence[Timing], shape: GenerationShape) -> dict[str, object]:
     if not timings:
         return {}
     first, step = median([t.ttft_seconds for t in timings]), median([tpot(t) for t in timings])
@@ -341,16 +344,16 @@ def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
     }
 
 
-def _raw(shape: Shape, rounds: Rounds) -> bytes:
-    def plain(timings: Sequence[Timing]) -> list[Json]:
+def _raw(shape: GenerationShape, rounds: Rounds) -> bytes:
+    def plain(timings: Sequence[Timing]) -> list[dict[str, object]]:
         return [{"ttft_seconds": t.ttft_seconds, "step_seconds": list(t.step_seconds)} for t in timings]
 
     data = {"shape": shape.name, "cell": plain(rounds.cell), "baseline": plain(rounds.base)}
     return json.dumps(data, separators=(",", ":")).encode()
 
 
-def _settings(session: Session) -> dict[str, Json]:
-    torch: Any = sys.modules.get("torch")
+def _settings(session: Session) -> dict[str, object]:
+    torch = sys.modules.get("torch")
     return {
         "threads": None if torch is None else int(torch.get_num_threads()),
         "affinity": machine.affinity(),
@@ -362,18 +365,18 @@ def _settings(session: Session) -> dict[str, Json]:
     }
 
 
-def _notes(rounds: Rounds, conditions: dict[str, Json]) -> list[str]:
+def _notes(rounds: Rounds, during: Conditions) -> list[str]:
     notes = []
-    others, steal = conditions.get("others_cpu_share"), conditions.get("steal_share")
+    others, steal = during.others_cpu_share, during.steal_share
     if others is not None and others > QUIET:
         notes.append(f"not alone: other processes used {others:.0%} of all CPU time while this was timed")
     if steal is not None and steal > 0.01:
         notes.append(f"the hypervisor took {steal:.1%} of all CPU time while this was timed")
     if len(rounds.cell) < LEAST_ROUNDS:
         notes.append(f"only {len(rounds.cell)} rounds fitted into the budget: too few for an interval")
-    elif not _settled(rounds.cell):
+    elif not settled(rounds.cell):
         notes.append(f"the budget was spent before the interval of the median was below {NARROW:.0%}")
-    elif rounds.base and not _compared(rounds.cell, rounds.base):
+    elif rounds.base and not compared(rounds.cell, rounds.base):
         notes.append(f"the budget was spent before the interval of the ratio to the baseline was below {NARROW_RATIO:.0%}")
     return notes
 

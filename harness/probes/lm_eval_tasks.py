@@ -7,14 +7,31 @@ import functools
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from harness.errors import BadInput, Unsupported
 from harness.probes import taskfiles
+from harness.probes.taskfiles import TaskConfig
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task
 
 
-def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict[str, Any]:
-    """lm-eval's `{"tasks", "groups", "group_map"}` of a name. Only the YAMLs that it needs are indexed: all of them take ten
+class LoadedTasks(TypedDict):
+    """What lm-eval calls a task dict: the tasks that a name stands for, by their names, and how groups hold them."""
+
+    tasks: Mapping[str, Task]
+    groups: Mapping[str, object]
+    group_map: Mapping[str, object]
+
+
+Results: TypeAlias = Mapping[str, Any]
+"""What `lm_eval.evaluate` returns: "samples", "results", "versions", "n-shot" by task, "groups" by group."""
+
+
+def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> LoadedTasks:
+    """The tasks of a name. Only the YAMLs that it needs are indexed: all of them take ten
     seconds.
 
     `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`. `shots`: what `configure` will
@@ -44,7 +61,7 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict
     if name not in manager.task_index:
         raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(map(str, configs))}")
     try:
-        loaded: dict[str, Any] = manager.load([name])
+        loaded: LoadedTasks = manager.load([name])
     except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
         raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
     except (DatasetsError, StopIteration, ValueError) as error:
@@ -55,7 +72,7 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> dict
     return loaded
 
 
-def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
+def configure(tasks: LoadedTasks, shots: int | None) -> None:
     """Few-shot examples as `lm_eval.simple_evaluate` sets them: a task that fixes 0 keeps 0, None takes the task's own number."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
@@ -64,11 +81,13 @@ def configure(tasks: Mapping[str, Any], shots: int | None) -> None:
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
-def _shots(own: int | None, asked: int | None) -> int:
-    return (own or 0) if asked is None or own == 0 else asked
+def _shots(own: object, asked: int | None) -> int:
+    """Examples in a prompt, where a task's `num_fewshot` is `own`."""
+    fixed = own if isinstance(own, int) else 0
+    return fixed if asked is None or own == 0 else asked
 
 
-def seed_of() -> None:
+def seed() -> None:
     """As `lm_eval.simple_evaluate` does before it builds its requests."""
     import numpy as np
     import torch
@@ -79,11 +98,11 @@ def seed_of() -> None:
     torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
-def evaluate(lm: Any, tasks: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+def evaluate(lm: LM, tasks: LoadedTasks, limit: int | None) -> Results:
     """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own."""
     from lm_eval.evaluator import evaluate
 
-    results: dict[str, Any] = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    results: Results = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     return results
 
 
@@ -108,11 +127,11 @@ def templates(*, sandboxed: bool) -> Iterator[None]:
         lm_eval.utils.env = plain
 
 
-def _check_metrics(config: Mapping[str, Any], path: Path) -> None:
+def _check_metrics(config: TaskConfig, path: Path) -> None:
     """lm-eval looks for metrics that it does not know on the hub, where they are code."""
     from lm_eval.api import metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import metric_registry
 
-    for entry in config.get("metric_list") or []:
+    for entry in taskfiles.dicts(config.get("metric_list")):
         if entry.get("metric") not in metric_registry:
             raise BadInput(f"{path}: lm-eval has no metric {entry.get('metric')!r}, and none is fetched from the hub")

@@ -24,23 +24,19 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import Unsupported
-from harness.measure import memory_phases, processes
+from harness.measure import memory_phases, nvidia, processes
+from harness.models import build
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Axis, Json, Measurement, Metric, Phase, Places, Question
+from harness.spec import Answer, Axis, Measurement, Metric, Phase, Places, Question
 
-PHASES = ("load", "prefill", "decode")
 HOST = "largest resident set within the phase beyond the process before load, code pages apart (VmHWM)"
 DEVICE = "largest bytes allocated on the device within the phase (torch.cuda.max_memory_allocated)"
 
@@ -186,21 +182,21 @@ def measure(session: Session, question: Question) -> Answer:
     beyond["decode"] = _beyond(session, start)
 
     on_device = engine.device.startswith("cuda")
-    found = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
-    facts: dict[str, Json] = {
+    measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
+    facts = {
         "shape": shape,
         "context_tokens": decode.get("kv_cache_tokens", shape["prompt"] + shape["new"]),
         "rehearsal": rehearsal,
         "before_load_bytes": start.total,
-        "phases": {name: one.facts for name, one in beyond.items()},
+        "phases": {name: asdict(one.facts) for name, one in beyond.items()},
         "prefill": dict(prefill),
         "decode": dict(decode),
         "decode_includes_prefill": not decode.get("continued", False),
-        "device_process_bytes": _driver_bytes() if on_device else None,
+        "device_process_bytes": nvidia.own_bytes() if on_device else None,
         "mapped_weights_populated": whole,
         "notes": [f"{name}: {one.missing}" for name, one in beyond.items() if one.missing],
     }
-    return Answer(measurements=tuple(found), facts=facts)
+    return Answer(measurements=tuple(measured), facts=facts)
 
 
 def _server(session: Session, asked: Mapping[str, int]) -> Answer:
@@ -219,9 +215,9 @@ def _server(session: Session, asked: Mapping[str, int]) -> Answer:
     idle = processes.resident(processes.family(pids))
     decode = session.loaded.run_phase("decode", **asked)
     after = processes.resident(processes.family(pids))
-    found = [] if after.pss is None else [_plain(SERVER, after.pss)]
-    found.append(_plain(SERVER_RSS, after.rss))
-    facts: dict[str, Json] = {
+    measured = [] if after.pss is None else [_plain(SERVER, after.pss)]
+    measured.append(_plain(SERVER_RSS, after.rss))
+    facts = {
         "processes": len(after.processes),
         "before": {"pss": idle.pss, "rss": idle.rss},
         "after": {"pss": after.pss, "rss": after.rss, "peak_since_start": after.peak},
@@ -229,11 +225,24 @@ def _server(session: Session, asked: Mapping[str, int]) -> Answer:
         "notes": ["host memory only: what a server holds on a GPU is not in it"]
         + ([] if after.pss is not None else ["the proportional set size may not be read: another user's process"]),
     }
-    return Answer(measurements=tuple(found), facts=facts)
+    return Answer(measurements=tuple(measured), facts=facts)
 
 
 def _plain(metric: Metric, value: float) -> Measurement:
     return Measurement(metric=metric.name, value=float(value), definition=metric.definition, unit=metric.unit, n=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseFacts:
+    """What a phase's figure was made of. `peak_bytes` as `memory_phases` counts them; `beyond_start_bytes` is the figure;
+    `code_growth_bytes` and `mapped_twice_bytes` are what was subtracted; `mapped_weights_bytes` were in memory at the end."""
+
+    seconds: float
+    peak_bytes: Mapping[str, int]
+    beyond_start_bytes: int | None
+    code_growth_bytes: int
+    mapped_weights_bytes: int | None
+    mapped_twice_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +254,7 @@ class Beyond:
     code: int
     device: int | None
     missing: str
-    facts: Mapping[str, Json]
+    facts: PhaseFacts
 
 
 def _start(session: Session) -> Start:
@@ -289,24 +298,24 @@ def against(start: Start, phase: Phase, files: memory_phases.Mapped | None) -> B
         missing = (
             f"the peak could not be set back ({memory_phases.PROC}/clear_refs is not writable) and an earlier one was higher"
         )
-    facts: dict[str, Json] = {
-        "seconds": phase.seconds,
-        "peak_bytes": dict(peaks),
-        "beyond_start_bytes": host,
-        "code_growth_bytes": code,
-        "mapped_weights_bytes": None if files is None else files.weights,
-        "mapped_twice_bytes": doubled,
-    }
+    facts = PhaseFacts(
+        seconds=phase.seconds,
+        peak_bytes=peaks,
+        beyond_start_bytes=host,
+        code_growth_bytes=code,
+        mapped_weights_bytes=None if files is None else files.weights,
+        mapped_twice_bytes=doubled,
+    )
     return Beyond(host=host, code=code, device=peaks.get("device_allocated"), missing=missing, facts=facts)
 
 
 def _measurements(beyond: Mapping[str, Beyond], weights: int, cache: int, start: Start, on_device: bool) -> list[Measurement]:
-    found: list[Measurement] = []
+    measured: list[Measurement] = []
 
     def add(metric: Metric, value: int | None, definition: str | None = None) -> None:
         if value is not None:
             name = metric.definition if definition is None else definition
-            found.append(Measurement(metric=metric.name, value=float(value), definition=name, unit=metric.unit, n=1))
+            measured.append(Measurement(metric=metric.name, value=float(value), definition=name, unit=metric.unit, n=1))
 
     definition = DEVICE if on_device else HOST
     for metric, name in ((PEAK_LOAD, "load"), (PEAK_PREFILL, "prefill"), (PEAK_DECODE, "decode")):
@@ -323,7 +332,7 @@ def _measurements(beyond: Mapping[str, Beyond], weights: int, cache: int, start:
     add(KV_CACHE, cache)
     add(REST, None if steady is None else steady - weights - cache)
     add(RUNTIME, start.total + beyond["decode"].code)
-    return found
+    return measured
 
 
 def rehearse(session: Session) -> str:
@@ -347,11 +356,10 @@ def rehearse(session: Session) -> str:
 def _run_tiny(model_dir: Path, device: str) -> str:
     """Makes, saves, reloads and runs a random model of the same architecture cut to one narrow layer; loads the tokenizer."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
-    config: Any = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-    config.__dict__.pop("quantization_config", None)  # of a checkpoint that is quantized already
+    config = build.unquantized_config(model_dir)
     text = config.get_text_config()
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
@@ -374,26 +382,11 @@ def _run_tiny(model_dir: Path, device: str) -> str:
 def _give_back_free_heap() -> None:
     """Free heap that stays resident would be reused by the load unseen, and the load would look smaller than it is."""
     gc.collect()
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _driver_bytes() -> int | None:
-    """The GPU memory of this process as the driver counts it (context and reserved pool included); None if it does not say."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    rows: Sequence[list[str]] = [[part.strip() for part in line.split(",")] for line in lines]
-    own = [int(row[1]) * 2**20 for row in rows if len(row) == 2 and row[0] == str(os.getpid()) and row[1].isdigit()]
-    return sum(own) if own else None
 
 
 PROBE = Probe(

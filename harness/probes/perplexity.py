@@ -1,12 +1,9 @@
 """Perplexity of a cell on a text, under a definition that is always named.
 
 `gptq-L` (the default, L = the window): floor(N/L) non-overlapping windows, every target of a window scored, exp of the mean
-negative
-log-likelihood (Frantar et al. 2023). `llamacpp-L`: the first token of each window replaced by BOS where the tokenizer adds one,
-only positions from
-L/2 on scored (llama.cpp's perplexity tool). `rolling-word`, `rolling-byte`, `bits-per-byte`: lm-eval's rolling log-likelihood
-over the whole text as one
-document, in its own windows, per word, per byte, or in bits per byte.
+negative log-likelihood (Frantar et al. 2023). `llamacpp-L`: the first token of each window replaced by BOS where the tokenizer
+adds one, only positions from L/2 on scored (llama.cpp's perplexity tool). `rolling-word`, `rolling-byte`, `bits-per-byte`:
+lm-eval's rolling log-likelihood over the whole text as one document, in its own windows, per word, per byte, or in bits per byte.
 
 A mean is over the same tokens in every cell of a model. Tokens that are not finite in the baseline are left out of all its cells,
 and counted; a cell that has others gets no number but a Nonfinite. So does a rolling sum that lacks any token.
@@ -23,13 +20,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.models import corpora
 from harness.probes.base import Probe, Session, Wishes
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
 """What one rolling pass answers; asking for any of them gives all three."""
@@ -126,17 +128,16 @@ PROBE = Probe(
 # ---------------------------------------------------------------------- one pass over a corpus, shared with divergence
 
 
-def corpus_pass(session: Session, question: Question, *, compare: bool) -> dict[str, Any]:
+def corpus_pass(session: Session, question: Question, *, compare: bool) -> Mapping[str, NDArray[np.float32]]:
     """Scores of a corpus' windows by name ([windows, T-1] float32; see `WindowScores`), computed once per session.
 
     `compare`: with the baseline's stored answers, whose absence is an Unsupported. Perplexity does not ask for them, but takes a
-    pass
-    that compared, and leaves one behind where the baseline's answers are already there.
+    pass that compared, and leaves one behind where the baseline's answers are already there.
     """
     import numpy as np
 
     key = f"scores:{digest({name: question.options[name] for name in ('window', 'tokens', 'corpus_digest')})}"
-    known: dict[str, Any] | None = session.memo.get(key)
+    known: Mapping[str, NDArray[np.float32]] | None = session.memo.get(key)
     if known is not None and ("kl" in known or not compare):
         return known
     partial = session.loaded.lacks("distributions") if isinstance(session.loaded, Partial) else None
@@ -151,15 +152,15 @@ def corpus_pass(session: Session, question: Question, *, compare: bool) -> dict[
             if compare:
                 raise
     windows = session.windows(question)
-    rows: dict[str, list[Any]] = {}
+    rows: dict[str, list[NDArray[np.float32]]] = {}
     for scores in session.loaded.score_windows(windows, reference):
         for name in ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll"):
             values = getattr(scores, name)
             if values is not None:
                 rows.setdefault(name, []).append(values)
-    found = {name: np.stack(arrays) for name, arrays in rows.items()}
-    session.memo[key] = found
-    return found
+    scored = {name: np.stack(arrays) for name, arrays in rows.items()}
+    session.memo[key] = scored
+    return scored
 
 
 def _windows(session: Session, question: Question, definition: str, *, llamacpp: bool) -> Answer:
@@ -167,7 +168,7 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
 
     windows = session.windows(question)
     tokenizer = session.loaded.tokenizer
-    facts: dict[str, Json] = {"windows": len(windows), "window": len(windows[0])}
+    facts: dict[str, object] = {"windows": len(windows), "window": len(windows[0])}
     first, base = 0, None
     if llamacpp:
         bos = _added_bos(tokenizer)
@@ -192,7 +193,9 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
     return _answer(session, question, definition, nll, byte_counts, facts)
 
 
-def same_tokens(session: Session, question: Question, values: Any, base_nll: Any) -> Any:
+def same_tokens(
+    session: Session, question: Question, values: NDArray[np.float32], base_nll: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
     """`values` [windows, targets] of a cell, NaN where the baseline's negative log-likelihoods are not finite. `base_nll` holds
     those, or is None where they are not known.
 
@@ -215,7 +218,14 @@ def same_tokens(session: Session, question: Question, values: Any, base_nll: Any
     return np.where(expected, values, np.nan)
 
 
-def _answer(session: Session, question: Question, definition: str, nll: Any, byte_counts: Any, facts: dict[str, Json]) -> Answer:
+def _answer(
+    session: Session,
+    question: Question,
+    definition: str,
+    nll: NDArray[np.float32],
+    byte_counts: NDArray[np.int64] | None,
+    facts: dict[str, object],
+) -> Answer:
     """Measurements from [windows, targets] negative log-likelihoods and, where known, the bytes of each target."""
     import numpy as np
 
@@ -301,7 +311,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
     # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
     words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
     blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
-    facts: dict[str, Json] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
+    facts: dict[str, object] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
     # The interval resamples windows, each with its share of the words and bytes by tokens.
     share = np.array([len(part) for part in nll]) / len(ids)
     results = []
@@ -341,7 +351,7 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
 # ---------------------------------------------------------------------- small parts
 
 
-def npy(array: Any) -> bytes:
+def npy(array: NDArray[np.generic]) -> bytes:
     """An array as the bytes of a .npy file, without pickle."""
     import numpy as np
 
@@ -350,7 +360,7 @@ def npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _added_bos(tokenizer: Any) -> int | None:
+def _added_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """BOS if this tokenizer puts it before every text, else None: llama.cpp replaces a window's first token in that case only."""
     bos = tokenizer.bos_token_id
     ids: Sequence[int] = tokenizer("a")["input_ids"]

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.engines.base import EngineFacts
 from harness.errors import BadInput
+from harness.formats import config_json
 from harness.measure import bandwidth
 from harness.models.find import shape_of, tensors
 from harness.probes.base import Session
-from harness.spec import Json
 
 _ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
-def floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
-    """What bounds a decode step from below: active weight bytes, bandwidth at that working set, floor in seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """What bounds a decode step from below: the weights that it reads, the bandwidth at that working set (see `Bandwidth`), and
+    the seconds that this takes at least."""
+
+    active_weight_bytes: int
+    resident_weight_bytes: int
+    bandwidth_bytes_per_second: float
+    bandwidth_kernel: str
+    bandwidth_by_kernel: Mapping[str, float]
+    bandwidth_working_set_bytes: int
+    level: str
+    others_cpu_share: float | None
+    floor_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoRoofline:
+    """Why there is no such bound."""
+
+    reason: str
+
+
+def floor(session: Session, engine: EngineFacts) -> Roofline | NoRoofline:
+    """The bound of one decode step of the loaded cell. The bandwidth is measured once for each working set."""
     resident = engine.resident_weight_bytes
     if resident <= 0:
-        return {"reason": "the engine does not say how many bytes it holds"}
+        return NoRoofline(reason="the engine does not say how many bytes it holds")
     active = engine.details.get("active_weight_bytes")
     if active is None:
         active = active_weight_bytes(session.model_dir, resident)
     if isinstance(active, str):
-        return {"reason": active}
+        return NoRoofline(reason=active)
     memo = f"bandwidth {active}"
     if memo not in session.memo:
         cache = getattr(session, "cache", None)
@@ -33,21 +59,21 @@ def floor(session: Session, engine: EngineFacts) -> dict[str, Json]:
                 active, device=session.device, cache=None if cache is None else Path(cache) / "machine"
             )
         except ImportError as error:
-            session.memo[memo] = f"bandwidth cannot be measured here: {error}"
+            session.memo[memo] = NoRoofline(reason=f"bandwidth cannot be measured here: {error}")
     measured = session.memo[memo]
     if not isinstance(measured, bandwidth.Bandwidth):
-        return {"reason": str(measured)}
-    return {
-        "active_weight_bytes": active,
-        "resident_weight_bytes": resident,
-        "bandwidth_bytes_per_second": measured.bytes_per_second,
-        "bandwidth_kernel": measured.kernel,
-        "bandwidth_by_kernel": dict(measured.by_kernel),
-        "bandwidth_working_set_bytes": measured.working_set_bytes,
-        "level": measured.level,
-        "others_cpu_share": measured.others_cpu_share,
-        "floor_seconds": active / measured.bytes_per_second,
-    }
+        return NoRoofline(reason=measured.reason)
+    return Roofline(
+        active_weight_bytes=active,
+        resident_weight_bytes=resident,
+        bandwidth_bytes_per_second=measured.bytes_per_second,
+        bandwidth_kernel=measured.kernel,
+        bandwidth_by_kernel=measured.by_kernel,
+        bandwidth_working_set_bytes=measured.working_set_bytes,
+        level=measured.level,
+        others_cpu_share=measured.others_cpu_share,
+        floor_seconds=active / measured.bytes_per_second,
+    )
 
 
 def active_weight_bytes(model_dir: Path, resident: int) -> int | str:
@@ -61,15 +87,12 @@ def active_weight_bytes(model_dir: Path, resident: int) -> int | str:
         stored = tensors(model_dir)
     except (BadInput, OSError) as error:
         return f"the source model's shape cannot be read: {error}"
-    text = shape.config.get("text_config")
-    config = text if isinstance(text, dict) else shape.config
-    if any(config.get(name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    config = config_json.text_part(shape.config)
+    if config_json.integer(config, "num_experts", "num_local_experts", "n_routed_experts"):
         return "a mixture of experts: how many weights a step reads depends on the token"
     if shape.tied:
         return resident
     tables = [
-        math.prod(sizes) * _ELEMENT_BYTES.get(dtype, 0)
-        for name, (dtype, sizes) in stored.items()
-        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"))
+        math.prod(sizes) * _ELEMENT_BYTES.get(dtype, 0) for name, (dtype, sizes) in stored.items() if name.endswith(_TABLES)
     ]
     return max(0, resident - max(tables, default=0))

@@ -100,7 +100,7 @@ def run_rounds(
         cells.append(ours)
         if theirs is not None:
             bases.append(theirs)
-        if len(cells) >= LEAST_ROUNDS and _settled(cells) and (not bases or (_settled(bases) and _compared(cells, bases))):
+        if len(cells) >= LEAST_ROUNDS and settled(cells) and (not bases or (settled(bases) and compared(cells, bases))):
             beside = f", of the ratios below {NARROW_RATIO:.0%}" if bases else ""
             stopped = f"interval of the median below {NARROW:.0%}{beside}"
             break
@@ -111,24 +111,24 @@ def run_rounds(
     return Rounds(cell=cells, base=bases, discarded=discarded, stopped=stopped, seconds=clock() - began)
 
 
-def _settled(timings: Sequence[Timing]) -> bool:
+def settled(timings: Sequence[Timing]) -> bool:
+    """Whether the medians of both times are known well enough."""
     return (
         median([t.ttft_seconds for t in timings]).relative_width < NARROW
         and median([tpot(t) for t in timings]).relative_width < NARROW
     )
 
 
-def _compared(cells: Sequence[Timing], bases: Sequence[Timing]) -> bool:
-    return all(
-        median(ratios).relative_width < NARROW_RATIO for ratios in (_ttft_ratios(cells, bases), _tpot_ratios(cells, bases))
-    )
+def compared(cells: Sequence[Timing], bases: Sequence[Timing]) -> bool:
+    """Whether the medians of both ratios are."""
+    return all(median(ratios).relative_width < NARROW_RATIO for ratios in (ttft_ratios(cells, bases), tpot_ratios(cells, bases)))
 
 
-def _ttft_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
+def ttft_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
     return [a.ttft_seconds / b.ttft_seconds for a, b in zip(cells, bases, strict=True)]
 
 
-def _tpot_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
+def tpot_ratios(cells: Sequence[Timing], bases: Sequence[Timing]) -> list[float]:
     return [tpot(a) / tpot(b) for a, b in zip(cells, bases, strict=True)]
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import Unsupported
-from harness.spec import Json, Measurement, Metric, Question
+from harness.probes.items import Item
+from harness.spec import Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
@@ -71,23 +72,63 @@ ACCURACY = Metric(
 )
 METRICS = (VERDICT, ITEMS, DIFFERENCE, ACCURACY)
 
-Score = Callable[[Sequence[Json]], Sequence[Json]]
-"""The cell's rows of the items that these rows of the baseline's are about, in the same order."""
+Score = Callable[[Sequence[Item]], Sequence[Item]]
+"""The cell's answers to the items that these of the baseline's are about, in the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What was scored, in that order, as rows of a side-car; what follows from it as measurements; the rest as plain data."""
+class VerdictSettings:
+    """`margin`: the loss of accuracy (a share) that is accepted. `alpha`, `beta`: chance of a false "within" and "worse"."""
 
-    rows: tuple[Json, ...]
+    margin: float
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictFacts:
+    """How a verdict came about. `scored` of `available` items were asked, in `chunks`; `items` is when it was clear. `bets` are
+    fewer than items where some share a passage. `e_within` and `e_worse` are the evidence, `needed_...` what a verdict needs."""
+
+    verdict: str
+    items: int
+    scored: int
+    available: int
+    bets: int
+    chunks: tuple[int, ...]
+    margin: float
+    alpha: float
+    beta: float
+    e_within: float
+    e_worse: float
+    needed_within: float
+    needed_worse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredItems:
+    """What was scored, in that order, and what follows from it."""
+
+    items: tuple[Item, ...]
     measurements: tuple[Measurement, ...]
-    facts: Json
+    facts: VerdictFacts
 
 
-def settings(question: Question) -> Json | None:
-    """{"margin", "alpha", "beta"} of a question that is asked until a verdict; None for one over all items."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bet:
+    """Items that are scored together: how many more the cell has right than the baseline, how many it has right, how many."""
+
+    change: float
+    right: float
+    size: int
+
+
+def settings(question: Question) -> VerdictSettings | None:
+    """Those of a question that is asked until a verdict; None for one over all items."""
     wish = question.options.get(KEY)
-    return wish if isinstance(wish, dict) else None
+    if not isinstance(wish, dict):
+        return None
+    return VerdictSettings(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
 
 
 def whole(question: Question) -> Question:
@@ -96,12 +137,12 @@ def whole(question: Question) -> Question:
     return Question(probe=question.probe, subject=question.subject, options=options)
 
 
-def words(wish: Json, tasks: Sequence[str]) -> str:
+def words(wish: VerdictSettings, tasks: Sequence[str]) -> str:
     """The settings in a sentence, for people who plan a run."""
     return (
         f"budget auto ({', '.join(tasks)}): a cell's items are scored in one random order until its loss of accuracy is known to "
-        f"be within {points(wish['margin'])} of the baseline, or worse; a false verdict has a chance of at most "
-        f"{100 * wish['alpha']:g} % (within) and {100 * wish['beta']:g} % (worse). The baseline is scored on all items."
+        f"be within {points(wish.margin)} of the baseline, or worse; a false verdict has a chance of at most "
+        f"{100 * wish.alpha:g} % (within) and {100 * wish.beta:g} % (worse). The baseline is scored on all items."
     )
 
 
@@ -112,10 +153,10 @@ def points(margin: float) -> str:
 
 
 def until_verdict(
-    wish: Json, base: Sequence[Json], score: Score, *, definition: str, keep: Callable[[Sequence[Json]], str]
-) -> Scored:
-    """Scores a cell's items until the verdict. `base`: the baseline's rows, all of them, each with `id`, `correct` and, where it
-    shares a passage, `cluster`. `definition`: the baseline's. `keep` stores the scored rows and returns their name.
+    wish: VerdictSettings, base: Sequence[Item], score: Score, *, definition: str, keep: Callable[[Sequence[Item]], str]
+) -> ScoredItems:
+    """Scores a cell's items until the verdict. `base`: the baseline's, all of them. `definition`: the baseline's. `keep` stores
+    the scored items and returns their name.
 
     Unsupported when items are not right or wrong (nothing could flip then), or are others than the baseline's."""
     from harness import stats
@@ -125,58 +166,60 @@ def until_verdict(
     names = list(passages)
     order = [names[place] for place in stats.shared_order(names)]
     largest = max(map(len, passages.values()))
-    test = stats.SequentialTest(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
-    rows: list[Json] = []
-    bets: list[tuple[float, float, int]] = []  # per passage: its net change, items that are right, items
+    test = stats.SequentialTest(margin=wish.margin, alpha=wish.alpha, beta=wish.beta)
+    items: list[Item] = []
+    bets: list[_Bet] = []
     chunks: list[int] = []
     while order and test.decision.verdict is stats.Verdict.UNDECIDED:
         chunk, order = _chunk(order, passages, round(FIRST_CHUNK * GROWTH ** len(chunks)))
-        answered = _answers(score, [row for name in chunk for row in passages[name]])
+        answered = _answers(score, [item for name in chunk for item in passages[name]])
         fresh = [_bet(passages[name], answered) for name in chunk]
-        test.update([change for change, _, _ in fresh], [size for _, _, size in fresh], largest=largest)
-        rows += answered.values()
+        test.update([bet.change for bet in fresh], [bet.size for bet in fresh], largest=largest)
+        items += answered.values()
         bets += fresh
         chunks.append(len(answered))
-    changes, right, sizes = zip(*bets, strict=True)
     made = test.decision
     said = {stats.Verdict.WITHIN: WITHIN, stats.Verdict.WORSE: WORSE, stats.Verdict.UNDECIDED: UNDECIDED}[made.verdict]
-    under, name = f"{definition}, until a verdict on a margin of {points(made.margin)}", keep(rows)
+    under, name = f"{definition}, until a verdict on a margin of {points(made.margin)}", keep(items)
+    sizes = [bet.size for bet in bets]
+    difference = stats.anytime_interval([bet.change for bet in bets], sizes=sizes, largest=largest)
+    accuracy = stats.anytime_interval([bet.right for bet in bets], sizes=sizes, largest=largest, least=0)
     measurements = (
         Measurement(metric=VERDICT.name, value=said, unit=VERDICT.unit, n=made.items, definition=under),
         Measurement(metric=ITEMS.name, value=float(made.items), unit=ITEMS.unit, n=len(base), definition=under),
-        _estimate(DIFFERENCE, stats.anytime_interval(changes, sizes=sizes, largest=largest), 100, under, name),
-        _estimate(ACCURACY, stats.anytime_interval(right, sizes=sizes, largest=largest, least=0), 1, under, name),
+        _estimate(DIFFERENCE, difference, 100, under, name),
+        _estimate(ACCURACY, accuracy, 1, under, name),
     )
-    facts = {
-        "verdict": made.verdict.value,
-        "items": made.items,
-        "scored": len(rows),
-        "available": len(base),
-        "bets": len(passages),  # fewer than items where some share a passage
-        "chunks": chunks,
-        "margin": made.margin,
-        "alpha": made.alpha,
-        "beta": made.beta,
-        "e_within": made.e_within,
-        "e_worse": made.e_worse,
-        "needed_within": 1 / made.alpha,
-        "needed_worse": 1 / made.beta,
-    }
-    return Scored(rows=tuple(rows), measurements=measurements, facts=facts)
+    facts = VerdictFacts(
+        verdict=made.verdict.value,
+        items=made.items,
+        scored=len(items),
+        available=len(base),
+        bets=len(passages),
+        chunks=tuple(chunks),
+        margin=made.margin,
+        alpha=made.alpha,
+        beta=made.beta,
+        e_within=made.e_within,
+        e_worse=made.e_worse,
+        needed_within=1 / made.alpha,
+        needed_worse=1 / made.beta,
+    )
+    return ScoredItems(items=tuple(items), measurements=measurements, facts=facts)
 
 
-def _answers(score: Score, asked: Sequence[Json]) -> dict[str, Json]:
-    """The cell's rows by id, in the order asked."""
+def _answers(score: Score, asked: Sequence[Item]) -> dict[str, Item]:
+    """The cell's items by id, in the order asked."""
     answered = score(asked)
-    if [row["id"] for row in answered] != [row["id"] for row in asked]:
+    if [item.id for item in answered] != [item.id for item in asked]:
         raise Unsupported("the cell answered other items than the baseline, so that nothing can be paired")
     _check(answered, "this cell's answers")
-    return {row["id"]: row for row in answered}
+    return {item.id: item for item in answered}
 
 
-def _bet(passage: Sequence[Json], answered: Mapping[str, Json]) -> tuple[float, float, int]:
-    right = sum(float(answered[row["id"]]["correct"]) for row in passage)
-    return right - sum(float(row["correct"]) for row in passage), right, len(passage)
+def _bet(passage: Sequence[Item], answered: Mapping[str, Item]) -> _Bet:
+    right = sum(float(answered[item.id].correct or 0) for item in passage)
+    return _Bet(change=right - sum(float(item.correct or 0) for item in passage), right=right, size=len(passage))
 
 
 def _estimate(metric: Metric, interval: Interval, scale: float, definition: str, blob: str) -> Measurement:
@@ -193,24 +236,24 @@ def _estimate(metric: Metric, interval: Interval, scale: float, definition: str,
     )
 
 
-def _check(rows: Sequence[Json], whose: str) -> None:
-    if not rows or any(row.get("correct") not in (0.0, 1.0) for row in rows):
+def _check(items: Sequence[Item], whose: str) -> None:
+    if not items or any(item.correct not in (0.0, 1.0) for item in items):
         raise Unsupported(
             f"budget: auto needs items that are right or wrong, and {whose} to this task are scores; write the task as "
             "{task: NAME, budget: fixed} to have all its items scored"
         )
 
 
-def _passages(base: Sequence[Json]) -> dict[str, list[Json]]:
+def _passages(base: Sequence[Item]) -> dict[str, list[Item]]:
     """Items that are scored together and are one bet: those of a passage, or one alone."""
-    found: dict[str, list[Json]] = {}
-    for row in base:
-        name = f"passage {row.get('task', '')}|{row['cluster']}" if "cluster" in row else str(row["id"])
-        found.setdefault(name, []).append(row)
-    return found
+    passages: dict[str, list[Item]] = {}
+    for item in base:
+        name = item.id if item.passage is None else f"passage {item.passage}"
+        passages.setdefault(name, []).append(item)
+    return passages
 
 
-def _chunk(order: Sequence[str], passages: dict[str, list[Json]], least: int) -> tuple[list[str], list[str]]:
+def _chunk(order: Sequence[str], passages: Mapping[str, Sequence[Item]], least: int) -> tuple[list[str], list[str]]:
     """The next passages, together `least` items or a few more, and those that are left."""
     items, count = 0, 0
     while count < len(order) and items < least:

@@ -17,13 +17,17 @@ Versions
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from harness.errors import ServerTrouble, Unsupported
 from harness.measure import conditions
 from harness.probes.base import Probe, Session, Wishes
 from harness.probes.rounds import median, nearest_rank, quiet
-from harness.spec import Answer, Json, Measurement, Metric, Question
+from harness.spec import Answer, Measurement, Metric, Question
+
+if TYPE_CHECKING:
+    from harness.runtimes.openai_server import Load
 
 TTFT = Metric(
     name="served_ttft",
@@ -130,7 +134,7 @@ def measure(session: Session, question: Question) -> Answer:
         notes.append(f"the server reads these prompts as {load.prompt_tokens} tokens (median), {shape['prompt']} were drawn")
     raw = [{"first": r.first_seconds, "last": r.last_seconds, "new": r.new, "pieces": r.pieces} for r in load.rows]
     blob = session.blob("serving", json.dumps({"seconds": load.seconds, "requests": raw}).encode(), "json")
-    facts: dict[str, Json] = {
+    facts = {
         "shape": shape,
         "answered": len(load.rows),
         "failed": len(load.failures),
@@ -138,13 +142,13 @@ def measure(session: Session, question: Question) -> Answer:
         "prompt_tokens": load.prompt_tokens,
         "new_tokens": load.new_tokens,
         "ignore_eos": server.ignores_eos,
-        "conditions": during,
+        "conditions": asdict(during),
         "notes": notes,
     }
     return Answer(measurements=tuple(_measurements(load, question.subject, blob)), facts=facts)
 
 
-def _measurements(load: Any, subject: str, blob: str) -> list[Measurement]:
+def _measurements(load: Load, subject: str, blob: str) -> list[Measurement]:
     from harness.stats import Interval
 
     firsts = [row.first_seconds for row in load.rows]
@@ -166,12 +170,12 @@ def _measurements(load: Any, subject: str, blob: str) -> list[Measurement]:
     def plain(metric: Metric, value: float, n: int) -> Measurement:
         return one(metric, Interval(value=value, low=None, high=None, n=n))
 
-    found = [one(TTFT, median(firsts), blob), plain(TTFT_P90, nearest_rank(firsts, 0.9), len(firsts))]
+    measured = [one(TTFT, median(firsts), blob), plain(TTFT_P90, nearest_rank(firsts, 0.9), len(firsts))]
     if steps:
-        found += [one(TPOT, median(steps), blob), plain(TPOT_P90, nearest_rank(steps, 0.9), len(steps))]
+        measured += [one(TPOT, median(steps), blob), plain(TPOT_P90, nearest_rank(steps, 0.9), len(steps))]
     if load.new_tokens is not None:
-        found.append(plain(THROUGHPUT, load.new_tokens / load.seconds, len(load.rows)))
-    return [*found, plain(FAILED, len(load.failures) / sent, sent)]
+        measured.append(plain(THROUGHPUT, load.new_tokens / load.seconds, len(load.rows)))
+    return [*measured, plain(FAILED, len(load.failures) / sent, sent)]
 
 
 PROBE = Probe(

@@ -14,14 +14,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from harness.artifact import Shape, StoredTensor
+from harness.artifact import ModelShape, StoredTensor
 from harness.errors import BadInput
-from harness.formats import quantization_config
+from harness.formats.quantization_config import quantization
 from harness.methods.base import Method
 from harness.models import build
 from harness.models.find import shape_of, tensors
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question
+from harness.spec import Answer, Measurement, Metric, Places, Question
 
 NOMINAL = Metric(
     name="nominal_bits",
@@ -87,7 +87,7 @@ def measure(session: Session, question: Question) -> Answer:
     method = METHODS[scheme.method]
     source = shape_of(session.model_dir)
     known = tensors(session.model_dir)
-    if quantization_config.entry(source.config) is not None:  # packed tensors do not say how many parameters they stand for
+    if quantization(source.config) is not None:  # packed tensors do not say how many parameters they stand for
         known = build.unpacked(session.model_dir)
         source = shape_of(session.model_dir, known)
     ledger = method.ledger(session.artifact_dir, scheme)
@@ -109,15 +109,15 @@ def measure(session: Session, question: Question) -> Answer:
     def measurement(metric: Metric, value: float, n: int | None = None) -> Measurement:
         return Measurement(metric=metric.name, value=value, definition=metric.definition, unit=metric.unit, n=n)
 
-    found = [measurement(NOMINAL, float(scheme.bits))]
+    measured = [measurement(NOMINAL, float(scheme.bits))]
     if quantized_parameters:
-        found.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
-    found += [
+        measured.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
+    measured += [
         measurement(MODEL, bits / source.parameters, source.parameters),
         measurement(FILE, float(file_bytes), len(files)),
         measurement(COMPRESSION, 16 * source.parameters / bits, source.parameters),
     ]
-    facts: dict[str, Json] = {
+    facts = {
         "bits_by_role": _by_role(ledger),
         "tensors": len(ledger),
         "parameters": source.parameters,
@@ -128,12 +128,12 @@ def measure(session: Session, question: Question) -> Answer:
         "header_bytes": file_bytes - math.ceil(bits / 8),
         "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
-    return Answer(measurements=tuple(found), facts=facts)
+    return Answer(measurements=tuple(measured), facts=facts)
 
 
 def carriers(folder: Path) -> list[Path]:
     """Files under `folder` that carry tensors, links resolved, each once. Pickled twins of safetensors files do not count."""
-    found: dict[tuple[int, int], Path] = {}
+    carried: dict[tuple[int, int], Path] = {}
     safe = any(folder.rglob("*.safetensors"))
     for path in sorted(folder.rglob("*")):
         name = path.name
@@ -142,11 +142,11 @@ def carriers(folder: Path) -> list[Path]:
         if safe and name.startswith("pytorch_model"):
             continue
         info = path.stat()  # follows links: the same blob reached twice is one file
-        found.setdefault((info.st_dev, info.st_ino), path)
-    return list(found.values())
+        carried.setdefault((info.st_dev, info.st_ino), path)
+    return list(carried.values())
 
 
-def _quantized(ledger: Sequence[StoredTensor], source: Shape) -> list[StoredTensor]:
+def _quantized(ledger: Sequence[StoredTensor], source: ModelShape) -> list[StoredTensor]:
     """Tensors of the quantized layers; where nothing is quantized (a native cell), the weights of the decoder's linear layers."""
     quantized = [tensor for tensor in ledger if tensor.role != "other"]
     if quantized:
@@ -161,22 +161,22 @@ def _layer(tensor: StoredTensor) -> str:
 
 def _layer_parameters(layer: str, known: Mapping[str, int], counts: Mapping[str, int]) -> int:
     """Parameters of the weight of one layer of the source; BadInput if the source has no such layer."""
-    found = known.get(layer) or counts.get(f"{layer}.weight") or counts.get(layer)
-    if not found:
+    parameters = known.get(layer) or counts.get(f"{layer}.weight") or counts.get(layer)
+    if not parameters:
         raise BadInput(f"the artifact's ledger names the layer {layer!r}, which the source model does not have")
-    return found
+    return parameters
 
 
-def _known(source: Shape) -> dict[str, int]:
+def _known(source: ModelShape) -> dict[str, int]:
     return {layer.name: layer.rows * layer.columns for layer in source.linears}
 
 
-def _parameters(quantized: Iterable[StoredTensor], source: Shape, counts: Mapping[str, int]) -> int:
+def _parameters(quantized: Iterable[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> int:
     known = _known(source)
     return sum(_layer_parameters(layer, known, counts) for layer in sorted({_layer(tensor) for tensor in quantized}))
 
 
-def _spread(quantized: Sequence[StoredTensor], source: Shape, counts: Mapping[str, int]) -> Json:
+def _spread(quantized: Sequence[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> dict[str, float] | None:
     """Smallest, median and largest bits per weight of single layers: shows mixed precision."""
     known = _known(source)
     bits: dict[str, int] = {}

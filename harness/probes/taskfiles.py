@@ -1,11 +1,9 @@
 """Task YAMLs as files: which tasks there are, what one is made of, and whether a foreign one may be used. Without torch and
 lm-eval.
 
-lm-eval's own index parses its 14,000 YAMLs, which takes ten seconds and more; names can be read by a line scan in a few tenths. A
-folder that a
-suite names is not trusted: its YAMLs may not name code (`!function`, `class`, `custom_dataset`, metrics of the hub), their data
-files have to lie in
-the folder, and generation takes known arguments only. `allow_code` lifts the ban on functions, for people who have read them.
+lm-eval's own index parses its 14,000 YAMLs, which takes ten seconds and more; names can be read by a line scan in a few tenths.
+A folder that a suite names is not trusted: its YAMLs may not name code (`!function`, `class`, `custom_dataset`, metrics of the
+hub), their data files have to lie in the folder, and generation takes known arguments only.
 """
 
 from __future__ import annotations
@@ -18,10 +16,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.errors import BadInput, MissingPackage, UnknownName
-from harness.spec import Json, digest
+from harness.spec import digest
+
+if TYPE_CHECKING:
+    import yaml
+
+TaskConfig: TypeAlias = Mapping[str, object]
+"""A task's YAML, read: somebody else's words, so no value is taken for granted."""
 
 _KEY = re.compile(r"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*?)[ \t]*$")
@@ -46,7 +50,7 @@ _GENERATION = {
 
 
 def lm_eval_tasks() -> Path:
-    """The folder of the tasks that come with lm-eval, found without importing it."""
+    """The folder of the tasks that come with lm-eval, without importing it."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackage("lm_eval", "the probe 'tasks'", "pip install lm-eval")
@@ -65,12 +69,12 @@ def _installed(root: Path) -> Mapping[str, tuple[Path, ...]]:
 
 
 def _index(root: Path) -> Mapping[str, tuple[Path, ...]]:
-    found: dict[str, list[Path]] = {}
+    places: dict[str, list[Path]] = {}
     for path in _yamls(root):
         text = path.read_text(encoding="utf-8-sig", errors="replace")
         for name in _names(text):
-            found.setdefault(name, []).append(path)
-    return {name: tuple(paths) for name, paths in found.items()}
+            places.setdefault(name, []).append(path)
+    return {name: tuple(paths) for name, paths in places.items()}
 
 
 def known_tasks(folder: Path | None = None) -> set[str]:
@@ -82,7 +86,7 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     """SHA-256 of all that makes a task: its YAMLs with what they include; its data files where they are local; for lm-eval's own,
     the functions beside the YAML and lm-eval's version. UnknownName if there is no such task, BadInput if it may not be used."""
     root = lm_eval_tasks() if folder is None else folder
-    parts: dict[str, Json] = {}
+    parts: dict[str, str] = {}
     for path, config in configs(name, root).items():
         files = set(includes(path, root))
         if folder is None:
@@ -96,13 +100,13 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     return digest({"task": name, "files": parts})
 
 
-def configs(name: str, root: Path) -> dict[Path, dict[str, Any]]:
+def configs(name: str, root: Path) -> dict[Path, TaskConfig]:
     """The YAMLs that a task, group or tag needs, as `read` reads them, in order of their paths: its own, and those of the tasks
     that it gathers, to any depth."""
     names = index(root)
     if name not in names:
         raise UnknownName("task", name, names)
-    found: dict[Path, dict[str, Any]] = {}
+    needed: dict[Path, TaskConfig] = {}
     todo = [name]
     seen: set[str] = set()
     while todo:
@@ -111,14 +115,14 @@ def configs(name: str, root: Path) -> dict[Path, dict[str, Any]]:
             continue
         seen.add(current)
         for path in names.get(current, ()):
-            if path in found:
+            if path in needed:
                 continue
-            found[path] = read(path, root)
-            todo.extend(_children(found[path].get("task")))
-    return dict(sorted(found.items()))
+            needed[path] = read(path, root)
+            todo.extend(_children(needed[path].get("task")))
+    return dict(sorted(needed.items()))
 
 
-def read(path: Path, root: Path) -> dict[str, Any]:
+def read(path: Path, root: Path) -> TaskConfig:
     """A task's YAML with its includes merged in, later keys winning; a function is a `Function`. BadInput with file and line if
     broken."""
     return _read(path, root, ())
@@ -130,27 +134,27 @@ class Function(str):
 
 def includes(path: Path, root: Path) -> list[Path]:
     """The file and all that it includes, to any depth."""
-    found: list[Path] = []
+    files: list[Path] = []
     todo = [path]
     while todo:
         current = todo.pop()
-        if current not in found:
-            found.append(current)
+        if current not in files:
+            files.append(current)
             todo.extend(_include_paths(_parse(current), current, root))
-    return found
+    return files
 
 
-def check(config: Mapping[str, Any], path: Path, root: Path, *, allow_code: bool = False) -> None:
+def check(config: TaskConfig, path: Path, root: Path) -> None:
     """BadInput if a foreign task could do more than read its own data and score a model."""
     refused = [key for key in ("class", "custom_dataset", "use_prompt") if config.get(key) is not None]
     refused += ["unsafe_code"] if config.get("unsafe_code") else []
     refused += sorted({f"!function {value}" for value in _functions(config)})
-    refused += [f"metric {m.get('metric')!r} of the hub" for m in _dicts(config.get("metric_list")) if m.get("hf_evaluate")]
+    refused += [f"metric {m.get('metric')!r} of the hub" for m in dicts(config.get("metric_list")) if m.get("hf_evaluate")]
     generation = config.get("generation_kwargs") or {}
     if not isinstance(generation, dict):
         raise BadInput(f"{path}: `generation_kwargs` is a mapping, not {generation!r}")
     refused += [f"generation_kwargs.{key}" for key in sorted(set(generation) - _GENERATION)]
-    if refused and not allow_code:
+    if refused:
         raise BadInput(
             f"{path}: {', '.join(refused)} can run code of the task's author, which a task from a folder may not; "
             "write the task with templates, plain data and lm-eval's own metrics"
@@ -158,7 +162,7 @@ def check(config: Mapping[str, Any], path: Path, root: Path, *, allow_code: bool
     data_files(config, path, root)
 
 
-def data_files(config: Mapping[str, Any], path: Path, root: Path) -> list[str]:
+def data_files(config: TaskConfig, path: Path, root: Path) -> list[str]:
     """Absolute paths of the local data files of a task; BadInput if one is missing or lies outside of `root`, or if the reader is
     unknown."""
     source = config.get("dataset_path")
@@ -182,17 +186,18 @@ def data_files(config: Mapping[str, Any], path: Path, root: Path) -> list[str]:
     return [str(_inside(name, path, root)) for name in named]
 
 
-def localized(config: Mapping[str, Any], path: Path, root: Path, cache: Path) -> dict[str, Any]:
+def localized(config: TaskConfig, path: Path, root: Path, cache: Path) -> dict[str, object]:
     """The config with its data files as absolute paths, read through a cache of our own. `datasets` remembers files by path, size
     and modification time; so the cache has one folder for each content of the files."""
-    found = dict(config)
-    kwargs = dict(found.get("dataset_kwargs") or {})
-    if found.get("dataset_path") in _BUILDERS:
+    local = dict(config)
+    given = local.get("dataset_kwargs")
+    kwargs = dict(given) if isinstance(given, dict) else {}
+    if local.get("dataset_path") in _BUILDERS:
         kwargs["data_files"] = _absolute(kwargs.get("data_files"), path, root)
         contents = [_file_digest(Path(file)) for file in _strings(kwargs["data_files"])]
         kwargs["cache_dir"] = str(cache / digest(contents)[:32])
-        found["dataset_kwargs"] = kwargs
-    return found
+        local["dataset_kwargs"] = kwargs
+    return local
 
 
 # ---------------------------------------------------------------------- small parts
@@ -226,7 +231,7 @@ def _plain(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] in "\"'" and value[-1] == value[0] else value
 
 
-def _children(node: Any) -> Iterator[str]:
+def _children(node: object) -> Iterator[str]:
     """Names of the tasks that a group's `task:` list holds, those of groups written inside it too."""
     for item in node if isinstance(node, list) else []:
         if isinstance(item, str):
@@ -236,17 +241,17 @@ def _children(node: Any) -> Iterator[str]:
             yield from _children(item.get("task"))
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> dict[str, object]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, position: Any) -> Any:
+        def compose_node(self, parent: yaml.Node | None, position: int) -> yaml.Node | None:
             # Nested aliases grow without bound when a value is walked, and no task needs one.
             if self.check_event(yaml.AliasEvent):
                 raise BadInput(f"{path}: aliases (*name) are not taken in a task; write the value out")
             return super().compose_node(parent, position)
 
-    def function(loader: Any, node: Any) -> Function:
+    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Function:
         return Function(loader.construct_scalar(node))
 
     Loader.add_constructor("!function", function)
@@ -264,11 +269,11 @@ def _parse(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read(path: Path, root: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, root: Path, above: tuple[Path, ...]) -> dict[str, object]:
     if path in above:
         raise BadInput(f"{path}: includes itself")
     own = _parse(path)
-    merged: dict[str, Any] = {}
+    merged: dict[str, object] = {}
     for other in _include_paths(own, path, root):
         included = _read(other, root, (*above, path))
         included.pop("task_list", None)
@@ -277,7 +282,7 @@ def _read(path: Path, root: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return {**merged, **own}
 
 
-def _include_paths(config: Mapping[str, Any], path: Path, root: Path) -> list[Path]:
+def _include_paths(config: TaskConfig, path: Path, root: Path) -> list[Path]:
     return [_inside(name, path, root) for name in _strings(config.get("include"))]
 
 
@@ -285,15 +290,15 @@ def _inside(name: str, path: Path, root: Path) -> Path:
     """A file named by a YAML, resolved against the YAML's folder; BadInput if it is none, or not under `root`."""
     if "://" in name or "::" in name:
         raise BadInput(f"{path}: {name!r} is an address; only files in {root} may be named")
-    found = (path.resolve().parent / name).resolve()
-    if not found.is_relative_to(root.resolve()):
+    file = (path.resolve().parent / name).resolve()
+    if not file.is_relative_to(root.resolve()):
         raise BadInput(f"{path}: {name!r} lies outside of {root}; only files in it may be named")
-    if not found.is_file():
-        raise BadInput(f"{path}: no such file: {found}")
-    return found
+    if not file.is_file():
+        raise BadInput(f"{path}: no such file: {file}")
+    return file
 
 
-def _absolute(node: Any, path: Path, root: Path) -> Any:
+def _absolute(node: object, path: Path, root: Path) -> object:
     if isinstance(node, dict):
         return {key: _absolute(value, path, root) for key, value in node.items()}
     if isinstance(node, list):
@@ -301,7 +306,7 @@ def _absolute(node: Any, path: Path, root: Path) -> Any:
     return str(_inside(str(node), path, root))
 
 
-def _strings(node: Any) -> Iterator[str]:
+def _strings(node: object) -> Iterator[str]:
     """All strings of a value: itself, or of its list or mapping."""
     if isinstance(node, str):
         yield node
@@ -313,11 +318,12 @@ def _strings(node: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _functions(node: Any) -> Iterator[str]:
+def _functions(node: object) -> Iterator[str]:
     return (value for value in _strings(node) if isinstance(value, Function))
 
 
-def _dicts(node: Any) -> Iterable[Mapping[str, Any]]:
+def dicts(node: object) -> Iterable[Mapping[str, object]]:
+    """The mappings in a list; none where it is no list."""
     return [item for item in node if isinstance(item, dict)] if isinstance(node, list) else []
 
 

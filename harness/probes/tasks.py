@@ -2,10 +2,9 @@
 LM.
 
 `accuracy` is the task's `acc`, or `exact_match` where it has none, with its Wilson interval (on the effective number of items
-where items share a
-passage); `accuracy_norm` is `acc_norm` where the task has it. A task of another kind gives `task_score`, lm-eval's own aggregate.
-A group (mmlu)
-gives one number over the items of all its tasks. The side-car holds, per item, id, correctness, log-likelihoods and margin.
+where items share a passage); `accuracy_norm` is `acc_norm` where the task has it. A task of another kind gives `task_score`,
+lm-eval's own aggregate. A group (mmlu) gives one number over the items of all its tasks. The side-car holds, per item, id,
+correctness, log-likelihoods and margin.
 
 A cell that is asked until a verdict (`budget: auto`) answers a part of the items and gives what `sequential.py` measures, but no
 `accuracy`.
@@ -17,22 +16,27 @@ Version 1 (2026-11-21): first definition.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.models import build
 from harness.probes import sequential
 from harness.probes.base import Probe, Session, Wishes
-from harness.probes.lm_eval_tasks import evaluate, seed_of, templates
+from harness.probes.items import Item, baseline_items, side_car
+from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
+from harness.probes.sequential import VerdictSettings
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
 from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest, to_json
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task
 
 __all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
 
@@ -106,9 +110,10 @@ def measure(session: Session, question: Question) -> Answer:
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
-        seed_of()
-        if sequential.settings(question) is not None:
-            answer = _until_verdict(session, question, lm, tasks)
+        seed()
+        wish = sequential.settings(question)
+        if wish is not None:
+            answer = _until_verdict(session, question, wish, lm, tasks)
         else:
             results = evaluate(lm, tasks, question.options["limit"])
             outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
@@ -135,7 +140,7 @@ PROBE = Probe(
 )
 
 
-def _check_items(tasks: Mapping[str, Any], name: str) -> None:
+def _check_items(tasks: LoadedTasks, name: str) -> None:
     for task_name, task in tasks["tasks"].items():
         if len(task.eval_docs) == 0:
             raise BadInput(f"task {name!r}: {task_name} has no items; check its data file and split")
@@ -156,8 +161,21 @@ def _check_finite(session: Session, name: str) -> None:
         raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; the artifact is broken")
 
 
-def _outcome(name: str, task: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What one task gave: its items, its metric's name and definition, in plain data."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOutcome:
+    """What one task gave. `metric` is lm-eval's name of its accuracy, None where it knows no right and wrong; `filter` the filter
+    whose answers count; `title` and `suffix` are put around the metric's name to make a definition."""
+
+    task: str
+    metric: str | None
+    filter: str
+    norm: bool
+    items: tuple[Item, ...]
+    title: str
+    suffix: str
+
+
+def _outcome(name: str, task: Task, results: Results) -> TaskOutcome:
     samples = results["samples"][name]
     if not samples:
         raise BadInput(f"task {name!r} has no items; check its data and `limit`")
@@ -173,52 +191,48 @@ def _outcome(name: str, task: Any, results: Mapping[str, Any]) -> dict[str, Any]
         key = str(sample["doc_hash"])[:16]
         seen[key] = seen.get(key, 0) + 1
         items.append(_item(sample, metric, key if seen[key] == 1 else f"{key}#{seen[key]}", task, field))
-    return {
-        "task": name,
-        "metric": metric,
-        "filter": first,
-        "norm": "acc_norm" in samples[0],
-        "items": items,
-        "suffix": f"{'' if first == 'none' else f' ({first})'}, {shots}-shot",
-        "title": f"lm-eval {name} {'unversioned' if version in (None, 'Yaml') else f'v{version}'}",
-    }
+    return TaskOutcome(
+        task=name,
+        metric=metric,
+        filter=first,
+        norm="acc_norm" in samples[0],
+        items=tuple(items),
+        title=f"lm-eval {name} {'unversioned' if version in (None, 'Yaml') else f'v{version}'}",
+        suffix=f"{'' if first == 'none' else f' ({first})'}, {shots}-shot",
+    )
 
 
-def _item(sample: Mapping[str, Any], metric: str | None, key: str, task: Any, field: str | None) -> dict[str, Json]:
-    """id, correctness, and for multiple choice the log-likelihoods in nats, the gold choice, and its margin over the best
-    other."""
-    item: dict[str, Json] = {"id": key, "doc": sample["doc_id"]}
-    correct = None if metric is None else float(sample[metric])
-    if "acc_norm" in sample:
-        item["correct_norm"] = float(sample["acc_norm"])
-    if task.OUTPUT_TYPE == "multiple_choice":
-        scores = [float(responses[0][0]) for responses in sample["resps"]]
-        item["loglikelihoods"] = scores
-        if any(math.isnan(score) for score in scores):
-            correct = 0.0
-            item["nonfinite"] = True
-            if "acc_norm" in sample:
-                item["correct_norm"] = 0.0
-        gold = _gold(sample, task)
-        if gold is not None and 0 <= gold < len(scores) and len(scores) > 1:
-            item["gold"] = gold
-            item["margin"] = scores[gold] - max(score for i, score in enumerate(scores) if i != gold)
-    item["correct"] = correct
-    cluster = _cluster(sample["doc"], field)
-    if cluster is not None:
-        item["cluster"] = cluster
+def _item(sample: Mapping[str, Json], metric: str | None, key: str, task: Task, field: str | None) -> Item:
+    """One of lm-eval's samples; `field` names what its cluster is read from."""
+    item = Item(
+        id=key,
+        doc=sample["doc_id"],
+        correct=None if metric is None else float(sample[metric]),
+        correct_norm=float(sample["acc_norm"]) if "acc_norm" in sample else None,
+        cluster=_cluster(sample["doc"], field),
+    )
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return item
+    scores = tuple(float(responses[0][0]) for responses in sample["resps"])
+    item = replace(item, loglikelihoods=scores)
+    if any(math.isnan(score) for score in scores):
+        item = replace(item, nonfinite=True, correct=0.0, correct_norm=None if item.correct_norm is None else 0.0)
+    gold = _gold(sample, task)
+    if gold is not None and 0 <= gold < len(scores) and len(scores) > 1:
+        margin = scores[gold] - max(score for i, score in enumerate(scores) if i != gold)
+        item = replace(item, gold=gold, margin=margin)
     return item
 
 
-def _gold(sample: Mapping[str, Any], task: Any) -> int | None:
+def _gold(sample: Mapping[str, Json], task: Task) -> int | None:
     target = sample["target"]
     if isinstance(target, int):
         return target
-    choices = task.doc_to_choice(sample["doc"]) if isinstance(target, str) else None
+    choices: list[str] | None = task.doc_to_choice(sample["doc"]) if isinstance(target, str) else None
     return choices.index(target) if choices and target in choices else None
 
 
-def _cluster(doc: Any, field: str | None) -> str | None:
+def _cluster(doc: object, field: str | None) -> str | None:
     """What an item shares with others, shortened: the value itself, or its digest where it is long."""
     if not isinstance(doc, dict):
         return None
@@ -230,96 +244,93 @@ def _cluster(doc: Any, field: str | None) -> str | None:
     return text if len(text) <= 32 else digest(text)[:16]
 
 
-def _until_verdict(session: Session, question: Question, lm: Any, tasks: Mapping[str, Any]) -> Answer:
+def _until_verdict(session: Session, question: Question, wish: VerdictSettings, lm: LM, tasks: LoadedTasks) -> Answer:
     """The cell's items against the baseline's, in chunks, until the verdict; see `sequential.until_verdict`."""
-    name, base = str(question.options["task"]), session.baseline_items(question)
+    name, base = str(question.options["task"]), baseline_items(session.baseline_items(question))
     chunks = Chunks(tasks, question.options["limit"])
-    only = next(iter(tasks["tasks"]))  # rows name their task only where there are several
+    only = next(iter(tasks["tasks"]))  # items name their task only where there are several
 
-    def score(asked: Sequence[Json]) -> list[Json]:
+    def score(asked: Sequence[Item]) -> list[Item]:
         places: dict[str, list[int]] = {}
-        for row in asked:
-            places.setdefault(row.get("task", only), []).append(row["doc"])
+        for item in asked:
+            places.setdefault(item.task or only, []).append(item.doc)
         results = chunks(places, lambda chosen: evaluate(lm, chosen, None))
-        outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in places}
-        found = {(task, item["doc"]): item for task, outcome in outcomes.items() for item in outcome["items"]}
-        return [_as_the_baseline(found[row.get("task", only), row["doc"]], row) for row in asked]
+        outcomes = [_outcome(task, tasks["tasks"][task], results) for task in places]
+        answered = {(outcome.task, item.doc): item for outcome in outcomes for item in outcome.items}
+        return [_as_the_baseline(answered[item.task or only, item.doc], item) for item in asked]
 
-    def keep(rows: Sequence[Json]) -> str:
-        return session.blob("items", _json({"task": name, "metric": base["metric"], "order": "shared", "items": rows}), "json")
+    def keep(items: Sequence[Item]) -> str:
+        return session.blob("items", side_car(items, task=name, metric=base.metric, order="shared"), "json")
 
-    wish = sequential.settings(question)
-    scored = sequential.until_verdict(wish, base["items"], score, definition=base["definition"], keep=keep)
-    marks = _marks(session, name, scored.rows)
-    return Answer(measurements=scored.measurements, facts={**marks, sequential.KEY: scored.facts})
-
-
-def _as_the_baseline(item: Mapping[str, Json], row: Mapping[str, Json]) -> dict[str, Json]:
-    """The item under the name that the baseline's row gives it. Equal items are told apart by their order among all (`#2`), which
-    a part of them does not know; an item of other content keeps its own name."""
-    same = str(row["id"]).rpartition("|")[2].partition("#")[0] == str(item["id"]).partition("#")[0]
-    return {**item, **({"task": row["task"]} if "task" in row else {}), "id": row["id"] if same else item["id"]}
+    scored = sequential.until_verdict(wish, base.items, score, definition=base.definition, keep=keep)
+    marks = _marks(session, name, scored.items)
+    return Answer(measurements=scored.measurements, facts={**marks, sequential.KEY: asdict(scored.facts)})
 
 
-def _marks(session: Session, name: str, items: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _as_the_baseline(item: Item, base: Item) -> Item:
+    """The item under the name that the baseline gives it. Equal items are told apart by their order among all (`#2`), which a
+    part of them does not know; an item of other content keeps its own name."""
+    same = base.id.rpartition("|")[2].partition("#")[0] == item.id.partition("#")[0]
+    return replace(item, task=base.task, id=base.id if same else item.id)
+
+
+def _marks(session: Session, name: str, items: Iterable[Item]) -> dict[str, object]:
     """How many items there are, and how many of them have no finite answer; Nonfinite if most have none."""
-    broken = sum(1 for item in items if item.get("nonfinite"))
-    if 2 * broken > len(items):
-        some = "every item" if broken == len(items) else f"{broken} of {len(items)} items"
+    broken = [item.nonfinite for item in items]
+    if 2 * sum(broken) > len(broken):
+        some = "every item" if all(broken) else f"{sum(broken)} of {len(broken)} items"
         raise Nonfinite(f"{session.cell.name}: {some} of {name!r} have NaN log-likelihoods; the artifact is broken")
-    return {"items": len(items), **({"marked": "nonfinite", "nonfinite_items": broken} if broken else {})}
+    return {"items": len(broken), **({"marked": "nonfinite", "nonfinite_items": sum(broken)} if any(broken) else {})}
 
 
-def _answer(session: Session, name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> Answer:
+def _answer(session: Session, name: str, outcomes: Mapping[str, TaskOutcome], results: Results) -> Answer:
     items = [
-        {**item, "task": task, "id": f"{task}|{item['id']}"} if len(outcomes) > 1 else item
-        for task, outcome in outcomes.items()
-        for item in outcome["items"]
+        replace(item, task=outcome.task, id=f"{outcome.task}|{item.id}") if len(outcomes) > 1 else item
+        for outcome in outcomes.values()
+        for item in outcome.items
     ]
     facts = _marks(session, name, items)
-    metrics = {outcome["metric"] for outcome in outcomes.values()}
+    metrics = {outcome.metric for outcome in outcomes.values()}
     if metrics == {None}:
         return Answer(measurements=_scores(name, outcomes, results), facts=facts)
     if None in metrics or len(metrics) > 1:
         raise Unsupported(f"group {name!r} mixes tasks with and without accuracy; name its tasks one by one")
     metric = str(metrics.pop())
     title, suffix = _title(name, outcomes, results)
-    blob = session.blob("items", _json({"task": name, "metric": metric, "items": items}), "json")
+    blob = session.blob("items", side_car(items, task=name, metric=metric), "json")
     definition = f"{title} {metric}{suffix}"
-    found = [_accuracy("accuracy", [item["correct"] for item in items], items, definition, blob)]
-    if all(outcome["norm"] for outcome in outcomes.values()):
-        correct = [item["correct_norm"] for item in items]
-        found.append(_accuracy("accuracy_norm", correct, items, f"{title} acc_norm{suffix}", blob))
+    measured = [_accuracy("accuracy", [item.correct or 0.0 for item in items], items, definition, blob)]
+    if all(outcome.norm for outcome in outcomes.values()):
+        correct = [item.correct_norm or 0.0 for item in items]
+        measured.append(_accuracy("accuracy_norm", correct, items, f"{title} acc_norm{suffix}", blob))
     if len(outcomes) > 1:
         facts["tasks"] = {
-            task: {
-                "items": len(outcome["items"]),
-                "accuracy": sum(i["correct"] for i in outcome["items"]) / len(outcome["items"]),
+            outcome.task: {
+                "items": len(outcome.items),
+                "accuracy": sum(item.correct or 0.0 for item in outcome.items) / len(outcome.items),
             }
-            for task, outcome in outcomes.items()
+            for outcome in outcomes.values()
         }
-        own = results.get("groups", {}).get(name, {}).get(f"{metric},{next(iter(outcomes.values()))['filter']}")
+        own = results.get("groups", {}).get(name, {}).get(f"{metric},{next(iter(outcomes.values())).filter}")
         facts["lm_eval_aggregate"] = None if own is None else float(own)
-    return Answer(measurements=tuple(found), facts=facts)
+    return Answer(measurements=tuple(measured), facts=facts)
 
 
-def _title(name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> tuple[str, str]:
+def _title(name: str, outcomes: Mapping[str, TaskOutcome], results: Results) -> tuple[str, str]:
     """(`lm-eval NAME vX`, `, N-shot`) of a task, or of a group with how many tasks it holds."""
     first = next(iter(outcomes.values()))
     if len(outcomes) == 1:
-        return str(first["title"]), str(first["suffix"])
+        return first.title, first.suffix
     version = results["versions"].get(name)
-    suffixes = sorted({str(outcome["suffix"]) for outcome in outcomes.values()})
+    suffixes = sorted({outcome.suffix for outcome in outcomes.values()})
     said = "unversioned" if version is None else f"v{version}"
     return f"lm-eval {name} {said} ({len(outcomes)} tasks, over all items)", suffixes[0] if len(suffixes) == 1 else ""
 
 
-def _accuracy(
-    metric: str, correct: Sequence[float], items: Sequence[Mapping[str, Json]], definition: str, blob: str
-) -> Measurement:
+def _accuracy(metric: str, correct: Sequence[float], items: Sequence[Item], definition: str, blob: str) -> Measurement:
     from harness import stats
 
-    clusters = [f"{item.get('task', '')}|{item['cluster']}" if "cluster" in item else f"#{i}" for i, item in enumerate(items)]
+    clusters = [f"#{place}" if item.passage is None else item.passage for place, item in enumerate(items)]
     if any(value not in (0.0, 1.0) for value in correct):
         interval = stats.block_bootstrap_mean(correct)  # partial credit, or several repeats averaged
     else:
@@ -336,20 +347,16 @@ def _accuracy(
     )
 
 
-def _scores(name: str, outcomes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> tuple[Measurement, ...]:
+def _scores(name: str, outcomes: Mapping[str, TaskOutcome], results: Results) -> tuple[Measurement, ...]:
     """lm-eval's own aggregate of tasks that know no right and wrong (perplexity, F1, BLEU)."""
     if len(outcomes) > 1:
         raise Unsupported(f"group {name!r} has no accuracy; name its tasks one by one")
     outcome = next(iter(outcomes.values()))
-    own = results["results"][outcome["task"]]
+    own = results["results"][outcome.task]
     for key, value in own.items():
         metric, _, filtered = key.partition(",")
-        if filtered == outcome["filter"] and not metric.endswith("_stderr") and isinstance(value, (int, float)):
-            definition = f"{outcome['title']} {metric}{outcome['suffix']}"
-            n = len(outcome["items"])
+        if filtered == outcome.filter and not metric.endswith("_stderr") and isinstance(value, (int, float)):
+            definition = f"{outcome.title} {metric}{outcome.suffix}"
+            n = len(outcome.items)
             return (Measurement(metric="task_score", value=float(value), n=n, definition=definition, unit=""),)
     raise Unsupported(f"task {name!r} gives no number")
-
-
-def _json(data: Json) -> bytes:
-    return json.dumps(to_json(data), separators=(",", ":"), ensure_ascii=False).encode()

@@ -7,42 +7,47 @@ import functools
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.forking import die_with_parent, let_go
-from harness.probes.lm_eval_tasks import configure, load, seed_of, templates
+from harness.probes.lm_eval_tasks import LoadedTasks, configure, load, seed, templates
 from harness.spec import Question, digest
 
 PREPARE_SECONDS = 60.0
 """No further task is begun after that: a run should begin, and a branch that takes twice as long is given up."""
 
-PREPARED: dict[str, Any] = {}
+PREPARED: dict[str, LoadedTasks] = {}
 """Tasks built before this process was forked, each for one answer: its requests carry what a model said."""
 
 
-def prepare(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
+def prepare(
+    questions: Sequence[tuple[Question, Path | None]], cache: Path, *, clock: Callable[[], float] = time.monotonic
+) -> None:
     """Loads the tasks of these questions and builds their requests, which depend on no model: each cell would do the same anew.
     A task that cannot be had is left to the children, whose records say why."""
     from tqdm import tqdm  # type: ignore[import-untyped]  # it brings no types
 
     tqdm.monitor_interval = 0  # its monitor is a thread that stays
-    end = time.monotonic() + PREPARE_SECONDS
+    end = clock() + PREPARE_SECONDS
+
+    def late() -> bool:
+        return clock() > end
+
     with let_go():  # `datasets` looks at files in threads
-        _build_requests(questions, cache, end)
+        _build_requests(questions, cache, late)
 
 
-def _build_requests(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> None:
-    if not _fill_cache(questions, cache, end):
+def _build_requests(questions: Sequence[tuple[Question, Path | None]], cache: Path, late: Callable[[], bool]) -> None:
+    if not _fill_cache(questions, cache, late):
         return
     for question, folder in questions:
-        if time.monotonic() > end:
+        if late():
             break
         # What is wrong with a task is said by the child that is asked for it.
         with contextlib.suppress(Exception), templates(sandboxed=folder is not None):
             tasks = configured(question, folder, cache)
-            seed_of()
+            seed()
             limit = question.options["limit"]
             for task in tasks["tasks"].values():
                 task.build_all_requests(limit=limit)
@@ -50,13 +55,13 @@ def _build_requests(questions: Sequence[tuple[Question, Path | None]], cache: Pa
             PREPARED[key_of(question, folder)] = tasks
 
 
-def _as_built(built: int | None, *, limit: int | None = None, **_: Any) -> None:
-    """Replaces `build_all_requests` after the first build."""
+def _as_built(built: int | None, *, limit: int | None = None, **_: object) -> None:
+    """Replaces a task's `build_all_requests` after the first build."""
     if limit != built:
         raise AssertionError(f"requests of {built} items were built, {limit} are asked for")
 
 
-def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, end: float) -> bool:
+def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, late: Callable[[], bool]) -> bool:
     """Has a child read the data of the tasks, which starts threads where it is not in `datasets`' cache yet: they would not be in
     this process's children, and what is in the cache is mapped without any. False where that takes too long (the hub) or
     crashes."""
@@ -70,7 +75,7 @@ def _fill_cache(questions: Sequence[tuple[Question, Path | None]], cache: Path, 
         finally:
             os._exit(0)
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > end:
+        if late():
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return False
@@ -82,7 +87,7 @@ def key_of(question: Question, folder: Path | None) -> str:
     return digest({"options": question.options, "folder": None if folder is None else str(folder)})
 
 
-def configured(question: Question, folder: Path | None, cache: Path) -> dict[str, Any]:
+def configured(question: Question, folder: Path | None, cache: Path) -> LoadedTasks:
     shots = question.options["shots"]
     tasks = load(str(question.options["task"]), folder, cache / "datasets", shots)
     configure(tasks, shots)

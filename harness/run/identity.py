@@ -170,6 +170,6 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> RunCont
         source=source_digest(),
         device=plan.device,
         threads=threads,
-        machine=machine.facts(),
+        machine=to_json(machine.facts()),
         packages=packages,
     )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import BadInput, Unsupported
-from harness.formats.gguf_reader import Header, header
+from harness.formats.gguf_reader import GgufHeader, header
 from harness.formats.gguf_types import BLOCKS, TYPES
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Weights:
         self.path = path
         self.device = device
         self.kv_type = kv_type
-        self.header: Header = header(path)
+        self.header: GgufHeader = header(path)
         self.threads = threads()
         params = lib.llama_model_default_params()
         if device == "cpu":

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import Unsupported
+from harness.models import build
 from harness.runtimes.llama_cpp import BATCH, MOST_SEQUENCES, Context, Weights
 from harness.scoring.answers import PlanAnswers
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.plan import Ints, Plan, common_prefix, header_order
-from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, generation_config, source_config
+from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, source_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,7 +184,7 @@ class LlamaCppLM(PlannedLM):
     ) -> None:
         config = source_config(model_dir)
         self.weights = weights
-        self.generation_config = generation_config(model_dir, config)
+        self.generation_config = build.generation_config(model_dir)
         self.llama = LlamaExecutor(weights)
         super().__init__(
             tokenizer,

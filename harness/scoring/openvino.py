@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import Unsupported
+from harness.models import build
 from harness.runtimes.openvino import BATCH, Program, State
 from harness.scoring.answers import PlanAnswers
 from harness.scoring.execute import CALL_TOKENS, batches
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.plan import Ints, Plan, header_order
-from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, generation_config, source_config
+from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, source_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ class OpenVinoLM(PlannedLM):
     ) -> None:
         config = source_config(model_dir)
         self.program = program
-        self.generation_config = generation_config(model_dir, config)
+        self.generation_config = build.generation_config(model_dir)
         super().__init__(
             tokenizer,
             config=config,

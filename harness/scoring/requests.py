@@ -446,14 +446,6 @@ def source_config(model_dir: Path) -> PreTrainedConfig:
     return config
 
 
-def generation_config(model_dir: Path, config: PreTrainedConfig) -> transformers.GenerationConfig:
-    """How the source model wants to generate; what its configuration says where the folder has no file of its own."""
-    try:
-        return transformers.GenerationConfig.from_pretrained(str(model_dir))
-    except OSError:
-        return transformers.GenerationConfig.from_model_config(config)
-
-
 def ends_of(config: object) -> list[int]:
     """The ids that end a sequence, of a generation configuration (or of None)."""
     ends = getattr(config, "eos_token_id", None)

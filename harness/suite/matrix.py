@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.formats import quantization_config
+from harness.formats.quantization_config import quantization
 from harness.methods import METHODS
 from harness.methods.base import Method
 from harness.models import find
@@ -25,7 +25,7 @@ from harness.suite.schemes import schemes_of
 from harness.suite.sources import check_served_models, prequantized_square, sources_of
 
 
-def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None = None) -> Plan:
+def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
     suite = load(path)
     base, places = path.parent, lines(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     schemes, calibrations = schemes_of(suite, base, where)
     check_served_models(schemes, [m.name for m in sources if m.name not in origin], where)
     known_shapes = {m.name: shapes[m.name] if shapes is not None else find.shape(m) for m in sources}
-    given = [m for m in sources if (s := known_shapes[m.name]) is not None and quantization_config.entry(s.config) is not None]
+    given = [m for m in sources if (s := known_shapes[m.name]) is not None and quantization(s.config) is not None]
     if suite.baseline not in {s.label for s in schemes} and len(given) < len(sources):
         raise UnknownName("baseline", suite.baseline, {s.label for s in schemes}, where("baseline"))
 
@@ -116,7 +116,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, Shape | None] | None =
     )
 
 
-def _reason(method: Method, scheme: Scheme, shape: Shape | None, device: str) -> str | None:
+def _reason(method: Method, scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if method.served:  # its bits are what its operator says
         return method.supports(scheme, shape, device)
     if scheme.bits not in method.bits:
@@ -148,6 +148,6 @@ def choose_device(wish: str) -> str:
         raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
     if wish != "auto":
         return wish
-    from harness.measure.machine import gpus
+    from harness.measure.nvidia import gpus
 
     return "cuda" if gpus() else "cpu"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
 from harness.spec import Cell, Model, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
@@ -68,7 +68,7 @@ class Plan:
         )
 
 
-def estimated_bytes(shape: Shape, bpw: float, method: Method) -> int:
+def estimated_bytes(shape: ModelShape, bpw: float, method: Method) -> int:
     """Bytes of the artifact: quantized linears at `bpw`, the rest as stored (16 bits), all at the dtype for native rows."""
     linear = sum(layer.rows * layer.columns for layer in shape.linears)
     rest_bits = bpw if method.native else 16

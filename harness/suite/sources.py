@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import Shape
+from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.errors import Unsupported as Refused
 from harness.methods import METHODS, prequantized
@@ -46,7 +46,7 @@ def check_served_models(schemes: Sequence[Scheme], names: Sequence[str], where: 
 
 
 def prequantized_square(
-    suite: Suite, source: Model, shape: Shape | None, of: Model | None, questions: Sequence[Question]
+    suite: Suite, source: Model, shape: ModelShape | None, of: Model | None, questions: Sequence[Question]
 ) -> PlannedCell | Unsupported:
     """The one square of a model that is quantized already: a cell of the model it was made of, or, alone, its own baseline."""
     config = {} if shape is None else shape.config

@@ -53,7 +53,7 @@ def test_a_method_that_fails_says_in_which_phase(tmp_path: Path, monkeypatch: py
 def test_a_method_that_can_run_on_no_device_here_is_imported_and_says_that_it_was_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.measure.machine.gpus", list)
+    monkeypatch.setattr("harness.measure.nvidia.gpus", tuple)
     needs_cuda = replace(METHODS["fake"], kernel_cpu=dict.fromkeys(METHODS["fake"].bits, "none"), modules=("json",))
     found = health.check(needs_cuda, python=Path(sys.executable), home=tmp_path / "home")
     assert found.ok

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.errors import Unsupported
-from harness.formats import gguf_export, gguf_reader
+from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_vocabulary, gguf_weights
 from harness.methods import gguf
 from harness.models import build
 from tests.methods.gguf_cells import CELLS, METHOD, ROWS, request, scheme
@@ -50,7 +50,7 @@ def outcome(folder: Path, stage: str, cell: str) -> Any:
     return json.loads((folder / f"{stage}.json").read_text())[cell]
 
 
-def stored(folder: Path, cell: str) -> dict[str, gguf_reader.Tensor]:
+def stored(folder: Path, cell: str) -> dict[str, gguf_reader.GgufTensor]:
     return {t.name: t for t in gguf_reader.header(folder / "artifacts" / cell / gguf.FILE).tensors}
 
 
@@ -154,13 +154,13 @@ def test_the_matrix_is_the_mean_square_of_what_enters_a_layer(folder: Path) -> N
 def test_a_matrix_lowers_the_weighted_error_that_it_weighs(folder: Path) -> None:
     """Sum over columns of importance x squared error of the stored weights: lower with the matrix than without."""
     matrix = gguf.importance(request(folder, "Q3_K_S matrix", folder))
-    config = gguf_export.complete_config(folder / "source")
-    exact = gguf.unpacked(folder / "artifacts" / "F32" / gguf.FILE, config)
+    config = gguf_export.decoder_of(folder / "source")
+    exact = gguf_weights.unpacked(folder / "artifacts" / "F32" / gguf.FILE, config)
     errors = {}
     for cell in ("Q3_K_S matrix", "Q3_K_S"):
-        state = gguf.unpacked(folder / "artifacts" / cell / gguf.FILE, config)
+        state = gguf_weights.unpacked(folder / "artifacts" / cell / gguf.FILE, config)
         errors[cell] = sum(
-            float(((state[n] - exact[n]).double().square() * torch.from_numpy(matrix[str(gguf_export.gguf_name(n))])).sum())
+            float(((state[n] - exact[n]).double().square() * torch.from_numpy(matrix[str(gguf_names.gguf_name(n))])).sum())
             for n in exact
             if "proj" in n
         )
@@ -168,8 +168,8 @@ def test_a_matrix_lowers_the_weighted_error_that_it_weighs(folder: Path) -> None
 
 
 def test_unpacked_weights_are_the_sources_where_nothing_is_quantized(folder: Path) -> None:
-    config = gguf_export.complete_config(folder / "source")
-    state = gguf.unpacked(folder / "artifacts" / "BF16" / gguf.FILE, config)
+    config = gguf_export.decoder_of(folder / "source")
+    state = gguf_weights.unpacked(folder / "artifacts" / "BF16" / gguf.FILE, config)
     source = llama(dtype=torch.bfloat16, intermediate_size=INTERMEDIATE).state_dict()
     assert set(state) == set(source) - {"lm_head.weight"}
     assert all(torch.equal(tensor, source[name].float()) for name, tensor in state.items())
@@ -194,7 +194,7 @@ def test_the_tokenizer_in_the_file_gives_the_ids_of_the_source(folder: Path) -> 
     path = folder / "artifacts" / "Q4_K_M" / gguf.FILE
     assert json.loads((path.parent / gguf.FACTS).read_text())["tokenizer"] == "embedded"
     words = tokenizer()
-    for text in ("the river runs", "Größe, naïve – 你好 🙂\n\ttab  12 it's", gguf_export.SAMPLE):
+    for text in ("the river runs", "Größe, naïve – 你好 🙂\n\ttab  12 it's", gguf_vocabulary.SAMPLE):
         assert llama_runtime.same_ids(path, text, words(text, add_special_tokens=False)["input_ids"])
     assert not llama_runtime.same_ids(path, "the river", words("the stone", add_special_tokens=False)["input_ids"])
 
@@ -207,9 +207,9 @@ def test_a_tokenizer_with_another_rule_is_left_out_and_said(folder: Path, tmp_pa
     digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     plain = words.backend_tokenizer.pre_tokenizer
     words.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([plain, digits])
-    assert "only byte-level BPE" in str(gguf_export.vocabulary(words, VOCAB))
-    facts = gguf_export.convert(folder / "source", tmp_path / "m.gguf", dtype="BF16", same_ids=lambda path, ids: False)
-    assert "not embedded" in str(facts["tokenizer"])
+    assert "only byte-level BPE" in str(gguf_vocabulary.read(words, VOCAB))
+    written = gguf_export.convert(folder / "source", tmp_path / "m.gguf", dtype="BF16", same_ids=lambda path, ids: False)
+    assert "not embedded" in written.tokenizer
     weights = llama_runtime.Weights(tmp_path / "m.gguf")
     assert weights.vocab_size == VOCAB
     assert weights.log_probabilities(ROWS[:1]).shape == (len(ROWS[0]) - 1, VOCAB)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.artifact import Layer, Shape
+from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, Unsupported
-from harness.formats import gguf_export, gguf_reader, gguf_types
+from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_types
 from harness.methods import METHODS, gguf
 from harness.methods.base import resolve_options
 from harness.spec import Scheme
@@ -80,9 +80,9 @@ def scheme(bits: float, **options: Any) -> Scheme:
     return Scheme(method="gguf", bits=float(bits), options=resolve_options(METHOD, options, float(bits)))
 
 
-def shape(columns: int = 768, architecture: str = "LlamaForCausalLM", **config: Any) -> Shape:
-    layers = (Layer(name="model.layers.0.mlp.down_proj", rows=256, columns=columns),)
-    return Shape(
+def shape(columns: int = 768, architecture: str = "LlamaForCausalLM", **config: Any) -> ModelShape:
+    layers = (LinearLayer(name="model.layers.0.mlp.down_proj", rows=256, columns=columns),)
+    return ModelShape(
         architecture=architecture,
         parameters=256 * columns,
         linears=layers,
@@ -161,23 +161,23 @@ def test_names_go_to_gguf_and_back() -> None:
         "model.norm.weight",
         "lm_head.weight",
     ]
-    ours = [gguf_export.gguf_name(name) for name in names]
+    ours = [gguf_names.gguf_name(name) for name in names]
     assert ours[1] == "blk.11.attn_q.weight"
-    assert [gguf_export.source_name(str(name)) for name in ours] == names
-    assert [gguf_export.linear(str(name)) for name in ours] == [None, "model.layers.11.self_attn.q_proj", *[None] * 5]
-    assert gguf_export.gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
+    assert [gguf_names.source_name(str(name)) for name in ours] == names
+    assert [gguf_names.linear(str(name)) for name in ours] == [None, "model.layers.11.self_attn.q_proj", *[None] * 5]
+    assert gguf_names.gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq") is None
     with pytest.raises(Unsupported, match="no place for"):
-        gguf_export.gguf_name("model.layers.0.block_sparse_moe.gate.weight")
+        gguf_names.gguf_name("model.layers.0.block_sparse_moe.gate.weight")
 
 
 def test_rows_are_reordered_as_rotation_needs_and_back() -> None:
     import torch
 
     weight = torch.arange(2 * 6 * 3).reshape(12, 3)
-    moved = gguf_export.interleaved(weight, 2)
+    moved = gguf_names.interleaved(weight, 2)
     assert moved[:, 0].tolist() == [3 * row for row in (0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11)]
-    assert torch.equal(gguf_export.halved(moved, 2), weight)
-    assert torch.equal(gguf_export.halved(gguf_export.interleaved(weight[:, 0], 2), 2), weight[:, 0])
+    assert torch.equal(gguf_names.halved(moved, 2), weight)
+    assert torch.equal(gguf_names.halved(gguf_names.interleaved(weight[:, 0], 2), 2), weight[:, 0])
 
 
 def test_llama_3s_divisors_are_those_of_transformers() -> None:
@@ -190,7 +190,7 @@ def test_llama_3s_divisors_are_those_of_transformers() -> None:
     config = transformers.LlamaConfig(hidden_size=512, num_attention_heads=8, rope_parameters=settings)
     plain = 500000.0 ** -(np.arange(0, 64, 2) / 64)
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
-    found = gguf_export._frequency_divisors(config.to_dict())
+    found = gguf_export._frequency_divisors(gguf_export.decoder({**config.to_dict(), "architectures": ["LlamaForCausalLM"]}))
     assert found is not None
     assert max(found) == 32.0
     np.testing.assert_allclose(plain / found, scaled, rtol=1e-5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.artifact import Layer, Shape
+from harness.artifact import LinearLayer, ModelShape
 from harness.engines import ENGINES
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
@@ -16,9 +16,9 @@ from harness.spec import Scheme
 REAL = [name for name in METHODS if not name.startswith("fake")]
 
 
-def shape(rows: int = 256, columns: int = 768, **changes: Any) -> Shape:
-    layers = (Layer(name="model.layers.0.mlp.down_proj", rows=rows, columns=columns),)
-    plain = Shape(
+def shape(rows: int = 256, columns: int = 768, **changes: Any) -> ModelShape:
+    layers = (LinearLayer(name="model.layers.0.mlp.down_proj", rows=rows, columns=columns),)
+    plain = ModelShape(
         architecture="LlamaForCausalLM",
         parameters=rows * columns,
         linears=layers,

@@ -397,7 +397,7 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"] == entry
     assert config["rope_parameters"] == json.loads((source / "config.json").read_text())["rope_parameters"]
-    q = build.decoder_linears(model)[0]
+    q = next(iter(build.decoder_linears(model)))
     rows, columns = model.get_submodule(q).weight.shape
     expected = (codes(4, rows, columns) - 8).float() * torch.tensor(0.01).half().float()
     assert torch.equal(gptq_file.dequantize(out, torch.float32)[f"{q}.weight"], expected)

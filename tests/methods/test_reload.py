@@ -13,9 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import BadInput
 from harness.methods import reload
-from harness.methods.base import LoadRequest
 from harness.models import build
-from harness.spec import Scheme
 from tests.tiny_llama import llama, nudged, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -33,10 +31,14 @@ def artifact(model: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def kept(artifact: Path) -> reload.KeptAnswers:
+    return reload.KeptAnswers(**json.loads((artifact / reload.FILE).read_text()))
+
+
 def test_the_model_itself_passes_at_no_distance(model: Any, artifact: Path) -> None:
     stored = json.loads((artifact / reload.FILE).read_text())
     assert len(stored["ids"]) == 32
-    assert reload.distance(stored, reload.answers(model, ROWS)) < 1e-9
+    assert reload.distance(reload.KeptAnswers(**stored), reload.answers(model, ROWS)) < 1e-9
     assert reload.check(model, artifact) is None
 
 
@@ -60,7 +62,7 @@ def test_answers_that_are_not_finite_are_found(model: Any, artifact: Path) -> No
 
 
 def test_another_vocabulary_is_found(artifact: Path) -> None:
-    assert reload.distance(json.loads((artifact / reload.FILE).read_text()), torch.zeros(32, 8)) == float("inf")
+    assert reload.distance(kept(artifact), torch.zeros(32, 8)) == float("inf")
 
 
 def test_a_missing_check_is_a_reason_and_no_pass(model: Any, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_coarse_divergence_is_a_lower_bound_of_the_full_one(model: Any, arti
     other = reload.answers(nudged(model, 0.3), ROWS)
     exact = reload.answers(model, ROWS)
     full = float((exact.exp() * (exact - other)).sum(-1).mean())
-    coarse = reload.distance(json.loads((artifact / reload.FILE).read_text()), other)
+    coarse = reload.distance(kept(artifact), other)
     assert 0 < coarse <= full
 
 
@@ -90,14 +92,13 @@ def test_rows_come_from_the_calibration_text_where_there_is_one() -> None:
 def test_a_bias_that_the_artifact_lacks_is_bad_input(tmp_path: Path) -> None:
     biased = llama(attention_bias=True)
     biased.config.save_pretrained(tmp_path)
-    layers = build.decoder_linears(biased)
+    layers = list(build.decoder_linears(biased))
     rest = {name: tensor for name, tensor in build.own_state(biased).items() if name.removesuffix(".weight") not in layers}
-    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
-    assert build.without(request, layers, rest).get_submodule(layers[0]).bias is not None
+    assert build.without(tmp_path, layers, rest, device="cpu").get_submodule(layers[0]).bias is not None
     del rest[f"{layers[0]}.bias"]
     with pytest.raises(BadInput, match="bias"):
-        build.without(request, layers, rest)
-    assert build.without(request, layers, rest, bias=False).get_submodule(layers[0]).bias is None
+        build.without(tmp_path, layers, rest, device="cpu")
+    assert build.without(tmp_path, layers, rest, device="cpu", bias=False).get_submodule(layers[0]).bias is None
 
 
 class Allocated(TorchDispatchMode):
@@ -117,11 +118,10 @@ class Allocated(TorchDispatchMode):
 def test_layers_that_are_packed_are_never_made_unpacked(model: Any, tmp_path: Path) -> None:
     wide = llama(intermediate_size=4096)
     wide.config.save_pretrained(tmp_path)
-    layers = build.decoder_linears(wide)
+    layers = list(build.decoder_linears(wide))
     rest = {name: tensor for name, tensor in build.own_state(wide).items() if name.removesuffix(".weight") not in layers}
-    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
     with Allocated() as allocated:
-        found = build.without(request, layers, rest)
+        found = build.without(tmp_path, layers, rest, device="cpu")
     assert type(found) is type(wide)
     assert [name for name in layers if found.get_submodule(name).weight is not None] == []
     assert torch.equal(found.model.norm.weight, wide.model.norm.weight.to(torch.bfloat16))

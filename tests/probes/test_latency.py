@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,15 @@ from scipy import stats
 
 from harness.engines.base import EngineFacts, Timing
 from harness.errors import Unsupported
+from harness.formats import safetensors_file
 from harness.measure import bandwidth, conditions
 from harness.probes import roofline as roofline_probe
-from harness.probes.latency import PROBE, Shape
+from harness.probes.latency import PROBE, GenerationShape
 from harness.probes.roofline import active_weight_bytes
 from harness.probes.rounds import median, nearest_rank, run_rounds, tpot
 from harness.spec import Answer, Cell, Model, Question, Scheme
 
-SHAPE = Shape(prompt=100, new=5, batch=2)
+SHAPE = GenerationShape(prompt=100, new=5, batch=2)
 
 
 class Engine:
@@ -80,7 +82,7 @@ def steady(name: str, log: list[str], ttft: float, step: float, **more: Any) -> 
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine of these tests is idle, whatever else runs on it."""
     found = conditions.between(conditions.snapshot(), conditions.snapshot())
-    monkeypatch.setattr(conditions, "between", lambda before, after: {**found, "others_cpu_share": 0.0, "steal_share": 0.0})
+    monkeypatch.setattr(conditions, "between", lambda before, after: replace(found, others_cpu_share=0.0, steal_share=0.0))
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 7, 12, 25, 100])
@@ -213,7 +215,7 @@ def test_conditions_name_what_could_have_disturbed():
 
 def test_a_machine_that_others_use_is_noted(monkeypatch: pytest.MonkeyPatch):
     quiet = conditions.between(conditions.snapshot(), conditions.snapshot())
-    monkeypatch.setattr(conditions, "between", lambda before, after: {**quiet, "others_cpu_share": 0.4, "steal_share": 0.05})
+    monkeypatch.setattr(conditions, "between", lambda before, after: replace(quiet, others_cpu_share=0.4, steal_share=0.05))
     _, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     assert any("40%" in note for note in answer.facts["notes"])
     assert any("hypervisor" in note for note in answer.facts["notes"])
@@ -392,12 +394,9 @@ def test_an_engine_that_does_not_say_what_it_holds_has_no_roofline():
 
 
 def source(folder: Path, *, tied: bool, **config: Any) -> Path:
-    """A checkpoint of 1000 bytes of embedding in 16 bits (and as much of a head, if not tied), headers only."""
-    header = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [50, 10], "data_offsets": [0, 1000]}}
-    if not tied:
-        header["lm_head.weight"] = {"dtype": "BF16", "shape": [50, 10], "data_offsets": [1000, 2000]}
-    raw = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    """A checkpoint of 1000 bytes of embedding in 16 bits (and as much of a head, if not tied)."""
+    tensors = [("model.embed_tokens.weight", "BF16", (50, 10)), ("lm_head.weight", "BF16", (50, 10))][: 1 if tied else 2]
+    (folder / "model.safetensors").write_bytes(safetensors_file.header_bytes(tensors) + bytes(1000 * len(tensors)))
     (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": tied, **config}))
     return folder
 

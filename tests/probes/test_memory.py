@@ -20,7 +20,7 @@ from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
 
 MIB = 2**20
 NEAR = 4 * MIB
-linux = pytest.mark.skipif(not memory_phases.supported(), reason="the kernel's counters are Linux's")
+linux = pytest.mark.skipif(memory_phases.resident() is None, reason="the kernel's counters are Linux's")
 
 
 def block(mebibytes: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def test_code_pages_and_second_mappings_that_came_since_are_taken_off():
     phase = Phase(name="load", seconds=1.0, peak_bytes={"host_peak": 1900})
     beyond = against(START, phase, memory_phases.Mapped(weights=400, other=350, doubled=25))
     assert beyond.host == 1900 - 1000 - 50 - 20
-    assert beyond.facts["code_growth_bytes"] == 50
+    assert beyond.facts.code_growth_bytes == 50
 
 
 def test_a_peak_that_may_be_older_than_the_phase_is_not_shown():
@@ -202,10 +202,18 @@ def test_a_peak_that_may_be_older_than_the_phase_is_not_shown():
 @linux
 def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     peaks = iter([100, 300, 250])
+    facts = memory.PhaseFacts(
+        seconds=1.0,
+        peak_bytes={},
+        beyond_start_bytes=7,
+        code_growth_bytes=0,
+        mapped_weights_bytes=None,
+        mapped_twice_bytes=0,
+    )
     monkeypatch.setattr(
         memory,
         "_beyond",
-        lambda session, start: memory.Beyond(host=7, code=0, device=next(peaks), missing="", facts={}),
+        lambda session, start: memory.Beyond(host=7, code=0, device=next(peaks), missing="", facts=facts),
     )
     found, answer = ask(tmp_path, lambda: Engine(block(1), device="cuda:0"))
     assert (found["peak_load_bytes"], found["peak_prefill_bytes"], found["peak_decode_bytes"]) == (100, 300, 250)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
-import time
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny_llama import WORDS, TinySession, llama, tokenizer
@@ -198,12 +200,12 @@ def test_a_task_that_was_built_before_forking_gives_the_same_bytes_once(limit: i
 
 
 def test_data_that_take_too_long_are_left_to_the_cells(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks_prepare, "load", lambda *_: time.sleep(60))
-    monkeypatch.setattr(tasks_prepare, "PREPARE_SECONDS", 0.1)
-    began = time.monotonic()
-    tasks_prepare.prepare([(question(), folder)], tmp_path)
-    assert time.monotonic() - began < 30
+    monkeypatch.setattr(tasks_prepare, "load", lambda *_: signal.pause())  # a reader that never comes back
+    before = psutil.Process().children()
+    clock = itertools.count(step=tasks_prepare.PREPARE_SECONDS + 1)
+    tasks_prepare.prepare([(question(), folder)], tmp_path, clock=lambda: float(next(clock)))
     assert not tasks_prepare.PREPARED
+    assert psutil.Process().children() == before  # the reader was ended
 
 
 def test_data_that_crash_their_reader_are_left_to_the_cells(

@@ -11,7 +11,7 @@ import torch
 from harness import store
 from harness.engines import ENGINES
 from harness.methods import METHODS
-from harness.methods.base import QuantizeRequest, resolve_options
+from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
 from harness.run import runner
 from harness.spec import Cell, Model, Record, Scheme
 from harness.suite.matrix import plan
@@ -74,4 +74,6 @@ def quantized(source: Path, out: Path, asked: Cell) -> Path:
 
 def loaded(source: Path, artifact: Path, asked: Cell) -> Any:
     """The artifact as the cell's engine loads it."""
-    return ENGINES[METHODS[asked.scheme.method].engine].load(asked, artifact, source, "cpu")
+    method = METHODS[asked.scheme.method]
+    request = LoadRequest(artifact_dir=artifact, model_dir=source, scheme=asked.scheme, device="cpu")
+    return ENGINES[method.engine].load(method, request)
