@@ -27,7 +27,7 @@ from harness.formats import gptq_file, quantization_config, safetensors_file
 from harness.methods import refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
-from harness.models import build
+from harness.models import build, source
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def settle() -> None:
 
 
 def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: bool, **arguments: object) -> None:
-    """Quantizes with a GPTQModel config, saves, puts unquantized tensors back to the source's dtype, writes the reload check.
+    """Quantizes with a GPTQModel config, saves, puts unquantized tensors in bfloat16, writes the reload check.
 
     `arguments` go to the library's `quantize`. `float32` computes in float32, otherwise in float16.
     """
@@ -104,18 +104,16 @@ def check_by_unpacking(request: QuantizeRequest) -> None:
 
 
 def _tidy(request: QuantizeRequest) -> None:
-    """Unquantized floating-point tensors as the source stores them; config.json says so; logs of the library removed."""
-    import torch
+    """Unquantized tensors as artifacts keep them; config.json says so; logs of the library removed."""
     from safetensors.torch import load_file, save_file
 
-    dtypes = {t.name: t.dtype for t in safetensors_file.stored(request.model_dir)}
-    names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+    kept = source.kept(request.model_dir)
     packed = gptq_file.packed_layers(request.out_dir)
     for path in sorted(request.out_dir.glob("*.safetensors")):
         state = load_file(str(path))
         for name, tensor in state.items():
-            if tensor.is_floating_point() and name.rpartition(".")[0] not in packed:
-                state[name] = tensor.to(names.get(dtypes.get(name, "BF16"), torch.bfloat16)).contiguous()
+            if name.rpartition(".")[0] not in packed:
+                state[name] = kept(name, tensor).contiguous()
         with draft_file(path) as draft:
             save_file(state, str(draft), metadata={"format": "pt"})
     for name in ("config.json", "quantize_config.json"):

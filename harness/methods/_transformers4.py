@@ -73,8 +73,8 @@ def older_source(request: QuantizeRequest) -> Iterator[QuantizeRequest]:
 
 
 def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantization: ModelConfig) -> None:
-    """The library's checkpoint in `written` as the artifact: its packed tensors, all others in the source's dtype (and with the
-    source's bits, where the library did not change them), the source's config with the entry `quantization`; and the reload check
+    """The library's checkpoint in `written` as the artifact: its packed tensors, all others in bfloat16 (the source's own, where
+    the library did not change them), the source's config with the entry `quantization`; and the reload check
     from this project's own reading of the packed weights.
 
     `request` is that of `older_source`, `source_dir` the real source."""
@@ -96,7 +96,7 @@ def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantizati
             elif entry.name in source:  # a tied head and biases of zeros are not: those libraries store them all the same
                 theirs, ours = safetensors_file.tensor(entry), safetensors_file.tensor(source[entry.name])
                 same = torch.equal(ours.to(theirs.dtype), theirs)  # but for the library's dtype; AWQ scales norms
-                state[entry.name] = ours if same else theirs.to(ours.dtype)
+                state[entry.name] = (ours if same else theirs).to(torch.bfloat16)
         safetensors_file.save(state, request.out_dir / name)
         index.update(dict.fromkeys(state, name))
     if len(files) > 1:
@@ -135,6 +135,7 @@ def row(
     """A row whose `library` (an importable name) quantizes in the environment of the originals; `loaded_by` loads it."""
     main = _gptqmodel.row(
         name=name,
+        version="2",
         title=title,
         bits=bits,
         options=options,

@@ -20,7 +20,7 @@ from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
 from harness.methods import _gptqmodel
 from harness.methods.base import Option, QuantizeRequest
-from harness.models import build
+from harness.models import build, source
 from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
@@ -58,7 +58,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 
 def _tidy(request: QuantizeRequest) -> None:
-    """The export out of the folder of its own that the library makes; what is not quantized as the source stores it (the
+    """The export out of the folder of its own that the library makes; what is not quantized with the source's bits (the
     export casts all to float16, and stores a tied head once more); a config that says what is there."""
     from safetensors.torch import load_file, save_file
 
@@ -70,12 +70,12 @@ def _tidy(request: QuantizeRequest) -> None:
     packed = gptq_file.packed_layers(request.out_dir)
     if not packed:
         raise Unsupported("the library packed no layer of this model; choose another method")
-    source = {entry.name: entry for entry in safetensors_file.stored(request.model_dir)}
+    stored, held = safetensors_file.checkpoint(request.model_dir), source.kept(request.model_dir)
     kept: dict[str, str] = {}
     for path in sorted(request.out_dir.glob("*.safetensors")):
-        state = {n: t for n, t in load_file(str(path)).items() if n in source or n.rpartition(".")[0] in packed}
-        for name in [n for n in state if n in source]:
-            state[name] = safetensors_file.tensor(source[name])
+        state = {n: t for n, t in load_file(str(path)).items() if n in stored or n.rpartition(".")[0] in packed}
+        for name in [n for n in state if n in stored]:
+            state[name] = held(name, safetensors_file.tensor(stored[name]))
         with draft_file(path) as draft:
             save_file(state, str(draft), metadata={"format": "pt"})
         kept.update(dict.fromkeys(state, path.name))
@@ -100,6 +100,7 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
 
 _ROW = _gptqmodel.row(
     name="autoround",
+    version="2",
     title="AutoRound",
     bits=BITS,
     options={

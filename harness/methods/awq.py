@@ -163,7 +163,7 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
 METHOD = _gptqmodel.row(
     name="awq",
     title="AWQ",
-    version="2",
+    version="3",
     bits=BITS,
     options={
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),

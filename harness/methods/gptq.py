@@ -34,6 +34,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 METHOD = _gptqmodel.row(
     name="gptq",
+    version="2",
     title="GPTQ",
     bits=BITS,
     options={

@@ -22,7 +22,7 @@ from harness.methods import refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
-from harness.models import build
+from harness.models import build, source
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ def quantize(request: QuantizeRequest) -> None:
                 model(torch.tensor(rows[start : start + step], device=request.device))
     model = convert(model)
     packed = {name: m for name, m in model.named_modules() if isinstance(m, INCWeightOnlyLinear)}
-    dtypes = {t.name: t.dtype for t in safetensors_file.stored(request.model_dir)}
-    names = {"BF16": torch.bfloat16, "F16": torch.float16}
+    kept = source.kept(request.model_dir)
     state = {
-        name: tensor if name.rpartition(".")[0] in packed else tensor.to(names.get(dtypes.get(name, ""), tensor.dtype))
+        name: tensor if name.rpartition(".")[0] in packed else kept(name, tensor)
         for name, tensor in build.own_state(model).items()
     }
     layers = {name: [m.in_features, m.out_features, m.g_idx is not None] for name, m in packed.items()}
@@ -165,6 +164,7 @@ _SIMULATED: dict[float, Kernel] = dict.fromkeys(BITS, "simulated")
 
 METHOD = Method(
     name="inc",
+    version="2",
     title="Intel Neural Compressor",
     bits=BITS,
     options={

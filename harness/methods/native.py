@@ -2,11 +2,13 @@
 
 The artifact points at the source's weights (absolute links) when every tensor already has that dtype; otherwise it is a cast
 copy, written one tensor at a time, so that a model larger than the memory left can still be cast. No tensor is cast twice:
-fp32 of a bf16 source is exact, fp16 of a bf16 source may overflow, which is refused.
+fp32 of a bf16 source is exact, fp16 of a bf16 source may overflow, which is refused. What transformers holds in float32 in a
+model of another dtype stays as it is stored: the baseline is transformers' own load in that dtype.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,11 @@ from harness.formats.quantization_config import quantization
 from harness.methods import reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, QuantizeRequest
-from harness.models import build
+from harness.models import build, source
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -48,40 +51,59 @@ def quantize(request: QuantizeRequest) -> None:
     if index.is_file():
         (request.out_dir / index.name).write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
     files = safetensors_file.weight_files(request.model_dir)
+    stored = safetensors_file.checkpoint(request.model_dir).values()
+    uniform = all(row.dtype == stored_name for row in stored if row.dtype in _FLOATS)
+    wide = set() if uniform else source.float32_names(request.model_dir, _torch_dtype(request.scheme.method))
     for path in files:
         target = request.out_dir / (path.name if index.is_file() or len(files) > 1 else safetensors_file.MODEL)
-        if all(t.dtype == stored_name or t.dtype not in _FLOATS for t in safetensors_file.header(path)):
+        dtypes = {row.name: _dtype_of(row, stored_name, wide) for row in safetensors_file.header(path)}
+        if all(row.dtype == dtypes[row.name] for row in safetensors_file.header(path)):
             target.symlink_to(path.resolve())
         else:
-            _cast(path, target, torch_name, stored_name)
+            _cast(path, target, dtypes)
     reload.skip(request.out_dir, "unquantized: the weights are the source's own")
 
 
-def _cast(source: Path, target: Path, torch_name: str, stored_name: str) -> None:
-    """Writes `source` with all floating-point tensors in another dtype; holds one tensor at a time."""
+def _dtype_of(row: HeaderEntry, stored_name: str, wide: Collection[str]) -> str:
+    """The dtype of a tensor in the artifact: the row's; or, of those that transformers holds in float32 all the same (`wide`),
+    the one that it is stored in."""
+    if row.dtype not in _FLOATS:
+        return row.dtype
+    if row.name in wide:
+        return row.dtype if row.dtype in ("F32", "F16", "BF16") else "F32"
+    return stored_name
+
+
+def _cast(path: Path, target: Path, dtypes: Mapping[str, str]) -> None:
+    """Writes the file `path` with its tensors in these dtypes (safetensors' names); holds one tensor at a time."""
     import torch
 
-    dtype: torch.dtype = getattr(torch, torch_name)
-    rows = safetensors_file.header(source)
+    rows = safetensors_file.header(path)
+    named = {stored: getattr(torch, name) for name, stored in _DTYPES.values()}
 
     def cast(row: HeaderEntry) -> Tensor:
         tensor = safetensors_file.tensor(row)
-        if row.dtype not in _FLOATS:
+        if dtypes[row.name] == row.dtype:
             return tensor
-        narrow = tensor.to(dtype)
-        if bool((torch.isfinite(tensor) & ~torch.isfinite(narrow)).any()):
-            raise Unsupported(f"{row.name} holds values beyond the range of {torch_name}; measure it in bf16 or fp32")
+        narrow = tensor.to(named[dtypes[row.name]])
+        wider = tensor.float() if row.dtype.startswith("F8") else tensor  # torch cannot say of float8 what is finite
+        if bool((torch.isfinite(wider) & ~torch.isfinite(narrow)).any()):
+            name = str(narrow.dtype).removeprefix("torch.")
+            raise Unsupported(f"{row.name} holds values beyond the range of {name}; measure it in bf16 or fp32")
         return narrow
 
-    kept = [(row.name, row.dtype if row.dtype not in _FLOATS else stored_name, row.shape) for row in rows]
-    safetensors_file.write(target, kept, map(cast, rows))
+    safetensors_file.write(target, [(row.name, dtypes[row.name], row.shape) for row in rows], map(cast, rows))
+
+
+def _torch_dtype(method: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _DTYPES[method][0])
+    return dtype
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    import torch
-
-    torch_name, _ = _DTYPES[request.scheme.method]
-    return build.plain(request.artifact_dir, getattr(torch, torch_name), request.device)
+    return build.plain(request.artifact_dir, _torch_dtype(request.scheme.method), request.device)
 
 
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
@@ -106,6 +128,7 @@ def _method(name: str, title: str, bits: int, summary: str) -> Method:
     return Method(
         name=name,
         title=title,
+        version="2",
         bits=(bits,),
         kernel_cpu=kernels,
         kernel_cuda=kernels,

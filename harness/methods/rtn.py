@@ -21,6 +21,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 METHOD = _gptqmodel.row(
     name="rtn",
+    version="2",
     title="Round to nearest",
     bits=BITS,
     options={

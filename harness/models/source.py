@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from harness.errors import BadInput
 from harness.files import draft_folder
@@ -87,8 +87,54 @@ def make(model_dir: Path, folder: Path) -> Source:
     return found
 
 
+def float32_names(model_dir: Path, dtype: torch.dtype) -> set[str]:
+    """The stored tensors that transformers holds in float32 in a model of another `dtype`: a class may ask for that (router
+    biases, recurrent states)."""
+    import torch
+
+    if dtype == torch.float32:
+        return set()
+    stored = safetensors_file.checkpoint(model_dir)
+    model, _ = _without_memory(model_dir, stored, dtype)
+    wide = (name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32)
+    return {_as_stored(name, stored) for name in wide} & stored.keys()
+
+
+def kept(model_dir: Path) -> Callable[[str, Tensor], Tensor]:
+    """How an artifact of the checkpoint in `model_dir` holds a tensor (name, tensor) that it does not quantize: in bfloat16, or in
+    float32 where transformers does. What the source was stored in decides nothing."""
+    import torch
+
+    wide = float32_names(model_dir, torch.bfloat16)
+
+    def held(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(torch.float32 if name in wide else torch.bfloat16) if tensor.is_floating_point() else tensor
+
+    return held
+
+
 def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrainedModel, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
+    import torch
+
+    model, unexpected = _without_memory(model_dir, stored, torch.bfloat16)
+    ignored = {_as_stored(name, stored) for name, why in unexpected.items() if why == "ignored"}
+    others = {_as_stored(name, stored) for name, why in unexpected.items() if why != "ignored"}
+    lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
+    if lost:
+        raise BadInput(
+            f"{model_dir}: {brief(lost)}: stored with layers that are loaded, but nothing reads "
+            f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
+            "they belong to in config.json, or save the model again"
+        )
+    return model, {*ignored, *others}
+
+
+def _without_memory(
+    model_dir: Path, stored: Mapping[str, HeaderEntry], dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Literal["ignored", "unexpected"]]]:
+    """What `from_pretrained` makes of the stored names, dtypes and shapes, without their values, and the keys that it does not
+    load: those that the class ignores, and others."""
     import torch
     import transformers
 
@@ -118,7 +164,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrai
             None,
             config=config,
             state_dict=state,
-            dtype=torch.bfloat16,
+            dtype=dtype,
             device_map={"": "meta"},
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -128,16 +174,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrai
     model, report = cast("tuple[PreTrainedModel, Mapping[str, Collection[object]]]", loaded)
     _complete(model_dir, report)
     left = set(map(str, report["unexpected_keys"]))
-    ignored = {_as_stored(name, stored) for name in unexpected - left}
-    others = {_as_stored(name, stored) for name in left}
-    lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
-    if lost:
-        raise BadInput(
-            f"{model_dir}: {brief(lost)}: stored with layers that are loaded, but nothing reads "
-            f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
-            "they belong to in config.json, or save the model again"
-        )
-    return model, {*ignored, *others}
+    return model, {name: "unexpected" if name in left else "ignored" for name in unexpected | left}
 
 
 def _class_of(model_dir: Path) -> tuple[type[PreTrainedModel], PretrainedConfig]:
