@@ -10,6 +10,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,19 +254,25 @@ def test_words_of_a_server_are_shown_without_control_characters_and_without_end(
 
 
 def test_a_server_that_says_nothing_or_trickles_is_left(folder: Path) -> None:
+    given_up = threading.Event()  # the server goes on until the client has had enough
+
     def silent(file: Any) -> None:
-        time.sleep(1.0)
+        given_up.wait()
 
     def trickle(file: Any) -> None:
         file.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        for _ in range(30):
+        while not given_up.wait(0.1):
             file.write(b" ")
             file.flush()
-            time.sleep(0.1)
 
     for answer, said in ((silent, "no answer within 0.4 s"), (trickle, "took more than 1 s")):
-        with Canned(answer) as server, pytest.raises(ServerTrouble, match=said) as caught:
-            dataclasses.replace(engine(server, folder).model.client, limits=HASTY).post("/completions", {})
+        given_up.clear()
+        with Canned(answer) as server:
+            try:
+                with pytest.raises(ServerTrouble, match=said) as caught:
+                    dataclasses.replace(engine(server, folder).model.client, limits=HASTY).post("/completions", {})
+            finally:
+                given_up.set()
         assert failure_kind(caught.value) == "timeout"
 
 

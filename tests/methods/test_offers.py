@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from harness.artifact import LinearLayer, ModelShape
 from harness.engines import ENGINES
 from harness.methods import METHODS
-from harness.methods.base import resolve_options
+from harness.methods.base import LoadRequest, Method, QuantizeRequest, resolve_options
+from harness.models import find
 from harness.spec import Scheme
+from tests.tiny_llama import llama
 
 REAL = [name for name in METHODS if not name.startswith("fake")]
 
@@ -141,3 +144,25 @@ def test_an_option_has_the_default_of_its_width() -> None:
     assert scheme("quanto", 8).options["group_size"] == -1
     assert scheme("quanto", 4).options["group_size"] == 128
     assert scheme("torchao", 8, group_size=32).options["group_size"] == 32
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_new_row_binds_four_fields_and_the_defaults_load_and_prove_what_it_wrote(tmp_path: Path) -> None:
+    """The defaults are for artifacts in safetensors that transformers loads as they are."""
+
+    def quantize(request: QuantizeRequest) -> None:
+        llama().save_pretrained(str(request.out_dir))
+
+    method = Method(name="mine", title="Mine", bits=(8,), quantize=quantize)
+    mine = Scheme(method="mine", bits=8.0)
+    request = QuantizeRequest(model_dir=tmp_path, out_dir=tmp_path, scheme=mine, calibration=None, device="cpu", seed=0)
+    method.quantize(request)
+    model = method.load(LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=mine, device="cpu"))
+    proofs = method.kernels(model)
+    assert {(proof.module, proof.op, proof.stored_dtype, proof.dequantized) for proof in proofs} == {
+        ("Linear", "aten::linear", "bfloat16", True)
+    }
+    assert sum(row.bits for row in method.ledger(tmp_path, mine)) == 32 * find.shape_of(tmp_path).parameters
+    assert method.bits_per_weight(mine) == 8.0
+    assert method.supports(mine, shape(), "cpu") is None
+    assert "already quantized" in (method.supports(mine, shape(config={"quantization_config": {"bits": 4}}), "cpu") or "")
