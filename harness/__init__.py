@@ -32,7 +32,7 @@ def run(
     from harness.suite.matrix import choose_device, plan
 
     path = find(str(suite))
-    planned = plan(path, device=choose_device(device or load(path).device))
+    planned = plan(path, device=choose_device(device or load(path).suite.device))
     cache = Path(settings.pop("cache", None) or workspace.default_cache())
     return runner.run(planned, runner.Settings(results=Path(results), cache=cache, **settings))
 

@@ -2,7 +2,7 @@
 
 ``results/<suite>/<run>.jsonl`` holds one JSON object per line::
 
-    {"kind": "header", "schema": 1, "run": ..., "context": {...}, "context_digest": ...}    first line, once
+    {"kind": "header", "schema": 2, "run": ..., "context": {...}, "context_digest": ...}    first line, once
     {"kind": "plan", ...}                       what was asked; the last one counts (a suite may grow)
     {"kind": "environment", "name": ..., "digest": ..., "python": ..., "packages": {...}}   one that is not the main one
     {"kind": "record", ...}                     one outcome (`spec.Record`)
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from harness.errors import BadInput, NewerSchema, StoreError
+from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
 from harness.spec import SCHEMA, Json, Record, record_from_json, to_json
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
@@ -78,7 +78,8 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
 
 
 def read(path: Path) -> Run:
-    """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema when it is too new."""
+    """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema or OlderSchema for a
+    run of another schema."""
     path = newest(path) if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"{path}: no such results file; make one with: quant-harness run SUITE")
@@ -213,6 +214,11 @@ def _check_schema(path: Path, header: Json) -> None:
         raise NewerSchema(
             f"{path}: written with results schema {schema}, this quant-harness reads up to {SCHEMA}; "
             "upgrade it with: pip install --upgrade quant-harness"
+        )
+    if schema < SCHEMA:
+        raise OlderSchema(
+            f"{path}: written with results schema {schema}, this quant-harness reads {SCHEMA} and converts none before its first "
+            "release; measure again with: quant-harness run SUITE"
         )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.child.fork_server import Exit, Server
-from harness.spec import Cell, Model, Scheme, to_json
+from harness.spec import Model, Running, Scheme, to_json
+from tests.squares import square
 
 NOISY = """
 import os, queue, threading
@@ -107,7 +108,7 @@ def job(tmp_path: Path) -> Path:
     (artifact / "fake.json").write_text("{}")
     (artifact / "reload_check.json").write_text(json.dumps({"skip": "scripted"}))
     empty: dict[str, str] = {}
-    cell = to_json(Cell(model=Model(name="tiny"), scheme=Scheme(method="fake", bits=4)))
+    cell = to_json(square(Scheme(method="fake", bits=4), model=Model(name="tiny"), running=Running(engine="fake")))
     data = {"stage": "verify", "cell": cell, "is_baseline": False, "questions": [], "model_dir": str(tmp_path)}
     data |= {"artifact_dir": str(artifact), "baseline": None, "device": "cpu", "seed": 0, "threads": 1, "cache": str(tmp_path)}
     data |= {"texts": empty, "task_folders": empty, "references": empty, "baseline_items": empty, "calibration": None}

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from harness.spec import Cell, Json, Question, cell_from_json, question_from_json, to_json
+from harness.spec import Cell, Json, Question, Running, cell_from_json, digest, question_from_json, to_json
 
 
 def read_outcome(path: Path) -> Json | None:
@@ -21,8 +21,11 @@ def read_outcome(path: Path) -> Json | None:
 MANIFEST = "artifact.json"
 """Written last into an artifact's folder: a folder without it is no artifact."""
 
-VERIFIED = "verified.json"
-"""Written into an artifact once a fresh process has reloaded it and found that it answers as its weights say."""
+
+def verified(artifact: Path, running: Running) -> Path:
+    """Written into an artifact once a fresh process has reloaded it, to be run in this way, and found that it answers as its
+    weights say. Another way of running may load it otherwise, so it is checked by itself."""
+    return artifact / f"verified-{digest(running)[:12]}.json"
 
 
 class Job:

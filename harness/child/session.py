@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.child.job import VERIFIED, Job, reference_name, write_json
+from harness.child.job import Job, reference_name, verified, write_json
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
 from harness.errors import BadReload, Unsupported
@@ -44,21 +44,22 @@ class WorkerSession:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            method = METHODS[self.cell.scheme.method]
-            loaded = ENGINES[method.engine].load(method, self._request(self.cell, self.artifact_dir))
+            loaded = self._load(self.cell, self.artifact_dir)
             self._facts = loaded.facts()
             self._loaded = loaded
         return self._loaded
 
     def verify(self) -> None:
-        """Raises BadReload when the artifact loads but answers otherwise than its weights say. Done once per artifact, by
-        the child that asks the quality probes or by one of its own; never by a child that measures memory or latency."""
+        """Raises BadReload when the artifact loads but answers otherwise than its weights say. Done once per artifact and way of
+        running, by the child that asks the quality probes or by one of its own; never by a child that measures memory or
+        latency."""
         if self._wrong is None:
-            if (self.artifact_dir / VERIFIED).is_file():
+            passed = verified(self.artifact_dir, self.cell.running)
+            if passed.is_file():
                 return
             self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
             if not self._wrong:
-                write_json(self.artifact_dir / VERIFIED, {"ok": True}, lasting=True)
+                write_json(passed, {"ok": True}, lasting=True)
         if self._wrong:
             raise BadReload(self._wrong)
 
@@ -83,11 +84,13 @@ class WorkerSession:
         room = available_memory_bytes()
         if room is not None and size * 2 > room:
             return None
-        method = METHODS[cell.scheme.method]
-        return ENGINES[method.engine].load(method, self._request(cell, folder))
+        return self._load(cell, folder)
 
-    def _request(self, cell: Cell, artifact_dir: Path) -> LoadRequest:
-        return LoadRequest(artifact_dir=artifact_dir, model_dir=self.model_dir, scheme=cell.scheme, device=self.device)
+    def _load(self, cell: Cell, artifact_dir: Path) -> Loaded:
+        request = LoadRequest(
+            artifact_dir=artifact_dir, model_dir=self.model_dir, origin=cell.origin, running=cell.running, device=self.device
+        )
+        return ENGINES[cell.running.engine].load(METHODS[cell.method], request)
 
     def windows(self, question: Question) -> list[list[int]]:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"

@@ -92,7 +92,7 @@ def _reference(session: WorkerSession, question: Question) -> Json:
 
 
 def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
-    method = METHODS[job.cell.scheme.method]
+    method = METHODS[job.cell.method]
     rows: list[list[int]] | None = None
     if job.calibration is not None:
         from transformers import AutoTokenizer
@@ -109,7 +109,7 @@ def _quantize(job: Job, tell: Callable[[Json], None]) -> Json:
             QuantizeRequest(
                 model_dir=job.model_dir,
                 out_dir=job.artifact_dir,
-                scheme=job.cell.scheme,
+                origin=job.cell.origin,
                 calibration=rows,
                 device=job.device,
                 seed=job.seed,

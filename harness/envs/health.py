@@ -23,9 +23,9 @@ from harness.artifact import Shape
 from harness.child import fork_server
 from harness.engines import ENGINES
 from harness.measure import machine
-from harness.methods.base import Method, resolve_options
+from harness.methods.base import Method, resolve_options, running_of
 from harness.models import find
-from harness.spec import Cell, Failure, Json, Model, Scheme, to_json
+from harness.spec import Cell, Failure, Json, Model, Quantized, Scheme, to_json
 
 WIDTH = 256
 """Of every layer: the least that blocks of 256 weights divide."""
@@ -131,8 +131,9 @@ def _try(
     calibration = {**CALIBRATION, "path": str(text)} if method.calibrated else None
     if method.calibrated:
         scheme = Scheme(method=scheme.method, bits=scheme.bits, options={**scheme.options, "calibration": CALIBRATION})
+    running = running_of(method, {}, scheme.bits)
     job = {
-        "cell": to_json(Cell(model=Model(name="tiny", path=str(folder)), scheme=scheme)),
+        "cell": to_json(Cell(model=Model(name="tiny", path=str(folder)), origin=Quantized(scheme=scheme), running=running)),
         "is_baseline": False,
         "questions": [],
         "model_dir": str(folder),

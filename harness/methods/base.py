@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.spec import Json, Scheme
+from harness.spec import Json, Origin, OriginKind, Running, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
@@ -44,21 +44,30 @@ class QuantizeRequest:
 
     model_dir: Path
     out_dir: Path
-    scheme: Scheme
+    origin: Origin
     calibration: Sequence[Sequence[int]] | None
     device: str
     seed: int
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.origin.scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
     """Load the packed artifact in `artifact_dir`. `model_dir` is the source model (tokenizer, config); its weights are never
-    read, except by the native methods whose artifact points at them."""
+    read, except by the unquantized methods whose artifact points at them."""
 
     artifact_dir: Path
     model_dir: Path
-    scheme: Scheme
+    origin: Origin
+    running: Running
     device: str
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.origin.scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +78,7 @@ class Method:
     title: str
     version: str  # bumped when the same scheme would give other weights
     bits: tuple[float, ...]
-    options: Mapping[str, Option]
+    options: Mapping[str, Option]  # each decides the origin: how weights are quantized, or which server is asked
     engine: str  # key of ENGINES that runs the artifact
     kernel_cpu: Mapping[float, Kernel]  # by bits
     kernel_cuda: Mapping[float, Kernel]
@@ -87,15 +96,32 @@ class Method:
     modules: tuple[str, ...] = ()  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     apart: tuple[str, ...] = ()  # modules worth that which start threads or change other libraries; see harness/child/branch.py
-    native: bool = False  # unquantized dtype rows
-    prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
-    served: bool = False  # somebody else's running server: nothing is quantized here, and its bits are what people say
+    running_options: Mapping[str, Option] = field(default_factory=dict)  # of running: no part of the artifact, see `running_of`
+    origin: OriginKind = "quantized"  # given: each checkpoint names its own scheme; served: the bits are what people say
+    unquantized: bool = False  # a dtype, and nothing else: fp32, bf16, fp16
     summary: str = ""
     source: str = ""  # paper or project the method comes from
 
 
 def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
-    """Defaults of the method at `bits` completed by what was given. Assumes `given` was checked by the suite."""
-    options = {name: option.at(bits) for name, option in method.options.items()}
-    options.update(given)
-    return options
+    """The method's options of quantizing at `bits`: its defaults, completed by what was given. `given` may hold options of
+    running as well, which are left out. Assumes that the suite has checked the values; KeyError for an option of neither kind."""
+    for name in given:
+        if name not in method.options and name not in method.running_options:
+            raise KeyError(f"{method.name} has no option {name!r}")
+    return {name: given.get(name, option.at(bits)) for name, option in method.options.items()}
+
+
+def running_of(method: Method, given: Mapping[str, Json], bits: float) -> Running:
+    """How a cell of the method runs: the defaults of its options of running, completed by what was given.
+
+    `kv_cache` and `execution` mean the same to every engine and have fields of their own; all others are flags of one engine."""
+    values = {name: given.get(name, option.at(bits)) for name, option in method.running_options.items()}
+    kv, execution = values.pop("kv_cache", ""), values.pop("execution", "")
+    return Running(engine=method.engine, kv=str(kv), execution=str(execution), flags=values)
+
+
+def running_values(running: Running) -> dict[str, Json]:
+    """Inverse of `running_of`: the options of running by the names that a suite uses."""
+    named = {"kv_cache": running.kv, "execution": running.execution}
+    return {**{name: value for name, value in named.items() if value}, **running.flags}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
-from harness.spec import Json, Scheme
+from harness.spec import Json, Scheme, Served
 
 NAME = "endpoint"
 FACTS = "endpoint.json"
@@ -64,19 +65,29 @@ def _check_label(name: Json) -> str | None:
     return None
 
 
-def label(options: dict[str, Json], bits: float) -> str:
-    """What people call the cell: as said, or the server's model and where it is."""
-    if options["name"]:
-        return str(options["name"])
-    said = f" {bits:g}-bit" if bits else ""
-    return f"{options['model']}{said} at {urlsplit(str(options['url'])).netloc}"
+def origin(options: Mapping[str, Json], bits: float) -> Served:
+    """The server that a suite's options name. `of` and `name` say which cell it is, and are no part of it."""
+    return Served(
+        scheme=Scheme(method=NAME, bits=bits),
+        url=str(options["url"]),
+        model=str(options["model"]),
+        token_env=str(options["token_env"]),
+    )
+
+
+def label(origin: Served) -> str:
+    """What people call the cell if the suite does not say: the server's model and where it is."""
+    said = f" {origin.scheme.bits:g}-bit" if origin.scheme.bits else ""
+    return f"{origin.model}{said} at {urlsplit(origin.url).netloc}"
 
 
 def quantize(request: QuantizeRequest) -> None:
     """Asks the server for its models and notes what it says; ServerTrouble where it does not answer or has no such model."""
     from harness.runtimes import openai_server
 
-    said = openai_server.introduce(request.scheme)
+    if not isinstance(request.origin, Served):
+        raise TypeError("a server's note is made of a server")
+    said = openai_server.introduce(request.origin)
     (request.out_dir / FACTS).write_text(json.dumps(said, indent=1), encoding="utf-8")
     reload.skip(request.out_dir, "a server: its weights are nowhere here, so there is nothing to compare its answers with")
 
@@ -104,6 +115,7 @@ METHOD = Method(
     title="Running server",
     version="1",
     bits=(),
+    origin="served",
     options={
         "url": Option(default="", check=check_url, help="where its API is, up to /v1: http://127.0.0.1:8000/v1"),
         "model": Option(default="", check=_check_model, help="which of the server's models, as GET /models lists it"),
@@ -121,6 +133,5 @@ METHOD = Method(
     ledger=_ledger,
     kernels=_kernels,
     modules=("torch", "transformers"),
-    served=True,
     summary="any OpenAI-compatible server: vLLM, SGLang, llama-server, Ollama, trtllm-serve, OpenVINO Model Server",
 )

@@ -166,7 +166,7 @@ def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def load(request: LoadRequest) -> Any:
     from harness.runtimes.llama_cpp import Weights
 
-    return Weights(request.artifact_dir / FILE, device=request.device, kv_type=str(request.scheme.options["kv_cache"]))
+    return Weights(request.artifact_dir / FILE, device=request.device, kv_type=request.running.kv)
 
 
 def _kernels(weights: Any) -> list[LayerKernel]:
@@ -246,6 +246,8 @@ METHOD = Method(
             choices=("auto", True, False),
             help="weigh errors with an importance matrix of the calibration text; auto: where the type requires one",
         ),
+    },
+    running_options={
         "kv_cache": Option(
             default="f16",
             choices=("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),

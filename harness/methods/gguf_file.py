@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from harness.artifact import Shape
@@ -22,17 +23,17 @@ from harness.methods.base import LoadRequest, Method, QuantizeRequest
 from harness.spec import Json, Scheme
 
 NAME = "gguf_file"
+FORMAT = "gguf"
 
 
-def scheme(config: Json, checkpoint: str) -> Scheme:
+def scheme(config: Mapping[str, Json]) -> Scheme:
     """The scheme of a file whose `shape_of` gave `config`."""
-    found = str(config["quantization_config"]["type"])
-    if found in gguf_types.FILE_TYPES:
-        bits = gguf_types.FILE_TYPES[found][0]
+    kind = str(config["quantization_config"]["type"])
+    if kind in gguf_types.FILE_TYPES:
+        bits = gguf_types.FILE_TYPES[kind][0]
     else:  # a mixture without a name: its most frequent block
-        bits = round(gguf_types.BLOCKS[found.partition(" ")[0]].bits_per_weight, 2)
-    options: dict[str, Json] = {"format": "gguf", "type": found, "kv_cache": "f16", "checkpoint": checkpoint}
-    return Scheme(method=NAME, bits=float(bits), options=options, label=f"{checkpoint} gguf {found}")
+        bits = round(gguf_types.BLOCKS[kind.partition(" ")[0]].bits_per_weight, 2)
+    return Scheme(method=NAME, bits=float(bits), options={"format": FORMAT, "type": kind})
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -85,7 +86,8 @@ METHOD = Method(
     requirements=gguf.METHOD.requirements,
     extra=gguf.METHOD.extra,
     modules=gguf.METHOD.modules,
-    prequantized=True,
+    origin="given",
+    running_options=gguf.METHOD.running_options,
     summary="a given .gguf file as it is, its type read from its header",
     source=gguf.METHOD.source,
 )

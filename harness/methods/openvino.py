@@ -133,7 +133,7 @@ def _round_inputs(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def load(request: LoadRequest) -> Any:
     from harness.runtimes.openvino import Program
 
-    return Program(request.artifact_dir, execution=str(request.scheme.options["execution"]))
+    return Program(request.artifact_dir, execution=request.running.execution)
 
 
 def _kernels(program: Any) -> list[LayerKernel]:
@@ -214,6 +214,8 @@ METHOD = Method(
         ),
         "gptq": Option(default=False, choices=(True, False), help="NNCF's error-compensated rounding"),
         "lora_correction": Option(default=False, choices=(True, False), help="8-bit adapters that take back a part of the error"),
+    },
+    running_options={
         "execution": Option(
             default="performance",
             choices=("performance", "accuracy"),

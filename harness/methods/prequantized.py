@@ -24,12 +24,13 @@ from harness.formats import gptq_file, safetensors_file
 from harness.formats.quantization_config import entry, format_of
 from harness.methods import _gptqmodel, bnb, gguf_file, reload
 from harness.methods.base import LoadRequest, Method, QuantizeRequest
-from harness.models import build
-from harness.spec import Json, Scheme
+from harness.models import build, find
+from harness.spec import Given, Json, Model, Scheme
 
 NAME = "prequantized"
 
-_OURS = {"artifact.json", "verified.json", reload.FILE}
+_OURS = re.compile(rf"artifact\.json|verified-\w+\.json|{re.escape(reload.FILE)}")
+"""What an artifact of this project holds beside the checkpoint's own files."""
 
 _LINKED = {".json", ".jinja", ".txt", ".model"}
 
@@ -107,15 +108,13 @@ _PACKAGES = {
 """What loads a format beside transformers, and the command that adds it."""
 
 
-def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
-    """The scheme that a quantized checkpoint's config describes. `checkpoint` is the name of the checkpoint where it stands
-    for another model of the suite. Unsupported names a format that cannot be read."""
+def scheme(config: Mapping[str, Json]) -> Scheme:
+    """The scheme that a quantized checkpoint's config describes, its format among the options. Unsupported names a format that
+    cannot be read."""
     quantization = entry(config)
     if quantization is None:
         raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
     name = format_of(quantization)
-    if name == "gguf" and checkpoint is not None:
-        return gguf_file.scheme(config, checkpoint)
     if name not in _READERS:
         raise Unsupported(f"it is quantized in a format that is not known here ({name}); known: {', '.join(sorted(_READERS))}")
     try:
@@ -124,13 +123,26 @@ def scheme(config: Mapping[str, Json], checkpoint: str | None = None) -> Scheme:
         raise Unsupported(f"its quantization ({name}) is described in a way that cannot be read: {error!r}") from None
     if not 0 < bits <= 16:
         raise Unsupported(f"its quantization ({name}) names no bit width")
-    options = {"format": name, **read, **({} if checkpoint is None else {"checkpoint": checkpoint})}
-    parts = [checkpoint or NAME, name, f"{bits:g}-bit"]
-    if int(read.get("group_size", -1)) > 0:
-        parts.append(f"g{read['group_size']}")
-    parts += [str(read["type"])] if read.get("type") not in (None, "int") else []
-    parts += [f"a{read['activations']}"] if "activations" in read else []
-    return Scheme(method=NAME, bits=bits, options=options, label=" ".join(parts))
+    return Scheme(method=NAME, bits=bits, options={"format": name, **read})
+
+
+def origin(checkpoint: Model, config: Mapping[str, Json]) -> Given:
+    """A quantized checkpoint, or a GGUF file whose header gave `config`. Unsupported names a format that cannot be read."""
+    is_file = checkpoint.path is not None and find.is_gguf(Path(checkpoint.path))
+    return Given(scheme=gguf_file.scheme(config) if is_file else scheme(config), checkpoint=checkpoint)
+
+
+def label(name: str, scheme: Scheme) -> str:
+    """What people call a cell of the checkpoint `name`: the name and what its scheme says."""
+    options = scheme.options
+    if options["format"] == gguf_file.FORMAT:
+        return f"{name} gguf {options['type']}"
+    parts = [name, str(options["format"]), f"{scheme.bits:g}-bit"]
+    if int(options.get("group_size", -1)) > 0:
+        parts.append(f"g{options['group_size']}")
+    parts += [str(options["type"])] if options.get("type") not in (None, "int") else []
+    parts += [f"a{options['activations']}"] if "activations" in options else []
+    return " ".join(parts)
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -140,7 +152,7 @@ def quantize(request: QuantizeRequest) -> None:
     if importlib.util.find_spec(package) is None:
         raise MissingPackage(package, f"a {name} checkpoint", install)
     for path in sorted(request.model_dir.iterdir()):
-        if path.suffix in _LINKED and path.name not in _OURS:
+        if path.suffix in _LINKED and not _OURS.fullmatch(path.name):
             (request.out_dir / path.name).symlink_to(path.resolve())
     for path in safetensors_file.weight_files(request.model_dir):
         (request.out_dir / path.name).symlink_to(path.resolve())
@@ -257,6 +269,6 @@ METHOD = Method(
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     modules=("torch", "transformers"),
     preload=_gptqmodel.PRELOAD,
-    prequantized=True,
+    origin="given",
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
 )

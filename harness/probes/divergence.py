@@ -23,8 +23,9 @@ from typing import Any
 
 from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
 from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
+from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question
 
 QUANTILES = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999))
@@ -159,11 +160,9 @@ _UNITS = {metric.name: metric.unit for metric in METRICS}
 _DEFINITIONS = {metric.name: metric.definition for metric in METRICS}
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     """One question per corpus of the suite, on the same windows as perplexity."""
-    return [
-        Question(probe="divergence", subject=str(corpus["name"]), options=corpus_options(corpus)) for corpus in wishes.corpora
-    ]
+    return [Question(probe="divergence", subject=corpus.name, options=corpus_options(corpus)) for corpus in requests.corpora]
 
 
 def measure(session: Session, question: Question) -> Answer:

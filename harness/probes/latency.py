@@ -27,13 +27,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.engines.base import Loaded, Timing
 from harness.errors import Unsupported
 from harness.measure import conditions, machine
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import GenerationShape, ProbeRequests, shape_of
 from harness.probes.roofline import floor as floor_of
 from harness.probes.rounds import (
     LEAST_ROUNDS,
@@ -190,34 +191,20 @@ ROOFLINE = Metric(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """prompt and new tokens per row, rows."""
-
-    prompt: int
-    new: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        return f"pp{self.prompt} tg{self.new} b{self.batch}"
-
-
-def questions(wishes: Wishes) -> list[Question]:
-    asked = []
-    for entry in wishes.latency:
-        shape = Shape(prompt=int(entry["prompt"]), new=int(entry["new"]), batch=int(entry["batch"]))
-        options = {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch}
-        asked.append(
-            Question(probe="latency", subject=shape.name, options={**options, "budget_seconds": wishes.latency_budget_seconds})
+def questions(requests: ProbeRequests) -> list[Question]:
+    return [
+        Question(
+            probe="latency",
+            subject=shape.name,
+            options={**shape.options(), "budget_seconds": requests.latency_budget_seconds},
         )
-    return asked
+        for shape in requests.latency
+    ]
 
 
 def measure(session: Session, question: Question) -> Answer:
-    options = question.options
-    shape = Shape(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
-    budget = float(options["budget_seconds"])
+    shape = shape_of(question)
+    budget = float(question.options["budget_seconds"])
     cell = session.loaded
     engine = cell.facts()
     if engine.simulated:
@@ -237,7 +224,7 @@ def measure(session: Session, question: Question) -> Answer:
     blob = session.blob("latency", _raw(shape, rounds), "json")
     found = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in found]
     facts: dict[str, Json] = {
-        "shape": {"prompt": shape.prompt, "new": shape.new, "batch": shape.batch},
+        "shape": shape.options(),
         "rounds": len(rounds.cell),
         "discarded": rounds.discarded,
         "stopped": rounds.stopped,
@@ -251,7 +238,7 @@ def measure(session: Session, question: Question) -> Answer:
     return Answer(measurements=tuple(found), facts=facts)
 
 
-def runner(loaded: Loaded, shape: Shape) -> Callable[[int], Timing]:
+def runner(loaded: Loaded, shape: GenerationShape) -> Callable[[int], Timing]:
     def run(seed: int) -> Timing:
         timing = loaded.time_generation(prompt_tokens=shape.prompt, new_tokens=shape.new, batch=shape.batch, seed=seed)
         if len(timing.step_seconds) != shape.new - 1:
@@ -272,7 +259,7 @@ def _baseline(session: Session) -> tuple[Loaded | None, str]:
 
 
 def _measurements(
-    rounds: Rounds, shape: Shape, floor: dict[str, Json], conditions: dict[str, Json]
+    rounds: Rounds, shape: GenerationShape, floor: dict[str, Json], conditions: dict[str, Json]
 ) -> tuple[list[Measurement], list[str]]:
     """Measurements, and why any of them was withheld."""
     ttfts = [timing.ttft_seconds for timing in rounds.cell]
@@ -329,7 +316,7 @@ def _measurements(
     return found, withheld
 
 
-def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
+def _summary(timings: Sequence[Timing], shape: GenerationShape) -> dict[str, Json]:
     if not timings:
         return {}
     first, step = median([t.ttft_seconds for t in timings]), median([tpot(t) for t in timings])
@@ -341,7 +328,7 @@ def _summary(timings: Sequence[Timing], shape: Shape) -> dict[str, Json]:
     }
 
 
-def _raw(shape: Shape, rounds: Rounds) -> bytes:
+def _raw(shape: GenerationShape, rounds: Rounds) -> bytes:
     def plain(timings: Sequence[Timing]) -> list[Json]:
         return [{"ttft_seconds": t.ttft_seconds, "step_seconds": list(t.step_seconds)} for t in timings]
 
@@ -386,6 +373,6 @@ PROBE = Probe(
     isolation="latency",
     questions=questions,
     measure=measure,
-    served=False,
+    origins=("quantized", "given"),
     preload=("harness.engines.transformers", "harness.stats"),
 )

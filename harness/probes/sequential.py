@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import Unsupported
+from harness.probes.requests import VerdictRequest
 from harness.spec import Json, Measurement, Metric, Question
 
 if TYPE_CHECKING:
@@ -84,24 +85,31 @@ class Scored:
     facts: Json
 
 
-def settings(question: Question) -> Json | None:
-    """{"margin", "alpha", "beta"} of a question that is asked until a verdict; None for one over all items."""
-    wish = question.options.get(KEY)
-    return wish if isinstance(wish, dict) else None
+def options(verdict: VerdictRequest) -> dict[str, Json]:
+    """What a question's options say where it is asked until a verdict; `settings` reads it."""
+    return {KEY: {"margin": verdict.margin, "alpha": verdict.alpha, "beta": verdict.beta}}
+
+
+def settings(question: Question) -> VerdictRequest | None:
+    """The margin and error rates of a question that is asked until a verdict; None for one over all items."""
+    asked = question.options.get(KEY)
+    if not isinstance(asked, dict):
+        return None
+    return VerdictRequest(margin=float(asked["margin"]), alpha=float(asked["alpha"]), beta=float(asked["beta"]))
 
 
 def whole(question: Question) -> Question:
     """The same question over all items: what the baseline is asked."""
-    options = {name: value for name, value in question.options.items() if name != KEY}
-    return Question(probe=question.probe, subject=question.subject, options=options)
+    others = {name: value for name, value in question.options.items() if name != KEY}
+    return Question(probe=question.probe, subject=question.subject, options=others)
 
 
-def words(wish: Json, tasks: Sequence[str]) -> str:
+def words(asked: VerdictRequest, tasks: Sequence[str]) -> str:
     """The settings in a sentence, for people who plan a run."""
     return (
         f"budget auto ({', '.join(tasks)}): a cell's items are scored in one random order until its loss of accuracy is known to "
-        f"be within {points(wish['margin'])} of the baseline, or worse; a false verdict has a chance of at most "
-        f"{100 * wish['alpha']:g} % (within) and {100 * wish['beta']:g} % (worse). The baseline is scored on all items."
+        f"be within {points(asked.margin)} of the baseline, or worse; a false verdict has a chance of at most "
+        f"{100 * asked.alpha:g} % (within) and {100 * asked.beta:g} % (worse). The baseline is scored on all items."
     )
 
 
@@ -112,7 +120,7 @@ def points(margin: float) -> str:
 
 
 def until_verdict(
-    wish: Json, base: Sequence[Json], score: Score, *, definition: str, keep: Callable[[Sequence[Json]], str]
+    asked: VerdictRequest, base: Sequence[Json], score: Score, *, definition: str, keep: Callable[[Sequence[Json]], str]
 ) -> Scored:
     """Scores a cell's items until the verdict. `base`: the baseline's rows, all of them, each with `id`, `correct` and, where it
     shares a passage, `cluster`. `definition`: the baseline's. `keep` stores the scored rows and returns their name.
@@ -125,7 +133,7 @@ def until_verdict(
     names = list(passages)
     order = [names[place] for place in stats.shared_order(names)]
     largest = max(map(len, passages.values()))
-    test = stats.SequentialTest(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
+    test = stats.SequentialTest(margin=asked.margin, alpha=asked.alpha, beta=asked.beta)
     rows: list[Json] = []
     bets: list[tuple[float, float, int]] = []  # per passage: its net change, items that are right, items
     chunks: list[int] = []

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from harness.probes import sequential
+from harness.probes.requests import VerdictRequest
 from harness.report.cells import NOT_RUN, OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import THIN, VERDICTS, show
@@ -89,26 +89,16 @@ def effort(view: View) -> str:
     return f"{_count(scored)} of {_count(available)} items scored ({100 * scored / available:.0f}{THIN}%)" if available else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """The margin of the verdicts as a share of the items, and how often each kind of verdict may be false."""
-
-    margin: float
-    within_error: float
-    worse_error: float
-
-
-def _rule(view: View) -> Rule:
+def _rule(view: View) -> VerdictRequest:
     return next(rule for _, rule in _asked(view))
 
 
-def _asked(view: View) -> Iterator[tuple[str, Rule]]:
-    """Each task that is scored until a verdict, with its rule."""
+def _asked(view: View) -> Iterator[tuple[str, VerdictRequest]]:
+    """Each task that is scored until a verdict, with its margin and error rates."""
     for cell in view.cells:
         for outcome in cell.outcomes:
-            wish = sequential.settings(outcome.question)
-            if wish is not None:
-                rule = Rule(margin=wish["margin"], within_error=wish["alpha"], worse_error=wish["beta"])
+            rule = sequential.settings(outcome.question)
+            if rule is not None:
                 yield outcome.question.subject, rule
 
 
@@ -135,8 +125,8 @@ def _square_of(cell: CellView, column: Column | None, task: str) -> Value:
 def _notes(view: View) -> Markup:
     rule = _rule(view)
     made = sum(_value(view, cell, sequential.VERDICT, task).status == OK for cell in view.cells for task in tasks(view))
-    rates = f"{100 * rule.within_error:g} % (within) or {100 * rule.worse_error:g} % (worse)"
-    expected = made * max(rule.within_error, rule.worse_error)
+    rates = f"{100 * rule.alpha:g} % (within) or {100 * rule.beta:g} % (worse)"
+    expected = made * max(rule.alpha, rule.beta)
     lines = [
         f"Each verdict is false with a chance of at most {rates}, whenever its scoring stopped: of {made} here, at most "
         f"{expected:.1f} are to be expected false. Undecided: all of the task's items could not tell.",

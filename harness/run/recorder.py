@@ -6,12 +6,16 @@ import datetime
 from pathlib import Path
 
 from harness import store
+from harness.errors import OlderSchema
 
 
 def same_context(folder: Path, context: str) -> Path | None:
     """The newest run file that was made under the same context."""
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
-        header = store.read_header(path)
+        try:
+            header = store.read_header(path)
+        except OlderSchema:  # it stays as it is, and a new run begins
+            continue
         if header is not None and header.get("context_digest") == context:
             return path
     return None

@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import envs, store
 from harness.child import fork_server
 from harness.child.fork_server import Exit, Server, ServerFailed
-from harness.child.job import MANIFEST, VERIFIED, read_outcome, reference_name
+from harness.child.job import MANIFEST, read_outcome, reference_name, verified
 from harness.engines import ENGINES
 from harness.errors import BadInput
 from harness.measure import machine
@@ -143,13 +143,13 @@ class _Matrix:
         holds what it held then (an environment that was removed and built anew may have got other versions)."""
         if self.settings.retry_failed and record.failure is not None:
             return False
-        if record.cell.scheme.method not in METHODS:
+        if record.cell.method not in METHODS:
             return True
         return self._installed(record.cell) in {"", record.environment}
 
     def _installed(self, cell: Cell) -> str:
         """Digest of what is installed in the cell's environment; '' while that is not built."""
-        installed = self.inputs.installed(cell.scheme.method)
+        installed = self.inputs.installed(cell.method)
         return "" if installed is None else machine.packages_digest(installed)
 
     def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
@@ -197,7 +197,7 @@ class _Matrix:
     def _environment(self, cell: Cell) -> Failure | None:
         """None when the cell's method can run: all is there in the main environment, or its own is built (now, if need be)
         and the method passed its health check there. A build is tried once per invocation."""
-        method = METHODS[cell.scheme.method]
+        method = METHODS[cell.method]
         name = method.environment
         lacking = envs.missing(method)
         if lacking is not None:
@@ -219,8 +219,9 @@ class _Matrix:
         return self.ready[name].unwell(method.name, self.observer.note)
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
-        """Has a fresh child reload the artifact and compare its answers before anything is timed, once per artifact."""
-        if (artifact / VERIFIED).is_file():
+        """Has a fresh child reload the artifact and compare its answers before anything is timed, once per artifact and way of
+        running."""
+        if verified(artifact, planned.cell.running).is_file():
             return None
         self.observer.doing(planned.cell, "reload check")
         job, timeout = self._job("verify", planned, [], artifact), self.plan.suite.timeout
@@ -311,7 +312,7 @@ class _Matrix:
         resolved = [self.inputs.resolved(q) for q in questions]
         baseline = self.inputs.baseline(planned.cell).cell
         kept = self.inputs.artifact(baseline)
-        together = envs.loading(METHODS[baseline.scheme.method]) == envs.loading(METHODS[planned.cell.scheme.method])
+        together = envs.loading(METHODS[baseline.method]) == envs.loading(METHODS[planned.cell.method])
         calibration = planned.cell.scheme.options.get("calibration")
         source = self.inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         data = {
@@ -352,7 +353,7 @@ class _Matrix:
         quantizes: bool = False,
     ) -> Exit | Failure:
         """Runs a job in the environment that quantizes with the cell's method, or in the one that loads what it wrote."""
-        method = METHODS[planned.cell.scheme.method]
+        method = METHODS[planned.cell.method]
         environment = method.environment if quantizes else envs.loading(method)
         try:
             server = self._server(environment)
@@ -388,7 +389,7 @@ class _Matrix:
 
     def _modules(self, environment: str) -> list[str]:
         """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
-        methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self.plan.cells)]
+        methods = [METHODS[name] for name in dict.fromkeys(p.cell.method for p in self.plan.cells)]
         used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
         names = [name for m in used for name in ENGINES[m.engine].modules]
         measured = [m for m in used if envs.loading(m) == environment]
@@ -465,7 +466,7 @@ class _Matrix:
 
     def _listed(self, cell: Cell) -> str:
         """Digest of the installed packages of the cell's environment, whose list is in the run file before a record names it."""
-        found, name = self._installed(cell), METHODS[cell.scheme.method].environment
+        found, name = self._installed(cell), METHODS[cell.method].environment
         ready = self.ready.get(name)
         if ready is not None and found not in self.listed:
             listing = {"name": name, "digest": found, "python": ready.python_version, "packages": dict(ready.packages)}

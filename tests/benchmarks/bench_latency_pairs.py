@@ -19,7 +19,8 @@ from typing import Any
 
 from harness.engines.base import Timing
 from harness.measure import conditions
-from harness.probes.latency import Shape, runner
+from harness.probes.latency import runner
+from harness.probes.requests import GenerationShape
 from harness.probes.rounds import median, quiet, run_rounds, tpot
 
 
@@ -63,7 +64,7 @@ def main() -> int:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    shape = Shape(prompt=given.prompt, new=given.new, batch=given.batch)
+    shape = GenerationShape(prompt=given.prompt, new=given.new, batch=given.batch)
     one, two = runner(load(given.model, given.dtype), shape), runner(load(given.model, given.dtype), shape)
     print(f"{given.model.name} {given.dtype} against itself at {shape.name}, {torch.get_num_threads()} threads")
     rows: list[dict[str, Any]] = []

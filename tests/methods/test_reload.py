@@ -15,7 +15,7 @@ from harness.errors import BadInput
 from harness.methods import reload
 from harness.methods.base import LoadRequest
 from harness.models import build
-from harness.spec import Scheme
+from harness.spec import Quantized, Running, Scheme
 from tests.tiny_llama import llama, nudged, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -92,7 +92,13 @@ def test_a_bias_that_the_artifact_lacks_is_bad_input(tmp_path: Path) -> None:
     biased.config.save_pretrained(tmp_path)
     layers = build.decoder_linears(biased)
     rest = {name: tensor for name, tensor in build.own_state(biased).items() if name.removesuffix(".weight") not in layers}
-    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
+    request = LoadRequest(
+        artifact_dir=tmp_path,
+        model_dir=tmp_path,
+        origin=Quantized(scheme=Scheme(method="hqq", bits=4)),
+        running=Running(engine="transformers"),
+        device="cpu",
+    )
     assert build.without(request, layers, rest).get_submodule(layers[0]).bias is not None
     del rest[f"{layers[0]}.bias"]
     with pytest.raises(BadInput, match="bias"):
@@ -119,7 +125,13 @@ def test_layers_that_are_packed_are_never_made_unpacked(model: Any, tmp_path: Pa
     wide.config.save_pretrained(tmp_path)
     layers = build.decoder_linears(wide)
     rest = {name: tensor for name, tensor in build.own_state(wide).items() if name.removesuffix(".weight") not in layers}
-    request = LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=Scheme(method="hqq", bits=4), device="cpu")
+    request = LoadRequest(
+        artifact_dir=tmp_path,
+        model_dir=tmp_path,
+        origin=Quantized(scheme=Scheme(method="hqq", bits=4)),
+        running=Running(engine="transformers"),
+        device="cpu",
+    )
     with Allocated() as allocated:
         found = build.without(request, layers, rest)
     assert type(found) is type(wide)

@@ -17,12 +17,14 @@ from harness.engines.base import EngineFacts, Timing
 from harness.errors import Unsupported
 from harness.measure import bandwidth, conditions
 from harness.probes import roofline as roofline_probe
-from harness.probes.latency import PROBE, Shape
+from harness.probes.latency import PROBE
+from harness.probes.requests import GenerationShape
 from harness.probes.roofline import active_weight_bytes
 from harness.probes.rounds import median, nearest_rank, run_rounds, tpot
-from harness.spec import Answer, Cell, Model, Question, Scheme
+from harness.spec import Answer, Question, Scheme
+from tests.squares import square
 
-SHAPE = Shape(prompt=100, new=5, batch=2)
+SHAPE = GenerationShape(prompt=100, new=5, batch=2)
 
 
 class Engine:
@@ -46,7 +48,7 @@ class Engine:
 
 class Session:
     def __init__(self, loaded: Engine, base: Engine | None, *, is_baseline: bool = False) -> None:
-        self.cell = Cell(model=Model(name="m"), scheme=Scheme(method="toy", bits=4))
+        self.cell = square(Scheme(method="toy", bits=4))
         self.loaded, self.base = loaded, base
         self.is_baseline = is_baseline
         self.device, self.seed = "cpu", 0

@@ -15,7 +15,8 @@ from harness.artifact import StoredTensor
 from harness.errors import BadInput
 from harness.methods.base import Method
 from harness.probes.size import PROBE, carriers
-from harness.spec import Cell, Model, Question, Scheme
+from harness.spec import Model, Question, Scheme
+from tests.squares import square
 
 ROWS, COLUMNS = 256, 512
 LINEAR = "model.layers.0.mlp.down_proj"
@@ -73,7 +74,7 @@ def measure(
     artifact = source.parent / "artifact"
     artifact.mkdir(exist_ok=True)
     session = SimpleNamespace(
-        cell=Cell(model=Model(name="m", path=str(source)), scheme=Scheme(method="toy", bits=bits)),
+        cell=square(Scheme(method="toy", bits=bits), model=Model(name="m", path=str(source))),
         artifact_dir=artifact,
         model_dir=source,
         device="cpu",
@@ -124,7 +125,7 @@ def test_bits_per_weight_are_those_of_the_block_structure(
     assert facts["notes"] == []
 
 
-def test_a_native_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
     ledger = [stored(f"{LINEAR}.weight", "other", 16 * WEIGHTS, layer=""), KEPT]
     found, facts = measure(monkeypatch, source, ledger, bits=16, native=True)
     assert found["bpw_quantized"] == found["bpw_model"] == 16
