@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from harness.errors import Unsupported
 from harness.measure import memory_phases
 from harness.probes import memory
 from harness.probes.memory import PROBE, Start, against, rehearse
+from harness.probes.requests import GenerationShape, ProbeRequests
 from harness.spec import Answer, Phase, Question, Scheme
 from tests.squares import square
 
@@ -216,8 +216,8 @@ def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch:
 
 
 def test_the_question_names_its_context_and_batch():
-    wishes = SimpleNamespace(memory={"prompt": 512, "new": 64, "batch": 1})
-    (question,) = PROBE.questions(wishes)  # type: ignore[arg-type]
+    requests = ProbeRequests(memory=GenerationShape(prompt=512, new=64, batch=1))
+    (question,) = PROBE.questions(requests)
     assert question.options == {"prompt": 512, "new": 64, "batch": 1}
     assert question.subject == "512+64 x1"
 

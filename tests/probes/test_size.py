@@ -14,6 +14,7 @@ import harness.methods
 from harness.artifact import StoredTensor
 from harness.errors import BadInput
 from harness.methods.base import Method
+from harness.probes.requests import ProbeRequests
 from harness.probes.size import PROBE, carriers
 from harness.spec import Model, Question, Scheme
 from tests.squares import square
@@ -127,7 +128,7 @@ def test_bits_per_weight_are_those_of_the_block_structure(
 
 def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
     ledger = [stored(f"{LINEAR}.weight", "other", 16 * WEIGHTS, layer=""), KEPT]
-    found, facts = measure(monkeypatch, source, ledger, bits=16, native=True)
+    found, facts = measure(monkeypatch, source, ledger, bits=16, unquantized=True)
     assert found["bpw_quantized"] == found["bpw_model"] == 16
     assert found["compression"] == 1
     assert facts["parameters_quantized"] == WEIGHTS
@@ -184,6 +185,6 @@ def test_files_are_counted_once_and_only_if_they_carry_weights(tmp_path: Path):
 
 
 def test_one_question_is_asked_of_a_cell_and_it_needs_no_model():
-    assert [question.subject for question in PROBE.questions(None)] == [""]  # type: ignore[arg-type]
+    assert [question.subject for question in PROBE.questions(ProbeRequests())] == [""]
     assert not PROBE.needs_model
     assert PROBE.simulated
