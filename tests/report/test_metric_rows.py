@@ -40,7 +40,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     cells = [
         {**c, "questions": [q for q in c["questions"] if q["probe"] in PROBES_ASKED or q["subject"] == TASK]}
         for c in run.plan["cells"]
-        if c["cell"]["scheme"]["label"] in LABELS
+        if c["cell"]["label"] in LABELS
     ]
     kept = tuple(
         r
