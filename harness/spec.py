@@ -24,6 +24,9 @@ a way of running, and has a label."""
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, list, dict with str keys."""
 
+OptionValue: TypeAlias = bool | int | float | str | None
+"""What an option of a method can be set to."""
+
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
 
 Better = Literal["lower", "higher", "neither"]
@@ -122,7 +125,7 @@ class Running:
     engine: str
     kv: str = ""
     execution: str = ""
-    flags: Mapping[str, Json] = field(default_factory=dict)
+    flags: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.artifact import LayerKernel, Shape, StoredTensor
-from harness.spec import Json, Origin, OriginKind, Running, Scheme
+from harness.spec import OptionValue, Origin, OriginKind, Running, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
@@ -24,15 +24,15 @@ class Option:
     """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
     `defaults` holds the widths whose default is another one."""
 
-    default: Json
-    choices: tuple[Json, ...] | None = None
+    default: OptionValue
+    choices: tuple[OptionValue, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
-    defaults: Mapping[float, Json] = field(default_factory=dict)
-    check: Callable[[Json], str | None] | None = None  # why a value cannot be, or None; also asked of the default
+    defaults: Mapping[float, OptionValue] = field(default_factory=dict)
+    check: Callable[[OptionValue], str | None] | None = None  # why a value cannot be, or None; also asked of the default
 
-    def at(self, bits: float) -> Json:
+    def at(self, bits: float) -> OptionValue:
         """The default at a bit width."""
         return self.defaults.get(bits, self.default)
 
@@ -103,7 +103,7 @@ class Method:
     source: str = ""  # paper or project the method comes from
 
 
-def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
+def resolve_options(method: Method, given: Mapping[str, OptionValue], bits: float) -> dict[str, OptionValue]:
     """The method's options of quantizing at `bits`: its defaults, completed by what was given. `given` may hold options of
     running as well, which are left out. Assumes that the suite has checked the values; KeyError for an option of neither kind."""
     for name in given:
@@ -112,7 +112,7 @@ def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> d
     return {name: given.get(name, option.at(bits)) for name, option in method.options.items()}
 
 
-def running_of(method: Method, given: Mapping[str, Json], bits: float) -> Running:
+def running_of(method: Method, given: Mapping[str, OptionValue], bits: float) -> Running:
     """How a cell of the method runs: the defaults of its options of running, completed by what was given.
 
     `kv_cache` and `execution` mean the same to every engine and have fields of their own; all others are flags of one engine."""
@@ -121,7 +121,7 @@ def running_of(method: Method, given: Mapping[str, Json], bits: float) -> Runnin
     return Running(engine=method.engine, kv=str(kv), execution=str(execution), flags=values)
 
 
-def running_values(running: Running) -> dict[str, Json]:
+def running_values(running: Running) -> dict[str, OptionValue]:
     """Inverse of `running_of`: the options of running by the names that a suite uses."""
     named = {"kv_cache": running.kv, "execution": running.execution}
     return {**{name: value for name, value in named.items() if value}, **running.flags}

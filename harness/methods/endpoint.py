@@ -19,13 +19,13 @@ from harness.artifact import LayerKernel, Shape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
-from harness.spec import Json, Scheme, Served
+from harness.spec import OptionValue, Scheme, Served
 
 NAME = "endpoint"
 FACTS = "endpoint.json"
 
 
-def check_url(url: Json) -> str | None:
+def check_url(url: OptionValue) -> str | None:
     """Why this is no address of a server, or None."""
     if not isinstance(url, str) or not url:
         return "name the server: url: http://127.0.0.1:8000/v1"
@@ -46,26 +46,26 @@ def check_url(url: Json) -> str | None:
     return None
 
 
-def _check_model(name: Json) -> str | None:
+def _check_model(name: OptionValue) -> str | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
         return "name the model as the server lists it: model: NAME"
     return None
 
 
-def _check_variable(name: Json) -> str | None:
+def _check_variable(name: OptionValue) -> str | None:
     """A token that is written into the suite by mistake must not be repeated in the message."""
     if not isinstance(name, str) or (name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name)):
         return "it is the name of an environment variable, not the token itself"
     return None
 
 
-def _check_label(name: Json) -> str | None:
+def _check_label(name: OptionValue) -> str | None:
     if not isinstance(name, str) or len(name) > 60 or not name.isprintable():
         return "a name is at most 60 characters that can be printed"
     return None
 
 
-def origin(options: Mapping[str, Json], bits: float) -> Served:
+def origin(options: Mapping[str, OptionValue], bits: float) -> Served:
     """The server that a suite's options name. `of` and `name` say which cell it is, and are no part of it."""
     return Served(
         scheme=Scheme(method=NAME, bits=bits),

@@ -123,7 +123,7 @@ class Inputs:
         name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{reference_name(self.resolved(question))}"
         return self.cache / "references" / digest(name)[:32]
 
-    def _loader(self, method: str) -> Json:
+    def _loader(self, method: str) -> dict[str, str]:
         """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""
         wanted = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in METHODS[method].requirements)}
         return {n: v for n, v in self.packages.items() if n.lower() in wanted}

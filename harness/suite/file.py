@@ -14,7 +14,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import BadInput, UnknownName
-from harness.spec import Json
 
 
 def unique(names: Sequence[str], what: str) -> None:
@@ -40,7 +39,7 @@ class _Strict(BaseModel):
 class Calibration(_Strict):
     """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus."""
 
-    corpus: str | dict[str, Json] = "reference"
+    corpus: str | dict[str, object] = "reference"
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=8)
     seed: int = 0
@@ -116,12 +115,12 @@ class Suite(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
-    models: list[str | dict[str, Json]] = Field(min_length=1)
+    models: list[str | dict[str, object]] = Field(min_length=1)
     baseline: str = "bf16"
     bits: list[float] | None = None
-    methods: dict[str, dict[str, Json] | list[dict[str, Json]] | None] = Field(min_length=1)
-    include: list[dict[str, Json]] = []
-    exclude: list[dict[str, Json]] = []
+    methods: dict[str, dict[str, object] | list[dict[str, object]] | None] = Field(min_length=1)
+    include: list[dict[str, object]] = []
+    exclude: list[dict[str, object]] = []
     calibration: Calibration = Calibration()
     corpora: list[str | CorpusEntry] = []
     tasks: list[str | TaskEntry] = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 
 from pydantic import ValidationError
 
@@ -14,7 +15,7 @@ from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.models import corpora
 from harness.models.corpora import Corpus
-from harness.spec import Json, Quantized, Running, Scheme, Served
+from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
 from harness.suite.file import Calibration, SuiteFile
 
 
@@ -34,7 +35,7 @@ class Entry:
     """One entry under `methods` or `include`: the values of each option, and where it is written."""
 
     method: Method
-    axes: Mapping[str, Sequence[Json]]
+    axes: Mapping[str, Sequence[object]]
     where: str
 
 
@@ -63,13 +64,13 @@ def check_served_models(written: SuiteFile, choices: Sequence[Choice], names: Se
             raise BadInput(f"{place}: the suite has several models; say which one {choice.label!r} serves: of: {names[0]}")
 
 
-def _identity(choice: Choice) -> tuple[Json, Running, str]:
-    return choice.origin.identity(), choice.running, choice.of
+def _identity(choice: Choice) -> str:
+    return digest([choice.origin.identity(), choice.running, choice.of])
 
 
 def _entries(written: SuiteFile) -> Iterator[Entry]:
     """The suite's `methods` and `include`, without those whose cells follow from the models."""
-    grids: list[tuple[str, Mapping[str, Json], str]] = []
+    grids: list[tuple[str, Mapping[str, object], str]] = []
     for name, entry in written.suite.methods.items():
         if isinstance(entry, list):
             grids += [(name, grid, written.where("methods", name, index)) for index, grid in enumerate(entry)]
@@ -92,8 +93,8 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
 
 
 def _with_bits(
-    method: Method, axes: Mapping[str, Sequence[Json]], bits: Sequence[float] | None, where: str
-) -> dict[str, Sequence[Json]]:
+    method: Method, axes: Mapping[str, Sequence[object]], bits: Sequence[float] | None, where: str
+) -> dict[str, Sequence[object]]:
     """The axes with the bit widths: as said (and checked), or the suite's, or all that the method offers."""
     asked = axes.get("bits")
     if method.origin == "served":
@@ -110,28 +111,33 @@ def _with_bits(
     return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
 
 
-def _choice(entry: Entry, given: Mapping[str, Json], written: SuiteFile, calibrations: dict[str, Corpus]) -> Choice:
+def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calibrations: dict[str, Corpus]) -> Choice:
     """One choice with its options checked. `calibrations` gets the text that it is calibrated on."""
-    method, where, bits = entry.method, entry.where, float(given["bits"])
-    values = {k: v for k, v in given.items() if k not in {"bits", "calibration"}}
-    _check_options(method, values, where)
+    method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
     options, running = resolve_options(method, values, bits), running_of(method, values, bits)
     _check_values(method, {**options, **running_values(running)}, where)
-    if method.calibrated:
-        options["calibration"] = _calibration(given.get("calibration") or {}, written, where, calibrations)
-    elif "calibration" in given:
+    if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
         server = endpoint.origin(options, bits)
         label = str(options["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(options["of"]))
-    scheme = Scheme(method=method.name, bits=bits, options=options)
+    calibration = _calibration(given.get("calibration"), written, where, calibrations) if method.calibrated else {}
+    scheme = Scheme(method=method.name, bits=bits, options={**options, **calibration})
     return Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))
 
 
-def _check_options(method: Method, values: Mapping[str, Json], where: str) -> None:
-    """UnknownName for an option that the method has not, BadInput for a value of the wrong kind."""
+def _width(bits: object, entry: Entry) -> float:
+    if not isinstance(bits, (int, float)):
+        raise BadInput(f"{entry.where}: {entry.method.name}: bits: {bits!r} is no bit width")
+    return float(bits)
+
+
+def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[str, OptionValue]:
+    """The values as options of the method. UnknownName for an option that it has not, BadInput for a value of the wrong kind."""
     known = _options(method)
+    checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
             raise UnknownName(f"option of {method.name}", name, [*known, "bits", *(["calibration"] * method.calibrated)], where)
@@ -142,9 +148,13 @@ def _check_options(method: Method, values: Mapping[str, Json], where: str) -> No
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
+        if not isinstance(value, (bool, int, float, str, NoneType)):
+            raise BadInput(f"{where}: {method.name}: {name}: {value!r} is neither a number nor a text")
+        checked[name] = value
+    return checked
 
 
-def _check_values(method: Method, values: Mapping[str, Json], where: str) -> None:
+def _check_values(method: Method, values: Mapping[str, OptionValue], where: str) -> None:
     """BadInput for a value, a default too, that the option's own check refuses."""
     for name, option in _options(method).items():
         why = None if option.check is None else option.check(values[name])
@@ -157,15 +167,19 @@ def _options(method: Method) -> dict[str, Option]:
     return {**method.options, **method.running_options}
 
 
-def _calibration(given: Mapping[str, Json], written: SuiteFile, where: str, calibrations: dict[str, Corpus]) -> dict[str, Json]:
-    """The suite's calibration with what the method's own entry changes of it."""
+def _calibration(
+    given: object, written: SuiteFile, where: str, calibrations: dict[str, Corpus]
+) -> dict[str, Mapping[str, object]]:
+    """The option `calibration`: the suite's with what the method's own entry changes of it."""
+    if given is not None and not isinstance(given, dict):
+        raise BadInput(f"{where}: calibration: {given!r} is no mapping; write calibration: {{samples: 128}}")
     try:
-        wanted = Calibration.model_validate({**written.suite.calibration.model_dump(), **given})
+        wanted = Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
     except ValidationError as error:
         raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
     source = corpora.corpus(wanted.corpus, written.folder, "calibrate", where)
     calibrations[source.name] = source
-    return {**wanted.model_dump(), "corpus": source.name}
+    return {"calibration": {**wanted.model_dump(), "corpus": source.name}}
 
 
 def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
@@ -181,9 +195,9 @@ def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
     return named
 
 
-def _values(choice: Choice) -> dict[str, Json]:
+def _values(choice: Choice) -> dict[str, object]:
     """What decides a choice, by the names that a suite uses."""
-    values = {**choice.origin.scheme.options, **running_values(choice.running)}
+    values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
     if isinstance(choice.origin, Served):
         values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
     return values
@@ -209,7 +223,7 @@ def _label(method: Method, scheme: Scheme, running: Running) -> str:
     return " ".join(parts)
 
 
-def _short(value: Json) -> str:
+def _short(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items()))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ from harness.artifact import Shape
 from harness.errors import BadInput, UnknownName
 from harness.formats import quantization_config
 from harness.models import find
-from harness.spec import Json, Model
+from harness.spec import Model
 from harness.suite.file import SuiteFile, unique
 
 
@@ -28,7 +28,7 @@ class Source:
         return self.model.name
 
     @property
-    def config(self) -> Mapping[str, Json]:
+    def config(self) -> Mapping[str, object]:
         return {} if self.shape is None else self.shape.config
 
     @property

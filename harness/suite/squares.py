@@ -10,7 +10,7 @@ from harness.methods import METHODS, prequantized
 from harness.methods.base import Method, running_of, running_values
 from harness.models import find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Given, Json, OriginKind, Question, Scheme, Served
+from harness.spec import Cell, Given, OriginKind, Question, Scheme, Served
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
 from harness.suite.schemes import Choice
@@ -120,9 +120,9 @@ def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
     return None
 
 
-def _matches(cell: Cell, pattern: Mapping[str, Json]) -> bool:
+def _matches(cell: Cell, pattern: Mapping[str, object]) -> bool:
     """Whether a cell is one of those that an entry of `exclude` names, by what a suite may write of it."""
-    values = {
+    values: dict[str, object] = {
         **cell.scheme.options,
         **running_values(cell.running),
         **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
@@ -134,5 +134,5 @@ def _matches(cell: Cell, pattern: Mapping[str, Json]) -> bool:
     return all(_one_of(values.get(key), wanted) for key, wanted in pattern.items())
 
 
-def _one_of(value: Json, wanted: Json) -> bool:
+def _one_of(value: object, wanted: object) -> bool:
     return bool(value in wanted if isinstance(wanted, list) else value == wanted)
