@@ -13,28 +13,29 @@ NOT_WHEN_SIMULATED = {"memory", "latency"}
 
 def main(results: Path, report: Path) -> int:
     run = store.read(results)
-    outcomes = {(r.cell.scheme.label, r.question.probe, r.question.subject): r for r in run.records}
+    outcomes = {(r.cell.label, r.question.probe, r.question.subject): r for r in run.records}
     problems = [] if run.ended else ["the run has no end line"]
     if not report.is_file() or report.stat().st_size < 100_000:
         problems.append(f"{report} is missing or too small to be a report")
     numbers = 0
-    for planned in run.plan["cells"]:
-        label = planned["cell"]["scheme"]["label"]
-        for question in planned["questions"]:
-            record = outcomes.get((label, question["probe"], question["subject"]))
-            what = f"{label}: {question['probe']} {question['subject']}".strip()
+    cells = run.plan.cells
+    for planned in cells:
+        label = planned.cell.label
+        for question in planned.questions:
+            record = outcomes.get((label, question.probe, question.subject))
+            what = f"{label}: {question.probe} {question.subject}".strip()
             if record is None:
                 problems.append(f"{what}: not run")
             elif record.failure is not None:
                 simulated = record.failure.kind == "unsupported" and "simulated" in record.failure.message
-                if not (simulated and question["probe"] in NOT_WHEN_SIMULATED):
+                if not (simulated and question.probe in NOT_WHEN_SIMULATED):
                     problems.append(f"{what}: {record.failure.kind}: {record.failure.message}")
             elif record.answer is None or not record.answer.measurements:
                 problems.append(f"{what}: no number")
             else:
                 numbers += len(record.answer.measurements)
     problems += senseless(run)
-    print(f"{len(run.plan['cells'])} cells, {numbers} numbers, {len(problems)} problems")
+    print(f"{len(cells)} cells, {numbers} numbers, {len(problems)} problems")
     print("\n".join(problems))
     return 1 if problems else 0
 
@@ -42,7 +43,7 @@ def main(results: Path, report: Path) -> int:
 def senseless(run: store.Run) -> list[str]:
     """What contradicts how quantization works, whatever the machine."""
     values = {
-        (r.cell.scheme.method, r.cell.scheme.bits, m.metric): m
+        (r.cell.method, r.cell.bits, m.metric): m
         for r in run.records
         if r.answer is not None and r.question.probe in {"perplexity", "divergence"}
         for m in r.answer.measurements

@@ -42,7 +42,7 @@ def run(
     from harness.suite.matrix import choose_device, plan
 
     path = find(str(suite))
-    planned = plan(path, device=choose_device(device or load(path).device))
+    planned = plan(path, device=choose_device(device or load(path).suite.device))
     settings = runner.Settings(
         results=Path(results),
         cache=workspace.default_cache() if cache is None else Path(cache),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from harness.spec import Json, Phase
+from harness.spec import Json, Phase, Running, digest
 
 Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
 
@@ -71,8 +72,11 @@ class StoredTensor:
 MANIFEST = "artifact.json"
 """Written last into an artifact's folder: a folder without it is no artifact."""
 
-VERIFIED = "verified.json"
-"""Written into an artifact once a fresh process has reloaded it and seen that it answers as its weights say."""
+
+def verified(artifact: Path, running: Running) -> Path:
+    """The file that is written into an artifact once a fresh process has reloaded it, to be run in this way, and seen that it
+    answers as its weights say. Another way of running may load it otherwise, so it is checked by itself."""
+    return artifact / f"verified-{digest(running)[:12]}.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

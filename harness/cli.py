@@ -130,10 +130,8 @@ def plan(
     from harness.spec import to_json
 
     planned = _plan(suite, device)
-    places = [cli_env.place_of(p.cell.scheme.method) for p in planned.cells]
-    states = [
-        envs.status(e, cache or workspace.default_cache()) for e in envs.needed(p.cell.scheme.method for p in planned.cells)
-    ]
+    places = [cli_env.place_of(p.cell.method) for p in planned.cells]
+    states = [envs.status(e, cache or workspace.default_cache()) for e in envs.needed(p.cell.method for p in planned.cells)]
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
@@ -147,7 +145,7 @@ def plan(
     for p, place in zip(planned.cells, places, strict=True):
         size = "unknown until fetched" if p.estimated_bytes is None else f"{p.estimated_bytes / 1e6:,.1f} MB"
         mark = " (baseline)" if p.baseline else ""
-        row = [p.cell.model.name, p.cell.scheme.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions))]
+        row = [p.cell.model.name, p.cell.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions))]
         table.add_row(*row, *([place] if states else []))
     out.print(table)
     for line in _budget(planned):
@@ -213,6 +211,7 @@ def methods(
                 "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
                 "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
                 "options": {name: option.default for name, option in method.options.items()},
+                "running_options": {name: option.default for name, option in method.running_options.items()},
                 "state": here[method.name].state,
                 "install": here[method.name].install,
                 "source": method.source,
@@ -266,7 +265,7 @@ def _plan(suite: str, device: str | None) -> Plan:
     from harness.suite import file, matrix
 
     path = file.find(suite)
-    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).device))
+    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).suite.device))
 
 
 def _budget(planned: Plan) -> list[str]:

@@ -71,7 +71,7 @@ def here() -> dict[str, Here]:
         elif method.environment != envs.MAIN and status.state != "ready" and not status.unwell:
             install = f"quant-harness env build {method.environment}"
             standing[method.name] = Here(state=f"environment {method.environment} is {status.state}", install=install)
-        elif method.served:
+        elif method.origin == "served":
             standing[method.name] = Here(state="needs a server", install=None)
         else:
             standing[method.name] = Here(state="ready", install=None)
@@ -144,8 +144,8 @@ def build(
         from harness.suite import file, matrix
 
         path = file.find(suite)
-        planned = matrix.plan(path, device=matrix.choose_device(file.load(path).device))
-        wanted += envs.needed(p.cell.scheme.method for p in planned.cells)
+        planned = matrix.plan(path, device=matrix.choose_device(file.load(path).suite.device))
+        wanted += envs.needed(p.cell.method for p in planned.cells)
     elif not wanted:
         raise BadInput(f"say what to build: a name, or --suite SUITE for all that a suite needs; names: {_known()}")
     place = _cache(cache)

@@ -2,7 +2,8 @@
 
     decode(Record, json.loads(line))
 
-Understood are dataclasses, `tuple[X, ...]`, `Mapping[str, X]`, `Literal` of texts, `X | None`, text, numbers, `bool`, `Path`
+Understood are dataclasses, unions of dataclasses that a text in their field `kind` tells apart, `tuple[X, ...]`,
+`Mapping[str, X]`, `Literal` of texts, `X | None`, unions of plain types, text, numbers, `bool`, `Path`
 (written as text), and `Any` for plain data, which is passed on as it is. A float may be written as an integer, or as "nan", "inf"
 or "-inf". A field with a default may be missing, so that a type can grow without making older files unreadable; any other
 difference raises `DecodeError`, which says where it stands and what was expected there.
@@ -31,8 +32,8 @@ _NONFINITE = ("nan", "inf", "-inf")
 
 
 class DecodeError(ValueError):
-    """Data that is not what its type says. `path` is where, as in `cell.scheme.bits` or `measurements[2].value`, or '' for all
-    of it; `problem` is what was expected there and what stands there instead."""
+    """Data that is not what its type says. `path` is where, as in `cell.origin.scheme.bits` or `measurements[2].value`, or
+    '' for all of it; `problem` is what was expected there and what stands there instead."""
 
     def __init__(self, problem: str, path: str = "") -> None:
         super().__init__(f"{path}: {problem}" if path else problem)
@@ -79,6 +80,11 @@ def _rule(hint: Any) -> _Rule:
         (other,) = (a for a in arguments if a is not type(None))
         inner = _rule(other)
         return _Rule(as_is=inner.as_is | {type(None)}, convert=_or_none(inner))
+    if origin in (types.UnionType, typing.Union) and all(dataclasses.is_dataclass(a) for a in arguments):
+        return _Rule(as_is=frozenset(), convert=_one_of(arguments))
+    if origin in (types.UnionType, typing.Union):  # plain values: what an option can be set to
+        plain = frozenset().union(*(_PLAIN[a].as_is if a is not type(None) else frozenset({a}) for a in arguments))
+        return _Rule(as_is=plain, convert=_refuse(" or ".join(sorted(kind.__name__ for kind in plain))))
     raise TypeError(f"{hint!r} is no type that can be read from JSON")
 
 
@@ -193,6 +199,22 @@ def _choice(choices: tuple[str, ...]) -> Callable[[object], object]:
         if data not in choices:
             raise DecodeError(f"expected one of {', '.join(choices)}, not {_said(data)}")
         return data
+
+    return convert
+
+
+def _one_of(classes: tuple[Any, ...]) -> Callable[[object], object]:
+    """Reads one of several dataclasses, told apart by the text in the field `kind`, which is each one's default."""
+    kinds = [next(str(f.default) for f in dataclasses.fields(cls) if f.name == "kind") for cls in classes]
+    by_kind = {kind: _rule(cls).convert for kind, cls in zip(kinds, classes, strict=True)}
+
+    def convert(data: object) -> object:
+        if type(data) is not dict:
+            raise DecodeError(f"expected an object, not {_said(data)}")
+        kind = data.get("kind")
+        if not isinstance(kind, str) or kind not in by_kind:
+            raise DecodeError(f"expected one of {', '.join(by_kind)}, not {_said(kind)}", "kind")
+        return by_kind[kind](data)
 
     return convert
 

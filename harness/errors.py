@@ -7,7 +7,8 @@
     |   |-- UnknownName          a name that is not in a table; carries the nearest names
     |   `-- MissingPackage       an optional package; carries the command that installs it
     |-- StoreError               a results folder that cannot be read or written
-    |   `-- NewerSchema          written by a newer quant-harness: refused with advice
+    |   |-- NewerSchema          written by a newer quant-harness: refused with advice
+    |   `-- OlderSchema          written by an older one, whose files this one does not read: refused with advice
     |-- Unsupported              a square of the matrix that cannot exist here (typed failure `unsupported`)
     |-- BadReload                an artifact that loads without an error and answers garbage
     |-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
@@ -70,6 +71,10 @@ class StoreError(HarnessError):
 
 class NewerSchema(StoreError):
     """A file written by a newer version of the harness."""
+
+
+class OlderSchema(StoreError):
+    """A file written by an older version of the harness, in a schema that this one does not read."""
 
 
 class Unsupported(HarnessError):

@@ -19,11 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-SCHEMA = 1
-"""Version of records and run files. Older ones are migrated on read, newer ones refused."""
+SCHEMA = 2
+"""Version of records and run files. Another one is refused in words.
+
+1: a cell was a model and a scheme, and a scheme's options held those of running. 2 (2026-11-28): a cell is a model, an origin and
+a way of running, and has a label."""
 
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, list, dict with str keys."""
+
+OptionValue: TypeAlias = bool | int | float | str | None
+"""What an option of a method can be set to."""
 
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
 
@@ -57,18 +63,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """method + bits + options, e.g. gptq at 4 bits with group_size 128. `options` holds all options that change the stored
-    weights, defaults filled in, nothing else. `label` is the short name people see (unique within a suite); it is no part of
-    any key."""
+    """method + bits + options, e.g. gptq at 4 bits with group_size 128: how the weights are stored. `options` holds all that
+    decides the stored weights, defaults filled in, nothing else; how an engine runs them is `Running`."""
 
     method: str
     bits: float
     options: Mapping[str, Json] = field(default_factory=dict)
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", " ".join([self.method, f"{self.bits:g}-bit"]))
 
     def identity(self) -> dict[str, Json]:
         """What decides the stored weights, as plain data."""
@@ -76,15 +76,96 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """Weights that are made here, from the cell's model, by the scheme's method (an unquantized row casts or links them)."""
+
+    scheme: Scheme
+    kind: Literal["quantized"] = "quantized"
+
+    def identity(self) -> Json:
+        return {"kind": self.kind, **self.scheme.identity()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A checkpoint that somebody quantized. `scheme` is what its own header says: format, bits, group size. `checkpoint` is the
+    cell's model itself where the suite does not say what it was made of."""
+
+    scheme: Scheme
+    checkpoint: Model
+    kind: Literal["given"] = "given"
+
+    def identity(self) -> Json:
+        return {"kind": self.kind, **self.scheme.identity(), "checkpoint": to_json(self.checkpoint)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model behind somebody's running server. `scheme` holds the bits that its operator names (0: not known); `model` is the
+    server's name for it. `token_env` names the environment variable with the token: how one may ask changes no answer."""
+
+    scheme: Scheme
+    url: str
+    model: str
+    token_env: str = ""
+    kind: Literal["served"] = "served"
+
+    def identity(self) -> Json:
+        return {"kind": self.kind, **self.scheme.identity(), "url": self.url, "model": self.model}
+
+
+Origin: TypeAlias = Quantized | Given | Served
+"""Where a cell's weights come from. `identity()` is what decides them, as plain data."""
+
+OriginKind = Literal["quantized", "given", "served"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """How the weights are run: the engine, the type that keys and values are kept in, the engine's execution mode, and its other
+    settings by name. An empty text leaves the choice to the engine. It is part of a question's key and not of the artifact: cells
+    that differ in this alone share one."""
+
+    engine: str
+    kv: str = ""
+    execution: str = ""
+    flags: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One square of the matrix."""
+    """One square of the matrix: a model, where its weights come from, and how they are run. `label` is the short name that people
+    see for origin and running (unique within a suite and model); it is no part of any key."""
 
     model: Model
-    scheme: Scheme
+    origin: Origin
+    running: Running
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", f"{self.method} {self.bits:g}-bit")
 
     @property
     def name(self) -> str:
-        return f"{self.model.name} / {self.scheme.label}"
+        return f"{self.model.name} / {self.label}"
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the weights are stored, as far as that is known."""
+        return self.origin.scheme
+
+    @property
+    def method(self) -> str:
+        return self.origin.scheme.method
+
+    @property
+    def bits(self) -> float:
+        return self.origin.scheme.bits
+
+    def identity(self) -> Json:
+        """What tells two cells apart, as plain data."""
+        return {"model": to_json(self.model), "origin": self.origin.identity(), "running": to_json(self.running)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
 from harness.decode import DecodeError, decode
-from harness.errors import BadInput, NewerSchema, StoreError
+from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
 from harness.files import write_atomically
 from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
@@ -78,7 +78,8 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
 
 
 def read(path: Path) -> Run:
-    """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema when it is too new."""
+    """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema or OlderSchema for a
+    run of another schema."""
     path = newest(path) if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"{path}: no such results file; make one with: quant-harness run SUITE")
@@ -227,6 +228,11 @@ def _check_schema(path: Path, header: _Line) -> None:
         raise NewerSchema(
             f"{path}: written with results schema {schema}, this quant-harness reads up to {SCHEMA}; "
             "upgrade it with: pip install --upgrade llm-quant-harness"
+        )
+    if schema < SCHEMA:
+        raise OlderSchema(
+            f"{path}: written with results schema {schema}, this quant-harness reads {SCHEMA} and converts none before its first "
+            "release; measure again with: quant-harness run SUITE"
         )
 
 

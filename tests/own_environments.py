@@ -36,10 +36,10 @@ def main(folder: Path) -> int:
     for record in stored.records:
         if record.failure is None:
             continue
-        known = record.cell.scheme.label in GARBAGE and record.failure.phase == "reload"
+        known = record.cell.label in GARBAGE and record.failure.phase == "reload"
         failed += not known
         print(f"{record.failure.kind}: {record.cell.name}: {record.question.probe}: {record.failure.message}")
-    asked = {r.cell.scheme.label for r in stored.records if r.failure is not None and r.failure.phase == "reload"}
+    asked = {r.cell.label for r in stored.records if r.failure is not None and r.failure.phase == "reload"}
     failed += len(GARBAGE - asked)
     frame = harness.frame(path)
     print(frame.to_string())

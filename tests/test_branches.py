@@ -15,7 +15,8 @@ from harness.child.events import JobRequest
 from harness.child.failures import Exit
 from harness.child.fork_server import Server
 from harness.child.job import Job, Outcome, read_outcome, write_job
-from harness.spec import Cell, Model, Scheme
+from harness.spec import Model, Running, Scheme
+from tests.squares import square
 
 NOISY = """
 import os, queue, threading
@@ -113,7 +114,7 @@ def job(tmp_path: Path) -> Path:
         folder,
         Job(
             stage="verify",
-            cell=Cell(model=Model(name="tiny"), scheme=Scheme(method="fake", bits=4)),
+            cell=square(Scheme(method="fake", bits=4), model=Model(name="tiny"), running=Running(engine="fake")),
             model_dir=tmp_path,
             artifact_dir=artifact,
             device="cpu",

@@ -35,7 +35,7 @@ def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
 
 
 def items(stored: store.Run, bits: int) -> Record:
-    return next(r for r in stored.records if r.cell.scheme.bits == bits and r.question.subject == "items")
+    return next(r for r in stored.records if r.cell.bits == bits and r.question.subject == "items")
 
 
 def measured(record: Record) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_running_again_asks_nothing_and_another_margin_asks_the_cells_alone(writ
     assert again.path == first.path
     assert asked(tmp_path)["fake 16-bit items"] == 1, "the baseline's answers serve any margin"
     assert sorted(asked(tmp_path).values()) == [1, 2, 2]
-    assert len({r.key for r in again.records if r.question.subject == "items" and r.cell.scheme.bits == 8}) == 2
+    assert len({r.key for r in again.records if r.question.subject == "items" and r.cell.bits == 8}) == 2
     shown = frame(again)
     (verdict,) = shown[(shown.metric == "sequential_verdict") & (shown.bits == 8)].itertuples()
     assert verdict.n < items(first, 8).answer.measurements[0].n, "a wider margin is known sooner"  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ def test_a_baseline_without_answers_fails_the_cells_question_in_words_and_scores
         assert part in failure.message
     assert set(asked(tmp_path)) == set(), "nothing was scored in its place"
     assert text(section_of(render(stored))).count("unsupported") == 1
-    others = {r.question.subject: r.status for r in stored.records if r.cell.scheme.bits == 4}
+    others = {r.question.subject: r.status for r in stored.records if r.cell.bits == 4}
     assert others == {"": "ok", "a": "ok", "b": "ok", "c": "ok", "items": "unsupported"}
 
 
@@ -217,5 +217,5 @@ def test_the_terminal_counts_the_verdicts_of_each_cell(finished: store.Run) -> N
 
 
 def test_unanswered_and_failed_squares_are_drawn(finished: store.Run) -> None:
-    waiting = dataclasses.replace(finished, records=tuple(r for r in finished.records if r.cell.scheme.bits == 16), ended=False)
+    waiting = dataclasses.replace(finished, records=tuple(r for r in finished.records if r.cell.bits == 16), ended=False)
     assert text(section_of(render(waiting))).count("not run") == 3

@@ -94,15 +94,25 @@ def test_an_unwritable_results_folder_is_answered_before_anything_runs(write_sui
     assert not (tmp_path / "cache" / "artifacts").exists()
 
 
-def test_results_of_a_newer_schema_are_refused_with_advice_and_left_untouched(finished: Path) -> None:
+@pytest.mark.parametrize(("schema", "advice"), [(99, "pip install --upgrade"), (1, "measure again with: quant-harness run")])
+def test_results_of_another_schema_are_refused_with_advice_and_left_untouched(finished: Path, schema: int, advice: str) -> None:
     path = store.newest(finished)
-    newer = path.read_text().replace('"schema":1', '"schema":99', 1)
-    path.write_text(newer)
+    other = path.read_text().replace('"schema":2', f'"schema":{schema}', 1)
+    path.write_text(other)
     for verb in (["results", finished], ["report", finished, "-o", finished / "x.html"]):
         done = call(*verb)
         assert done.returncode == 2
-        assert "pip install --upgrade llm-quant-harness" in done.stderr
-    assert path.read_text() == newer
+        assert advice in done.stderr
+    assert path.read_text() == other
+
+
+def test_beside_a_run_of_an_older_schema_a_new_one_begins(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite, results = write_suite("{bits: 4}"), tmp_path / "results"
+    assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
+    (old,) = (results / "scripted").glob("*.jsonl")
+    old.write_text(old.read_text().replace('"schema":2', '"schema":1'))
+    assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
+    assert len(list((results / "scripted").glob("*.jsonl"))) == 2
 
 
 def test_a_damaged_line_is_named(finished: Path) -> None:

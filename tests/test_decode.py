@@ -29,24 +29,29 @@ from harness.spec import (
     Answer,
     Cell,
     Failure,
+    Given,
     Json,
     Measurement,
     Model,
     Phase,
     PlannedCellRecord,
     PlanRecord,
+    Quantized,
     Question,
     Record,
     RunContext,
     RunHeader,
+    Running,
     Scheme,
+    Served,
     UnsupportedRecord,
     to_json,
 )
 
 CELL = Cell(
     model=Model(name="tiny", path="folder"),
-    scheme=Scheme(method="gptq", bits=4.0, options={"group_size": 64, "calibration": {"samples": 8}}),
+    origin=Quantized(scheme=Scheme(method="gptq", bits=4.0, options={"group_size": 64, "calibration": {"samples": 8}})),
+    running=Running(engine="transformers"),
 )
 QUESTION = Question(probe="tasks", subject="facts", options={"limit": None, "shots": [1, 2]})
 RECORD = Record(
@@ -96,7 +101,9 @@ def test_a_whole_number_may_stand_where_a_fraction_belongs() -> None:
 
 def test_a_field_with_a_default_may_be_missing() -> None:
     assert decode(Model, {"name": "tiny"}) == Model(name="tiny")
-    assert decode(Scheme, {"method": "rtn", "bits": 3.0}).label == "rtn 3-bit"  # what the type derives is derived here too
+    data = through_json(CELL)
+    del data["label"]
+    assert decode(Cell, data).label == "gptq 4-bit"  # what the type derives is derived here too
 
 
 def change(path: str, value: Json) -> Callable[[Json], None]:
@@ -122,12 +129,12 @@ def remove(path: str) -> Callable[[Json], None]:
 @pytest.mark.parametrize(
     ("edit", "path", "problem"),
     [
-        (change("cell/scheme/bits", "four"), "cell.scheme.bits", "expected a number, not 'four'"),
-        (change("cell/scheme/bits", True), "cell.scheme.bits", "expected a number, not true"),
-        (change("cell/scheme/options", []), "cell.scheme.options", "expected an object, not a list"),
+        (change("cell/origin/scheme/bits", "four"), "cell.origin.scheme.bits", "expected a number, not 'four'"),
+        (change("cell/origin/scheme/bits", True), "cell.origin.scheme.bits", "expected a number, not true"),
+        (change("cell/origin/scheme/options", []), "cell.origin.scheme.options", "expected an object, not a list"),
         (change("cell/model/name", None), "cell.model.name", "expected text, not null"),
-        (change("cell/colour", "red"), "cell.colour", "unknown field; Cell has model, scheme"),
-        (remove("cell/scheme/method"), "cell.scheme.method", "is missing; Scheme needs it"),
+        (change("cell/colour", "red"), "cell.colour", "unknown field; Cell has model, origin, running, label"),
+        (remove("cell/origin/scheme/method"), "cell.origin.scheme.method", "is missing; Scheme needs it"),
         (change("answer/measurements/1/n", 2.5), "answer.measurements[1].n", "expected a whole number, not 2.5"),
         (change("answer/measurements/0", "x"), "answer.measurements[0]", "expected an object, not 'x'"),
         (change("answer/measurements", {}), "answer.measurements", "expected a list, not an object"),
@@ -181,7 +188,7 @@ def test_a_line_of_a_run_file_that_differs_is_refused_with_its_number_and_place(
     run = store.read(path)
     assert (run.header.context, run.records) == (context, (RECORD,))
     path.write_text(path.read_text().replace('"bits":4.0', '"bits":"four"'))
-    with pytest.raises(BadInput, match=r"run.jsonl, line 2: .*cell\.scheme\.bits: expected a number, not 'four'.*--fresh"):
+    with pytest.raises(BadInput, match=r"run.jsonl, line 2: .*cell\.origin\.scheme\.bits: expected a number, not 'four'.*--fresh"):
         store.read(path)
 
 
@@ -254,3 +261,18 @@ def test_a_request_comes_back_as_itself(tmp_path: Path) -> None:
         events.JobRequest(job=tmp_path, branch_modules=("a", "b"), prepare=tmp_path / "prepare.json"),
     ):
         assert events.read_request(events.request_line(request)) == request
+
+
+def test_one_of_several_types_is_told_by_its_kind() -> None:
+    given = Given(scheme=Scheme(method="prequantized", bits=4.0), checkpoint=Model(name="made"))
+    served = Served(scheme=Scheme(method="endpoint", bits=0.0), url="http://127.0.0.1:1/v1", model="m")
+    for origin in (Quantized(scheme=Scheme(method="rtn", bits=4.0)), given, served):
+        cell = Cell(model=Model(name="m"), origin=origin, running=Running(engine="transformers", flags={"a": 1, "b": None}))
+        assert decode(Cell, json.loads(json.dumps(to_json(cell)))) == cell
+
+
+def test_a_kind_that_nobody_knows_is_refused_with_those_that_are_known() -> None:
+    data = to_json(CELL)
+    data["origin"]["kind"] = "found"
+    with pytest.raises(DecodeError, match=r"origin\.kind: expected one of quantized, given, served, not 'found'"):
+        decode(Cell, data)

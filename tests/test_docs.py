@@ -79,7 +79,7 @@ def test_the_suite_of_the_readme_can_be_planned(shown_folder: Path) -> None:
     path = shown_folder / "shown.yaml"
     path.write_text(block)
     planned = matrix.plan(path, device="cpu")
-    assert {p.cell.scheme.method for p in planned.cells} | {u.cell.scheme.method for u in planned.unsupported} == {
+    assert {p.cell.method for p in planned.cells} | {u.cell.method for u in planned.unsupported} == {
         "bf16",
         "hqq",
         "gptq",

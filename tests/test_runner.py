@@ -36,14 +36,12 @@ def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
 
 def statuses(stored: store.Run, scheme: str) -> dict[str, str]:
     return {
-        f"{r.question.probe} {r.question.subject}".strip(): r.status
-        for r in stored.records
-        if r.cell.scheme.label.startswith(scheme)
+        f"{r.question.probe} {r.question.subject}".strip(): r.status for r in stored.records if r.cell.label.startswith(scheme)
     }
 
 
 def record(stored: store.Run, scheme: str, subject: str) -> Record:
-    return next(r for r in stored.records if r.cell.scheme.label.startswith(scheme) and r.question.subject == subject)
+    return next(r for r in stored.records if r.cell.label.startswith(scheme) and r.question.subject == subject)
 
 
 def measured(tmp_path: Path) -> Counter[str]:
@@ -128,7 +126,7 @@ def test_after_a_memory_question_that_failed_latency_gets_a_process_of_its_own(w
     suite = write_suite("{bits: 4}")
     suite.write_text(suite.read_text().replace("probes: [quantize, fake]", "probes: [memory, latency]"))
     stored = run(suite, tmp_path)
-    memory, latency, *_ = (r.failure for r in stored.records if r.cell.scheme.bits == 4)
+    memory, latency, *_ = (r.failure for r in stored.records if r.cell.bits == 4)
     assert memory is not None
     assert latency is not None
     assert "run_phase" in memory.message  # the scripted engine offers neither: both probes fail, each in its own way
@@ -203,7 +201,7 @@ def _stored(results: Path, subject: str, label: str) -> bool:
     """Whether a whole line of a run file is the record of this question of a cell with `label` in its label."""
     lines = [line for path in results.rglob("*.jsonl") for line in path.read_text("utf-8").split("\n")[:-1]]
     records = [record for record in map(json.loads, lines) if record["kind"] == "record"]
-    return any(r["question"]["subject"] == subject and label in r["cell"]["scheme"]["label"] for r in records)
+    return any(r["question"]["subject"] == subject and label in r["cell"]["label"] for r in records)
 
 
 def _interruptible() -> None:

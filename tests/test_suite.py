@@ -17,7 +17,7 @@ WriteSuite = Callable[..., Path]
 
 
 def labels(planned: plan.Plan) -> list[str]:
-    return [p.cell.scheme.label for p in planned.cells]
+    return [p.cell.label for p in planned.cells]
 
 
 def test_lists_inside_a_method_multiply(write_suite: WriteSuite) -> None:
@@ -177,7 +177,7 @@ def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_e
     for name in names:
         path = file.find(name)
         planned = matrix.plan(path, device="cpu")
-        methods = {p.cell.scheme.method for p in planned.cells}
+        methods = {p.cell.method for p in planned.cells}
         assert {"fp32", "bf16", "fp16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name
 
 
@@ -192,5 +192,5 @@ def test_the_plan_as_json_is_data(write_suite: WriteSuite) -> None:
     command = [sys.executable, "-m", "harness.cli", "plan", str(write_suite("{bits: 4}")), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     data = json.loads(done.stdout)
-    assert [c["cell"]["scheme"]["bits"] for c in data["cells"]] == [16, 4]
+    assert [c["cell"]["origin"]["scheme"]["bits"] for c in data["cells"]] == [16, 4]
     assert data["cells"][0]["baseline"] is True

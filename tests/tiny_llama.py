@@ -15,7 +15,8 @@ import transformers
 from harness.engines.transformers import Transformers
 from harness.errors import Unsupported
 from harness.models import corpora
-from harness.spec import Cell, Model, Phase, Question, Scheme
+from harness.spec import Model, Phase, Question, Scheme
+from tests.squares import square
 
 VOCAB = 512
 WORDS = (  # noqa: SIM905
@@ -100,7 +101,7 @@ class TinySession:
         tasks: Path | None = None,
         items: Any = None,
     ) -> None:
-        self.cell = Cell(model=Model(name="tiny"), scheme=Scheme(method="rtn", bits=4))
+        self.cell = square(Scheme(method="rtn", bits=4), model=Model(name="tiny"))
         self.is_baseline = is_baseline
         self.artifact_dir = folder
         self.model_dir = folder

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.artifact import VERIFIED
+from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.events import Event, PhaseBegun
 from harness.child.job import Job, reference_name
@@ -49,21 +49,22 @@ class WorkerSession:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            method = METHODS[self.cell.scheme.method]
-            loaded = ENGINES[method.engine].load(method, self._request(self.cell, self.artifact_dir))
+            loaded = self._load(self.cell, self.artifact_dir)
             self._facts = loaded.facts()
             self._loaded = loaded
         return self._loaded
 
     def verify(self) -> None:
-        """The reload check, once per artifact: BadReload when it loads but answers otherwise than its weights say. Called in the
-        child that asks the quality probes, or in one of its own; never in a child that measures memory or latency."""
+        """The reload check, once per artifact and way of running: BadReload when it loads but answers otherwise than its weights
+        say. Called in the child that asks the quality probes, or in one of its own; never in one that measures memory or
+        latency."""
         if self._wrong is None:
-            if (self.artifact_dir / VERIFIED).is_file():
+            passed = verified(self.artifact_dir, self.cell.running)
+            if passed.is_file():
                 return
             self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
             if not self._wrong:
-                write_atomically(self.artifact_dir / VERIFIED, '{"ok": true}', lasting=True)
+                write_atomically(passed, '{"ok": true}', lasting=True)
         if self._wrong:
             raise BadReload(self._wrong)
 
@@ -92,11 +93,13 @@ class WorkerSession:
         room = available_memory_bytes()
         if room is not None and size * 2 > room:
             return None
-        method = METHODS[cell.scheme.method]
-        return ENGINES[method.engine].load(method, self._request(cell, folder))
+        return self._load(cell, folder)
 
-    def _request(self, cell: Cell, artifact_dir: Path) -> LoadRequest:
-        return LoadRequest(artifact_dir=artifact_dir, model_dir=self.model_dir, scheme=cell.scheme, device=self.device)
+    def _load(self, cell: Cell, artifact_dir: Path) -> Loaded:
+        request = LoadRequest(
+            artifact_dir=artifact_dir, model_dir=self.model_dir, origin=cell.origin, running=cell.running, device=self.device
+        )
+        return ENGINES[cell.running.engine].load(METHODS[cell.method], request)
 
     def windows(self, question: Question) -> list[list[int]]:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"

@@ -98,7 +98,7 @@ def _store_reference(session: WorkerSession, questions: tuple[Question, ...]) ->
 
 
 def _quantize(job: Job, tell: Tell) -> None:
-    method = METHODS[job.cell.scheme.method]
+    method = METHODS[job.cell.method]
     rows = None if job.calibration is None else _calibration_rows(job, job.calibration)
     tell(PhaseBegun(name="quantize"))
     with memory_phases.measure("quantize") as meter:
@@ -106,7 +106,7 @@ def _quantize(job: Job, tell: Tell) -> None:
             QuantizeRequest(
                 model_dir=job.model_dir,
                 out_dir=job.artifact_dir,
-                scheme=job.cell.scheme,
+                origin=job.cell.origin,
                 calibration=rows,
                 device=job.device,
                 seed=job.seed,

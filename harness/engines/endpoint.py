@@ -19,6 +19,7 @@ from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokeniz
 from harness.errors import Unsupported
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes.openai_server import Server
+from harness.spec import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,9 @@ PARTIAL = (
 
 def load(method: Method, request: LoadRequest) -> Endpoint:
     """Asks the server who it is; the tokenizer is the source model's."""
-    return Endpoint(Server(request.scheme, load_tokenizer(request.model_dir)), model_dir=request.model_dir)
+    if not isinstance(request.origin, Served):
+        raise TypeError("only a server is asked over HTTP")
+    return Endpoint(Server(request.origin, load_tokenizer(request.model_dir)), model_dir=request.model_dir)
 
 
 class Endpoint:

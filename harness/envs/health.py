@@ -28,9 +28,9 @@ from harness.engines import ENGINES
 from harness.envs.disk import Health
 from harness.formats import safetensors_file
 from harness.measure import machine, nvidia
-from harness.methods.base import Method, resolve_options
+from harness.methods.base import Method, resolve_options, running_of
 from harness.models import find
-from harness.spec import Cell, Failure, Json, Model, Scheme
+from harness.spec import Cell, Failure, Json, Model, Quantized, Scheme
 
 WIDTH = 256
 """Of every layer: the least that blocks of 256 weights divide."""
@@ -123,12 +123,17 @@ def _try(
         text.write_text(_words(4000), encoding="utf-8")
         calibration = jobs.CalibrationRows(**CALIBRATION, path=text)
         scheme = replace(scheme, options={**scheme.options, "calibration": CALIBRATION})
+    cell = Cell(
+        model=Model(name="tiny", path=str(folder)),
+        origin=Quantized(scheme=scheme),
+        running=running_of(method, {}, scheme.bits),
+    )
     for stage, server in servers.items():
         place = home / stage
         place.mkdir()
         job = jobs.Job(
             stage=stage,
-            cell=Cell(model=Model(name="tiny", path=str(folder)), scheme=scheme),
+            cell=cell,
             model_dir=folder,
             artifact_dir=artifact,
             device=device,

@@ -9,19 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.methods import _defaults
-from harness.spec import Json, Scheme
+from harness.spec import OptionValue, Origin, OriginKind, Running, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
 `simulated` = weights held in 16 bits or wider, so size, memory and speed are not those of the scheme; `none` = cannot run."""
-
-
-Value: TypeAlias = str | int | float | bool
-"""A value of an option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +25,15 @@ class Option:
     """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
     `defaults` holds the widths whose default is another one."""
 
-    default: Value
-    choices: tuple[Value, ...] | None = None
+    default: OptionValue
+    choices: tuple[OptionValue, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
     bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
-    defaults: Mapping[float, Value] = field(default_factory=dict)
-    check: Callable[[object], str | None] | None = None  # why a value cannot be, or None; also asked of the default
+    defaults: Mapping[float, OptionValue] = field(default_factory=dict)
+    check: Callable[[OptionValue], str | None] | None = None  # why a value cannot be, or None; also asked of the default
 
-    def at(self, bits: float) -> Value:
+    def at(self, bits: float) -> OptionValue:
         """The default at a bit width."""
         return self.defaults.get(bits, self.default)
 
@@ -49,21 +45,30 @@ class QuantizeRequest:
 
     model_dir: Path
     out_dir: Path
-    scheme: Scheme
+    origin: Origin
     calibration: Sequence[Sequence[int]] | None
     device: str
     seed: int
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.origin.scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
     """Load the packed artifact in `artifact_dir`. `model_dir` is the source model (tokenizer, config); its weights are never
-    read, except by the native methods whose artifact points at them."""
+    read, except by the unquantized methods whose artifact points at them."""
 
     artifact_dir: Path
     model_dir: Path
-    scheme: Scheme
+    origin: Origin
+    running: Running
     device: str
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.origin.scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +102,32 @@ class Method:
     modules: tuple[str, ...] = ("torch", "transformers")  # importable names that must be there
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     branch_modules: tuple[str, ...] = ()  # slow imports that start threads or change other libraries: done once, in a branch
-    native: bool = False  # unquantized dtype rows
-    prequantized: bool = False  # takes checkpoints that are quantized already; each names its own scheme
-    served: bool = False  # somebody else's running server: nothing is quantized here, and its bits are what people say
+    running_options: Mapping[str, Option] = field(default_factory=dict)  # of running: no part of the artifact, see `running_of`
+    origin: OriginKind = "quantized"  # given: each checkpoint names its own scheme; served: the bits are what people say
+    unquantized: bool = False  # a dtype, and nothing else: fp32, bf16, fp16
     summary: str = ""
     source: str = ""  # paper or project the method comes from
 
 
-def resolve_options(method: Method, given: Mapping[str, Json], bits: float) -> dict[str, Json]:
-    """Defaults of the method at `bits` completed by what was given. Assumes `given` was checked by the suite."""
-    options: dict[str, Json] = {name: option.at(bits) for name, option in method.options.items()}
-    options.update(given)
-    return options
+def resolve_options(method: Method, given: Mapping[str, OptionValue], bits: float) -> dict[str, OptionValue]:
+    """The method's options of quantizing at `bits`: its defaults, completed by what was given. `given` may hold options of
+    running as well, which are left out. Assumes that the suite has checked the values; KeyError for an option of neither kind."""
+    for name in given:
+        if name not in method.options and name not in method.running_options:
+            raise KeyError(f"{method.name} has no option {name!r}")
+    return {name: given.get(name, option.at(bits)) for name, option in method.options.items()}
+
+
+def running_of(method: Method, given: Mapping[str, OptionValue], bits: float) -> Running:
+    """How a cell of the method runs: the defaults of its options of running, completed by what was given.
+
+    `kv_cache` and `execution` mean the same to every engine and have fields of their own; all others are flags of one engine."""
+    values = {name: given.get(name, option.at(bits)) for name, option in method.running_options.items()}
+    kv, execution = values.pop("kv_cache", ""), values.pop("execution", "")
+    return Running(engine=method.engine, kv=str(kv), execution=str(execution), flags=values)
+
+
+def running_values(running: Running) -> dict[str, OptionValue]:
+    """Inverse of `running_of`: the options of running by the names that a suite uses."""
+    named = {"kv_cache": running.kv, "execution": running.execution}
+    return {**{name: value for name, value in named.items() if value}, **running.flags}

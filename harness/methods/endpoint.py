@@ -19,13 +19,13 @@ from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
-from harness.spec import Scheme
+from harness.spec import OptionValue, Scheme, Served
 
 NAME = "endpoint"
 FACTS = "endpoint.json"
 
 
-def check_url(url: object) -> str | None:
+def check_url(url: OptionValue) -> str | None:
     """Why this is no address of a server, or None."""
     if not isinstance(url, str) or not url:
         return "name the server: url: http://127.0.0.1:8000/v1"
@@ -46,38 +46,48 @@ def check_url(url: object) -> str | None:
     return None
 
 
-def _check_model(name: object) -> str | None:
+def _check_model(name: OptionValue) -> str | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
         return "name the model as the server lists it: model: NAME"
     return None
 
 
-def _check_variable(name: object) -> str | None:
+def _check_variable(name: OptionValue) -> str | None:
     """A token that is written into the suite by mistake must not be repeated in the message."""
     if not isinstance(name, str) or (name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name)):
         return "it is the name of an environment variable, not the token itself"
     return None
 
 
-def _check_label(name: object) -> str | None:
+def _check_label(name: OptionValue) -> str | None:
     if not isinstance(name, str) or len(name) > 60 or not name.isprintable():
         return "a name is at most 60 characters that can be printed"
     return None
 
 
-def label(options: Mapping[str, object], bits: float) -> str:
-    """What people call the cell: as said, or the server's model and where it is."""
-    if options["name"]:
-        return str(options["name"])
-    said = f" {bits:g}-bit" if bits else ""
-    return f"{options['model']}{said} at {urlsplit(str(options['url'])).netloc}"
+def origin(options: Mapping[str, OptionValue], bits: float) -> Served:
+    """The server that a suite's options name. `of` and `name` say which cell it is, and are no part of it."""
+    return Served(
+        scheme=Scheme(method=NAME, bits=bits),
+        url=str(options["url"]),
+        model=str(options["model"]),
+        token_env=str(options["token_env"]),
+    )
+
+
+def label(origin: Served) -> str:
+    """What people call the cell if the suite does not say: the server's model and where it is."""
+    said = f" {origin.scheme.bits:g}-bit" if origin.scheme.bits else ""
+    return f"{origin.model}{said} at {urlsplit(origin.url).netloc}"
 
 
 def quantize(request: QuantizeRequest) -> None:
     """Asks the server for its models and notes what it says; ServerTrouble where it does not answer or has no such model."""
     from harness.runtimes import openai_server
 
-    said = openai_server.introduce(request.scheme)
+    if not isinstance(request.origin, Served):
+        raise TypeError("a server's note is made of a server")
+    said = openai_server.introduce(request.origin)
     (request.out_dir / FACTS).write_text(json.dumps(said, indent=1), encoding="utf-8")
     reload.skip(request.out_dir, "a server: its weights are nowhere here, so there is nothing to compare its answers with")
 
@@ -103,6 +113,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
 METHOD = Method(
     name=NAME,
     title="Running server",
+    origin="served",
     options={
         "url": Option(default="", check=check_url, help="where its API is, up to /v1: http://127.0.0.1:8000/v1"),
         "model": Option(default="", check=_check_model, help="which of the server's models, as GET /models lists it"),
@@ -116,6 +127,5 @@ METHOD = Method(
     supports=_supports,
     ledger=_ledger,
     kernels=_kernels,
-    served=True,
     summary="any OpenAI-compatible server: vLLM, SGLang, llama-server, Ollama, trtllm-serve, OpenVINO Model Server",
 )

@@ -107,6 +107,9 @@ METHOD = Method(
         "package": Option(default="", help="the measuring child tells this package's version among its facts"),
         "unsupported": Option(default="", help="a reason makes the square unsupported"),
     },
+    running_options={
+        "kv_cache": Option(default="f16", choices=("f16", "q8_0"), help="the fake probe tells it among its facts"),
+    },
     engine="fake",
     kernel_cpu=dict.fromkeys((16.0, 8.0, 4.0, 3.0, 2.0), "real"),
     kernel_cuda=dict.fromkeys((16.0, 8.0, 4.0, 3.0, 2.0), "real"),

@@ -145,7 +145,7 @@ def _write_answers(request: QuantizeRequest, path: Path, *, plain: bool) -> None
 def load(request: LoadRequest) -> Weights:
     from harness.runtimes.llama_cpp import Weights
 
-    return Weights(request.artifact_dir / FILE, device=request.device, kv_type=str(request.scheme.options["kv_cache"]))
+    return Weights(request.artifact_dir / FILE, device=request.device, kv_type=request.running.kv)
 
 
 def kernels(weights: Weights) -> list[LayerKernel]:
@@ -222,6 +222,8 @@ METHOD = Method(
             choices=("auto", True, False),
             help="weigh errors with an importance matrix of the calibration text; auto: where the type requires one",
         ),
+    },
+    running_options={
         "kv_cache": Option(
             default="f16",
             choices=("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from harness.runtimes.llama_cpp import Weights
 
 NAME = "gguf_file"
+FORMAT = "gguf"
 
 
-def scheme(config: ModelConfig, checkpoint: str) -> Scheme:
+def scheme(config: ModelConfig) -> Scheme:
     """The scheme of a file whose `shape_of` gave `config`."""
     file_type = str(config_json.mapping(config, KEY)["type"])
     if file_type in gguf_types.FILE_TYPES:
         bits = gguf_types.FILE_TYPES[file_type][0]
     else:  # a mixture without a name: its most frequent block
         bits = round(gguf_types.BLOCKS[file_type.partition(" ")[0]].bits_per_weight, 2)
-    options = {"format": "gguf", "type": file_type, "kv_cache": "f16", "checkpoint": checkpoint}
-    return Scheme(method=NAME, bits=float(bits), options=options, label=f"{checkpoint} gguf {file_type}")
+    return Scheme(method=NAME, bits=float(bits), options={"format": FORMAT, "type": file_type})
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -82,7 +82,8 @@ METHOD = Method(
     requirements=gguf.METHOD.requirements,
     extra=gguf.METHOD.extra,
     modules=gguf.METHOD.modules,
-    prequantized=True,
+    origin="given",
+    running_options=gguf.METHOD.running_options,
     summary="a given .gguf file as it is, its type read from its header",
     source=gguf.METHOD.source,
 )

@@ -139,7 +139,7 @@ def _method(name: str, title: str, bits: int, summary: str) -> Method:
         ledger=_ledger,
         kernels=_kernels,
         modules=("torch", "transformers", "safetensors"),
-        native=True,
+        unquantized=True,
         summary=summary,
     )
 

@@ -136,7 +136,7 @@ def _write_answers(request: QuantizeRequest, vectors: Mapping[str, Tensor], matr
 def load(request: LoadRequest) -> Program:
     from harness.runtimes.openvino import Program
 
-    return Program(request.artifact_dir, execution=str(request.scheme.options["execution"]))
+    return Program(request.artifact_dir, execution=request.running.execution)
 
 
 def _kernels(program: Program) -> list[LayerKernel]:
@@ -211,6 +211,8 @@ METHOD = Method(
         ),
         "gptq": Option(default=False, choices=(True, False), help="NNCF's error-compensated rounding"),
         "lora_correction": Option(default=False, choices=(True, False), help="8-bit adapters that take back a part of the error"),
+    },
+    running_options={
         "execution": Option(
             default="performance",
             choices=("performance", "accuracy"),

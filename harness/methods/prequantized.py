@@ -13,6 +13,7 @@ divergence from it tells a sound checkpoint from garbage.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,16 @@ from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
 from harness.methods.base import LoadRequest, Method, QuantizeRequest
-from harness.spec import Json, Scheme
+from harness.models import find
+from harness.spec import Given, Model, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "prequantized"
 
-_OURS = {"artifact.json", "verified.json", reload.FILE}
+_OURS = re.compile(rf"artifact\.json|verified-\w+\.json|{re.escape(reload.FILE)}")
+"""What an artifact of this project holds beside the checkpoint's own files."""
 
 _FORMAT = "prequantized_format"
 """The attribute by which a loaded model keeps its checkpoint's format for the kernel proof."""
@@ -51,22 +54,33 @@ _PACKAGES = {
 """What loads a format beside transformers, and the command that adds it."""
 
 
-def scheme(config: ModelConfig, checkpoint: str | None = None) -> Scheme:
-    """The scheme that a quantized checkpoint's config describes. `checkpoint` is the name of the checkpoint where it stands
-    for another model of the suite. Unsupported names a format that cannot be read."""
+def scheme(config: ModelConfig) -> Scheme:
+    """The scheme that a quantized checkpoint's config describes, its format among the options. Unsupported names a format that
+    cannot be read."""
     given = quantization(config)
     if given is None:
         raise BadInput("its config.json names no quantization, so it is no quantized checkpoint")
-    if given.format == "gguf" and checkpoint is not None:
-        return gguf_file.scheme(config, checkpoint)
-    bits, read = bits_and_options(given)
-    options: dict[str, Json] = {"format": given.format, **read, **({} if checkpoint is None else {"checkpoint": checkpoint})}
-    parts = [checkpoint or NAME, given.format, f"{bits:g}-bit"]
-    if int(read.get("group_size", -1)) > 0:
-        parts.append(f"g{read['group_size']}")
-    parts += [str(read["type"])] if read.get("type") not in (None, "int") else []
-    parts += [f"a{read['activations']}"] if "activations" in read else []
-    return Scheme(method=NAME, bits=bits, options=options, label=" ".join(parts))
+    bits, options = bits_and_options(given)
+    return Scheme(method=NAME, bits=bits, options={"format": given.format, **options})
+
+
+def origin(checkpoint: Model, config: ModelConfig) -> Given:
+    """A quantized checkpoint, or a GGUF file whose header gave `config`. Unsupported names a format that cannot be read."""
+    is_file = checkpoint.path is not None and find.is_gguf(Path(checkpoint.path))
+    return Given(scheme=gguf_file.scheme(config) if is_file else scheme(config), checkpoint=checkpoint)
+
+
+def label(name: str, scheme: Scheme) -> str:
+    """What people call a cell of the checkpoint `name`: the name and what its scheme says."""
+    options = scheme.options
+    if options["format"] == gguf_file.FORMAT:
+        return f"{name} gguf {options['type']}"
+    parts = [name, str(options["format"]), f"{scheme.bits:g}-bit"]
+    if int(options.get("group_size", -1)) > 0:
+        parts.append(f"g{options['group_size']}")
+    parts += [str(options["type"])] if options.get("type") not in (None, "int") else []
+    parts += [f"a{options['activations']}"] if "activations" in options else []
+    return " ".join(parts)
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -76,7 +90,7 @@ def quantize(request: QuantizeRequest) -> None:
     if importlib.util.find_spec(package) is None:
         raise MissingPackage(package, f"a {name} checkpoint", install)
     for path in sorted(request.model_dir.iterdir()):
-        if path.suffix in _LINKED and path.name not in _OURS:
+        if path.suffix in _LINKED and not _OURS.fullmatch(path.name):
             (request.out_dir / path.name).symlink_to(path.resolve())
     for path in safetensors_file.weight_files(request.model_dir):
         (request.out_dir / path.name).symlink_to(path.resolve())
@@ -142,6 +156,6 @@ METHOD = Method(
     kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     preload=_gptqmodel.PRELOAD,
-    prequantized=True,
+    origin="given",
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
 )

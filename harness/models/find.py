@@ -37,7 +37,7 @@ FILES = ("*.safetensors", *(f"*{end}" for end in SETTINGS))
 TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps the chat templates of a tokenizer beyond the first."""
 
-_BOOKKEEPING = {"artifact.json", "verified.json", "reload_check.json"}
+_BOOKKEEPING = re.compile(r"artifact\.json|reload_check\.json|verified-\w+\.json")
 """What this project writes beside an artifact; it decides no answer of a model that is made of one."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -330,7 +330,7 @@ def _young(path: Path) -> bool:
 def settings(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder beside its weights that can change an answer; see `SETTINGS`."""
     places = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
-    return sorted(p for p in places if p.suffix in SETTINGS and p.name not in _BOOKKEEPING and p.is_file())
+    return sorted(p for p in places if p.suffix in SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
 
 
 def _sha256(path: Path) -> str:

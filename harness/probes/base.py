@@ -1,20 +1,21 @@
 """What a probe is: code that measures one thing of one cell.
 
-A probe file holds its metrics as rows (name, unit, direction, definition), turns a suite's wishes into questions, and answers
+A probe file holds its metrics as rows (name, unit, direction, definition), turns what a suite asks into questions, and answers
 one question in a child process. Its top level imports the standard library and `harness` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from harness.engines.base import Loaded
 from harness.models.corpora import Text
-from harness.spec import Answer, Cell, Json, Metric, Phase, Question
+from harness.probes.requests import ProbeRequests
+from harness.spec import Answer, Cell, Json, Metric, OriginKind, Phase, Question
 
 Isolation = Literal["shared", "memory", "latency"]
 """`shared`: answered in the cell's quality child together with other probes. `memory`: first in a fresh child, alone on the
@@ -66,25 +67,6 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What a suite asks of the probes: plain data, already validated. See suite.py for the fields of each entry.
-
-    corpora: [{"name", "path" | "hub", "window", "tokens", "digest", "definition"}]; tasks: [{"name", "shots", "limit", "folder",
-    "digest", "sequential"}]; latency: [{"prompt", "new", "batch"}]; memory: {"prompt", "new", "batch"}; serving: {"concurrency",
-    "prompt", "new", "requests", "budget"}. A `sequential` is
-    {"margin", "alpha", "beta"}, or None where all items are scored; the suite's own stands here, a task may have the other.
-    """
-
-    corpora: Sequence[Mapping[str, Json]]
-    tasks: Sequence[Mapping[str, Json]]
-    latency: Sequence[Mapping[str, Json]]
-    memory: Mapping[str, Json]
-    latency_budget_seconds: float
-    serving: Mapping[str, Json] = field(default_factory=dict)
-    sequential: Mapping[str, Json] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """A row of PROBES. `title` heads its metrics in the report. `version` is bumped, with a dated line in the file, whenever a
     definition changes."""
@@ -94,11 +76,11 @@ class Probe:
     version: str
     metrics: tuple[Metric, ...]
     isolation: Isolation
-    questions: Callable[[Wishes], list[Question]]
+    questions: Callable[[ProbeRequests], list[Question]]
     measure: Callable[[Session, Question], Answer]
     needs_reference: bool = False
     needs_model: bool = True
-    served: bool | None = None  # asked of running servers only (True), of artifacts only (False), of both
+    origins: tuple[OriginKind, ...] = ("quantized", "given", "served")  # the cells that it is asked of
     needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     # (questions, each with its task's folder; cache): work common to all cells, done before forking (harness/child/branch.py)

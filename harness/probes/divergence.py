@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from harness.engines.base import REFERENCE_FACTS, Rerun
 from harness.errors import Nonfinite
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
 from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
+from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Places, Question
 
 if TYPE_CHECKING:
@@ -167,11 +168,9 @@ _UNITS = {metric.name: metric.unit for metric in METRICS}
 _DEFINITIONS = {metric.name: metric.definition for metric in METRICS}
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     """One question per corpus of the suite, on the same windows as perplexity."""
-    return [
-        Question(probe="divergence", subject=str(corpus["name"]), options=corpus_options(corpus)) for corpus in wishes.corpora
-    ]
+    return [Question(probe="divergence", subject=corpus.name, options=corpus_options(corpus)) for corpus in requests.corpora]
 
 
 def measure(session: Session, question: Question) -> Answer:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from harness.methods import fake
 from harness.probes import sequential
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
 from harness.probes.items import Item, baseline_items, side_car
+from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Question, digest
 
 METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted", axis="quality")
@@ -21,10 +22,11 @@ ITEMS, RIGHT = 3000, 0.7
 """Items of the scripted task, and the share that the baseline answers."""
 
 
-def questions(wishes: Wishes) -> list[Question]:
-    items = Question(probe="fake", subject="items", options={sequential.KEY: wishes.sequential})
+def questions(requests: ProbeRequests) -> list[Question]:
     scripted = [Question(probe="fake", subject=subject) for subject in ("a", "b", "c")]
-    return scripted if wishes.sequential is None else [*scripted, items]
+    if requests.verdict is None:
+        return scripted
+    return [*scripted, Question(probe="fake", subject="items", options=sequential.options(requests.verdict))]
 
 
 def prepare(questions: Sequence[tuple[Question, Path | None]], cache: Path) -> None:
@@ -40,7 +42,7 @@ def measure(session: Session, question: Question) -> Answer:
     with (session.artifact_dir.parents[1] / "fake-measured.txt").open(
         "a"
     ) as file:  # tests count how often something was measured
-        file.write(f"{session.cell.scheme.label} {question.subject}\n")
+        file.write(f"{session.cell.label} {question.subject}\n")
     if question.subject == "items":
         return _items(session, question, options)
     value = float("nan") if script == "nan" else float(options["value"])
@@ -48,7 +50,7 @@ def measure(session: Session, question: Question) -> Answer:
     package = str(options["package"])
     return Answer(
         measurements=(Measurement(metric="fake_value", value=value, definition="scripted", unit="1", n=1, blob=blob),),
-        facts={package: importlib.metadata.version(package)} if package else {},
+        facts={"kv_cache": session.cell.running.kv, **({package: importlib.metadata.version(package)} if package else {})},
     )
 
 
@@ -67,15 +69,15 @@ def _items(session: Session, question: Question, options: Mapping[str, float]) -
     def keep(items: Sequence[Item]) -> str:
         return session.blob("items", side_car(items, metric="scripted"), "json")
 
-    wish = sequential.settings(question)
-    if wish is None:
+    verdict = sequential.settings(question)
+    if verdict is None:
         items = [item(number) for number in range(ITEMS)]
         share = sum(one.correct or 0.0 for one in items) / ITEMS
         whole = Measurement(metric="accuracy", value=share, definition="scripted", unit="share", n=ITEMS, blob=keep(items))
         return Answer(measurements=(whole,))
     base = baseline_items(session.baseline_items(question))
     scored = sequential.until_verdict(
-        wish, base.items, lambda asked: [item(one.doc) for one in asked], definition=base.definition, keep=keep
+        verdict, base.items, lambda asked: [item(one.doc) for one in asked], definition=base.definition, keep=keep
     )
     return Answer(measurements=scored.measurements, facts={sequential.KEY: asdict(scored.facts)})
 

@@ -26,15 +26,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from harness.engines.base import Loaded, Timing
 from harness.errors import Unsupported
 from harness.measure import conditions, machine
 from harness.measure.conditions import Conditions
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import GenerationShape, ProbeRequests, shape_of
 from harness.probes.roofline import Roofline
 from harness.probes.roofline import floor as floor_of
 from harness.probes.rounds import (
@@ -52,7 +53,7 @@ from harness.probes.rounds import (
     tpot_ratios,
     ttft_ratios,
 )
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question
+from harness.spec import Answer, Measurement, Metric, Places, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
@@ -192,34 +193,20 @@ ROOFLINE = Metric(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationShape:
-    """prompt and new tokens per row, rows."""
-
-    prompt: int
-    new: int
-    batch: int
-
-    @classmethod
-    def of(cls, options: Mapping[str, Json]) -> GenerationShape:
-        return cls(prompt=int(options["prompt"]), new=int(options["new"]), batch=int(options["batch"]))
-
-    @property
-    def name(self) -> str:
-        return f"pp{self.prompt} tg{self.new} b{self.batch}"
-
-
-def questions(wishes: Wishes) -> list[Question]:
-    asked = []
-    for entry in wishes.latency:
-        shape = GenerationShape.of(entry)
-        options = {**asdict(shape), "budget_seconds": wishes.latency_budget_seconds}
-        asked.append(Question(probe="latency", subject=shape.name, options=options))
-    return asked
+def questions(requests: ProbeRequests) -> list[Question]:
+    return [
+        Question(
+            probe="latency",
+            subject=shape.name,
+            options={**shape.options(), "budget_seconds": requests.latency_budget_seconds},
+        )
+        for shape in requests.latency
+    ]
 
 
 def measure(session: Session, question: Question) -> Answer:
-    shape, budget = GenerationShape.of(question.options), float(question.options["budget_seconds"])
+    shape = shape_of(question)
+    budget = float(question.options["budget_seconds"])
     cell = session.loaded
     engine = cell.facts()
     if engine.simulated:
@@ -239,7 +226,7 @@ def measure(session: Session, question: Question) -> Answer:
     measured, withheld = _measurements(rounds, shape, roofline, during)
     blob = session.blob("latency", _raw(shape, rounds), "json")
     facts = {
-        "shape": asdict(shape),
+        "shape": shape.options(),
         "rounds": len(rounds.cell),
         "discarded": rounds.discarded,
         "stopped": rounds.stopped,
@@ -389,6 +376,6 @@ PROBE = Probe(
     isolation="latency",
     questions=questions,
     measure=measure,
-    served=False,
+    origins=("quantized", "given"),
     preload=("harness.engines.transformers", "harness.stats"),
 )

@@ -34,8 +34,9 @@ from urllib.parse import urlsplit
 from harness.errors import Unsupported
 from harness.measure import memory_phases, nvidia, processes
 from harness.models import build
-from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Axis, Measurement, Metric, Phase, Places, Question
+from harness.probes.base import Probe, Session
+from harness.probes.requests import ProbeRequests, shape_of
+from harness.spec import Answer, Axis, Measurement, Metric, Phase, Places, Question, Served
 
 HOST = "largest resident set within the phase beyond the process before load, code pages apart (VmHWM)"
 DEVICE = "largest bytes allocated on the device within the phase (torch.cuda.max_memory_allocated)"
@@ -146,19 +147,17 @@ class Start:
     files: memory_phases.Mapped | None
 
 
-def questions(wishes: Wishes) -> list[Question]:
-    shape = {key: int(wishes.memory[key]) for key in ("prompt", "new", "batch")}
-    return [Question(probe="memory", subject=f"{shape['prompt']}+{shape['new']} x{shape['batch']}", options=shape)]
+def questions(requests: ProbeRequests) -> list[Question]:
+    shape = requests.memory
+    subject = f"{shape.prompt}+{shape.new} x{shape.batch}"
+    return [Question(probe="memory", subject=subject, options=shape.options())]
 
 
 def measure(session: Session, question: Question) -> Answer:
-    from harness.methods import METHODS
-
-    shape = {key: int(question.options[key]) for key in ("prompt", "new", "batch")}
-    asked = {"prompt_tokens": shape["prompt"], "new_tokens": shape["new"], "batch": shape["batch"], "seed": session.seed}
-    method = METHODS.get(session.cell.scheme.method)
-    if method is not None and method.served:
-        return _server(session, asked)
+    shape = shape_of(question)
+    asked = {"prompt_tokens": shape.prompt, "new_tokens": shape.new, "batch": shape.batch, "seed": session.seed}
+    if isinstance(session.cell.origin, Served):
+        return _server(session, session.cell.origin, asked)
     memory_phases.require()
     rehearsal = rehearse(session)
     start = _start(session)
@@ -184,8 +183,8 @@ def measure(session: Session, question: Question) -> Answer:
     on_device = engine.device.startswith("cuda")
     measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
     facts = {
-        "shape": shape,
-        "context_tokens": decode.get("kv_cache_tokens", shape["prompt"] + shape["new"]),
+        "shape": shape.options(),
+        "context_tokens": decode.get("kv_cache_tokens", shape.prompt + shape.new),
         "rehearsal": rehearsal,
         "before_load_bytes": start.total,
         "phases": {name: asdict(one.facts) for name, one in beyond.items()},
@@ -199,9 +198,9 @@ def measure(session: Session, question: Question) -> Answer:
     return Answer(measurements=tuple(measured), facts=facts)
 
 
-def _server(session: Session, asked: Mapping[str, int]) -> Answer:
+def _server(session: Session, origin: Served, asked: Mapping[str, int]) -> Answer:
     """The memory of the processes behind a server's port, if it runs on this machine and may be looked at."""
-    url = urlsplit(str(session.cell.scheme.options["url"]))
+    url = urlsplit(origin.url)
     host, port = str(url.hostname), url.port or (443 if url.scheme == "https" else 80)
     if not processes.local(host):
         raise Unsupported(f"the server is not on this machine ({host}), so its memory cannot be seen from here")
@@ -340,8 +339,8 @@ def rehearse(session: Session) -> str:
     from harness.engines import ENGINES
     from harness.methods import METHODS
 
-    method = METHODS[session.cell.scheme.method]
-    engine, loader = ENGINES[method.engine], METHODS.get(method.loaded_by, method)
+    method = METHODS[session.cell.method]
+    engine, loader = ENGINES[session.cell.running.engine], METHODS.get(method.loaded_by, method)
     for module in (*loader.branch_modules, *engine.modules, *loader.modules, f"harness.engines.{engine.name}"):
         importlib.import_module(module)
     if engine.name != "transformers":

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.models import corpora
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import CorpusRequest, ProbeRequests
 from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
 
 if TYPE_CHECKING:
@@ -74,20 +75,18 @@ METRICS = (
 )
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     """One question per corpus of the suite."""
-    return [
-        Question(probe="perplexity", subject=str(corpus["name"]), options=corpus_options(corpus)) for corpus in wishes.corpora
-    ]
+    return [Question(probe="perplexity", subject=corpus.name, options=corpus_options(corpus)) for corpus in requests.corpora]
 
 
-def corpus_options(corpus: Mapping[str, Json]) -> dict[str, Json]:
+def corpus_options(corpus: CorpusRequest) -> dict[str, Json]:
     """What decides the answer on a corpus: `definition`, `window`, `tokens` (limit or None), `corpus_digest`."""
     return {
-        "definition": str(corpus.get("definition") or f"gptq-{corpus['window']}"),
-        "window": corpus["window"],
-        "tokens": corpus.get("tokens"),
-        "corpus_digest": corpus["digest"],
+        "definition": corpus.definition,
+        "window": corpus.window,
+        "tokens": corpus.tokens,
+        "corpus_digest": corpus.digest,
     }
 
 

@@ -7,7 +7,8 @@ import json
 
 from harness.artifact import MANIFEST, Manifest
 from harness.decode import decode
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Places, Question
 
 SECONDS = Metric(
@@ -33,7 +34,7 @@ PEAK = Metric(
 )
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     return [Question(probe="quantize", subject="")]
 
 
@@ -56,6 +57,6 @@ PROBE = Probe(
     isolation="shared",
     questions=questions,
     measure=measure,
-    served=False,
+    origins=("quantized",),  # nobody quantizes the others here
     needs_model=False,
 )

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import Unsupported
 from harness.probes.items import Item
-from harness.spec import Measurement, Metric, Question
+from harness.probes.requests import VerdictRequest
+from harness.spec import Json, Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
@@ -77,15 +78,6 @@ Score = Callable[[Sequence[Item]], Sequence[Item]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictSettings:
-    """`margin`: the loss of accuracy (a share) that is accepted. `alpha`, `beta`: chance of a false "within" and "worse"."""
-
-    margin: float
-    alpha: float
-    beta: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictFacts:
     """How a verdict came about. `scored` of `available` items were asked, in `chunks`; `items` is when it was clear. `bets` are
     fewer than items where some share a passage. `e_within` and `e_worse` are the evidence, `needed_...` what a verdict needs."""
@@ -123,26 +115,31 @@ class _Bet:
     size: int
 
 
-def settings(question: Question) -> VerdictSettings | None:
-    """Those of a question that is asked until a verdict; None for one over all items."""
-    wish = question.options.get(KEY)
-    if not isinstance(wish, dict):
+def options(verdict: VerdictRequest) -> dict[str, Json]:
+    """What a question's options say where it is asked until a verdict; `settings` reads it."""
+    return {KEY: {"margin": verdict.margin, "alpha": verdict.alpha, "beta": verdict.beta}}
+
+
+def settings(question: Question) -> VerdictRequest | None:
+    """The margin and error rates of a question that is asked until a verdict; None for one over all items."""
+    asked = question.options.get(KEY)
+    if not isinstance(asked, dict):
         return None
-    return VerdictSettings(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
+    return VerdictRequest(margin=float(asked["margin"]), alpha=float(asked["alpha"]), beta=float(asked["beta"]))
 
 
 def whole(question: Question) -> Question:
     """The same question over all items: what the baseline is asked."""
-    options = {name: value for name, value in question.options.items() if name != KEY}
-    return Question(probe=question.probe, subject=question.subject, options=options)
+    others = {name: value for name, value in question.options.items() if name != KEY}
+    return Question(probe=question.probe, subject=question.subject, options=others)
 
 
-def words(wish: VerdictSettings, tasks: Sequence[str]) -> str:
+def words(asked: VerdictRequest, tasks: Sequence[str]) -> str:
     """The settings in a sentence, for people who plan a run."""
     return (
         f"budget auto ({', '.join(tasks)}): a cell's items are scored in one random order until its loss of accuracy is known to "
-        f"be within {points(wish.margin)} of the baseline, or worse; a false verdict has a chance of at most "
-        f"{100 * wish.alpha:g} % (within) and {100 * wish.beta:g} % (worse). The baseline is scored on all items."
+        f"be within {points(asked.margin)} of the baseline, or worse; a false verdict has a chance of at most "
+        f"{100 * asked.alpha:g} % (within) and {100 * asked.beta:g} % (worse). The baseline is scored on all items."
     )
 
 
@@ -153,7 +150,7 @@ def points(margin: float) -> str:
 
 
 def until_verdict(
-    wish: VerdictSettings, base: Sequence[Item], score: Score, *, definition: str, keep: Callable[[Sequence[Item]], str]
+    asked: VerdictRequest, base: Sequence[Item], score: Score, *, definition: str, keep: Callable[[Sequence[Item]], str]
 ) -> ScoredItems:
     """Scores a cell's items until the verdict. `base`: the baseline's, all of them. `definition`: the baseline's. `keep` stores
     the scored items and returns their name.
@@ -166,7 +163,7 @@ def until_verdict(
     names = list(passages)
     order = [names[place] for place in stats.shared_order(names)]
     largest = max(map(len, passages.values()))
-    test = stats.SequentialTest(margin=wish.margin, alpha=wish.alpha, beta=wish.beta)
+    test = stats.SequentialTest(margin=asked.margin, alpha=asked.alpha, beta=asked.beta)
     items: list[Item] = []
     bets: list[_Bet] = []
     chunks: list[int] = []

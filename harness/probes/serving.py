@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import ServerTrouble, Unsupported
 from harness.measure import conditions
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import ProbeRequests
 from harness.probes.rounds import median, nearest_rank, quiet
 from harness.spec import Answer, Measurement, Metric, Question
 
@@ -84,22 +85,22 @@ FAILED = Metric(
 )
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     """One question for each number of clients."""
-    wish = wishes.serving
+    load = requests.serving
     return [
         Question(
             probe="serving",
-            subject=f"pp{wish['prompt']} tg{wish['new']} x{clients}",
+            subject=f"pp{load.prompt} tg{load.new} x{clients}",
             options={
                 "clients": clients,
-                "prompt": wish["prompt"],
-                "new": wish["new"],
-                "requests": max(int(wish["requests"]), 2 * clients),
-                "budget_seconds": wish["budget"],
+                "prompt": load.prompt,
+                "new": load.new,
+                "requests": max(load.requests, 2 * clients),
+                "budget_seconds": load.budget,
             },
         )
-        for clients in wish.get("concurrency", ())
+        for clients in load.concurrency
     ]
 
 
@@ -186,5 +187,5 @@ PROBE = Probe(
     isolation="latency",
     questions=questions,
     measure=measure,
-    served=True,
+    origins=("served",),
 )

@@ -20,7 +20,8 @@ from harness.formats.quantization_config import quantization
 from harness.methods.base import Method
 from harness.models import build
 from harness.models.find import shape_of, tensors
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
+from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Places, Question
 
 NOMINAL = Metric(
@@ -76,7 +77,7 @@ CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".on
 _NOT_WEIGHTS = ("tokenizer", "training_args", "optimizer", "scheduler", "openvino_tokenizer", "openvino_detokenizer", "rng_state")
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     return [Question(probe="size", subject="")]
 
 
@@ -196,7 +197,7 @@ def _by_role(ledger: Iterable[StoredTensor]) -> dict[str, int]:
 def _notes(session: Session, method: Method, bits: int, parameters: int) -> list[str]:
     scheme = session.cell.scheme
     notes: list[str] = []
-    if parameters and not method.native and bits / parameters > 1.5 * scheme.bits + 0.5:
+    if parameters and not method.unquantized and bits / parameters > 1.5 * scheme.bits + 0.5:
         notes.append(
             f"stored at {bits / parameters:.2f} bits per weight, far above the {scheme.bits:g} that the scheme is named after: "
             "the values are as coarse as it says, the storage is not"

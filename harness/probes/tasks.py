@@ -25,10 +25,10 @@ from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.models import build
 from harness.probes import sequential
-from harness.probes.base import Probe, Session, Wishes
+from harness.probes.base import Probe, Session
 from harness.probes.items import Item, baseline_items, side_car
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
-from harness.probes.sequential import VerdictSettings
+from harness.probes.requests import ProbeRequests, VerdictRequest
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
 from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
@@ -83,21 +83,21 @@ own."""
 _ACCURACIES = ("acc", "exact_match")
 
 
-def questions(wishes: Wishes) -> list[Question]:
+def questions(requests: ProbeRequests) -> list[Question]:
     """One question per task of the suite."""
     return [
         Question(
             probe="tasks",
-            subject=str(task["name"]),
+            subject=task.name,
             options={
-                "task": task["name"],
-                "shots": task.get("shots"),
-                "limit": task.get("limit"),
-                "task_digest": task["digest"],
-                **({sequential.KEY: task[sequential.KEY]} if task.get(sequential.KEY) else {}),
+                "task": task.name,
+                "shots": task.shots,
+                "limit": task.limit,
+                "task_digest": task.digest,
+                **({} if task.verdict is None else sequential.options(task.verdict)),
             },
         )
-        for task in wishes.tasks
+        for task in requests.tasks
     ]
 
 
@@ -111,9 +111,9 @@ def measure(session: Session, question: Question) -> Answer:
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
         seed()
-        wish = sequential.settings(question)
-        if wish is not None:
-            answer = _until_verdict(session, question, wish, lm, tasks)
+        verdict = sequential.settings(question)
+        if verdict is not None:
+            answer = _until_verdict(session, question, verdict, lm, tasks)
         else:
             results = evaluate(lm, tasks, question.options["limit"])
             outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
@@ -244,7 +244,7 @@ def _cluster(doc: object, field: str | None) -> str | None:
     return text if len(text) <= 32 else digest(text)[:16]
 
 
-def _until_verdict(session: Session, question: Question, wish: VerdictSettings, lm: LM, tasks: LoadedTasks) -> Answer:
+def _until_verdict(session: Session, question: Question, verdict: VerdictRequest, lm: LM, tasks: LoadedTasks) -> Answer:
     """The cell's items against the baseline's, in chunks, until the verdict; see `sequential.until_verdict`."""
     name, base = str(question.options["task"]), baseline_items(session.baseline_items(question))
     chunks = Chunks(tasks, question.options["limit"])
@@ -262,7 +262,7 @@ def _until_verdict(session: Session, question: Question, wish: VerdictSettings, 
     def keep(items: Sequence[Item]) -> str:
         return session.blob("items", side_car(items, task=name, metric=base.metric, order="shared"), "json")
 
-    scored = sequential.until_verdict(wish, base.items, score, definition=base.definition, keep=keep)
+    scored = sequential.until_verdict(verdict, base.items, score, definition=base.definition, keep=keep)
     marks = _marks(session, name, scored.items)
     return Answer(measurements=scored.measurements, facts={**marks, sequential.KEY: asdict(scored.facts)})
 

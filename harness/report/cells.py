@@ -85,7 +85,7 @@ class CellView:
 
     @property
     def label(self) -> str:
-        return self.cell.scheme.label
+        return self.cell.label
 
 
 def withheld(outcome: Outcome, *metrics: Metric) -> bool:
@@ -105,5 +105,5 @@ def column_key(metric: str, subject: str, definition: str) -> str:
 
 
 def identity(cell: Cell) -> str:
-    """Digest of what decides a cell: two labels of one scheme are one cell."""
-    return digest({"model": cell.model, "scheme": cell.scheme.identity()})
+    """Digest of what decides a cell: two labels of one origin, run in one way, are one cell."""
+    return digest(cell.identity())

@@ -88,9 +88,9 @@ def ladder_columns(view: View) -> list[Column]:
 
 
 def series(cell: CellView) -> str:
-    """What makes one line of the ladder: a method with its options, whatever the bits."""
+    """What makes one line of the ladder: a method with its options and a way of running, whatever the bits."""
     options = {k: v for k, v in cell.cell.scheme.options.items() if k != "calibration"}
-    return digest([cell.model, cell.cell.scheme.method, options])[:12]
+    return digest([cell.model, cell.cell.scheme.method, options, cell.cell.running])[:12]
 
 
 def _column(column: Column, how: Display) -> ChartColumn:

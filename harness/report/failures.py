@@ -29,7 +29,7 @@ def section(view: View) -> Section | None:
         body.append(_table("Withheld: weights are held dequantized at run time", ("Cell", "What"), rows))
     if view.unsupported:
         rows = [
-            el("tr", el("th", u.cell.name if len(view.models) > 1 else u.cell.scheme.label, scope="row"), el("td", u.reason))
+            el("tr", el("th", u.cell.name if len(view.models) > 1 else u.cell.label, scope="row"), el("td", u.reason))
             for u in view.unsupported
         ]
         body.append(_table("Unsupported squares", ("Square", "Why"), rows))

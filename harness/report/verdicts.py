@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from harness.probes import sequential
-from harness.probes.sequential import VerdictSettings
+from harness.probes.requests import VerdictRequest
 from harness.report.cells import NOT_RUN, OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import THIN, VERDICTS, show
@@ -89,17 +89,17 @@ def effort(view: View) -> str:
     return f"{_count(scored)} of {_count(available)} items scored ({100 * scored / available:.0f}{THIN}%)" if available else ""
 
 
-def _rule(view: View) -> VerdictSettings:
+def _rule(view: View) -> VerdictRequest:
     return next(rule for _, rule in _asked(view))
 
 
-def _asked(view: View) -> Iterator[tuple[str, VerdictSettings]]:
-    """Each task that is scored until a verdict, with its rule."""
+def _asked(view: View) -> Iterator[tuple[str, VerdictRequest]]:
+    """Each task that is scored until a verdict, with its margin and error rates."""
     for cell in view.cells:
         for outcome in cell.outcomes:
-            wish = sequential.settings(outcome.question)
-            if wish is not None:
-                yield outcome.question.subject, wish
+            rule = sequential.settings(outcome.question)
+            if rule is not None:
+                yield outcome.question.subject, rule
 
 
 def _value(view: View, cell: CellView, metric: Metric, task: str) -> Value:

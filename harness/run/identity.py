@@ -19,7 +19,7 @@ from harness.methods import METHODS
 from harness.models import corpora, find
 from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
-from harness.spec import Cell, Json, Question, RunContext, digest, to_json
+from harness.spec import Cell, Given, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 
 ARTIFACT_VERSION = 2
@@ -51,7 +51,7 @@ class Inputs:
 
     def source(self, cell: Cell) -> str:
         """Name of the model whose weights make the artifact: the cell's own, or a given checkpoint that is quantized already."""
-        return str(cell.scheme.options.get("checkpoint", cell.model.name))
+        return cell.origin.checkpoint.name if isinstance(cell.origin, Given) else cell.model.name
 
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""
@@ -72,13 +72,15 @@ class Inputs:
         if sequential.settings(question) is not None:
             compared = self.baseline_key(cell, question)
         elif probe.needs_reference or probe.isolation == "latency":
-            compared = self._scheme(self.baseline(cell).cell)
+            baseline = self.baseline(cell).cell
+            compared = {"origin": self._origin(baseline), "running": to_json(baseline.running)}
         return digest(
             {
                 "model": cell.model.name,
                 "weights": self.weights[cell.model.name],
-                "scheme": self._scheme(cell),
-                "method_version": METHODS[cell.scheme.method].version,
+                "origin": self._origin(cell),
+                "running": to_json(cell.running),
+                "method_version": METHODS[cell.method].version,
                 "probe": probe.name,
                 "probe_version": probe.version,
                 "subject": resolved.subject,
@@ -94,9 +96,9 @@ class Inputs:
         return self.key(self.baseline(cell).cell, sequential.whole(question))
 
     def artifact(self, cell: Cell) -> Path:
-        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included. Before its
-        environment is built the versions are not known, and the place that is named holds nothing."""
-        method = METHODS[cell.scheme.method]
+        """Where the cell's artifact is cached: named by all that decides its bytes, library versions included, and by nothing of
+        how it is run. Before its environment is built the versions are not known, and the place that is named holds nothing."""
+        method = METHODS[cell.method]
         libraries = {
             "torch",
             "transformers",
@@ -106,33 +108,34 @@ class Inputs:
         identity = {
             "artifact_version": ARTIFACT_VERSION,
             "weights": self.weights[cell.model.name],
-            "scheme": self._scheme(cell),
+            "origin": self._origin(cell),
             "method_version": method.version,
             "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
             **({"loader": self._loader(method.loaded_by)} if method.loaded_by else {}),
             "device": self._device(),
             "seed": self.plan.suite.seed,
         }
-        return self.cache / "artifacts" / f"{method.name}-{cell.scheme.bits:g}-{digest(identity)[:32]}"
+        return self.cache / "artifacts" / f"{method.name}-{cell.bits:g}-{digest(identity)[:32]}"
 
     def reference(self, cell: Cell, question: Question) -> Path:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
-        name = f"{self.artifact(self.baseline(cell).cell).name}|{reference_name(self.resolved(question))}"
+        baseline = self.baseline(cell).cell
+        name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{reference_name(self.resolved(question))}"
         return self.cache / "references" / digest(name)[:32]
 
-    def _loader(self, method: str) -> Json:
+    def _loader(self, method: str) -> dict[str, str]:
         """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""
         wanted = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in METHODS[method].requirements)}
         return {n: v for n, v in self.packages.items() if n.lower() in wanted}
 
-    def _scheme(self, cell: Cell) -> Json:
-        identity = cell.scheme.identity()
+    def _origin(self, cell: Cell) -> Json:
+        """What decides the cell's weights, with digests in the place of names."""
+        identity = cell.origin.identity()
         calibration = cell.scheme.options.get("calibration")
         if calibration is not None:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
-        if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
-            identity["checkpoint_digest"] = self.weights[self.source(cell)]
-        identity["options"].pop("token_env", None)  # credentials do not change the answer
+        if isinstance(cell.origin, Given):
+            identity["checkpoint"] = self.weights[cell.origin.checkpoint.name]
         return identity
 
     def _device(self) -> str:
@@ -144,7 +147,7 @@ def gather(plan: Plan, cache: Path) -> Inputs:
     folders = {m.name: find.fetch(m, cache) for m in dict.fromkeys([*(p.cell.model for p in plan.cells), *plan.checkpoints])}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
-    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.scheme.method for p in plan.cells)}
+    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.method for p in plan.cells)}
     return Inputs(
         plan=plan,
         cache=cache,

@@ -90,7 +90,7 @@ class JobFolders:
         kernels would make it another baseline."""
         baseline = self._inputs.baseline(cell).cell
         artifact = self._inputs.artifact(baseline)
-        together = envs.loading(METHODS[baseline.scheme.method]) == envs.loading(METHODS[cell.scheme.method])
+        together = envs.loading(METHODS[baseline.method]) == envs.loading(METHODS[cell.method])
         return Baseline(cell=baseline, artifact_dir=artifact) if together and (artifact / MANIFEST).is_file() else None
 
     def _calibration(self, cell: Cell) -> CalibrationRows | None:

@@ -11,6 +11,7 @@ from harness import store
 from harness.child import job as jobs
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome
+from harness.errors import OlderSchema
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.probes import PROBES
@@ -148,16 +149,16 @@ class Recorder:
     def _same_packages(self, record: Record) -> bool:
         """Whether the record's environment, if there is one now, holds what it held then: one that was removed and built anew may
         have got other versions."""
-        return record.cell.scheme.method not in METHODS or self._installed(record.cell) in {"", record.environment}
+        return record.cell.method not in METHODS or self._installed(record.cell) in {"", record.environment}
 
     def _installed(self, cell: Cell) -> str:
         """Digest of what is installed in the cell's environment; '' while that is not built."""
-        installed = self._inputs.installed(cell.scheme.method)
+        installed = self._inputs.installed(cell.method)
         return "" if installed is None else machine.packages_digest(installed)
 
     def _list_packages(self, cell: Cell) -> str:
         """Digest of what is installed in the cell's environment, listed in the run file before a record names it."""
-        installed, name = self._installed(cell), METHODS[cell.scheme.method].environment
+        installed, name = self._installed(cell), METHODS[cell.method].environment
         ready = self._servers.environment(name)
         if ready is not None and installed not in self._listed:
             self._writer.environment(
@@ -175,7 +176,10 @@ def now() -> str:
 def _same_context(folder: Path, context: str) -> Path | None:
     """The newest run file that was made under the same context."""
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
-        header = store.read_header(path)
+        try:
+            header = store.read_header(path)
+        except OlderSchema:  # it stays as it is, and a new run begins
+            continue
         if header is not None and header.context_digest == context:
             return path
     return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.artifact import VERIFIED
+from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event
 from harness.child.failures import Exit, failure_of
@@ -135,8 +135,8 @@ class _Pipeline:
         return target
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
-        """The reload check, once per artifact and before anything is timed: a fresh child reloads it and compares its answers."""
-        if (artifact / VERIFIED).is_file():
+        """The reload check, once per artifact and way of running, before anything is timed: a fresh child compares answers."""
+        if verified(artifact, planned.cell.running).is_file():
             return None
         self.observer.doing(planned.cell, "reload check")
         return self._run_stage("verify", planned, artifact, phase="reload")
@@ -163,7 +163,7 @@ class _Pipeline:
         quantizes = stage == "quantize"
         timeout = self.plan.suite.quantize_timeout if quantizes else self.plan.suite.timeout
         job = self.jobs.write(stage, planned, artifact, questions)
-        ended = self.servers.run(METHODS[planned.cell.scheme.method], job, timeout, quantizes=quantizes)
+        ended = self.servers.run(METHODS[planned.cell.method], job, timeout, quantizes=quantizes)
         return failure_of(jobs.read_outcome(job, phase=phase), ended, log=jobs.log(job), phase=phase, timeout=timeout)
 
     def _paired(self, planned: PlannedCell, questions: Sequence[Question]) -> tuple[list[Question], Mapping[str, BaselineItems]]:
@@ -205,7 +205,7 @@ class _Pipeline:
                     self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
 
             timeout = self.plan.suite.timeout
-            ended = self.servers.run(METHODS[planned.cell.scheme.method], job, timeout, on_event)
+            ended = self.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
             stopped_on_purpose = watch.answered and watch.current() is None and ended == Exit(code=0)
             if waiting and not stopped_on_purpose:

@@ -53,7 +53,7 @@ class Servers:
     def lacking(self, cell: Cell) -> Failure | None:
         """None when the cell's method can run: all is there in the main environment, or its own is built (now, if need be)
         and the method passed its health check there."""
-        method = METHODS[cell.scheme.method]
+        method = METHODS[cell.method]
         name = method.environment
         missing = envs.missing(method)
         if missing is not None:
@@ -124,7 +124,7 @@ class Servers:
 
     def _modules(self, environment: str) -> list[str]:
         """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
-        methods = [METHODS[name] for name in dict.fromkeys(p.cell.scheme.method for p in self._plan.cells)]
+        methods = [METHODS[name] for name in dict.fromkeys(p.cell.method for p in self._plan.cells)]
         used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
         names = [name for m in used for name in ENGINES[m.engine].modules]
         measured = [m for m in used if envs.loading(m) == environment]

@@ -12,6 +12,7 @@ from harness.errors import BadInput
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.models import find
+from harness.spec import Quantized, digest
 from harness.suite.plan import Plan
 
 
@@ -39,8 +40,8 @@ def check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    made = [p for p in plan.cells if not ((m := METHODS[p.cell.scheme.method]).native or m.prequantized or m.served)]
-    need = sum(p.estimated_bytes or 0 for p in made)
+    made = [p for p in plan.cells if isinstance(p.cell.origin, Quantized) and not METHODS[p.cell.method].unquantized]
+    need = sum({digest([p.cell.model, p.cell.origin]): p.estimated_bytes or 0 for p in made}.values())
     have = machine.free_disk_bytes(cache)
     if need > have:
         raise BadInput(

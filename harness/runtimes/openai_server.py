@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from harness.errors import ServerTrouble, Unsupported
 from harness.runtimes.http import Client, Limits, Refused
-from harness.spec import Scheme
+from harness.spec import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,14 +79,13 @@ class _NotTheseTokens(Exception):
     """Prompt log-probabilities that cannot be taken for those of the tokens asked; says why."""
 
 
-def client(scheme: Scheme, limits: Limits | None = None) -> Client:
-    options = scheme.options
-    return Client(url=str(options["url"]).rstrip("/"), token_env=str(options.get("token_env", "")), limits=limits or Limits())
+def client(origin: Served, limits: Limits | None = None) -> Client:
+    return Client(url=origin.url.rstrip("/"), token_env=origin.token_env, limits=limits or Limits())
 
 
-def introduce(scheme: Scheme, limits: Limits | None = None) -> dict[str, object]:
-    """What the server says of the scheme's model; ServerTrouble where it does not list it."""
-    server, wanted = client(scheme, limits), str(scheme.options["model"])
+def introduce(origin: Served, limits: Limits | None = None) -> dict[str, object]:
+    """What the server says of the model that it is asked for; ServerTrouble where it does not list it."""
+    server, wanted = client(origin, limits), origin.model
     reply = server.get("/models")
     rows = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(rows, list):
@@ -102,10 +101,10 @@ def introduce(scheme: Scheme, limits: Limits | None = None) -> dict[str, object]
 class Server:
     """One model of a server, asked on token ids of the source's `tokenizer`."""
 
-    def __init__(self, scheme: Scheme, tokenizer: PreTrainedTokenizerBase, *, limits: Limits | None = None) -> None:
-        self.client = client(scheme, limits)
-        self.introduced = introduce(scheme, limits)
-        self.served = str(scheme.options["model"])
+    def __init__(self, origin: Served, tokenizer: PreTrainedTokenizerBase, *, limits: Limits | None = None) -> None:
+        self.client = client(origin, limits)
+        self.introduced = introduce(origin, limits)
+        self.served = origin.model
         self.tokenizer = tokenizer
         self.fingerprints: set[str] = set()
 

@@ -6,8 +6,9 @@ Reads with `yaml.safe_load`, validates with pydantic, and reports a mistake with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -38,7 +39,7 @@ class _Strict(BaseModel):
 class Calibration(_Strict):
     """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus."""
 
-    corpus: str | dict[str, Any] = "reference"
+    corpus: str | dict[str, object] = "reference"
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=8)
     seed: int = 0
@@ -114,12 +115,12 @@ class Suite(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
-    models: list[str | dict[str, Any]] = Field(min_length=1)
+    models: list[str | dict[str, object]] = Field(min_length=1)
     baseline: str = "bf16"
     bits: list[float] | None = None
-    methods: dict[str, dict[str, Any] | list[dict[str, Any]] | None] = Field(min_length=1)
-    include: list[dict[str, Any]] = []
-    exclude: list[dict[str, Any]] = []
+    methods: dict[str, dict[str, object] | list[dict[str, object]] | None] = Field(min_length=1)
+    include: list[dict[str, object]] = []
+    exclude: list[dict[str, object]] = []
     calibration: Calibration = Calibration()
     corpora: list[str | CorpusEntry] = []
     tasks: list[str | TaskEntry] = []
@@ -154,8 +155,26 @@ def built_in() -> list[str]:
     return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
 
 
-def load(path: Path) -> Suite:
-    """Reads and validates a suite file. BadInput names the file and the line."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteFile:
+    """A suite as a person wrote it: what it says, checked, and the line of every key, by which a mistake is shown."""
+
+    path: Path
+    suite: Suite
+    lines: Mapping[tuple[str | int, ...], int]
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in the suite are relative to."""
+        return self.path.parent
+
+    def where(self, *keys: str | int) -> str:
+        """`suite.yaml, line 7`: the line of a key, or of the longest part of it that is written there."""
+        return f"{self.path}, line {line_of(self.lines, keys)}"
+
+
+def load(path: Path) -> SuiteFile:
+    """Reads and checks a suite file. BadInput names the file and the line."""
     try:
         raw = path.read_text(encoding="utf-8")
         data = yaml.safe_load(raw)
@@ -168,19 +187,23 @@ def load(path: Path) -> Suite:
     if not isinstance(data, dict):
         raise BadInput(f"{path}, line 1: a suite is a mapping with `name`, `models` and `methods`")
     try:
-        return Suite.model_validate(data)
+        return SuiteFile(path=path, suite=Suite.model_validate(data), lines=lines(raw))
     except ValidationError as error:
-        places = lines(raw)
-        problems = []
-        for item in error.errors():
-            where = tuple(part for part in item["loc"] if part not in _UNION_ARMS)
-            if item["type"] == "extra_forbidden":
-                known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
-                message = f"unknown key {where[-1]!r}; known: {known}"
-            else:
-                message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
-            problems.append(f"{path}, line {line_of(places, where)}: {message}")
-        raise BadInput("\n".join(dict.fromkeys(problems))) from None
+        raise BadInput("\n".join(_problems(path, lines(raw), error))) from None
+
+
+def _problems(path: Path, places: Mapping[tuple[str | int, ...], int], error: ValidationError) -> list[str]:
+    """What is wrong with a suite, one line for each mistake."""
+    problems = []
+    for item in error.errors():
+        where = tuple(part for part in item["loc"] if part not in _UNION_ARMS)
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
+            message = f"unknown key {where[-1]!r}; known: {known}"
+        else:
+            message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
+        problems.append(f"{path}, line {line_of(places, where)}: {message}")
+    return list(dict.fromkeys(problems))
 
 
 _UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]"}

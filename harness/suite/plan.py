@@ -25,7 +25,7 @@ class PlannedCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unsupported:
+class UnsupportedSquare:
     """A square that cannot exist, and why."""
 
     cell: Cell
@@ -40,7 +40,7 @@ class Plan:
     file: Path
     device: str
     cells: tuple[PlannedCell, ...]
-    unsupported: tuple[Unsupported, ...]
+    unsupported: tuple[UnsupportedSquare, ...]
     texts: Mapping[str, Corpus]
     calibrations: Mapping[str, Corpus]
     task_folders: Mapping[str, str]
@@ -69,7 +69,7 @@ class Plan:
 
 
 def estimated_bytes(shape: ModelShape, bpw: float, method: Method) -> int:
-    """Bytes of the artifact: quantized linears at `bpw`, the rest as stored (16 bits), all at the dtype for native rows."""
+    """Bytes of the artifact: quantized linears at `bpw`, the rest as stored (16 bits), all at the dtype for unquantized rows."""
     linear = sum(layer.rows * layer.columns for layer in shape.linears)
-    rest_bits = bpw if method.native else 16
+    rest_bits = bpw if method.unquantized else 16
     return round((linear * bpw + (shape.parameters - linear) * rest_bits) / 8)

@@ -1,91 +1,135 @@
-"""What a suite asks of its probes: corpora, tasks, latency shapes, as plain checked data."""
+"""What a suite asks of its probes: corpora, tasks and shapes, checked, with the digests of what they name."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from harness import reference
 from harness.errors import BadInput, UnknownName
 from harness.models import corpora
 from harness.models.corpora import Corpus
-from harness.probes import sequential
-from harness.probes.base import Wishes
-from harness.spec import Json
-from harness.suite.file import Budget, CorpusEntry, Suite, TaskEntry, unique
+from harness.probes import PROBES
+from harness.probes.requests import (
+    CorpusRequest,
+    GenerationShape,
+    ProbeRequests,
+    ServingRequest,
+    TaskRequest,
+    VerdictRequest,
+)
+from harness.spec import Question
+from harness.suite.file import Budget, CorpusEntry, SuiteFile, TaskEntry, unique
 
 
-def wishes_of(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> Wishes:
-    return Wishes(
-        corpora=list(_corpora(suite, base, where, texts)),
-        tasks=list(_tasks(suite, base, where)),
-        latency=[
-            {"prompt": p, "new": suite.latency.new, "batch": b}
-            for p, b in itertools.product(suite.latency.prompt, suite.latency.batch)
-        ],
-        memory=suite.memory.model_dump(),
-        serving=suite.serving.model_dump(),
+def requests_of(written: SuiteFile, texts: Mapping[str, Corpus]) -> ProbeRequests:
+    """All that the suite asks. `texts`: its corpora by name, as `texts_of` gives them."""
+    suite = written.suite
+    return ProbeRequests(
+        corpora=tuple(_corpora(written, texts)),
+        tasks=tuple(_tasks(written)),
+        latency=tuple(
+            GenerationShape(prompt=prompt, new=suite.latency.new, batch=batch)
+            for prompt, batch in itertools.product(suite.latency.prompt, suite.latency.batch)
+        ),
         latency_budget_seconds=suite.latency.budget,
-        sequential=_sequential(suite, suite.budget, where),
+        memory=GenerationShape(prompt=suite.memory.prompt, new=suite.memory.new, batch=suite.memory.batch),
+        serving=ServingRequest(
+            concurrency=tuple(suite.serving.concurrency),
+            prompt=suite.serving.prompt,
+            new=suite.serving.new,
+            requests=suite.serving.requests,
+            budget=suite.serving.budget,
+        ),
+        verdict=_verdict(written, suite.budget),
     )
 
 
-def _sequential(suite: Suite, budget: Budget, where: Any) -> dict[str, Json] | None:
-    """The settings of questions that are asked until a verdict; None where all items are scored. BadInput for settings that
-    nothing uses: whoever wrote them expects a verdict."""
-    given = suite.model_fields_set & {"margin", "alpha", "beta"}
-    budgets = {suite.budget, *(t.budget for t in suite.tasks if isinstance(t, TaskEntry))}
-    if given and "auto" not in budgets:
-        name = sorted(given)[0]
-        raise BadInput(f"{where(name)}: `{name}` is for scoring until a verdict, and all items are scored here; add budget: auto")
-    return None if budget == "fixed" else {"margin": suite.margin, "alpha": suite.alpha, "beta": suite.beta}
+def questions_of(written: SuiteFile, requests: ProbeRequests) -> tuple[Question, ...]:
+    """The questions of all probes that the suite names, in its order."""
+    for name in written.suite.probes:
+        if name not in PROBES:
+            raise UnknownName("probe", name, PROBES, written.where("probes"))
+    return tuple(question for name in written.suite.probes for question in PROBES[name].questions(requests))
 
 
-def _corpora(suite: Suite, base: Path, where: Any, texts: dict[str, Corpus]) -> Iterator[dict[str, Json]]:
-    for index, wish in enumerate(suite.corpora):
-        entry = CorpusEntry(corpus=wish) if isinstance(wish, str) else wish
-        source = corpora.corpus(entry.model_dump(), base, "measure", where("corpora", index))
+def texts_of(written: SuiteFile) -> dict[str, Corpus]:
+    """Where the texts of the suite's corpora are, by name, in its order."""
+    texts: dict[str, Corpus] = {}
+    for index, entry in enumerate(_corpus_entries(written)):
+        where = written.where("corpora", index)
+        source = corpora.corpus(entry.model_dump(), written.folder, "measure", where)
         name = entry.name or source.name
         if name in texts:
-            raise BadInput(f"{where('corpora', index)}: two corpora are called {name!r}; give one a `name`")
+            raise BadInput(f"{where}: two corpora are called {name!r}; give one a `name`")
         texts[name] = source
-        path = None if source.path is None else Path(source.path)
-        yield {
-            "name": name,
-            "window": entry.window,
-            "tokens": entry.tokens,
-            "definition": entry.definition or f"gptq-{entry.window}",
-            "digest": f"hub:{source.name}" if path is None else corpora.digest(path),
-        }
+    return texts
 
 
-def _tasks(suite: Suite, base: Path, where: Any) -> Iterator[dict[str, Json]]:
-    from harness.probes.tasks import known_tasks, task_digest
+def _corpus_entries(written: SuiteFile) -> list[CorpusEntry]:
+    return [CorpusEntry(corpus=entry) if isinstance(entry, str) else entry for entry in written.suite.corpora]
 
+
+def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
+    for entry, (name, source) in zip(_corpus_entries(written), texts.items(), strict=True):
+        yield CorpusRequest(
+            name=name,
+            window=entry.window,
+            tokens=entry.tokens,
+            definition=entry.definition or f"gptq-{entry.window}",
+            digest=f"hub:{source.name}" if source.path is None else corpora.digest(Path(source.path)),
+        )
+
+
+def _verdict(written: SuiteFile, budget: Budget) -> VerdictRequest | None:
+    """The settings of questions that are asked until a verdict; None where all items are scored. BadInput for settings that
+    nothing uses: whoever wrote them expects a verdict."""
+    suite = written.suite
+    settings = suite.model_fields_set & {"margin", "alpha", "beta"}
+    budgets = {suite.budget, *(t.budget for t in suite.tasks if isinstance(t, TaskEntry))}
+    if settings and "auto" not in budgets:
+        name = min(settings)
+        raise BadInput(
+            f"{written.where(name)}: `{name}` is for scoring until a verdict, and all items are scored here; add budget: auto"
+        )
+    return None if budget == "fixed" else VerdictRequest(margin=suite.margin, alpha=suite.alpha, beta=suite.beta)
+
+
+def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
+    from harness.probes.tasks import task_digest
+
+    suite = written.suite
     if not suite.tasks or "tasks" not in suite.probes:
         return
-    seen: list[str] = []
-    for index, wish in enumerate(suite.tasks):
-        entry = TaskEntry(task=wish) if isinstance(wish, str) else wish
-        folder: Path | None = None
-        if entry.include is not None:
-            folder = (base / Path(entry.include).expanduser()).resolve()
-            if not folder.is_dir():
-                raise BadInput(f"{where('tasks', index)}: no such folder of tasks: {folder}; correct `include`")
-        elif entry.task in reference.TASKS:
-            folder = reference.TASKS_DIR
-        known = known_tasks(folder)
-        if entry.task not in known:
-            raise UnknownName("task", entry.task, {*known, *reference.TASKS}, where("tasks", index))
-        seen.append(entry.task)
-        yield {
-            "name": entry.task,
-            "shots": entry.shots,
-            "limit": entry.limit if entry.limit is not None else suite.limit,
-            "folder": None if folder is None else str(folder),
-            "digest": task_digest(entry.task, folder),
-            sequential.KEY: _sequential(suite, entry.budget or suite.budget, where),
-        }
-    unique(seen, f"{where('tasks')}: task")
+    names: list[str] = []
+    for index, item in enumerate(suite.tasks):
+        entry = TaskEntry(task=item) if isinstance(item, str) else item
+        folder = _task_folder(entry, written, index)
+        names.append(entry.task)
+        yield TaskRequest(
+            name=entry.task,
+            shots=entry.shots,
+            limit=entry.limit if entry.limit is not None else suite.limit,
+            folder=None if folder is None else str(folder),
+            digest=task_digest(entry.task, folder),
+            verdict=_verdict(written, entry.budget or suite.budget),
+        )
+    unique(names, f"{written.where('tasks')}: task")
+
+
+def _task_folder(entry: TaskEntry, written: SuiteFile, index: int) -> Path | None:
+    """The folder with the task's YAML; None for a task of lm-eval. BadInput or UnknownName where there is no such task."""
+    from harness.probes.tasks import known_tasks
+
+    where, folder = written.where("tasks", index), None
+    if entry.include is not None:
+        folder = (written.folder / Path(entry.include).expanduser()).resolve()
+        if not folder.is_dir():
+            raise BadInput(f"{where}: no such folder of tasks: {folder}; correct `include`")
+    elif entry.task in reference.TASKS:
+        folder = reference.TASKS_DIR
+    known = known_tasks(folder)
+    if entry.task not in known:
+        raise UnknownName("task", entry.task, {*known, *reference.TASKS}, where)
+    return folder

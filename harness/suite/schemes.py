@@ -1,136 +1,216 @@
-"""The methods of a suite, multiplied out: every scheme with its options checked and a label that is unique and short."""
+"""The methods of a suite, multiplied out: every scheme and every server with its options checked, a way of running, and a label
+that is unique and short."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from types import NoneType
 
 from pydantic import ValidationError
 
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
-from harness.methods.base import Method, resolve_options
+from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.models import corpora
 from harness.models.corpora import Corpus
-from harness.spec import Json, Scheme
-from harness.suite.file import Calibration, Suite
+from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
+from harness.suite.file import Calibration, SuiteFile
 
 
-def schemes_of(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict[str, Corpus]]:
-    """All schemes of the matrix in suite order, with labels that are unique and short."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
+    where the suite has only one."""
+
+    origin: Quantized | Served
+    running: Running
+    label: str
+    of: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One entry under `methods` or `include`: the values of each option, and where it is written."""
+
+    method: Method
+    axes: Mapping[str, Sequence[object]]
+    where: str
+
+
+def choices_of(written: SuiteFile) -> tuple[list[Choice], dict[str, Corpus]]:
+    """All choices in suite order, and the texts that calibrated methods see, by name."""
     calibrations: dict[str, Corpus] = {}
-    found: list[tuple[Scheme, dict[str, Json]]] = []
-    grids: list[tuple[str, Mapping[str, Json], Sequence[str | int]]] = []
-    for name, entry in suite.methods.items():
+    choices: list[Choice] = []
+    for entry in _entries(written):
+        for values in itertools.product(*entry.axes.values()):
+            given = dict(zip(entry.axes, values, strict=True))
+            choice = _choice(entry, given, written, calibrations)
+            if _identity(choice) not in map(_identity, choices):
+                choices.append(choice)
+    return _told_apart(choices), calibrations
+
+
+def check_served_models(written: SuiteFile, choices: Sequence[Choice], names: Sequence[str]) -> None:
+    """Every server's cell belongs to one of the models `names`: whose tokenizer it is asked with."""
+    for choice in choices:
+        if not isinstance(choice.origin, Served):
+            continue
+        place = written.where("methods", choice.origin.scheme.method)
+        if choice.of and choice.of not in names:
+            raise UnknownName("model (of)", choice.of, names, place)
+        if not choice.of and len(names) > 1:
+            raise BadInput(f"{place}: the suite has several models; say which one {choice.label!r} serves: of: {names[0]}")
+
+
+def _identity(choice: Choice) -> str:
+    return digest([choice.origin.identity(), choice.running, choice.of])
+
+
+def _entries(written: SuiteFile) -> Iterator[Entry]:
+    """The suite's `methods` and `include`, without those whose cells follow from the models."""
+    grids: list[tuple[str, Mapping[str, object], str]] = []
+    for name, entry in written.suite.methods.items():
         if isinstance(entry, list):
-            grids.extend((name, grid, ("methods", name, index)) for index, grid in enumerate(entry))
+            grids += [(name, grid, written.where("methods", name, index)) for index, grid in enumerate(entry)]
         else:
-            grids.append((name, entry or {}, ("methods", name)))
-    for index, extra in enumerate(suite.include):
+            grids.append((name, entry or {}, written.where("methods", name)))
+    for index, extra in enumerate(written.suite.include):
+        where = written.where("include", index)
         if "method" not in extra:
-            raise BadInput(f"{where('include', index)}: an included cell names its method: include: [{{method: gptq, bits: 4}}]")
-        grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, ("include", index)))
-    for name, grid, keys in grids:
+            raise BadInput(f"{where}: an included cell names its method: include: [{{method: gptq, bits: 4}}]")
+        grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, where))
+    for name, grid, where in grids:
         if name not in METHODS:
-            raise UnknownName("method", name, METHODS, where(*keys))
-        if METHODS[name].prequantized:
-            if grid:
-                raise BadInput(f"{where(*keys)}: {name} takes no options: its scheme is read from the checkpoint's config.json")
-            continue  # its cells follow from the models
-        for given in _product(name, grid, suite, where(*keys)):
-            scheme = _scheme(METHODS[name], given, suite, base, where(*keys), calibrations)
-            if scheme.identity() not in [s.identity() for s, _ in found]:
-                found.append((scheme, given))
-    return _labelled([s for s, _ in found]), calibrations
+            raise UnknownName("method", name, METHODS, where)
+        method = METHODS[name]
+        if method.origin != "given":
+            axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+            yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
+        elif grid:
+            raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
 
 
-def _product(name: str, grid: Mapping[str, Json], suite: Suite, where: str) -> Iterator[dict[str, Json]]:
-    method = METHODS[name]
-    axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
-    if method.served:
-        axes.setdefault("bits", [0.0])
-        for bits in axes["bits"]:
-            if isinstance(bits, bool) or not isinstance(bits, (int, float)) or not 0 <= bits <= 32:
-                raise BadInput(f"{where}: {name}: bits: {bits!r} is no bit width; leave it out where it is not known")
-    elif "bits" in axes:
-        for bits in axes["bits"]:
-            if bits not in method.bits:
-                offered = ", ".join(f"{b:g}" for b in method.bits)
-                raise BadInput(f"{where}: {name} does not offer {bits} bits; it offers {offered}: write bits: [{offered}]")
-    elif method.native or suite.bits is None:
-        axes["bits"] = list(method.bits)
-    else:
-        axes["bits"] = list(suite.bits)
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
+def _with_bits(
+    method: Method, axes: Mapping[str, Sequence[object]], bits: Sequence[float] | None, where: str
+) -> dict[str, Sequence[object]]:
+    """The axes with the bit widths: as said (and checked), or the suite's, or all that the method offers."""
+    asked = axes.get("bits")
+    if method.origin == "served":
+        for width in asked or ():
+            if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width <= 32:
+                raise BadInput(f"{where}: {method.name}: bits: {width!r} is no bit width; leave it out where it is not known")
+        return {**axes, "bits": asked if asked is not None else [0.0]}
+    for width in asked or ():
+        if width not in method.bits:
+            offered = ", ".join(f"{b:g}" for b in method.bits)
+            raise BadInput(f"{where}: {method.name} does not offer {width} bits; it offers {offered}: write bits: [{offered}]")
+    if asked is not None:
+        return dict(axes)
+    return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
 
 
-def _scheme(
-    method: Method, given: Mapping[str, Json], suite: Suite, base: Path, where: str, calibrations: dict[str, Corpus]
-) -> Scheme:
-    options = {k: v for k, v in given.items() if k not in {"bits", "calibration"}}
-    for name, value in options.items():
-        if name not in method.options:
-            raise UnknownName(
-                f"option of {method.name}", name, [*method.options, "bits", *(["calibration"] * method.calibrated)], where
-            )
-        option = method.options[name]
+def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calibrations: dict[str, Corpus]) -> Choice:
+    """One choice with its options checked. `calibrations` gets the text that it is calibrated on."""
+    method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
+    options, running = resolve_options(method, values, bits), running_of(method, values, bits)
+    _check_values(method, {**options, **running_values(running)}, where)
+    if not method.calibrated and "calibration" in given:
+        raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
+    if method.origin == "served":
+        server = endpoint.origin(options, bits)
+        label = str(options["name"]) or endpoint.label(server)
+        return Choice(origin=server, running=running, label=label, of=str(options["of"]))
+    calibration = _calibration(given.get("calibration"), written, where, calibrations) if method.calibrated else {}
+    scheme = Scheme(method=method.name, bits=bits, options={**options, **calibration})
+    return Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))
+
+
+def _width(bits: object, entry: Entry) -> float:
+    if not isinstance(bits, (int, float)):
+        raise BadInput(f"{entry.where}: {entry.method.name}: bits: {bits!r} is no bit width")
+    return float(bits)
+
+
+def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[str, OptionValue]:
+    """The values as options of the method. UnknownName for an option that it has not, BadInput for a value of the wrong kind."""
+    known = _options(method)
+    checked: dict[str, OptionValue] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UnknownName(f"option of {method.name}", name, [*known, "bits", *(["calibration"] * method.calibrated)], where)
+        option = known[name]
         if option.choices is not None and value not in option.choices:
             allowed = ", ".join(map(str, option.choices))
             raise BadInput(f"{where}: {method.name} does not take {name}: {value}; it takes {allowed}")
         kinds = option.types or ((type(option.default),) if option.default is not None else ())
         if kinds and option.choices is None and not isinstance(value, kinds):
             raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-    resolved = resolve_options(method, options, float(given["bits"]))
-    for name, option in method.options.items():
-        why = None if option.check is None else option.check(resolved[name])
+        if not isinstance(value, (bool, int, float, str, NoneType)):
+            raise BadInput(f"{where}: {method.name}: {name}: {value!r} is neither a number nor a text")
+        checked[name] = value
+    return checked
+
+
+def _check_values(method: Method, values: Mapping[str, OptionValue], where: str) -> None:
+    """BadInput for a value, a default too, that the option's own check refuses."""
+    for name, option in _options(method).items():
+        why = None if option.check is None else option.check(values[name])
         if why is not None:  # the value is not repeated: it may be a secret that went to the wrong place
             raise BadInput(f"{where}: {method.name}: {name}: {why}")
-    if method.calibrated:
-        try:
-            wish = Calibration.model_validate({**suite.calibration.model_dump(), **(given.get("calibration") or {})})
-        except ValidationError as error:
-            raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
-        source = corpora.corpus(wish.corpus, base, "calibrate", where)
-        calibrations[source.name] = source
-        resolved["calibration"] = {**wish.model_dump(), "corpus": source.name}
-    elif "calibration" in given:
-        raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
-    if method.served:
-        label = endpoint.label(resolved, float(given["bits"]))
-        return Scheme(
-            method=method.name,
-            bits=float(given["bits"]),
-            options={k: v for k, v in resolved.items() if k != "name"},  # what people call it changes no answer
-            label=label,
-        )
-    return Scheme(method=method.name, bits=float(given["bits"]), options=resolved)
 
 
-def _labelled(schemes: Sequence[Scheme]) -> list[Scheme]:
-    """`gptq 4-bit g64`, then whatever differs from the method's defaults, then whatever still tells twins apart."""
-    named = [replace(s, label=_label(s)) for s in schemes]
-    for scheme_index, scheme in enumerate(named):
-        twins = [s for s in named if s.label == scheme.label]
+def _options(method: Method) -> dict[str, Option]:
+    """All that a suite may write under a method's name, whatever it decides."""
+    return {**method.options, **method.running_options}
+
+
+def _calibration(
+    given: object, written: SuiteFile, where: str, calibrations: dict[str, Corpus]
+) -> dict[str, Mapping[str, object]]:
+    """The option `calibration`: the suite's with what the method's own entry changes of it."""
+    if given is not None and not isinstance(given, dict):
+        raise BadInput(f"{where}: calibration: {given!r} is no mapping; write calibration: {{samples: 128}}")
+    try:
+        wanted = Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
+    except ValidationError as error:
+        raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
+    source = corpora.corpus(wanted.corpus, written.folder, "calibrate", where)
+    calibrations[source.name] = source
+    return {"calibration": {**wanted.model_dump(), "corpus": source.name}}
+
+
+def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
+    """The choices with labels that differ: what still tells twins apart is added."""
+    named = list(choices)
+    for index, choice in enumerate(named):
+        twins = [_values(c) for c in named if c.label == choice.label]
         if len(twins) > 1:
-            differing = sorted(k for k in scheme.options if len({str(t.options.get(k)) for t in twins}) > 1)
-            extra = " ".join(f"{k}={_short(scheme.options[k])}" for k in differing)
-            named[scheme_index] = replace(scheme, label=f"{scheme.label} {extra}")
+            own = _values(choice)
+            differing = sorted(name for name in own if len({str(t.get(name)) for t in twins}) > 1)
+            extra = " ".join(f"{name}={_short(own[name])}" for name in differing)
+            named[index] = replace(choice, label=f"{choice.label} {extra}")
     return named
 
 
-def _label(scheme: Scheme) -> str:
-    method = METHODS[scheme.method]
-    if method.native:
+def _values(choice: Choice) -> dict[str, object]:
+    """What decides a choice, by the names that a suite uses."""
+    values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
+    if isinstance(choice.origin, Served):
+        values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
+    return values
+
+
+def _label(method: Method, scheme: Scheme, running: Running) -> str:
+    """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last."""
+    if method.unquantized:
         return method.name
-    if method.served:
-        return scheme.label
     parts = [method.name, f"{scheme.bits:g}-bit"]
-    for name, option in method.options.items():
-        value = scheme.options.get(name)
+    values = {**scheme.options, **running_values(running)}
+    for name, option in _options(method).items():
+        value = values.get(name)
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
@@ -143,7 +223,7 @@ def _label(scheme: Scheme) -> str:
     return " ".join(parts)
 
 
-def _short(value: Json) -> str:
+def _short(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items()))
     return f"{value:g}" if isinstance(value, float) else str(value)

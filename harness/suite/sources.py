@@ -1,65 +1,71 @@
-"""The models of a suite: plain ones, checkpoints quantized already, and servers, each with the model it was made of."""
+"""The models of a suite: plain ones, and checkpoints that are quantized already, each with the model that it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.errors import Unsupported as Refused
-from harness.methods import METHODS, prequantized
+from harness.formats.config_json import ModelConfig
+from harness.formats.quantization_config import quantization
 from harness.models import find
-from harness.probes import PROBES
-from harness.spec import Cell, Model, Question, Scheme
-from harness.suite.file import Suite, unique
-from harness.suite.plan import PlannedCell, Unsupported
+from harness.spec import Model
+from harness.suite.file import SuiteFile, unique
 
 
-def sources_of(suite: Suite, base: Path, where: Any) -> tuple[list[Model], dict[str, Model]]:
-    """All models, and by name the model that a quantized checkpoint was made `of`. Those come last: others' baselines first."""
-    wishes = [(dict(e) if isinstance(e, dict) else e) for e in suite.models]
-    made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in wishes]
-    sources = [find.model(entry, base) for entry in wishes]
-    unique([m.name for m in sources], f"{where('models')}: model name")
-    plain = {m.name: m for m, of in zip(sources, made_of, strict=True) if of is None}
-    origin: dict[str, Model] = {}
-    for source, of in zip(sources, made_of, strict=True):
-        if of is not None:
-            if str(of) not in plain:
-                raise UnknownName("model (of)", str(of), plain, where("models"))
-            origin[source.name] = plain[str(of)]
-    return sorted(sources, key=lambda m: m.name in origin), origin
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model of the suite. `of`: the model that it was made of, whose cell it is then. `shape`: what its files say, None until
+    they are here."""
+
+    model: Model
+    of: Model | None
+    shape: ModelShape | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def config(self) -> ModelConfig:
+        return {} if self.shape is None else self.shape.config
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its own config says that it is quantized already."""
+        return quantization(self.config) is not None
 
 
-def check_served_models(schemes: Sequence[Scheme], names: Sequence[str], where: Any) -> None:
-    """Every server's cell belongs to one model of the suite: whose tokenizer it is asked with."""
-    for scheme in schemes:
-        if not METHODS[scheme.method].served:
-            continue
-        of, place = str(scheme.options["of"]), where("methods", scheme.method)
-        if of and of not in names:
-            raise UnknownName("model (of)", of, names, place)
-        if not of and len(names) > 1:
-            raise BadInput(f"{place}: the suite has several models; say which one {scheme.label!r} serves: of: {names[0]}")
+def sources_of(written: SuiteFile) -> list[Source]:
+    """All models; those that were made of another one come last, so that baselines come first. BadInput or UnknownName for an
+    entry that names no model."""
+    entries = [dict(e) if isinstance(e, dict) else e for e in written.suite.models]
+    made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in entries]
+    models = [find.model(entry, written.folder) for entry in entries]
+    unique([m.name for m in models], f"{written.where('models')}: model name")
+    plain = {m.name: m for m, of in zip(models, made_of, strict=True) if of is None}
+    for of in made_of:
+        if of is not None and str(of) not in plain:
+            raise UnknownName("model (of)", str(of), plain, written.where("models"))
+    sources = [Source(model=m, of=None if of is None else plain[str(of)]) for m, of in zip(models, made_of, strict=True)]
+    return sorted(sources, key=lambda s: s.of is not None)
 
 
-def prequantized_square(
-    suite: Suite, source: Model, shape: ModelShape | None, of: Model | None, questions: Sequence[Question]
-) -> PlannedCell | Unsupported:
-    """The one square of a model that is quantized already: a cell of the model it was made of, or, alone, its own baseline."""
-    config = {} if shape is None else shape.config
-    asked = [q for q in questions if PROBES[q.probe].served is not True and q.probe != "quantize"]  # nobody quantizes it here
-    try:
-        scheme = prequantized.scheme(config, None if of is None else source.name)
-    except Refused as error:
-        name = prequantized.NAME if of is None else source.name
-        return Unsupported(cell=Cell(model=of or source, scheme=Scheme(method=name, bits=0, label=name)), reason=str(error))
-    return PlannedCell(
-        cell=Cell(model=of or source, scheme=scheme),
-        questions=tuple(asked),
-        baseline=of is None,
-        estimated_bpw=METHODS[scheme.method].bits_per_weight(scheme),
-        estimated_bytes=find.stored_bytes(source),
-    )
+def looked_at(sources: Sequence[Source], written: SuiteFile, shapes: Mapping[str, ModelShape | None] | None) -> list[Source]:
+    """The sources with their shapes, read from disk or taken from `shapes` (tests). BadInput for a file that is not what the
+    suite says it is."""
+    known = [replace(s, shape=find.shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
+    for source in known:
+        if source.of is not None and not source.quantized:
+            raise BadInput(
+                f"{written.where('models')}: {source.name!r} is given as a quantization of {source.of.name!r}, but "
+                + ("it is not here yet: fetch it first" if source.shape is None else "its config.json names no quantization")
+            )
+        if source.of is None and source.model.path is not None and find.is_gguf(Path(source.model.path)):
+            raise BadInput(
+                f"{written.where('models')}: {source.name!r} is a GGUF file, which is asked with the tokenizer of the model that "
+                "it was made of: give that one as a model too, and name it here with `of`"
+            )
+    return known

@@ -19,7 +19,8 @@ from typing import Any
 
 from harness.engines.base import Timing
 from harness.measure import conditions
-from harness.probes.latency import GenerationShape, runner
+from harness.probes.latency import runner
+from harness.probes.requests import GenerationShape
 from harness.probes.rounds import median, quiet, run_rounds, tpot
 
 

@@ -127,7 +127,7 @@ def recorded_changes(results: Path) -> dict[tuple[str, str], np.ndarray]:
             continue
         items = {str(item["id"]): float(item["correct"]) for item in json.loads(run.blob(found[0].blob))["items"]}
         place = (record.cell.model.name, record.question.subject, digest(record.cell) in baselines)
-        answers.setdefault(place, {})[record.cell.scheme.label] = items
+        answers.setdefault(place, {})[record.cell.label] = items
     changes = {}
     for (model, task, is_baseline), cells in answers.items():
         base = next(iter(answers.get((model, task, True), {}).values()), None)

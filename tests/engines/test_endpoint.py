@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from harness import spec
 from harness.child.failures import failure_kind
 from harness.engines.base import Loaded, Partial
 from harness.engines.endpoint import Endpoint
@@ -31,7 +33,7 @@ from harness.methods.base import resolve_options
 from harness.runtimes.http import Client, Limits
 from harness.runtimes.openai_server import Server, introduce, run_load
 from harness.scoring import FastLM
-from harness.spec import Scheme
+from harness.spec import Quantized, Scheme
 from tests.openai_server import NAME, Canned, Served, whole
 from tests.tiny_llama import TinySession, corpus_question, llama, text, tokenizer, windows
 
@@ -64,13 +66,12 @@ def tiny() -> Any:
     return llama()
 
 
-def scheme(url: str, **options: Any) -> Scheme:
-    given = {"url": url, "model": NAME, **options}
-    return Scheme(method="endpoint", bits=4.0, options=resolve_options(METHODS["endpoint"], given, 4.0))
+def served(url: str, **changes: str) -> spec.Served:
+    return replace(spec.Served(scheme=Scheme(method="endpoint", bits=4.0), url=url, model=NAME), **changes)
 
 
-def engine(server: Any, folder: Path, *, limits: Limits | None = None, bos: bool = True, **options: Any) -> Endpoint:
-    return Endpoint(Server(scheme(server.url, **options), tokenizer(bos), limits=limits), model_dir=folder)
+def engine(server: Any, folder: Path, *, limits: Limits | None = None, bos: bool = True, **options: str) -> Endpoint:
+    return Endpoint(Server(served(server.url, **options), tokenizer(bos), limits=limits), model_dir=folder)
 
 
 def sentences(count: int, length: int, *, bos: bool) -> list[list[int]]:
@@ -286,14 +287,14 @@ def test_a_server_that_is_gone_is_named(folder: Path) -> None:
 
 def test_a_model_that_the_server_does_not_list_is_answered_with_those_it_lists() -> None:
     with Served(tiny(), tokenizer()) as server, pytest.raises(ServerTrouble, match=f"no model 'other'; it lists '{NAME}'"):
-        introduce(scheme(server.url, model="other"))
+        introduce(served(server.url, model="other"))
 
 
 def test_an_address_without_an_api_says_what_addresses_end_with() -> None:
     with Served(tiny(), tokenizer()) as server, pytest.raises(ServerTrouble, match="usually ends with /v1"):
         Client(url=server.url).post("/nothing", {"model": NAME})
     with Canned(whole(b"{}"), everywhere=True) as other, pytest.raises(ServerTrouble, match="usually ends with /v1"):
-        introduce(scheme(other.url))
+        introduce(served(other.url))
 
 
 def test_a_busy_server_is_asked_again(folder: Path) -> None:
@@ -391,7 +392,7 @@ def llama_cpp_server(source: Path, out: Path) -> Iterator[tuple[Endpoint, Any]]:
     from harness.runtimes.llama_cpp import Weights
 
     made = Scheme(method="gguf", bits=8.0, options=resolve_options(METHODS["gguf"], {}, 8.0))
-    asked = QuantizeRequest(model_dir=source, out_dir=out, scheme=made, calibration=None, device="cpu", seed=0)
+    asked = QuantizeRequest(model_dir=source, out_dir=out, origin=Quantized(scheme=made), calibration=None, device="cpu", seed=0)
     METHODS["gguf"].quantize(asked)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -409,8 +410,8 @@ def llama_cpp_server(source: Path, out: Path) -> Iterator[tuple[Endpoint, Any]]:
                 assert server.poll() is None, (out / "log.txt").read_text()[-3000:]
                 time.sleep(0.1)
         read = AutoTokenizer.from_pretrained(str(source))
-        served = Server(scheme(url), read)
-        yield Endpoint(served, model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
+        asked = Server(served(url), read)
+        yield Endpoint(asked, model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
     finally:
         server.terminate()
         server.wait(10)

@@ -28,8 +28,9 @@ from harness.formats import gguf_export, gguf_vocabulary
 from harness.measure import memory_phases
 from harness.probes import memory
 from harness.probes.perplexity import PROBE as PERPLEXITY
-from harness.spec import Cell, Model, Phase, Question, Scheme
+from harness.spec import Model, Phase, Question, Running, Scheme
 from tests.scoring import tiny
+from tests.squares import square
 from tests.tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer, windows
 
 for package in ("llama_cpp", "gguf"):
@@ -428,7 +429,11 @@ class Weighed:
     """`probes.base.Session` for a GGUF file in a folder beside the model that it was made of."""
 
     def __init__(self, path: Path) -> None:
-        self.cell = Cell(model=Model(name="m", path=str(path.parent)), scheme=Scheme(method="gguf", bits=8))
+        self.cell = square(
+            Scheme(method="gguf", bits=8),
+            model=Model(name="m", path=str(path.parent)),
+            running=Running(engine="llamacpp", kv="f16"),
+        )
         self.artifact_dir = self.model_dir = path.parent
         self.device, self.seed = "cpu", 0
         self._path = path
@@ -533,12 +538,15 @@ def test_the_engine_loads_a_cell_without_torch_weights(base: tuple[Any, Path], t
     code = (
         "from pathlib import Path; import sys\n"
         "from harness.engines import ENGINES; from harness.methods import METHODS\n"
-        "from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options; from harness.spec import Scheme\n"
+        "from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options, running_of\n"
+        "from harness.spec import Quantized, Scheme\n"
         "out, source = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "scheme = Scheme(method='gguf', bits=8.0, options=resolve_options(METHODS['gguf'], {}, 8.0))\n"
-        "METHODS['gguf'].quantize(QuantizeRequest(model_dir=source, out_dir=out, scheme=scheme, calibration=None,\n"
+        "origin = Quantized(scheme=scheme)\n"
+        "METHODS['gguf'].quantize(QuantizeRequest(model_dir=source, out_dir=out, origin=origin, calibration=None,\n"
         "    device='cpu', seed=0))\n"
-        "request = LoadRequest(artifact_dir=out, model_dir=source, scheme=scheme, device='cpu')\n"
+        "running = running_of(METHODS['gguf'], {}, 8.0)\n"
+        "request = LoadRequest(artifact_dir=out, model_dir=source, origin=origin, running=running, device='cpu')\n"
         "loaded = ENGINES['llamacpp'].load(METHODS['gguf'], request)\n"
         "facts = loaded.facts()\n"
         "assert {k.stored_dtype for k in facts.kernels} == {'Q8_0'}, facts.kernels\n"

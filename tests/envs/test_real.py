@@ -42,15 +42,13 @@ def test_a_run_builds_a_conflicting_environment_from_the_index_and_measures_in_i
     assert "environment elsewhere: pip installs six==1.16.0; log: " in done.stdout
     assert "environment elsewhere: built in " in done.stdout
     stored = store.read(tmp_path / "results" / "scripted")
-    versions = {
-        r.cell.scheme.method: r.answer.facts["six"] for r in stored.records if r.answer is not None and "six" in r.answer.facts
-    }
+    versions = {r.cell.method: r.answer.facts["six"] for r in stored.records if r.answer is not None and "six" in r.answer.facts}
     assert versions["fake-elsewhere"] == "1.16.0"
     assert versions["fake"] == machine.packages()["six"] != "1.16.0"
-    (used,) = {r.environment for r in stored.records if r.cell.scheme.method == "fake-elsewhere"}
+    (used,) = {r.environment for r in stored.records if r.cell.method == "fake-elsewhere"}
     assert stored.environments[used].packages["six"] == "1.16.0"
     assert "torch" not in stored.environments[used].packages
-    failures = [r.failure for r in stored.records if r.cell.scheme.method == "fake-unbuildable"]
+    failures = [r.failure for r in stored.records if r.cell.method == "fake-unbuildable"]
     assert {f.kind for f in failures if f is not None} == {"environment"}
     page = (tmp_path / "reports" / "scripted.html").read_text()
     assert "six 1.16.0" in page

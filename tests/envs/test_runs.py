@@ -31,7 +31,7 @@ def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
 
 
 def of(stored: store.Run, method: str) -> list[Record]:
-    return [r for r in stored.records if r.cell.scheme.method == method]
+    return [r for r in stored.records if r.cell.method == method]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 from harness import envs
 from harness.methods import METHODS, prequantized, reload
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
-from harness.spec import Scheme
+from harness.spec import Given, Model, Quantized, Running, Scheme
 
 EVERY = ("rtn", "gptq", "awq", "autoround", "hqq", "bnb", "torchao", "quanto")
 QUICK: dict[str, dict[str, Any]] = {"autoround": {"iters": 4}}
@@ -75,6 +75,9 @@ def here(cells: Iterable[str]) -> list[str]:
     return [cell for cell in cells if absent(cell) is None]
 
 
+RUNNING = Running(engine="transformers")
+
+
 def scheme(cell: str) -> Scheme:
     name, bits, options = CELLS[cell]
     return Scheme(method=name, bits=float(bits), options=resolve_options(METHODS[name], options, float(bits)))
@@ -91,7 +94,7 @@ def quantize(folder: Path, mine: slice) -> dict[str, Any]:
                 QuantizeRequest(
                     model_dir=folder / "source",
                     out_dir=out,
-                    scheme=scheme(cell),
+                    origin=Quantized(scheme=scheme(cell)),
                     calibration=ROWS if method.calibrated else None,
                     device="cpu",
                     seed=0,
@@ -104,7 +107,9 @@ def quantize(folder: Path, mine: slice) -> dict[str, Any]:
 
 
 def load(folder: Path, cell: str, artifact: Path) -> Any:
-    request = LoadRequest(artifact_dir=artifact, model_dir=folder / "source", scheme=scheme(cell), device="cpu")
+    request = LoadRequest(
+        artifact_dir=artifact, model_dir=folder / "source", origin=Quantized(scheme=scheme(cell)), running=RUNNING, device="cpu"
+    )
     return METHODS[CELLS[cell][0]].load(request)
 
 
@@ -129,7 +134,14 @@ def given_as_it_is(folder: Path, cell: str) -> Path:
     out.mkdir(parents=True)
     found = prequantized.scheme(json.loads((artifact / "config.json").read_text()))
     METHODS["prequantized"].quantize(
-        QuantizeRequest(model_dir=artifact, out_dir=out, scheme=found, calibration=None, device="cpu", seed=0)
+        QuantizeRequest(
+            model_dir=artifact,
+            out_dir=out,
+            origin=Given(scheme=found, checkpoint=Model(name="given")),
+            calibration=None,
+            device="cpu",
+            seed=0,
+        )
     )
     return out
 
@@ -169,7 +181,7 @@ def reload_all(folder: Path, mine: slice) -> dict[str, Any]:
     for cell in here(GIVEN)[mine]:
         out = given_as_it_is(folder, cell)
         found = prequantized.scheme(json.loads((out / "config.json").read_text()))
-        request = LoadRequest(artifact_dir=out, model_dir=out, scheme=found, device="cpu")
+        request = LoadRequest(artifact_dir=out, model_dir=out, origin=Quantized(scheme=found), running=RUNNING, device="cpu")
         model = METHODS["prequantized"].load(request)
         with torch.inference_mode():
             answers = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
@@ -177,7 +189,7 @@ def reload_all(folder: Path, mine: slice) -> dict[str, Any]:
         with torch.inference_mode():
             expected = torch.log_softmax(own(input_ids=ids, use_cache=False).logits.float(), dim=-1)
         outcomes[f"given {cell}"] = {
-            "label": found.label,
+            "label": prequantized.label("prequantized", found),
             "check": reload.check(model, out),
             "reference": json.loads((out / reload.FILE).read_text()).get("by"),
             "same": torch.equal(answers, expected),

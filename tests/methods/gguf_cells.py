@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.formats import gguf_reader, gguf_types
 from harness.methods import METHODS, gguf, reload
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
-from harness.spec import Scheme
+from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options, running_of
+from harness.spec import Quantized, Running, Scheme
 from tests.methods.cells import ROWS
 
 METHOD = METHODS["gguf"]
@@ -32,8 +32,14 @@ def scheme(cell: str) -> Scheme:
     return Scheme(method="gguf", bits=bits, options=resolve_options(METHOD, CELLS[cell], bits))
 
 
+def running(cell: str) -> Running:
+    return running_of(METHOD, CELLS[cell], scheme(cell).bits)
+
+
 def request(folder: Path, cell: str, out: Path) -> QuantizeRequest:
-    return QuantizeRequest(model_dir=folder / "source", out_dir=out, scheme=scheme(cell), calibration=ROWS, device="cpu", seed=0)
+    return QuantizeRequest(
+        model_dir=folder / "source", out_dir=out, origin=Quantized(scheme=scheme(cell)), calibration=ROWS, device="cpu", seed=0
+    )
 
 
 def quantize(folder: Path) -> dict[str, Any]:
@@ -50,7 +56,15 @@ def quantize(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, cell: str, artifact: Path) -> Any:
-    return METHOD.load(LoadRequest(artifact_dir=artifact, model_dir=folder / "source", scheme=scheme(cell), device="cpu"))
+    return METHOD.load(
+        LoadRequest(
+            artifact_dir=artifact,
+            model_dir=folder / "source",
+            origin=Quantized(scheme=scheme(cell)),
+            running=running(cell),
+            device="cpu",
+        )
+    )
 
 
 def damage(folder: Path, cell: str) -> Path:

@@ -18,8 +18,8 @@ from typing import Any
 from harness.engines import ENGINES
 from harness.formats import openvino_ir
 from harness.methods import METHODS, reload
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
-from harness.spec import Scheme
+from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options, running_of
+from harness.spec import Quantized, Scheme
 from tests.methods.cells import ROWS as ALL_ROWS
 
 METHOD = METHODS["openvino"]
@@ -40,22 +40,30 @@ LIBRARY = {"4 sym": "INT4_SYM"}
 ROWS = [row[:48] for row in ALL_ROWS[:3]]
 
 
-def scheme(cell: str, **changes: Any) -> Scheme:
+def scheme(cell: str) -> Scheme:
     bits, options = CELLS[cell]
-    return Scheme(method="openvino", bits=float(bits), options=resolve_options(METHOD, {**options, **changes}, float(bits)))
+    return Scheme(method="openvino", bits=float(bits), options=resolve_options(METHOD, options, float(bits)))
 
 
 def quantize(folder: Path, cell: str) -> None:
     out = folder / "artifacts" / cell
     out.mkdir(parents=True)
     METHOD.quantize(
-        QuantizeRequest(model_dir=folder / "source", out_dir=out, scheme=scheme(cell), calibration=ROWS, device="cpu", seed=0)
+        QuantizeRequest(
+            model_dir=folder / "source",
+            out_dir=out,
+            origin=Quantized(scheme=scheme(cell)),
+            calibration=ROWS,
+            device="cpu",
+            seed=0,
+        )
     )
 
 
 def load(folder: Path, cell: str, artifact: Path, **changes: Any) -> Any:
-    given = scheme(cell, **changes)
-    request = LoadRequest(artifact_dir=artifact, model_dir=folder / "source", scheme=given, device="cpu")
+    origin, running = Quantized(scheme=scheme(cell)), running_of(METHOD, changes, scheme(cell).bits)
+    source = folder / "source"
+    request = LoadRequest(artifact_dir=artifact, model_dir=source, origin=origin, running=running, device="cpu")
     return ENGINES["openvino"].load(METHOD, request)
 
 
@@ -144,9 +152,14 @@ def variant(folder: Path, name: str) -> dict[str, Any]:
             parameter.copy_(parameter.half().float())
     model.save_pretrained(source)
     out.mkdir(parents=True)
-    given = Scheme(method="openvino", bits=16.0, options=resolve_options(METHOD, {"execution": "accuracy"}, 16.0))
-    METHOD.quantize(QuantizeRequest(model_dir=source, out_dir=out, scheme=given, calibration=None, device="cpu", seed=0))
-    program = METHOD.load(LoadRequest(artifact_dir=out, model_dir=source, scheme=given, device="cpu"))
+    given = Scheme(method="openvino", bits=16.0, options=resolve_options(METHOD, {}, 16.0))
+    running = running_of(METHOD, {"execution": "accuracy"}, 16.0)
+    METHOD.quantize(
+        QuantizeRequest(model_dir=source, out_dir=out, origin=Quantized(scheme=given), calibration=None, device="cpu", seed=0)
+    )
+    program = METHOD.load(
+        LoadRequest(artifact_dir=out, model_dir=source, origin=Quantized(scheme=given), running=running, device="cpu")
+    )
     with torch.no_grad():
         wanted = torch.log_softmax(model(input_ids=torch.tensor(ROWS)).logits[:, :-1].flatten(0, 1), dim=-1)
     return {

@@ -34,7 +34,7 @@ def cases(cells: Iterable[str]) -> list[Any]:
     return [pytest.param(c, marks=pytest.mark.skipif(absent(c) is not None, reason=str(absent(c)))) for c in cells]
 
 
-QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].native]
+QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].unquantized]
 
 
 def run(module: list[str]) -> subprocess.Popen[str]:

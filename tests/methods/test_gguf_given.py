@@ -13,11 +13,11 @@ import torch
 from harness import store
 from harness.errors import BadInput
 from harness.formats import gguf_reader, gguf_types
-from harness.methods import METHODS, gguf, gguf_file
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
+from harness.methods import METHODS, gguf, gguf_file, prequantized
+from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options, running_of
 from harness.models import find
 from harness.run import runner
-from harness.spec import Scheme
+from harness.spec import Quantized, Scheme
 from harness.suite import matrix, plan
 from tests.tiny_llama import llama, text, tokenizer
 
@@ -66,8 +66,8 @@ def test_the_type_is_read_from_the_header_and_not_believed_where_the_file_holds_
     kind: int, named: int | None, expected: str, bits: float, tmp_path: Path
 ) -> None:
     shape = gguf_reader.shape_of(written(tmp_path / "m.gguf", kind=kind, named=named))
-    scheme = gguf_file.scheme(shape.config, "mine")
-    assert (scheme.label, scheme.bits) == (f"mine gguf {expected}", bits)
+    scheme = gguf_file.scheme(shape.config)
+    assert (prequantized.label("mine", scheme), scheme.bits) == (f"mine gguf {expected}", bits)
 
 
 def test_every_file_type_of_the_method_is_known_by_its_number() -> None:
@@ -77,7 +77,7 @@ def test_every_file_type_of_the_method_is_known_by_its_number() -> None:
 def test_it_is_a_cell_of_the_model_that_it_was_made_of(tmp_path: Path, model_folder: Path) -> None:
     written(tmp_path / "mine.Q4_K_M.gguf")
     plan = planned(tmp_path, f"[{{path: {model_folder}, name: tiny}}, {{path: mine.Q4_K_M.gguf, of: tiny}}]")
-    assert [(p.cell.model.name, p.cell.scheme.label, p.cell.scheme.method) for p in plan.cells] == [
+    assert [(p.cell.model.name, p.cell.label, p.cell.method) for p in plan.cells] == [
         ("tiny", "fake 4-bit", "fake"),
         ("tiny", "mine.Q4_K_M.gguf gguf Q4_K_M", "gguf_file"),
     ]
@@ -113,9 +113,17 @@ def test_its_digest_is_that_of_its_bytes_and_not_of_its_name(tmp_path: Path) -> 
 def test_a_file_of_another_shape_than_its_source_is_refused(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / gguf.FILE).symlink_to(written(tmp_path / "m.gguf", layers=7))
-    scheme = gguf_file.scheme(gguf_reader.shape_of(tmp_path / "m.gguf").config, "mine")
+    scheme = gguf_file.scheme(gguf_reader.shape_of(tmp_path / "m.gguf").config)
     with pytest.raises(BadInput, match="has 7 layers and the model it is given"):
-        gguf_file.METHOD.load(LoadRequest(artifact_dir=tmp_path / "out", model_dir=model_folder, scheme=scheme, device="cpu"))
+        gguf_file.METHOD.load(
+            LoadRequest(
+                artifact_dir=tmp_path / "out",
+                model_dir=model_folder,
+                origin=Quantized(scheme=scheme),
+                running=running_of(gguf_file.METHOD, {}, 4.0),
+                device="cpu",
+            )
+        )
 
 
 @llama_cpp
@@ -127,7 +135,9 @@ def test_a_given_file_answers_as_the_cell_that_it_was(tmp_path: Path) -> None:
     method, out = METHODS["gguf"], tmp_path / "out"
     out.mkdir()
     scheme = Scheme(method="gguf", bits=4.0, options=resolve_options(method, {"type": "Q4_0"}, 4.0))
-    request: Any = QuantizeRequest(model_dir=source, out_dir=out, scheme=scheme, calibration=[[5] * 64] * 2, device="cpu", seed=0)
+    request: Any = QuantizeRequest(
+        model_dir=source, out_dir=out, origin=Quantized(scheme=scheme), calibration=[[5] * 64] * 2, device="cpu", seed=0
+    )
     method.quantize(request)
     (out / gguf.FILE).rename(tmp_path / "mine.gguf")
     (tmp_path / "given.yaml").write_text(
@@ -140,7 +150,7 @@ def test_a_given_file_answers_as_the_cell_that_it_was(tmp_path: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     for record in run.records:
         assert record.answer is not None, record.failure
-        found.setdefault(record.cell.scheme.label, {}).update({m.metric: m.value for m in record.answer.measurements})
+        found.setdefault(record.cell.label, {}).update({m.metric: m.value for m in record.answer.measurements})
     made, given = found["gguf 4-bit Q4_0"], found["mine gguf Q4_0"]
     for metric in ("perplexity", "kl_mean", "bpw_quantized", "bpw_model", "file_bytes", "nominal_bits", "weight_bytes_resident"):
         assert given[metric] == made[metric], metric

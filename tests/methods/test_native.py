@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from harness.errors import BadInput, Unsupported
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest, QuantizeRequest
-from harness.spec import Scheme
+from harness.spec import Quantized, Running, Scheme
 from tests.tiny_llama import llama
 
 # Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
@@ -32,13 +32,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantize(name: str, source: Path, out: Path) -> Path:
     out.mkdir()
     scheme = Scheme(method=name, bits=METHODS[name].bits[0])
-    METHODS[name].quantize(QuantizeRequest(model_dir=source, out_dir=out, scheme=scheme, calibration=None, device="cpu", seed=0))
+    METHODS[name].quantize(
+        QuantizeRequest(model_dir=source, out_dir=out, origin=Quantized(scheme=scheme), calibration=None, device="cpu", seed=0)
+    )
     return out
 
 
 def load(name: str, artifact: Path) -> Any:
     scheme = Scheme(method=name, bits=METHODS[name].bits[0])
-    return METHODS[name].load(LoadRequest(artifact_dir=artifact, model_dir=artifact, scheme=scheme, device="cpu"))
+    return METHODS[name].load(
+        LoadRequest(
+            artifact_dir=artifact,
+            model_dir=artifact,
+            origin=Quantized(scheme=scheme),
+            running=Running(engine="transformers"),
+            device="cpu",
+        )
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ def test_a_method_says_for_each_width_what_runs_on_each_device(name: str) -> Non
     assert method.summary
     for option_name, option in method.options.items():
         assert option.help, option_name
-        assert option.check is None or METHODS[name].served
+        assert option.check is None or METHODS[name].origin == "served"
         assert option.choices is None or {option.default, *option.defaults.values()} <= set(option.choices)
 
 
@@ -81,9 +81,9 @@ def test_bitsandbytes_has_no_four_bit_options_at_eight_bits() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_checkpoint_that_is_quantized_already_is_refused(name: str) -> None:
-    if METHODS[name].served:  # whatever a server serves is quantized elsewhere
+    if METHODS[name].origin == "served":  # whatever a server serves is quantized elsewhere
         return
-    if METHODS[name].prequantized:
+    if METHODS[name].origin == "given":
         assert "is not quantized" in (METHODS[name].supports(scheme(name), shape(), "cpu") or "")
         return
     quantized = shape(config={"quantization_config": {"quant_method": "gptq"}})

@@ -23,8 +23,8 @@ from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
 from harness.formats import openvino_ir
 from harness.methods import METHODS
-from harness.methods.base import LoadRequest, resolve_options
-from harness.spec import Scheme
+from harness.methods.base import LoadRequest, resolve_options, running_of
+from harness.spec import Quantized, Scheme
 from tests.methods.openvino_cells import CELLS, DAMAGED, LIBRARY, METHOD, VARIANTS, load, scheme
 from tests.methods.test_offers import shape
 from tests.scoring import tiny
@@ -212,7 +212,15 @@ def test_a_damaged_file_is_bad_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no readable OpenVINO model"):
         openvino_ir.constants(broken)
     with pytest.raises(BadInput, match="OpenVINO cannot read it"):
-        METHOD.load(LoadRequest(artifact_dir=broken, model_dir=folder / "source", scheme=scheme("16"), device="cpu"))
+        METHOD.load(
+            LoadRequest(
+                artifact_dir=broken,
+                model_dir=folder / "source",
+                origin=Quantized(scheme=scheme("16")),
+                running=running_of(METHOD, {}, 16.0),
+                device="cpu",
+            )
+        )
 
 
 # ---------------------------------------------------------------------- offers

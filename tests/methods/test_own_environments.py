@@ -20,6 +20,7 @@ from harness.formats.safetensors_file import stored
 from harness.methods import METHODS, _transformers4, inc, reload
 from harness.methods.base import QuantizeRequest
 from harness.models import build
+from harness.spec import Quantized
 from harness.suite import matrix
 from tests.methods.test_offers import scheme, shape
 from tests.tiny_llama import llama, tokenizer
@@ -375,7 +376,12 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
         theirs[f"{name}.bias"] = torch.zeros(rows, dtype=torch.float16)
     save_file(theirs, written / "gptq_model-4bit-64g.safetensors")
     request = QuantizeRequest(
-        model_dir=source, out_dir=out, scheme=scheme("autogptq", 4, group_size=64), calibration=None, device="cpu", seed=0
+        model_dir=source,
+        out_dir=out,
+        origin=Quantized(scheme=scheme("autogptq", 4, group_size=64)),
+        calibration=None,
+        device="cpu",
+        seed=0,
     )
     entry = {"bits": 4, "group_size": 64, "sym": True, "desc_act": False, "quant_method": "gptq", "checkpoint_format": "gptq"}
     with _transformers4.older_source(request) as older:
@@ -410,7 +416,7 @@ def test_an_original_that_packed_nothing_is_refused(tmp_path: Path) -> None:
     written.mkdir()
     save_file({"model.norm.weight": torch.ones(4)}, written / "model.safetensors")
     request = QuantizeRequest(
-        model_dir=written, out_dir=tmp_path, scheme=scheme("autogptq"), calibration=None, device="cpu", seed=0
+        model_dir=written, out_dir=tmp_path, origin=Quantized(scheme=scheme("autogptq")), calibration=None, device="cpu", seed=0
     )
     with pytest.raises(Unsupported, match="packed no layer"):
         _transformers4.settle(request, written, written, {})
@@ -419,7 +425,7 @@ def test_an_original_that_packed_nothing_is_refused(tmp_path: Path) -> None:
 def test_the_suite_that_runs_them_all_for_real_can_be_planned_and_every_cell_of_it_is_offered() -> None:
     planned = matrix.plan(Path(__file__).parents[1] / "own_environments.yaml", device="cpu")
     assert not planned.unsupported
-    asked = {p.cell.scheme.method for p in planned.cells}
+    asked = {p.cell.method for p in planned.cells}
     assert {name for name, method in METHODS.items() if method.environment != "main" and not name.startswith("fake")} <= asked
-    labels = {p.cell.scheme.label for p in planned.cells}
+    labels = {p.cell.label for p in planned.cells}
     assert {"modelopt 8-bit w8a8_sq per-channel", "modelopt 8-bit fp8 per-layer", "modelopt 4-bit nvfp4 g16"} <= labels

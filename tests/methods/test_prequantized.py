@@ -70,8 +70,8 @@ W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
     ],
 )
 def test_the_scheme_is_read_from_the_config(quantization: dict[str, Any], bits: float, label: str) -> None:
-    found = prequantized.scheme({"quantization_config": quantization})
-    assert (found.method, found.bits, found.label) == ("prequantized", bits, label)
+    scheme = prequantized.scheme({"quantization_config": quantization})
+    assert (scheme.method, scheme.bits, prequantized.label("prequantized", scheme)) == ("prequantized", bits, label)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_a_quantized_model_is_one_cell_and_its_own_baseline(tmp_path: Path, pack
     plan = planned(tmp_path, f"[{{path: {packed_folder}}}]", "{prequantized: , gptq: {bits: [4, 3]}, bf16: }")
     (cell,) = plan.cells
     assert cell.baseline
-    assert (cell.cell.model.name, cell.cell.scheme.label) == ("packed", "prequantized gptq 4-bit g128")
+    assert (cell.cell.model.name, cell.cell.label) == ("packed", "prequantized gptq 4-bit g128")
     assert [q.probe for q in cell.questions] == ["size"]  # nobody quantizes it, so there is no time to report
     assert cell.estimated_bytes == 16 * 8 * 2 + 8 * 8 * 2 + 8 * 2
-    assert {u.cell.scheme.method for u in plan.unsupported} == {"gptq", "bf16"}
+    assert {u.cell.method for u in plan.unsupported} == {"gptq", "bf16"}
     assert all("already quantized" in u.reason for u in plan.unsupported)
 
 
 def test_of_another_model_it_is_a_cell_of_that_one(tmp_path: Path, model_folder: Path, packed_folder: Path) -> None:
     plan = planned(tmp_path, f"[{{path: {packed_folder}, name: mine, of: tiny}}, {{path: {model_folder}, name: tiny}}]")
-    assert [(p.cell.model.name, p.cell.scheme.label, p.baseline) for p in plan.cells] == [
+    assert [(p.cell.model.name, p.cell.label, p.baseline) for p in plan.cells] == [
         ("tiny", "fake 4-bit", True),
         ("tiny", "mine gptq 4-bit g128", False),
     ]
@@ -128,10 +128,20 @@ def test_of_another_model_it_is_a_cell_of_that_one(tmp_path: Path, model_folder:
     assert [m.name for m in plan.checkpoints] == ["mine"]
 
 
+def test_alone_it_is_asked_all_items_as_every_baseline_is(tmp_path: Path, packed_folder: Path) -> None:
+    path = tmp_path / "alone.yaml"
+    path.write_text(
+        f"name: alone\nmodels: [{{path: {packed_folder}}}]\nmethods: {{prequantized: }}\nprobes: [fake]\nbudget: auto\n"
+    )
+    (cell,) = matrix.plan(path, device="cpu").cells
+    assert cell.baseline
+    assert [q.options for q in cell.questions if q.subject == "items"] == [{}]
+
+
 def test_it_can_be_excluded_like_any_other_cell(tmp_path: Path, model_folder: Path, packed_folder: Path) -> None:
     models = f"[{{path: {model_folder}, name: tiny}}, {{path: {packed_folder}, of: tiny}}]"
     plan = planned(tmp_path, models, extra="exclude: [{method: prequantized}]")
-    assert [p.cell.scheme.method for p in plan.cells] == ["fake"]
+    assert [p.cell.method for p in plan.cells] == ["fake"]
 
 
 def test_a_format_that_is_not_known_is_an_unsupported_square(tmp_path: Path, model_folder: Path, packed_folder: Path) -> None:
@@ -139,7 +149,7 @@ def test_a_format_that_is_not_known_is_an_unsupported_square(tmp_path: Path, mod
     (packed_folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "spells"}}))
     plan = planned(tmp_path, f"[{{path: {model_folder}, name: tiny}}, {{path: {packed_folder}, of: tiny}}]")
     (square,) = plan.unsupported
-    assert (square.cell.model.name, square.cell.scheme.label) == ("tiny", "packed")
+    assert (square.cell.model.name, square.cell.label) == ("tiny", "packed")
     assert "spells" in square.reason
 
 
@@ -161,7 +171,7 @@ def measured(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     found: dict[tuple[str, str], dict[str, float]] = {}
     for record in run.records:
         assert record.answer is not None, record.failure
-        values = found.setdefault((record.cell.model.name, record.cell.scheme.label), {})
+        values = found.setdefault((record.cell.model.name, record.cell.label), {})
         values.update({m.metric: m.value for m in record.answer.measurements})
     return found
 

@@ -22,7 +22,8 @@ from harness.measure import memory_phases
 from harness.methods import METHODS
 from harness.methods.base import LoadRequest, QuantizeRequest
 from harness.probes import latency, memory, size
-from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
+from harness.spec import Answer, Model, Phase, Quantized, Question, Scheme
+from tests.squares import square
 from tests.tiny_llama import llama, tokenizer
 
 # Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
@@ -44,7 +45,7 @@ def made(folder: Path, **shape: int) -> tuple[Path, Path]:
         QuantizeRequest(
             model_dir=source,
             out_dir=artifact,
-            scheme=Scheme(method="bf16", bits=16),
+            origin=Quantized(scheme=Scheme(method="bf16", bits=16)),
             calibration=None,
             device="cpu",
             seed=0,
@@ -64,7 +65,7 @@ class Session:
     """`probes.base.Session` for one native cell, loaded through its real engine."""
 
     def __init__(self, source: Path, artifact: Path) -> None:
-        self.cell = Cell(model=Model(name="small", path=str(source)), scheme=Scheme(method="bf16", bits=16))
+        self.cell = square(Scheme(method="bf16", bits=16), model=Model(name="small", path=str(source)))
         self.model_dir, self.artifact_dir = source, artifact
         self.is_baseline = False
         self.device, self.seed = "cpu", 0
@@ -75,7 +76,11 @@ class Session:
 
     def load_baseline(self) -> Any:
         request = LoadRequest(
-            artifact_dir=self.artifact_dir, model_dir=self.model_dir, scheme=self.cell.scheme, device=self.device
+            artifact_dir=self.artifact_dir,
+            model_dir=self.model_dir,
+            origin=self.cell.origin,
+            running=self.cell.running,
+            device=self.device,
         )
         return ENGINES["transformers"].load(METHODS["bf16"], request)
 

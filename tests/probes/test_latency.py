@@ -7,7 +7,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from harness.errors import Unsupported
 from harness.formats import safetensors_file
 from harness.measure import bandwidth, conditions
 from harness.probes import roofline as roofline_probe
-from harness.probes.latency import PROBE, GenerationShape
+from harness.probes.latency import PROBE
+from harness.probes.requests import GenerationShape, ProbeRequests
 from harness.probes.roofline import active_weight_bytes
 from harness.probes.rounds import median, nearest_rank, run_rounds, tpot
-from harness.spec import Answer, Cell, Model, Question, Scheme
+from harness.spec import Answer, Question, Scheme
+from tests.squares import square
 
 SHAPE = GenerationShape(prompt=100, new=5, batch=2)
 
@@ -48,7 +49,7 @@ class Engine:
 
 class Session:
     def __init__(self, loaded: Engine, base: Engine | None, *, is_baseline: bool = False) -> None:
-        self.cell = Cell(model=Model(name="m"), scheme=Scheme(method="toy", bits=4))
+        self.cell = square(Scheme(method="toy", bits=4))
         self.loaded, self.base = loaded, base
         self.is_baseline = is_baseline
         self.device, self.seed = "cpu", 0
@@ -413,10 +414,8 @@ def test_a_mixture_of_experts_has_no_roofline(tmp_path: Path):
 
 
 def test_every_shape_of_the_suite_is_one_question():
-    wishes = SimpleNamespace(
-        latency=[{"prompt": 128, "new": 64, "batch": 1}, {"prompt": 512, "new": 64, "batch": 4}], latency_budget_seconds=7.5
-    )
-    asked = PROBE.questions(wishes)  # type: ignore[arg-type]
+    shapes = (GenerationShape(prompt=128, new=64, batch=1), GenerationShape(prompt=512, new=64, batch=4))
+    asked = PROBE.questions(ProbeRequests(latency=shapes, latency_budget_seconds=7.5))
     assert [question.subject for question in asked] == ["pp128 tg64 b1", "pp512 tg64 b4"]
     assert asked[1].options == {"prompt": 512, "new": 64, "batch": 4, "budget_seconds": 7.5}
     assert PROBE.isolation == "latency"

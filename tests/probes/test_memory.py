@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from harness.errors import Unsupported
 from harness.measure import memory_phases
 from harness.probes import memory
 from harness.probes.memory import PROBE, Start, against, rehearse
-from harness.spec import Answer, Cell, Model, Phase, Question, Scheme
+from harness.probes.requests import GenerationShape, ProbeRequests
+from harness.spec import Answer, Phase, Question, Scheme
+from tests.squares import square
 
 MIB = 2**20
 NEAR = 4 * MIB
@@ -53,7 +54,7 @@ class Engine:
 
 class Session:
     def __init__(self, folder: Path, load: Any) -> None:
-        self.cell = Cell(model=Model(name="m"), scheme=Scheme(method="toy", bits=4))
+        self.cell = square(Scheme(method="toy", bits=4))
         self.artifact_dir = self.model_dir = folder
         self.device, self.seed = "cpu", 0
         self.held: Any = None
@@ -223,8 +224,8 @@ def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch:
 
 
 def test_the_question_names_its_context_and_batch():
-    wishes = SimpleNamespace(memory={"prompt": 512, "new": 64, "batch": 1})
-    (question,) = PROBE.questions(wishes)  # type: ignore[arg-type]
+    requests = ProbeRequests(memory=GenerationShape(prompt=512, new=64, batch=1))
+    (question,) = PROBE.questions(requests)
     assert question.options == {"prompt": 512, "new": 64, "batch": 1}
     assert question.subject == "512+64 x1"
 
@@ -237,7 +238,7 @@ def test_the_rehearsal_imports_the_library_that_loads_the_artifact_and_not_one_t
     monkeypatch.setattr(memory.importlib, "import_module", imported.append)
     monkeypatch.setattr(memory, "_run_tiny", lambda model_dir, device: "nothing")
     session: Any = Session(tmp_path, None)
-    session.cell = Cell(model=Model(name="m"), scheme=Scheme(method=method, bits=4))
+    session.cell = square(Scheme(method=method, bits=4))
     rehearse(session)
     assert library in imported
     assert other not in imported

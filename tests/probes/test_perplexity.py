@@ -15,8 +15,8 @@ from tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite
 from harness.probes import METRICS, PROBES
-from harness.probes.base import Wishes
 from harness.probes.perplexity import PROBE
+from harness.probes.requests import CorpusRequest, ProbeRequests
 from harness.spec import Answer, Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -54,9 +54,8 @@ def test_every_metric_name_is_unique_and_every_probe_is_in_the_table() -> None:
 
 
 def test_a_corpus_of_the_suite_becomes_one_question() -> None:
-    corpora = [{"name": "a", "window": 128, "tokens": 5000, "digest": "d", "definition": "gptq-128"}]
-    wishes = Wishes(corpora=corpora, tasks=[], latency=[], memory={}, latency_budget_seconds=1.0)
-    (question,) = PROBE.questions(wishes)
+    corpus = CorpusRequest(name="a", window=128, tokens=5000, digest="d", definition="gptq-128")
+    (question,) = PROBE.questions(ProbeRequests(corpora=(corpus,)))
     assert question.subject == "a"
     assert question.options == {"definition": "gptq-128", "window": 128, "tokens": 5000, "corpus_digest": "d"}
 

@@ -9,9 +9,10 @@ import pytest
 from harness import report, store
 from harness.errors import BadInput, UnknownName
 from harness.run import runner
-from harness.spec import Record
+from harness.spec import Record, Running, Scheme, Served
 from harness.suite import matrix, plan
-from tests.openai_server import NAME, Served
+from tests import openai_server
+from tests.openai_server import NAME
 from tests.tiny_llama import llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -28,13 +29,16 @@ def test_a_server_is_a_cell_with_the_questions_that_it_can_be_asked(tmp_path: Pa
     entry = "[{url: 'http://127.0.0.1:8000/v1', model: m, bits: 4, name: vLLM AWQ}, {url: 'http://127.0.0.1:8000/v1', model: n}]"
     plan = planned(tmp_path, model_folder, entry, "serving: {concurrency: [1, 4], prompt: 32, new: 8}")
     base, named, plain = plan.cells
-    assert (named.cell.scheme.label, plain.cell.scheme.label) == ("vLLM AWQ", "n at 127.0.0.1:8000")
-    assert (named.cell.scheme.bits, plain.cell.scheme.bits) == (4, 0)
+    assert (named.cell.label, plain.cell.label) == ("vLLM AWQ", "n at 127.0.0.1:8000")
+    assert (named.cell.bits, plain.cell.bits) == (4, 0)
     assert {q.probe for q in named.questions} == {"size", "memory", "serving"}
     assert [q.subject for q in named.questions if q.probe == "serving"] == ["pp32 tg8 x1", "pp32 tg8 x4"]
     assert "serving" not in {q.probe for q in base.questions}
     assert {"latency", "quantize"} <= {q.probe for q in base.questions}
-    assert "name" not in named.cell.scheme.options
+    assert named.cell.origin == Served(
+        scheme=Scheme(method="endpoint", bits=4.0), url="http://127.0.0.1:8000/v1", model="m", token_env=""
+    )
+    assert named.cell.running == Running(engine="endpoint")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_of_several_models_the_served_one_is_named(tmp_path: Path, model_folder:
     with pytest.raises(UnknownName, match="'c'"):
         planned(tmp_path, model_folder, "{url: 'http://h/v1', model: m, of: c}", models=two)
     plan = planned(tmp_path, model_folder, "{url: 'http://h/v1', model: m, of: b}", models=two)
-    assert [p.cell.model.name for p in plan.cells if p.cell.scheme.method == "endpoint"] == ["b"]
+    assert [p.cell.model.name for p in plan.cells if p.cell.method == "endpoint"] == ["b"]
 
 
 SUITE = """
@@ -86,7 +90,7 @@ def answered(tmp_path: Path, folder: Path, entry: str) -> tuple[Path, dict[tuple
     (tmp_path / "text.txt").write_text(text(200, seed=7))
     plan = planned(tmp_path, folder, entry, SUITE)
     done = runner.run(plan, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache"))
-    return done, {(r.cell.scheme.label, r.question.probe, r.question.subject): r for r in store.read(done).records}
+    return done, {(r.cell.label, r.question.probe, r.question.subject): r for r in store.read(done).records}
 
 
 def value(record: Record, metric: str) -> float:
@@ -100,7 +104,7 @@ def test_a_suite_measures_a_server_beside_its_model(tmp_path: Path, monkeypatch:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     monkeypatch.setenv("SERVER_TOKEN", "sk-very-secret-1234")
-    with Served(model, tokenizer(), token="sk-very-secret-1234") as server:
+    with openai_server.Served(model, tokenizer(), token="sk-very-secret-1234") as server:
         entry = (
             f"[{{url: '{server.url}', model: {NAME}, name: server, token_env: SERVER_TOKEN}},"
             f" {{url: 'http://127.0.0.1:9/v1', model: m, name: gone}},"

@@ -14,8 +14,10 @@ import harness.methods
 from harness.artifact import StoredTensor
 from harness.errors import BadInput
 from harness.methods.base import Method
+from harness.probes.requests import ProbeRequests
 from harness.probes.size import PROBE, carriers
-from harness.spec import Cell, Model, Question, Scheme
+from harness.spec import Model, Question, Scheme
+from tests.squares import square
 
 ROWS, COLUMNS = 256, 512
 LINEAR = "model.layers.0.mlp.down_proj"
@@ -73,7 +75,7 @@ def measure(
     artifact = source.parent / "artifact"
     artifact.mkdir(exist_ok=True)
     session = SimpleNamespace(
-        cell=Cell(model=Model(name="m", path=str(source)), scheme=Scheme(method="toy", bits=bits)),
+        cell=square(Scheme(method="toy", bits=bits), model=Model(name="m", path=str(source))),
         artifact_dir=artifact,
         model_dir=source,
         device="cpu",
@@ -124,9 +126,9 @@ def test_bits_per_weight_are_those_of_the_block_structure(
     assert facts["notes"] == []
 
 
-def test_a_native_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
     ledger = [stored(f"{LINEAR}.weight", "other", 16 * WEIGHTS, layer=""), KEPT]
-    found, facts = measure(monkeypatch, source, ledger, bits=16, native=True)
+    found, facts = measure(monkeypatch, source, ledger, bits=16, unquantized=True)
     assert found["bpw_quantized"] == found["bpw_model"] == 16
     assert found["compression"] == 1
     assert facts["parameters_quantized"] == WEIGHTS
@@ -183,6 +185,6 @@ def test_files_are_counted_once_and_only_if_they_carry_weights(tmp_path: Path):
 
 
 def test_one_question_is_asked_of_a_cell_and_it_needs_no_model():
-    assert [question.subject for question in PROBE.questions(None)] == [""]  # type: ignore[arg-type]
+    assert [question.subject for question in PROBE.questions(ProbeRequests())] == [""]
     assert not PROBE.needs_model
     assert PROBE.simulated

@@ -19,7 +19,7 @@ from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
 from harness.forking import held_back
 from harness.probes import taskfiles, tasks_prepare
-from harness.probes.base import Wishes
+from harness.probes.requests import ProbeRequests, TaskRequest
 from harness.probes.tasks import PROBE, known_tasks, task_digest
 from harness.spec import Answer, Measurement, Question
 
@@ -118,9 +118,8 @@ def lm_evals_own(folder: Path, task: str, cache: Path, shots: int | None = None,
 
 
 def test_a_task_of_the_suite_becomes_one_question() -> None:
-    task = {"name": "mine", "shots": 5, "limit": 10, "folder": None, "digest": "d"}
-    wishes = Wishes(corpora=[], tasks=[task], latency=[], memory={}, latency_budget_seconds=1.0)
-    (found,) = PROBE.questions(wishes)
+    task = TaskRequest(name="mine", shots=5, limit=10, folder=None, digest="d", verdict=None)
+    (found,) = PROBE.questions(ProbeRequests(tasks=(task,)))
     assert found.subject == "mine"
     assert found.options == {"task": "mine", "shots": 5, "limit": 10, "task_digest": "d"}
 

@@ -39,6 +39,7 @@ from harness.spec import (
     UnsupportedRecord,
     digest,
 )
+from tests.squares import square
 
 TASKS = (
     "reference_facts",
@@ -61,12 +62,12 @@ Edit = Callable[[Record], Record | None]
 
 
 def cells(model: Model) -> list[Cell]:
-    schemes = [Scheme(method=name, bits=bits, label=name) for name, bits in (("bf16", 16), ("fp32", 32), ("fp16", 16))]
+    schemes = {name: Scheme(method=name, bits=bits) for name, bits in (("bf16", 16), ("fp32", 32), ("fp16", 16))}
     for method, widths in METHODS.items():
-        schemes += [Scheme(method=method, bits=b, options={"group_size": 64}, label=f"{method} {b}-bit g64") for b in widths]
-    schemes += [Scheme(method="bnb", bits=8, label="bnb 8-bit int8"), Scheme(method="bnb", bits=4, label="bnb 4-bit nf4")]
-    schemes += [Scheme(method="inc", bits=4, options={"group_size": 64}, label="inc 4-bit g64")]
-    return [Cell(model=model, scheme=s) for s in schemes]
+        schemes |= {f"{method} {b}-bit g64": Scheme(method=method, bits=b, options={"group_size": 64}) for b in widths}
+    schemes |= {"bnb 8-bit int8": Scheme(method="bnb", bits=8), "bnb 4-bit nf4": Scheme(method="bnb", bits=4)}
+    schemes |= {"inc 4-bit g64": Scheme(method="inc", bits=4, options={"group_size": 64})}
+    return [square(scheme, model=model, label=label) for label, scheme in schemes.items()]
 
 
 def questions() -> list[Question]:
@@ -105,10 +106,10 @@ def _write(
         model = Model(name=name, path="harness/reference/model")
         for cell in cells(model):
             asked = questions()
-            planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=cell.scheme.method == "bf16"))
+            planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=cell.method == "bf16"))
             records += [r for q in asked if (r := builder.record(cell, q)) is not None]
         for bits in (3, 2):
-            cell = Cell(model=model, scheme=Scheme(method="bnb", bits=bits))
+            cell = square(Scheme(method="bnb", bits=bits), model=model)
             unsupported.append(UnsupportedRecord(cell=cell, reason=f"bnb does not offer {bits} bits (it offers 8, 4)"))
     if edit is not None:
         records = [kept for r in records if (kept := edit(r)) is not None]
@@ -197,7 +198,7 @@ class _Builder:
             probe_version="1",
             answer=None if isinstance(outcome, Failure) else outcome,
             failure=outcome if isinstance(outcome, Failure) else None,
-            simulated=cell.scheme.method == "inc",
+            simulated=cell.method == "inc",
             phases=() if failed else (Phase(name=question.probe, seconds=1.5, peak_bytes={}),),
             environment="e" * 64,
             started_at="2026-11-21T04:00:01Z",
@@ -205,7 +206,7 @@ class _Builder:
         )
 
     def answer(self, cell: Cell, question: Question) -> Answer | Failure | None:
-        method, bits = cell.scheme.method, cell.scheme.bits
+        method, bits = cell.method, cell.bits
         if (method, bits) == ("awq", 2):
             return Failure(
                 kind="oom",
@@ -227,30 +228,30 @@ class _Builder:
         return answer
 
     def loss(self, cell: Cell) -> float:
-        bits = cell.scheme.bits
-        return 0.0 if bits >= 16 else LOSS[int(bits)] * DAMAGE[cell.scheme.method]
+        bits = cell.bits
+        return 0.0 if bits >= 16 else LOSS[int(bits)] * DAMAGE[cell.method]
 
     def bpw(self, cell: Cell) -> float:
-        bits = cell.scheme.bits
-        return float(bits) if bits >= 16 else bits + (16 + (0 if cell.scheme.method == "rtn" else bits)) / 64
+        bits = cell.bits
+        return float(bits) if bits >= 16 else bits + (16 + (0 if cell.method == "rtn" else bits)) / 64
 
     def nll(self, cell: Cell) -> Any:
-        if cell.scheme.method == "bf16":
+        if cell.method == "bf16":
             return self.base_nll.astype(np.float32)
         rng, loss = self.rng("nll", cell.name), self.loss(cell)
         return (self.base_nll + rng.normal(loss, 0.01 + math.sqrt(loss) * 0.5, size=self.base_nll.shape)).astype(np.float32)
 
     def _quantize(self, cell: Cell, question: Question) -> Answer:
-        seconds = {"gptq": 24.0, "awq": 61.0}.get(cell.scheme.method, 1.2)
+        seconds = {"gptq": 24.0, "awq": 61.0}.get(cell.method, 1.2)
         return Answer(measurements=(_m("quantize_seconds", seconds),))
 
     def _size(self, cell: Cell, question: Question) -> Answer:
         bpw = self.bpw(cell)
         linear = PARAMETERS - EMBEDDING
-        bits = bpw * linear + EMBEDDING * (32 if cell.scheme.bits == 32 else 16)
+        bits = bpw * linear + EMBEDDING * (32 if cell.bits == 32 else 16)
         return Answer(
             measurements=(
-                _m("nominal_bits", float(cell.scheme.bits)),
+                _m("nominal_bits", float(cell.bits)),
                 _m("bpw_quantized", bpw),
                 _m("bpw_model", bits / PARAMETERS),
                 _m("file_bytes", bits / 8 + 40_000),
@@ -266,7 +267,7 @@ class _Builder:
 
     def _divergence(self, cell: Cell, question: Question) -> Answer:
         rng = self.rng("kl", cell.name)
-        scale = 0.0 if cell.scheme.method == "bf16" else 0.0002 + self.loss(cell) * 0.9
+        scale = 0.0 if cell.method == "bf16" else 0.0002 + self.loss(cell) * 0.9
         kl = (rng.gamma(0.4, 2.5, size=self.base_nll.shape) * scale).astype(np.float32)
         error = float(kl.mean(axis=1).std() / math.sqrt(self.windows)) * 1.96
         mean, same = float(kl.mean()), math.exp(-3 * math.sqrt(scale) * 0.3)
@@ -283,14 +284,14 @@ class _Builder:
             measurements=(
                 _m("kl_mean", mean, max(0.0, mean - error), mean + error, kl.size, self.npy(kl)),
                 _m("kl_p99", float(np.quantile(kl, 0.99)), None, None, kl.size),
-                *([_m("kl_floor", 2e-5, 1.8e-5, 2.2e-5, 16384)] if cell.scheme.method == "bf16" else []),
+                *([_m("kl_floor", 2e-5, 1.8e-5, 2.2e-5, 16384)] if cell.method == "bf16" else []),
                 _m("same_top", same, same - 0.002, min(1.0, same + 0.002), kl.size),
             ),
         )
 
     def _tasks(self, cell: Cell, question: Question) -> Answer:
         task = question.subject
-        noise = 0.0 if cell.scheme.method == "bf16" else 0.12 + 0.9 * math.sqrt(self.loss(cell))
+        noise = 0.0 if cell.method == "bf16" else 0.12 + 0.9 * math.sqrt(self.loss(cell))
         shift = 2.0 * self.loss(cell)
         rng = self.rng("items", cell.name, task)
         chance = CHANCE.get(task, 0.02)
@@ -318,7 +319,7 @@ class _Builder:
         return Answer(measurements=tuple(_m(name, float(round(value)), n=1) for name, value in parts.items()))
 
     def _latency(self, cell: Cell, question: Question) -> Answer:
-        slow = {"gptq": 1.4, "awq": 1.7, "hqq": 2.1, "bnb": 1.2}.get(cell.scheme.method, 1.0)
+        slow = {"gptq": 1.4, "awq": 1.7, "hqq": 2.1, "bnb": 1.2}.get(cell.method, 1.0)
         tpot = slow * (2.2 + self.bpw(cell) * 0.11) / 1000 * self.rng("latency", cell.name).uniform(0.98, 1.02)
         ttft = tpot * question.options["prompt"] / 9
         raw = store.add_blob(self.folder, json.dumps({"ttft": [ttft], "tpot": [tpot], "cell": cell.name}).encode(), "json")

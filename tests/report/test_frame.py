@@ -35,7 +35,7 @@ def test_there_is_one_row_per_cell_and_metric(table: pandas.DataFrame) -> None:
 
 
 def test_values_are_as_stored_and_unrounded(run: store.Run, table: pandas.DataFrame) -> None:
-    record = next(r for r in run.records if r.question.probe == "perplexity" and r.cell.scheme.label == "gptq 4-bit g64")
+    record = next(r for r in run.records if r.question.probe == "perplexity" and r.cell.label == "gptq 4-bit g64")
     assert record.answer is not None
     row = table[(table.scheme == "gptq 4-bit g64") & (table.metric == "perplexity")].iloc[0]
     stored = record.answer.measurements[0]
@@ -115,7 +115,7 @@ def test_every_format_of_the_command_line_is_there() -> None:
 
 def test_an_infinite_value_is_no_number_but_a_status(folder: Path) -> None:
     def infinite(r: Record) -> Record:
-        if r.question.probe != "perplexity" or r.answer is None or r.cell.scheme.label != "rtn 2-bit g64":
+        if r.question.probe != "perplexity" or r.answer is None or r.cell.label != "rtn 2-bit g64":
             return r
         first = dataclasses.replace(r.answer.measurements[0], value=math.inf, low=None, high=math.inf)
         return dataclasses.replace(r, answer=dataclasses.replace(r.answer, measurements=(first,)))

@@ -40,12 +40,10 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     cells = tuple(
         dataclasses.replace(c, questions=tuple(q for q in c.questions if q.probe in PROBES_ASKED or q.subject == TASK))
         for c in run.plan.cells
-        if c.cell.scheme.label in LABELS
+        if c.cell.label in LABELS
     )
     kept = tuple(
-        r
-        for r in run.records
-        if r.cell.scheme.label in LABELS and (r.question.probe in PROBES_ASKED or r.question.subject == TASK)
+        r for r in run.records if r.cell.label in LABELS and (r.question.probe in PROBES_ASKED or r.question.subject == TASK)
     )
     return dataclasses.replace(run, plan=dataclasses.replace(run.plan, cells=cells), records=kept)
 
@@ -65,7 +63,7 @@ def measured(
     """The view of the run after the fake probe, with these rows, measured every cell but the one of the label `fails`."""
     questions = [Question(probe="fake", subject=subject) for subject in subjects]
     cells = tuple(dataclasses.replace(c, questions=(*c.questions, *questions)) for c in run.plan.cells)
-    first = {r.cell.scheme.label: r for r in run.records}
+    first = {r.cell.label: r for r in run.records}
     records = [answer(first[label], q, rows, values, blobs, fails) for label in LABELS for q in questions]
     probes = {**PROBES, "fake": dataclasses.replace(fake.PROBE, metrics=rows)}
     return view(
@@ -81,7 +79,7 @@ def answer(
     blobs: Mapping[str, str] | None,
     fails: str,
 ) -> Record:
-    label = record.cell.scheme.label
+    label = record.cell.label
     value = values[label]
     samples = tuple(
         Measurement(

@@ -107,7 +107,7 @@ def test_the_table_shows_what_ran_in_each_cell_and_which_is_simulated(tmp_path: 
     def edit(record: Record) -> Record:
         if record.answer is None or record.question.probe != "perplexity":
             return record
-        kernel = f"{record.cell.scheme.method.capitalize()}Linear (aten::{record.cell.scheme.method}, int32)"
+        kernel = f"{record.cell.method.capitalize()}Linear (aten::{record.cell.method}, int32)"
         layers = {kernel: ["model.layers.0-5.mlp.up_proj"]}
         facts = {"engine": {"name": "transformers", "device": "cpu", "kernels": {kernel: 42}, "layers": layers, "notes": []}}
         return dataclasses.replace(record, answer=dataclasses.replace(record.answer, facts=facts))
@@ -160,7 +160,7 @@ def test_the_style_sheet_asks_for_nothing() -> None:
 
 def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path) -> None:
     def fail(r: Record) -> Record:
-        if r.cell.scheme.label != "rtn 3-bit g64":
+        if r.cell.label != "rtn 3-bit g64":
             return r
         return dataclasses.replace(
             r, answer=None, failure=Failure(kind="error", phase=HOSTILE, message=HOSTILE, log_tail=HOSTILE)
@@ -238,7 +238,7 @@ def test_a_suspicious_cell_is_named(tmp_path: Path) -> None:
     """More bits of the same method and options must not be worse: such a path is most likely broken."""
 
     def swap(r: Record) -> Record:
-        if r.question.probe == "divergence" and r.cell.scheme.label == "rtn 8-bit g64" and r.answer is not None:
+        if r.question.probe == "divergence" and r.cell.label == "rtn 8-bit g64" and r.answer is not None:
             worse = tuple(dataclasses.replace(m, value=0.9, low=0.8, high=1.0) for m in r.answer.measurements)
             return dataclasses.replace(r, answer=dataclasses.replace(r.answer, measurements=worse))
         return r

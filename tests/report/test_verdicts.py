@@ -28,13 +28,13 @@ def asked(question: Question) -> Question:
 
 def rewritten(record: Record) -> Record:
     """As if until a verdict: 8 and 4 bits within the margin, 3 undecided, 2 worse; rtn at 4 bits worse on one task."""
-    if record.question.probe != "tasks" or record.cell.scheme.method == "bf16":
+    if record.question.probe != "tasks" or record.cell.method == "bf16":
         return record
     question = asked(record.question)
     if record.answer is None:
         return dataclasses.replace(record, question=question)
-    worse = record.cell.scheme.label == "rtn 4-bit g64" and question.subject == "reference_recall"
-    verdict = sequential.WORSE if worse else VERDICT.get(int(record.cell.scheme.bits), sequential.WITHIN)
+    worse = record.cell.label == "rtn 4-bit g64" and question.subject == "reference_recall"
+    verdict = sequential.WORSE if worse else VERDICT.get(int(record.cell.bits), sequential.WITHIN)
     said = {"definition": "lm-eval acc, until a verdict", "n": 20}
     found = (
         Measurement(metric="sequential_verdict", value=verdict, unit="verdict", **said),
@@ -60,7 +60,7 @@ def test_the_smallest_cell_is_one_whose_every_verdict_is_within_the_margin(shown
     assert "smallest with every verdict within 1 point" in page
     bits = shown.column("bpw_model")
     assert bits is not None
-    weights = {c.label: c.values[bits.key].value for c in shown.cells if c.cell.scheme.bits == 4 and not c.simulated}
+    weights = {c.label: c.values[bits.key].value for c in shown.cells if c.cell.bits == 4 and not c.simulated}
     del weights["rtn 4-bit g64"]  # worse on one task, though smaller than all others
     assert page[: page.index("smallest with every verdict")].rstrip().endswith(min(weights, key=weights.__getitem__))
     assert "Within 1 point on 6 tasks." in page

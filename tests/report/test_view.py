@@ -31,9 +31,7 @@ def value(shown: View, label: str, metric: str, subject: str | None = None):
 
 
 def record(run: store.Run, label: str, probe: str, subject: str) -> Record:
-    return next(
-        r for r in run.records if r.cell.scheme.label == label and r.question.probe == probe and r.question.subject == subject
-    )
+    return next(r for r in run.records if r.cell.label == label and r.question.probe == probe and r.question.subject == subject)
 
 
 def items(run: store.Run, label: str, task: str) -> np.ndarray:
@@ -61,7 +59,7 @@ def test_failed_and_missing_questions_say_which_and_why(shown: View) -> None:
     assert value(shown, "hqq 3-bit g64", "accuracy", "reference_sums").status == "timeout"
     assert value(shown, "hqq 3-bit g64", "mcnemar_p", "reference_sums").status == "timeout"
     assert value(shown, "hqq 2-bit g64", "peak_host_bytes").status == "not run"
-    assert [u.cell.scheme.bits for u in shown.unsupported] == [3, 2]
+    assert [u.cell.bits for u in shown.unsupported] == [3, 2]
 
 
 def test_the_mean_over_tasks_is_not_given_where_a_task_is_missing(shown: View) -> None:
@@ -82,7 +80,7 @@ def test_a_simulated_cell_shows_accuracy_and_no_memory_or_latency(shown: View) -
 
 def test_a_simulated_cell_shows_no_latency_even_if_a_record_holds_one(folder: Path) -> None:
     def simulate(r: Record) -> Record:
-        return dataclasses.replace(r, simulated=True) if r.cell.scheme.label == "rtn 4-bit g64" else r
+        return dataclasses.replace(r, simulated=True) if r.cell.label == "rtn 4-bit g64" else r
 
     shown = view(store.read(synthetic.write(folder, edit=simulate, small=True)))
     assert value(shown, "rtn 4-bit g64", "tpot").status == "simulated"
@@ -147,7 +145,7 @@ def test_a_tokens_that_are_not_finite_are_left_out_of_both(folder: Path) -> None
     bad[0, :5] = np.nan
 
     def with_nan(r: Record) -> Record:
-        if r.question.probe != "perplexity" or r.cell.scheme.label != "rtn 8-bit g64" or r.answer is None:
+        if r.question.probe != "perplexity" or r.cell.label != "rtn 8-bit g64" or r.answer is None:
             return r
         buffer = io.BytesIO()
         np.save(buffer, bad)
@@ -204,7 +202,7 @@ def test_other_items_than_the_baselines_are_never_compared(folder: Path) -> None
     name = store.add_blob(folder, json.dumps({"items": [{"id": "x", "correct": True}]}).encode(), "json")
 
     def other(r: Record) -> Record:
-        if r.cell.scheme.label != "rtn 4-bit g64" or r.question.subject != "reference_facts" or r.answer is None:
+        if r.cell.label != "rtn 4-bit g64" or r.question.subject != "reference_facts" or r.answer is None:
             return r
         return dataclasses.replace(r, answer=Answer(measurements=(dataclasses.replace(r.answer.measurements[0], blob=name),)))
 
@@ -217,7 +215,7 @@ def test_other_items_than_the_baselines_are_never_compared(folder: Path) -> None
 
 def test_without_a_baseline_answer_there_is_no_comparison_and_it_says_so(folder: Path) -> None:
     shown = view(
-        store.read(synthetic.write(folder, edit=lambda r: None if r.cell.scheme.label == "bf16" else r, small=True)),
+        store.read(synthetic.write(folder, edit=lambda r: None if r.cell.label == "bf16" else r, small=True)),
     )
     assert value(shown, "bf16", "perplexity").status == "not run"
     found = value(shown, "rtn 4-bit g64", "ln_ppl_ratio")
@@ -278,7 +276,7 @@ def test_items_that_share_a_passage_are_resampled_and_tested_together(folder: Pa
         def edit(r: Record, clustered: bool = clustered) -> Record:
             if r.question.subject != synthetic.TASKS[0] or r.answer is None:
                 return r
-            right = r.cell.scheme.method == "bf16"
+            right = r.cell.method == "bf16"
             items = [{"id": str(i), "correct": right or (i // 10) % 4 != 0} for i in range(200)]
             if clustered:
                 items = [{**item, "cluster": str(i // 10)} for i, item in enumerate(items)]
