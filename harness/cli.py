@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import __version__, cli_env
+from harness import cli_env
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness.version import __version__
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

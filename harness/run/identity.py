@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import __version__, envs
+from harness import envs
 from harness.child.job import reference_name
 from harness.measure import machine
 from harness.methods import METHODS
@@ -21,6 +21,7 @@ from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
 from harness.spec import Cell, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
+from harness.version import __version__
 
 ARTIFACT_VERSION = 2
 """Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
