@@ -35,6 +35,7 @@ LAYERS = (
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
     Layer(rooms=("envs", "report"), why="environments start children to try methods; the report only reads the store"),
     Layer(rooms=("child", "suite"), why="what happens inside a child; what a suite asks for. Neither needs the other"),
+    Layer(rooms=("plugins",), why="fills the tables of probes, engines and methods from other packages"),
     Layer(rooms=("probes",), why="they ask engines, and know methods by their rows"),
     Layer(rooms=("engines",), why="they load what methods wrote, and answer through scoring"),
     Layer(rooms=("methods",), why="they write and load artifacts: formats, models and runtimes lie below them"),
@@ -88,7 +89,7 @@ class House:
         A module brings the packages that it lies in. Of the whole package's own `__init__` only what runs when it is
         imported counts: its functions are called by nobody inside."""
         paths: dict[str, tuple[str, ...]] = {}
-        pending = [(name, (name,)) for name in start]
+        pending: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in start]
         by_source: dict[str, list[Import]] = {}
         for one in self.imports:
             if one.when in when and (one.source != self.folder.name or one.when == "import"):

@@ -24,6 +24,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -342,7 +343,8 @@ def rehearse(session: Session) -> str:
 
     method = METHODS[session.cell.scheme.method]
     engine, loader = ENGINES[method.engine], METHODS.get(method.loaded_by, method)
-    for module in (*loader.branch_modules, *engine.modules, *loader.modules, f"harness.engines.{engine.name}"):
+    own = f"harness.engines.{engine.name}"
+    for module in (*loader.branch_modules, *engine.modules, *loader.modules, *([own] if importlib.util.find_spec(own) else [])):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

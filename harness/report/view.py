@@ -102,7 +102,11 @@ def view(run: Run, probes: Mapping[str, Probe] | None = None) -> View:
     """Builds the view. `probes`: rows by name; by default all. A metric that no row describes is shown as stored, without a
     direction."""
     probes = _all_probes() if probes is None else probes
-    rows = {m.name: m for probe in probes.values() for m in probe.metrics} | derived.DERIVED
+    rows = (
+        {m.name: m for offered in run.plan.probes.values() for m in offered.metrics}
+        | {m.name: m for probe in probes.values() for m in probe.metrics}
+        | derived.DERIVED
+    )
     cells, unplanned = _cells(run, probes)
     columns, squares = _measured(cells, rows)
     comparisons = compare(run.blob, cells)

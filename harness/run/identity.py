@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import envs
+from harness import envs, plugins
 from harness.child.job import reference_name
 from harness.measure import machine
 from harness.methods import METHODS
@@ -87,6 +87,7 @@ class Inputs:
                 "seed": self.plan.suite.seed,
                 "device": self._device(),
                 "baseline": compared,
+                **_offered_by([], [probe.name]),
             }
         )
 
@@ -134,10 +135,16 @@ class Inputs:
         if identity["options"].pop("checkpoint", None) is not None:  # its weights count, not its name
             identity["checkpoint_digest"] = self.weights[self.source(cell)]
         identity["options"].pop("token_env", None)  # credentials do not change the answer
-        return identity
+        return {**identity, **_offered_by([cell.scheme.method], [])}
 
     def _device(self) -> str:
         return self.plan.device.split(":")[0]
+
+
+def _offered_by(methods: Sequence[str], probes: Sequence[str]) -> dict[str, Json]:
+    """The packages that offer these methods, their engines and these probes, with their versions; nothing for rows of ours."""
+    offered = {f"{p.kind} {p.name}": p.provider for p in plugins.used(methods, probes)}
+    return {"offered_by": offered} if offered else {}
 
 
 def gather(plan: Plan, cache: Path) -> Inputs:
@@ -173,4 +180,5 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> RunCont
         threads=threads,
         machine=to_json(machine.facts()),
         packages=packages,
+        plugins=plugins.sources(plugins.used({p.cell.scheme.method for p in plan.cells}, plan.suite.probes)),
     )

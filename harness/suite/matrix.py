@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats.quantization_config import quantization
@@ -27,6 +28,7 @@ from harness.suite.sources import check_served_models, prequantized_square, sour
 
 def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
+    plugins.load()
     suite = load(path)
     base, places = path.parent, lines(path.read_text(encoding="utf-8"))
 
@@ -36,7 +38,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
     sources, origin = sources_of(suite, base, where)
     for probe in suite.probes:
         if probe not in PROBES:
-            raise UnknownName("probe", probe, PROBES, where("probes"))
+            raise plugins.unknown("probe", probe, where("probes"))
     texts: dict[str, Corpus] = {}
     wishes = wishes_of(suite, base, where, texts)
     folders = {str(t["name"]): str(t["folder"]) for t in wishes.tasks if t["folder"]}

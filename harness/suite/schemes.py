@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, resolve_options
@@ -35,7 +36,7 @@ def schemes_of(suite: Suite, base: Path, where: Any) -> tuple[list[Scheme], dict
         grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, ("include", index)))
     for name, grid, keys in grids:
         if name not in METHODS:
-            raise UnknownName("method", name, METHODS, where(*keys))
+            raise plugins.unknown("method", name, where(*keys))
         if METHODS[name].prequantized:
             if grid:
                 raise BadInput(f"{where(*keys)}: {name} takes no options: its scheme is read from the checkpoint's config.json")
