@@ -35,7 +35,8 @@ from harness.engines.base import Engine
 from harness.errors import BadInput, MissingPackage, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import Method
-from harness.probes import METRICS, PROBES
+from harness.metrics import METRICS
+from harness.probes import PROBES
 from harness.probes.base import Probe
 
 Kind = Literal["engine", "method", "probe"]

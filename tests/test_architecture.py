@@ -26,9 +26,7 @@ KNOWN: dict[str, str] = {
     "models.build -> methods.base": "2026-11-28: LoadRequest moves below models",
     "runtimes.openai_server -> engines.base": "2026-11-28: the client gets types of its own",
     "runtimes.openai_server -> scoring.endpoint": "2026-11-28: the client gets types of its own",
-    "report reaches probes": "2026-11-28: rows of metrics move below the probes",
     "reference/train.py": "2026-11-28: too long",
-    "report/compare.py": "2026-11-28: too long",
     "run/runner.py": "2026-11-28: too long",
     "probes/perplexity.py: _rolling": "2026-11-28: too long",
     "scoring/lm.py: FastLM.__init__": "2026-11-28: too long",
@@ -190,11 +188,8 @@ def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_func
     reached = HOUSE.reach(pure, {"import", "call", "name", "typing"})
     wrong = {house.room(name): path for name, path in reached.items() if name in HOUSE.modules}
     wrong = {room: path for room, path in wrong.items() if room not in BELOW_PURE}
-    if allowed("report reaches"):
-        assert "probes" in wrong
-    else:
-        assert wrong == {}
-        assert not {name.split(".")[0] for name in reached} & (HEAVY - {"plotly", "pandas", "pyarrow"})
+    assert wrong == {}
+    assert not {name.split(".")[0] for name in reached} & (HEAVY - {"plotly", "pandas", "pyarrow"})
 
 
 # ---- what the code must not do ----

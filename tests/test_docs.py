@@ -17,7 +17,7 @@ import pytest
 
 from harness import store
 from harness.methods import METHODS
-from harness.probes import METRICS
+from harness.metrics import METRICS
 from harness.suite import matrix
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from harness.child import fork_server
 from harness.errors import MissingPackage
 from harness.methods import METHODS
 from harness.methods.base import LoadRequest
+from harness.metrics import METRICS
 from harness.plugins import Kind, Plugin
-from harness.probes import METRICS
 from harness.spec import Scheme
 from tests.plugin_site import EXAMPLE, call, install_example, offer
 from tests.tiny_llama import llama, text, tokenizer

@@ -42,7 +42,7 @@ LAYERS = (
     Layer(rooms=("scoring",), why="lm-eval's requests on any model; it knows no method and no engine"),
     Layer(rooms=("models", "runtimes"), why="source models; llama.cpp, OpenVINO and servers. Neither needs the other"),
     Layer(rooms=("formats", "reference"), why="what lies in a file; the embedded model with its texts and tasks"),
-    Layer(rooms=("measure", "stats", "store", "frontier", "forking"), why="tools that know neither models nor methods"),
+    Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "forking"), why="they know neither models nor methods"),
     Layer(rooms=("artifact", "errors"), why="words that most rooms share"),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

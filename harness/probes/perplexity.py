@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.metrics.perplexity import GROUP
 from harness.models import corpora
 from harness.probes.base import Probe, Session, Wishes
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
+from harness.spec import Answer, Json, Measurement, Question, digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,43 +36,6 @@ if TYPE_CHECKING:
 
 ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
 """What one rolling pass answers; asking for any of them gives all three."""
-
-METRICS = (
-    Metric(
-        name="perplexity",
-        title="Perplexity",
-        unit="",
-        better="lower",
-        definition="gptq-L",
-        scale="log",
-        description="exp of the mean negative log-likelihood per token (or per word or byte, as the definition says). Token "
-        "perplexities of different tokenizers are never compared.",
-        short="PPL",
-        axis="quality",
-        places=Places(axis=20, headline=30, ladder=10, baseline=20, terminal=20),
-        samples="losses",
-        monotone=True,
-    ),
-    Metric(
-        name="bits_per_byte",
-        title="Bits per byte",
-        unit="bit/byte",
-        better="lower",
-        definition="bits-per-byte",
-        description="Negative log-likelihood in bits over the bytes of the scored text: comparable between tokenizers.",
-        axis="quality",
-        places=Places(axis=30, ladder=20),
-    ),
-    Metric(
-        name="nonfinite_tokens",
-        title="Non-finite tokens",
-        unit="tokens",
-        better="lower",
-        definition="scored tokens whose log-likelihood is NaN or infinite",
-        description="Of the baseline, and left out of all cells of the model; any other number than 0 marks the cell. A cell "
-        "that has others fails.",
-    ),
-)
 
 
 def questions(wishes: Wishes) -> list[Question]:
@@ -114,9 +78,9 @@ def _measured(session: Session, question: Question) -> Answer:
 
 PROBE = Probe(
     name="perplexity",
-    title="Perplexity",
+    title=GROUP.title,
     version="2",
-    metrics=METRICS,
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,

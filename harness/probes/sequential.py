@@ -19,70 +19,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import Unsupported
+from harness.metrics.sequential import (
+    ACCURACY,
+    DIFFERENCE,
+    ITEMS,
+    KEY,
+    UNDECIDED,
+    VERDICT,
+    WITHIN,
+    WORSE,
+    VerdictSettings,
+    points,
+    settings,
+)
 from harness.probes.items import Item
 from harness.spec import Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
 
-KEY = "sequential"
+__all__ = ["KEY", "UNDECIDED", "WITHIN", "WORSE", "VerdictSettings", "points", "settings", "until_verdict", "whole", "words"]
+
 FIRST_CHUNK, GROWTH = 32, 1.5
 """Items of the first chunk, and how many times longer each is than the one before: few calls, and at the verdict at most about a
 third of what was scored was in vain."""
 
-WITHIN, WORSE, UNDECIDED = 1.0, -1.0, 0.0
-"""Values of `sequential_verdict`; report/numbers.py writes them as words."""
-
-VERDICT = Metric(
-    name="sequential_verdict",
-    title="Verdict",
-    unit="verdict",
-    better="neither",
-    definition="anytime-valid paired test against the baseline",
-    description="Whether the loss of accuracy is within the margin (1), worse than it (-1), or undecided after all items "
-    "(0); n is the number of items that it took. It is false with at most its stated error rate, whenever scoring stopped.",
-)
-ITEMS = Metric(
-    name="sequential_items",
-    title="Items to the verdict",
-    unit="items",
-    better="neither",
-    definition="items fed to the anytime-valid test",
-    description="How many items the verdict took, in the order that all cells share; all of them where it is undecided.",
-)
-DIFFERENCE = Metric(
-    name="sequential_difference",
-    title="Accuracy against the baseline, up to the verdict",
-    unit="points",
-    better="higher",
-    definition="paired difference over the items scored, anytime-valid interval",
-    description="Percentage points. The value leans towards the verdict, because scoring stopped when it looked clear; the "
-    "interval holds all the same. It answers every question at once, so it is wider than the test of the one margin.",
-    signed=True,
-    axis=None,  # of a part of the items, another one in each cell
-)
-ACCURACY = Metric(
-    name="sequential_accuracy",
-    title="Accuracy, up to the verdict",
-    unit="share",
-    better="higher",
-    definition="lm-eval acc or exact_match over the items scored, anytime-valid interval",
-    description="Of the items that were scored only, which differ in number from cell to cell: not to be ranked by.",
-    axis=None,  # as above
-)
-METRICS = (VERDICT, ITEMS, DIFFERENCE, ACCURACY)
 
 Score = Callable[[Sequence[Item]], Sequence[Item]]
 """The cell's answers to the items that these of the baseline's are about, in the same order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictSettings:
-    """`margin`: the loss of accuracy (a share) that is accepted. `alpha`, `beta`: chance of a false "within" and "worse"."""
-
-    margin: float
-    alpha: float
-    beta: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +87,6 @@ class _Bet:
     size: int
 
 
-def settings(question: Question) -> VerdictSettings | None:
-    """Those of a question that is asked until a verdict; None for one over all items."""
-    wish = question.options.get(KEY)
-    if not isinstance(wish, dict):
-        return None
-    return VerdictSettings(margin=wish["margin"], alpha=wish["alpha"], beta=wish["beta"])
-
-
 def whole(question: Question) -> Question:
     """The same question over all items: what the baseline is asked."""
     options = {name: value for name, value in question.options.items() if name != KEY}
@@ -144,12 +100,6 @@ def words(wish: VerdictSettings, tasks: Sequence[str]) -> str:
         f"be within {points(wish.margin)} of the baseline, or worse; a false verdict has a chance of at most "
         f"{100 * wish.alpha:g} % (within) and {100 * wish.beta:g} % (worse). The baseline is scored on all items."
     )
-
-
-def points(margin: float) -> str:
-    """`1 point`, `2.5 points`."""
-    number = f"{100 * margin:g}"
-    return f"{number} point{'' if number == '1' else 's'}"
 
 
 def until_verdict(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import store
-from harness.probes import METRICS
+from harness.metrics import METRICS
 from harness.report.view import view
 from tests.envs.conftest import Installer
 from tests.plugin_site import call, offer
