@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from harness.stats import Interval
+
 ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
 """What one rolling pass answers; asking for any of them gives all three."""
 
@@ -242,11 +244,54 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
     """lm-eval's rolling log-likelihood of the whole text: every token predicted once, windows of the model's context length, the
     last one reaching back so that it is full (`lm_eval.utils.get_rolling_token_windows`, context_len 1)."""
     import numpy as np
-    from lm_eval.utils import get_rolling_token_windows
 
     from harness import stats
 
     text = session.corpus(question).text
+    nll = _rolling_nll(session, question, definition, text)
+    tokens, length = sum(map(len, nll)), int(question.options["window"])
+    sums = np.array([part.astype(np.float64).sum() for part in nll])
+    bad = int(sum((~np.isfinite(part)).sum() for part in nll))
+    if bad:  # the words and bytes of the text are those of all its tokens
+        broken = ": the artifact is broken" if 2 * bad > tokens else ""
+        raise Nonfinite(
+            f"{session.cell.name}: {bad} of {tokens} tokens of {question.subject!r} are NaN or infinite, so the text has no "
+            f"sum{broken}"
+        )
+    # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
+    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
+    blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
+    facts: dict[str, object] = {"documents": 1, "words": words, "bytes": size, "tokens": tokens, "windows": len(nll)}
+    # The interval resamples windows, each with its share of the words and bytes by tokens.
+    share = np.array([len(part) for part in nll]) / tokens
+
+    def one(metric: str, interval: Interval, name: str, unit: str) -> Measurement:
+        return Measurement(
+            metric=metric,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            n=interval.n,
+            definition=f"{name}, windows of {length}",
+            unit=unit,
+            blob=blob,
+        )
+
+    results = []
+    for name, count in (("rolling-word", words), ("rolling-byte", size)):
+        results.append(one("perplexity", stats.ratio_of_sums(sums, share * count, n=tokens).map(math.exp), name, ""))
+    # The definition that was asked for comes first.
+    results.sort(key=lambda m: not m.definition.startswith(definition))
+    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=tokens)
+    results.append(one("bits_per_byte", bits, "bits-per-byte", "bit/byte"))
+    results.append(_nonfinite(bad, tokens, definition))
+    return Answer(measurements=tuple(results), facts=facts)
+
+
+def _rolling_nll(session: Session, question: Question, definition: str, text: str) -> list[NDArray[np.float32]]:
+    """Negative log-likelihoods of the whole text's tokens in nats, one float32 array per window, each token once."""
+    from lm_eval.utils import get_rolling_token_windows
+
     tokenizer = session.loaded.tokenizer
     ids = list(tokenizer(text, verbose=False)["input_ids"])  # with its special tokens, as lm-eval's `hf` encodes a document
     if question.options["tokens"] is not None and len(ids) > int(question.options["tokens"]):
@@ -261,55 +306,8 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
         raise Unsupported(f"{definition} needs a first token to condition on, and this tokenizer has neither BOS nor EOS")
     length = int(question.options["window"])
     pairs = list(get_rolling_token_windows(ids, prefix_token=prefix, max_seq_len=length, context_len=1))
-    windows = [[*inputs, targets[-1]] for inputs, targets in pairs]
-    scored = session.loaded.score_windows(windows, None)
-    nll = [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
-    sums = np.array([part.astype(np.float64).sum() for part in nll])
-    bad = int(sum((~np.isfinite(part)).sum() for part in nll))
-    if bad:  # the words and bytes of the text are those of all its tokens
-        broken = ": the artifact is broken" if 2 * bad > len(ids) else ""
-        raise Nonfinite(
-            f"{session.cell.name}: {bad} of {len(ids)} tokens of {question.subject!r} are NaN or infinite, so the text has no "
-            f"sum{broken}"
-        )
-    # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
-    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
-    blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
-    facts: dict[str, object] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
-    # The interval resamples windows, each with its share of the words and bytes by tokens.
-    share = np.array([len(part) for part in nll]) / len(ids)
-    results = []
-    for name, count in (("rolling-word", words), ("rolling-byte", size)):
-        interval = stats.ratio_of_sums(sums, share * count, n=len(ids)).map(math.exp)
-        results.append(
-            Measurement(
-                metric="perplexity",
-                value=interval.value,
-                low=interval.low,
-                high=interval.high,
-                n=interval.n,
-                definition=f"{name}, windows of {length}",
-                unit="",
-                blob=blob,
-            )
-        )
-    # The definition that was asked for comes first.
-    results.sort(key=lambda m: not m.definition.startswith(definition))
-    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids))
-    results.append(
-        Measurement(
-            metric="bits_per_byte",
-            value=bits.value,
-            low=bits.low,
-            high=bits.high,
-            n=bits.n,
-            definition=f"bits-per-byte, windows of {length}",
-            unit="bit/byte",
-            blob=blob,
-        )
-    )
-    results.append(_nonfinite(bad, len(ids), definition))
-    return Answer(measurements=tuple(results), facts=facts)
+    scored = session.loaded.score_windows([[*inputs, targets[-1]] for inputs, targets in pairs], None)
+    return [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
 
 
 # ---------------------------------------------------------------------- small parts
