@@ -13,10 +13,7 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from harness import reference  # noqa: E402
-from harness.reference import (
-    corpus,
-    network,
-)
+from harness.reference import corpus, network  # noqa: E402
 from harness.reference import train as training  # noqa: E402
 
 # transformers imports parts of torch that torch itself calls deprecated
