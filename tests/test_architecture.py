@@ -24,7 +24,6 @@ FILES = sorted(path.relative_to(HOUSE.folder).as_posix() for path in HOUSE.modul
 
 KNOWN: dict[str, str] = {
     "models.build -> methods.base": "2026-11-28: LoadRequest moves below models",
-    "run/runner.py": "2026-11-28: too long",
     "suite/matrix.py: plan": "2026-11-28: too long",
     "harness.run": "2026-11-28: the room and the function of one name",
 }
@@ -174,7 +173,7 @@ def test_what_a_child_imports_later_finds_its_libraries_in_every_environment_tha
 PURE = ("report", "frontier", "gate", "publish")
 """Rooms that turn stored results into pages and verdicts, wherever they are."""
 
-BELOW_PURE = {*PURE, "harness", "store", "stats", "artifact", "errors", "spec", "version", "metrics"}
+BELOW_PURE = {*PURE, "harness", "store", "stats", "metrics", "artifact", "decode", "errors", "files", "spec", "version"}
 
 
 def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_function() -> None:
@@ -194,7 +193,7 @@ SPEAKERS = {
     "child/serve.py": {"sys.exit", "os._exit"},  # a child leaves without the handlers of libraries whose threads are gone
     "child/branch.py": {"os._exit", "sys.stderr.write"},  # its standard error is the server's log
     "forking.py": {"os._exit"},
-    "probes/tasks_ahead.py": {"os._exit"},
+    "probes/tasks_prepare.py": {"os._exit"},
     "methods/fake.py": {"os._exit"},
     "plugins.py": {"SystemExit"},  # what another package may raise when it is imported
     "reference/corpus.py": {"print"},  # scripts that made the reference model

@@ -43,7 +43,7 @@ LAYERS = (
     Layer(rooms=("models", "runtimes"), why="source models; llama.cpp, OpenVINO and servers. Neither needs the other"),
     Layer(rooms=("formats", "reference"), why="what lies in a file; the embedded model with its texts and tasks"),
     Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "forking"), why="they know neither models nor methods"),
-    Layer(rooms=("artifact", "errors"), why="words that most rooms share"),
+    Layer(rooms=("artifact", "decode", "errors", "files"), why="what most rooms share: words, types from JSON, whole files"),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )
 """The order of the house, from the top. A room imports rooms of lower layers only."""
