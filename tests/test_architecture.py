@@ -226,7 +226,7 @@ def test_what_is_imported_has_a_name_that_can_be_read(file: str) -> None:
 
 # ---- how long and how branched ----
 
-FILE_LINES, FUNCTION_LINES, COMPLEXITY = 500, 60, 28
+FILE_LINES, FUNCTION_LINES, COMPLEXITY = 500, 60, 26
 """The most that a file, a function and its decisions may be. ruff's C901 counts fewer kinds of decisions; its bound is in
 pyproject.toml."""
 

@@ -26,7 +26,7 @@ from harness.suite.schemes import schemes_of
 from harness.suite.sources import check_served_models, prequantized_square, sources_of
 
 
-def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
+def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:  # noqa: C901
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
     plugins.load()
     suite = load(path)
