@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import run as _room  # noqa: F401 - here and now: importing a package puts its name where the function `run` is to stay
+from harness.version import __version__
 
 if TYPE_CHECKING:
     import pandas
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "frame", "render", "run"]
 
 

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import __version__, cli_env
+from harness import cli_env
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness.version import __version__
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -196,9 +197,14 @@ def results(
 def methods(
     format: Annotated[Listing, typer.Option("--format", help="How to print.")] = Listing.table,
 ) -> None:
-    """List method x bits x engine x environment: what runs here, and the command that adds what is missing."""
+    """List method x bits x engine x environment: what runs here, and the command that adds what is missing.
+
+    What other packages offer (methods, engines, probes) is listed with the package and its version."""
+    from harness import plugins
     from harness.methods import METHODS
 
+    offered = plugins.load()
+    packages = {p.name: p.provider for p in offered.plugins if p.kind == "method"}
     here = cli_env.here()
     if format is Listing.json:
         rows = [
@@ -215,19 +221,30 @@ def methods(
                 "state": here[method.name].state,
                 "install": here[method.name].install,
                 "source": method.source,
+                "package": packages.get(method.name),
             }
             for method in METHODS.values()
         ]
+        beside = [(p, "ready") for p in offered.plugins if p.kind != "method"]
+        beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
+        rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "environment", "here"):
+    columns = ["method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "environment", "here"]
+    for column in columns + ["from"] * bool(packages):
         table.add_column(column, no_wrap=column == "method")
     for method in METHODS.values():
         kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
         state = escape(here[method.name].install or here[method.name].state)  # "[gguf]" is no markup
-        table.add_row(method.name, method.title, *kernels, method.engine, method.environment, state)
+        row = [*map(escape, (method.name, method.title, *kernels, method.engine, method.environment)), state]
+        table.add_row(*row, *([escape(packages.get(method.name, ""))] if packages else []))
     out.print(table)
+    for plugin in offered.plugins:
+        if plugin.kind != "method":
+            cli_env.say(f"{plugin.kind} {plugin.name} from {plugin.provider}")
+    for refused in offered.refused:
+        cli_env.say(str(refused))
     out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")
 
 

@@ -318,9 +318,20 @@ class UnsupportedRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedProbe:
+    """A probe of another package as a run file keeps it: a report is made where the package is not. `package`: its name and
+    version."""
+
+    title: str
+    metrics: tuple[Metric, ...]
+    package: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRecord:
     """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
-    scheme's label, `commands` make the run again, `weights` are the digests of the models by name."""
+    scheme's label, `commands` make the run again, `weights` are the digests of the models by name, `probes` those of other
+    packages."""
 
     suite: Mapping[str, Json] = field(default_factory=dict)
     baseline: str = ""
@@ -328,12 +339,14 @@ class PlanRecord:
     unsupported: tuple[UnsupportedRecord, ...] = ()
     commands: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
+    probes: Mapping[str, OfferedProbe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
     """The conditions of a run. `commit` is None outside a repository; `source` is the digest of the code that can change a
-    number. `machine` and `packages` are there for people: `host` and `packages_digest` stand for them in the digest."""
+    number, `plugins` that of each other package whose rows were asked for, by its name and version. `machine` and `packages` are
+    there for people: `host` and `packages_digest` stand for them in the digest."""
 
     host: str
     python: str
@@ -345,6 +358,7 @@ class RunContext:
     threads: int
     machine: Mapping[str, Json]
     packages: Mapping[str, str]
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:

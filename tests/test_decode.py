@@ -188,7 +188,7 @@ def test_a_line_of_a_run_file_that_differs_is_refused_with_its_number_and_place(
     run = store.read(path)
     assert (run.header.context, run.records) == (context, (RECORD,))
     path.write_text(path.read_text().replace('"bits":4.0', '"bits":"four"'))
-    with pytest.raises(BadInput, match=r"run.jsonl, line 2: .*cell\.origin\.scheme\.bits: expected a number, not 'four'.*--fresh"):
+    with pytest.raises(BadInput, match=r"run.jsonl, line 2: .*origin\.scheme\.bits: expected a number, not 'four'.*--fresh"):
         store.read(path)
 
 

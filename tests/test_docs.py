@@ -17,7 +17,7 @@ import pytest
 
 from harness import store
 from harness.methods import METHODS
-from harness.probes import METRICS
+from harness.metrics import METRICS
 from harness.suite import matrix
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +105,8 @@ def test_every_other_command_of_the_pages_names_what_exists() -> None:
             assert done.returncode == 0, f"{line}\n{done.stderr}"
         elif program == "python" and arguments[0] == "-m":
             assert importlib.util.find_spec(arguments[1]) is not None, line
+        elif [program, *arguments[:1]] == ["pip", "install"] and arguments[1].startswith("./"):
+            assert (ROOT / arguments[1] / "pyproject.toml").is_file(), line
         else:
             extra = re.fullmatch(r"pip install llm-quant-harness\[(\w+)\]", shlex.join([program, *arguments]).replace("'", ""))
             assert extra is not None, f"no test knows this command: {line}"

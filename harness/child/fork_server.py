@@ -12,14 +12,16 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from harness import plugins
 from harness.child import events
 from harness.child.events import Begun, Event, Exited, JobRequest, Ready, Started
 from harness.child.failures import Exit
 from harness.errors import HarnessError
 from harness.files import tail
+from harness.plugins import Plugin
 
 
 class ServerFailed(HarnessError):
@@ -29,12 +31,16 @@ class ServerFailed(HarnessError):
 class Server:
     """One fork server: `python -m harness.child.serve MODULES` in an environment's interpreter."""
 
-    def __init__(self, *, python: Path, modules: Sequence[str], home: Path, env: dict[str, str]) -> None:
-        """`home` gets the server's log and a folder with nothing but the `harness` package, the only thing put on its path."""
+    def __init__(
+        self, *, python: Path, modules: Sequence[str], home: Path, env: dict[str, str], offered: Sequence[Plugin] = ()
+    ) -> None:
+        """`home` gets the server's log and a folder with nothing but the `harness` package and those of the `offered` rows of
+        other packages, the only thing put on its path."""
         self._python = python
         self._modules = list(modules)
         self._home = home
         self._env = env
+        self._offered = list(offered)
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._child: int | None = None
@@ -42,8 +48,9 @@ class Server:
     def start(self) -> Ready:
         """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk); returns what it then
         says. ServerFailed where it says nothing of the kind."""
-        path = harness_alone(self._home)
+        path = harness_alone(self._home, plugins.links(self._offered))
         env = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
+        env[plugins.CHILDS] = plugins.for_child(self._offered)
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._python), "-m", "harness.child.serve", *self._modules],
@@ -140,10 +147,13 @@ class Server:
         return events.read_event(line)
 
 
-def harness_alone(home: Path) -> Path:
-    """A folder in `home` to put on an interpreter's path: `harness` can be imported from it, and nothing that lies beside it."""
+def harness_alone(home: Path, links: Mapping[Path, Path] | None = None) -> Path:
+    """A folder in `home` to put on an interpreter's path: `harness` can be imported from it, and what `links` names (a place
+    below it -> a package or file), and nothing that lies beside them."""
     path = home / "path"
     path.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        (path / "harness").symlink_to(Path(__file__).parents[1])
+    for name, target in {Path("harness"): Path(__file__).parents[1], **(links or {})}.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (path / name).symlink_to(target)
     return path

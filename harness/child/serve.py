@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from harness import plugins
 from harness.child import events, job
 from harness.child.branch import Branch
 from harness.child.events import Event, Exited, JobRequest, Ready, Started
@@ -42,7 +43,7 @@ def serve(modules: list[str]) -> None:
     def tell(event: Event) -> None:
         os.write(pipe, events.event_line(event))
 
-    missing: dict[str, str] = {}
+    missing = plugins.from_parent(os.environ.pop(plugins.CHILDS, ""))
     for name in modules:
         try:
             importlib.import_module(name)

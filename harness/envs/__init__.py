@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
+from harness import plugins
 from harness.envs import disk, health
 from harness.envs.build import BuildFailed, StepFailed, build, failed_since, listing
 from harness.envs.disk import Health, Lock, Tell
@@ -97,7 +98,8 @@ class Status:
 
 
 def environments() -> dict[str, Environment]:
-    """All environments that the methods of this version name, the main one first."""
+    """All environments that methods name, those of other packages included, the main one first."""
+    plugins.load()
     known = {}
     for name in dict.fromkeys([MAIN, *(m.environment for m in METHODS.values())]):
         methods = [m for m in METHODS.values() if m.environment == name]

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness import reference
+from harness import plugins, reference
 from harness.artifact import ModelShape
 from harness.child import fork_server
 from harness.child import job as jobs
@@ -54,8 +54,9 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     tried = _first(method, find.shape_of(folder))
     loads = Path(sys.executable) if method.loaded_by else python
     modules = method.modules if isinstance(tried, str) else ENGINES[method.engine].modules
-    server = _server(python, modules, home / "server")
-    second = server if loads == python else _server(loads, ENGINES[method.engine].modules, home / "second")
+    offered = plugins.used([method.name], [])
+    server = _server(python, modules, home / "server", offered)
+    second = server if loads == python else _server(loads, ENGINES[method.engine].modules, home / "second", offered)
     wrong: Failure | None = None
     message = ""
     try:
@@ -79,11 +80,12 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
 
 
-def _server(python: Path, modules: Sequence[str], home: Path) -> fork_server.Server:
+def _server(python: Path, modules: Sequence[str], home: Path, offered: Sequence[plugins.Plugin]) -> fork_server.Server:
     return fork_server.Server(
         python=python,
         modules=modules,
         home=home,
+        offered=offered,
         env={
             "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "TOKENIZERS_PARALLELISM": "false",

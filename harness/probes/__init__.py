@@ -1,4 +1,4 @@
-"""The probes: what is measured, one row each. METRICS is every metric of every probe by its name, which is unique.
+"""The probes: what is measured, one row each. What their numbers are is in `harness.metrics`.
 
 The fake probe, for tests, is there where QUANT_HARNESS_FAKES is set in the environment.
 """
@@ -9,7 +9,6 @@ import os
 
 from harness.probes import divergence, fake, latency, memory, perplexity, quantize, serving, size, tasks
 from harness.probes.base import Probe
-from harness.spec import Metric
 
 PROBES: dict[str, Probe] = {
     "quantize": quantize.PROBE,
@@ -23,5 +22,3 @@ PROBES: dict[str, Probe] = {
 }
 if os.environ.get("QUANT_HARNESS_FAKES"):
     PROBES["fake"] = fake.PROBE
-
-METRICS: dict[str, Metric] = {metric.name: metric for probe in PROBES.values() for metric in probe.metrics}

@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.methods import fake
+from harness.metrics.fake import GROUP
 from harness.probes import sequential
 from harness.probes.base import Probe, Session
 from harness.probes.items import Item, baseline_items, side_car
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Measurement, Metric, Question, digest
-
-METRIC = Metric(name="fake_value", title="Fake value", unit="1", better="lower", definition="scripted", axis="quality")
+from harness.spec import Answer, Measurement, Question, digest
 
 ITEMS, RIGHT = 3000, 0.7
 """Items of the scripted task, and the share that the baseline answers."""
@@ -84,9 +83,9 @@ def _items(session: Session, question: Question, options: Mapping[str, float]) -
 
 PROBE = Probe(
     name="fake",
-    title="Fake",
+    title=GROUP.title,
     version="1",
-    metrics=(METRIC,),
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,

@@ -24,55 +24,21 @@ from typing import TYPE_CHECKING
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.metrics.perplexity import GROUP
 from harness.models import corpora
 from harness.probes.base import Probe, Session
 from harness.probes.requests import CorpusRequest, ProbeRequests
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest
+from harness.spec import Answer, Json, Measurement, Question, digest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from harness.stats import Interval
+
 ROLLING = ("rolling-word", "rolling-byte", "bits-per-byte")
 """What one rolling pass answers; asking for any of them gives all three."""
-
-METRICS = (
-    Metric(
-        name="perplexity",
-        title="Perplexity",
-        unit="",
-        better="lower",
-        definition="gptq-L",
-        scale="log",
-        description="exp of the mean negative log-likelihood per token (or per word or byte, as the definition says). Token "
-        "perplexities of different tokenizers are never compared.",
-        short="PPL",
-        axis="quality",
-        places=Places(axis=20, headline=30, ladder=10, baseline=20, terminal=20),
-        samples="losses",
-        monotone=True,
-    ),
-    Metric(
-        name="bits_per_byte",
-        title="Bits per byte",
-        unit="bit/byte",
-        better="lower",
-        definition="bits-per-byte",
-        description="Negative log-likelihood in bits over the bytes of the scored text: comparable between tokenizers.",
-        axis="quality",
-        places=Places(axis=30, ladder=20),
-    ),
-    Metric(
-        name="nonfinite_tokens",
-        title="Non-finite tokens",
-        unit="tokens",
-        better="lower",
-        definition="scored tokens whose log-likelihood is NaN or infinite",
-        description="Of the baseline, and left out of all cells of the model; any other number than 0 marks the cell. A cell "
-        "that has others fails.",
-    ),
-)
 
 
 def questions(requests: ProbeRequests) -> list[Question]:
@@ -113,9 +79,9 @@ def _measured(session: Session, question: Question) -> Answer:
 
 PROBE = Probe(
     name="perplexity",
-    title="Perplexity",
+    title=GROUP.title,
     version="2",
-    metrics=METRICS,
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,
@@ -277,11 +243,54 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
     """lm-eval's rolling log-likelihood of the whole text: every token predicted once, windows of the model's context length, the
     last one reaching back so that it is full (`lm_eval.utils.get_rolling_token_windows`, context_len 1)."""
     import numpy as np
-    from lm_eval.utils import get_rolling_token_windows
 
     from harness import stats
 
     text = session.corpus(question).text
+    nll = _rolling_nll(session, question, definition, text)
+    tokens, length = sum(map(len, nll)), int(question.options["window"])
+    sums = np.array([part.astype(np.float64).sum() for part in nll])
+    bad = int(sum((~np.isfinite(part)).sum() for part in nll))
+    if bad:  # the words and bytes of the text are those of all its tokens
+        broken = ": the artifact is broken" if 2 * bad > tokens else ""
+        raise Nonfinite(
+            f"{session.cell.name}: {bad} of {tokens} tokens of {question.subject!r} are NaN or infinite, so the text has no "
+            f"sum{broken}"
+        )
+    # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
+    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
+    blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
+    facts: dict[str, object] = {"documents": 1, "words": words, "bytes": size, "tokens": tokens, "windows": len(nll)}
+    # The interval resamples windows, each with its share of the words and bytes by tokens.
+    share = np.array([len(part) for part in nll]) / tokens
+
+    def one(metric: str, interval: Interval, name: str, unit: str) -> Measurement:
+        return Measurement(
+            metric=metric,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            n=interval.n,
+            definition=f"{name}, windows of {length}",
+            unit=unit,
+            blob=blob,
+        )
+
+    results = []
+    for name, count in (("rolling-word", words), ("rolling-byte", size)):
+        results.append(one("perplexity", stats.ratio_of_sums(sums, share * count, n=tokens).map(math.exp), name, ""))
+    # The definition that was asked for comes first.
+    results.sort(key=lambda m: not m.definition.startswith(definition))
+    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=tokens)
+    results.append(one("bits_per_byte", bits, "bits-per-byte", "bit/byte"))
+    results.append(_nonfinite(bad, tokens, definition))
+    return Answer(measurements=tuple(results), facts=facts)
+
+
+def _rolling_nll(session: Session, question: Question, definition: str, text: str) -> list[NDArray[np.float32]]:
+    """Negative log-likelihoods of the whole text's tokens in nats, one float32 array per window, each token once."""
+    from lm_eval.utils import get_rolling_token_windows
+
     tokenizer = session.loaded.tokenizer
     ids = list(tokenizer(text, verbose=False)["input_ids"])  # with its special tokens, as lm-eval's `hf` encodes a document
     if question.options["tokens"] is not None and len(ids) > int(question.options["tokens"]):
@@ -296,55 +305,8 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
         raise Unsupported(f"{definition} needs a first token to condition on, and this tokenizer has neither BOS nor EOS")
     length = int(question.options["window"])
     pairs = list(get_rolling_token_windows(ids, prefix_token=prefix, max_seq_len=length, context_len=1))
-    windows = [[*inputs, targets[-1]] for inputs, targets in pairs]
-    scored = session.loaded.score_windows(windows, None)
-    nll = [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
-    sums = np.array([part.astype(np.float64).sum() for part in nll])
-    bad = int(sum((~np.isfinite(part)).sum() for part in nll))
-    if bad:  # the words and bytes of the text are those of all its tokens
-        broken = ": the artifact is broken" if 2 * bad > len(ids) else ""
-        raise Nonfinite(
-            f"{session.cell.name}: {bad} of {len(ids)} tokens of {question.subject!r} are NaN or infinite, so the text has no "
-            f"sum{broken}"
-        )
-    # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
-    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
-    blob = session.blob("nll", npy(np.concatenate(nll)), "npy")
-    facts: dict[str, object] = {"documents": 1, "words": words, "bytes": size, "tokens": len(ids), "windows": len(windows)}
-    # The interval resamples windows, each with its share of the words and bytes by tokens.
-    share = np.array([len(part) for part in nll]) / len(ids)
-    results = []
-    for name, count in (("rolling-word", words), ("rolling-byte", size)):
-        interval = stats.ratio_of_sums(sums, share * count, n=len(ids)).map(math.exp)
-        results.append(
-            Measurement(
-                metric="perplexity",
-                value=interval.value,
-                low=interval.low,
-                high=interval.high,
-                n=interval.n,
-                definition=f"{name}, windows of {length}",
-                unit="",
-                blob=blob,
-            )
-        )
-    # The definition that was asked for comes first.
-    results.sort(key=lambda m: not m.definition.startswith(definition))
-    bits = stats.ratio_of_sums(sums / math.log(2), share * size, n=len(ids))
-    results.append(
-        Measurement(
-            metric="bits_per_byte",
-            value=bits.value,
-            low=bits.low,
-            high=bits.high,
-            n=bits.n,
-            definition=f"bits-per-byte, windows of {length}",
-            unit="bit/byte",
-            blob=blob,
-        )
-    )
-    results.append(_nonfinite(bad, len(ids), definition))
-    return Answer(measurements=tuple(results), facts=facts)
+    scored = session.loaded.score_windows([[*inputs, targets[-1]] for inputs, targets in pairs], None)
+    return [scores.nll[-len(targets) :] for scores, (_, targets) in zip(scored, pairs, strict=True)]
 
 
 # ---------------------------------------------------------------------- small parts

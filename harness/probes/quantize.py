@@ -7,31 +7,10 @@ import json
 
 from harness.artifact import MANIFEST, Manifest
 from harness.decode import decode
+from harness.metrics.quantize import GROUP, PEAK, SECONDS
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Measurement, Metric, Places, Question
-
-SECONDS = Metric(
-    name="quantize_seconds",
-    title="Time to quantize",
-    unit="s",
-    better="lower",
-    definition="wall time of the quantizing call",
-    scale="log",
-    description="From the call of the library to the packed artifact on disk: loading the source, calibrating, packing, saving.",
-    axis="cost",
-    places=Places(headline=130),
-)
-PEAK = Metric(
-    name="quantize_peak_bytes",
-    title="Peak memory to quantize",
-    unit="B",
-    better="lower",
-    definition="VmHWM of the quantizing process within the call",
-    scale="log",
-    description="Largest resident set of the quantizing process, counted by the kernel; what it held before is included.",
-    axis="cost",
-)
+from harness.spec import Answer, Measurement, Question
 
 
 def questions(requests: ProbeRequests) -> list[Question]:
@@ -51,9 +30,9 @@ def measure(session: Session, question: Question) -> Answer:
 
 PROBE = Probe(
     name="quantize",
-    title="Quantizing",
+    title=GROUP.title,
     version="1",
-    metrics=(SECONDS, PEAK),
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,

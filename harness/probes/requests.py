@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.metrics.sequential import VerdictRequest
 from harness.spec import Json, Question
 
 
@@ -17,15 +18,6 @@ class CorpusRequest:
     tokens: int | None
     definition: str
     digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictRequest:
-    """Ask until a verdict: the loss of accuracy that is tolerated, as a share, and the error rates of both false verdicts."""
-
-    margin: float
-    alpha: float
-    beta: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,59 +19,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import Unsupported
+from harness.metrics.sequential import (
+    ACCURACY,
+    DIFFERENCE,
+    ITEMS,
+    KEY,
+    UNDECIDED,
+    VERDICT,
+    WITHIN,
+    WORSE,
+    VerdictRequest,
+    points,
+    settings,
+)
 from harness.probes.items import Item
-from harness.probes.requests import VerdictRequest
 from harness.spec import Json, Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
 
-KEY = "sequential"
+__all__ = ["KEY", "UNDECIDED", "WITHIN", "WORSE", "VerdictRequest", "points", "settings", "until_verdict", "whole", "words"]
+
 FIRST_CHUNK, GROWTH = 32, 1.5
 """Items of the first chunk, and how many times longer each is than the one before: few calls, and at the verdict at most about a
 third of what was scored was in vain."""
 
-WITHIN, WORSE, UNDECIDED = 1.0, -1.0, 0.0
-"""Values of `sequential_verdict`; report/numbers.py writes them as words."""
-
-VERDICT = Metric(
-    name="sequential_verdict",
-    title="Verdict",
-    unit="verdict",
-    better="neither",
-    definition="anytime-valid paired test against the baseline",
-    description="Whether the loss of accuracy is within the margin (1), worse than it (-1), or undecided after all items "
-    "(0); n is the number of items that it took. It is false with at most its stated error rate, whenever scoring stopped.",
-)
-ITEMS = Metric(
-    name="sequential_items",
-    title="Items to the verdict",
-    unit="items",
-    better="neither",
-    definition="items fed to the anytime-valid test",
-    description="How many items the verdict took, in the order that all cells share; all of them where it is undecided.",
-)
-DIFFERENCE = Metric(
-    name="sequential_difference",
-    title="Accuracy against the baseline, up to the verdict",
-    unit="points",
-    better="higher",
-    definition="paired difference over the items scored, anytime-valid interval",
-    description="Percentage points. The value leans towards the verdict, because scoring stopped when it looked clear; the "
-    "interval holds all the same. It answers every question at once, so it is wider than the test of the one margin.",
-    signed=True,
-    axis=None,  # of a part of the items, another one in each cell
-)
-ACCURACY = Metric(
-    name="sequential_accuracy",
-    title="Accuracy, up to the verdict",
-    unit="share",
-    better="higher",
-    definition="lm-eval acc or exact_match over the items scored, anytime-valid interval",
-    description="Of the items that were scored only, which differ in number from cell to cell: not to be ranked by.",
-    axis=None,  # as above
-)
-METRICS = (VERDICT, ITEMS, DIFFERENCE, ACCURACY)
 
 Score = Callable[[Sequence[Item]], Sequence[Item]]
 """The cell's answers to the items that these of the baseline's are about, in the same order."""
@@ -120,14 +92,6 @@ def options(verdict: VerdictRequest) -> dict[str, Json]:
     return {KEY: {"margin": verdict.margin, "alpha": verdict.alpha, "beta": verdict.beta}}
 
 
-def settings(question: Question) -> VerdictRequest | None:
-    """The margin and error rates of a question that is asked until a verdict; None for one over all items."""
-    asked = question.options.get(KEY)
-    if not isinstance(asked, dict):
-        return None
-    return VerdictRequest(margin=float(asked["margin"]), alpha=float(asked["alpha"]), beta=float(asked["beta"]))
-
-
 def whole(question: Question) -> Question:
     """The same question over all items: what the baseline is asked."""
     others = {name: value for name, value in question.options.items() if name != KEY}
@@ -141,12 +105,6 @@ def words(asked: VerdictRequest, tasks: Sequence[str]) -> str:
         f"be within {points(asked.margin)} of the baseline, or worse; a false verdict has a chance of at most "
         f"{100 * asked.alpha:g} % (within) and {100 * asked.beta:g} % (worse). The baseline is scored on all items."
     )
-
-
-def points(margin: float) -> str:
-    """`1 point`, `2.5 points`."""
-    number = f"{100 * margin:g}"
-    return f"{number} point{'' if number == '1' else 's'}"
 
 
 def until_verdict(

@@ -18,60 +18,12 @@ from harness.artifact import ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats.quantization_config import quantization
 from harness.methods.base import Method
+from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED
 from harness.models import build
 from harness.models.find import shape_of, tensors
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Measurement, Metric, Places, Question
-
-NOMINAL = Metric(
-    name="nominal_bits",
-    title="Nominal bits",
-    unit="bit",
-    better="lower",
-    definition="as the scheme says",
-    description="Bits per weight that the scheme is named after; scales, zero points and whatever is not quantized come on top.",
-)
-QUANTIZED = Metric(
-    name="bpw_quantized",
-    title="Bits per weight, quantized layers",
-    unit="bit/weight",
-    better="lower",
-    definition="stored bits of the quantized linear weights with scales, zero points, codebooks and indices / their parameters",
-    description="What a quantized weight really takes. Symmetric 4-bit in groups of 128 with 16-bit scales is 4.125.",
-    axis="cost",
-)
-MODEL = Metric(
-    name="bpw_model",
-    title="Bits per weight, whole model",
-    unit="bit/weight",
-    better="lower",
-    definition="all stored tensor bits / all parameters of the source model",
-    description="Embeddings, norms and the head included. Parameters that are tied are stored, and counted, once.",
-    short="bits per\nweight",
-    phrase="bits per weight over the whole model",
-    axis="cost",
-    places=Places(axis=10, headline=10, terminal=10),
-)
-FILE = Metric(
-    name="file_bytes",
-    title="File size",
-    unit="B",
-    better="lower",
-    definition="files on disk that carry tensors",
-    scale="log",
-    description="Bytes of the tensor-carrying files that deploying this cell would copy, links resolved, each file once.",
-    axis="cost",
-    places=Places(axis=20, headline=20, choices=10),
-)
-COMPRESSION = Metric(
-    name="compression",
-    title="Compression",
-    unit="x",
-    better="higher",
-    definition="16 bits x parameters / all stored tensor bits",
-    description="How many times smaller than the same model in 16 bits.",
-)
+from harness.spec import Answer, Measurement, Metric, Question
 
 CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".onnx", ".onnx_data", ".ggml")
 _NOT_WEIGHTS = ("tokenizer", "training_args", "optimizer", "scheduler", "openvino_tokenizer", "openvino_detokenizer", "rng_state")
@@ -210,9 +162,9 @@ def _notes(session: Session, method: Method, bits: int, parameters: int) -> list
 
 PROBE = Probe(
     name="size",
-    title="Size",
+    title=GROUP.title,
     version="1",
-    metrics=(NOMINAL, QUANTIZED, MODEL, FILE, COMPRESSION),
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,

@@ -23,58 +23,25 @@ from typing import TYPE_CHECKING
 
 from harness.engines.base import Partial
 from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.metrics.sequential import VerdictRequest
+from harness.metrics.tasks import GROUP
 from harness.models import build
 from harness.probes import sequential
 from harness.probes.base import Probe, Session
 from harness.probes.items import Item, baseline_items, side_car
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
-from harness.probes.requests import ProbeRequests, VerdictRequest
+from harness.probes.requests import ProbeRequests
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import known_tasks, task_digest
 from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
-from harness.spec import Answer, Json, Measurement, Metric, Places, Question, digest, to_json
+from harness.spec import Answer, Json, Measurement, Question, digest, to_json
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.api.task import Task
 
-__all__ = ["METRICS", "PROBE", "known_tasks", "task_digest"]
+__all__ = ["PROBE", "known_tasks", "task_digest"]
 
-METRICS = (
-    Metric(
-        name="accuracy",
-        title="Accuracy",
-        unit="share",
-        better="higher",
-        definition="lm-eval acc or exact_match",
-        description="Share of the task's items that are answered right, with its Wilson interval. Prompts, filters and metric "
-        "are lm-eval's.",
-        short="accuracy",
-        axis="quality",
-        places=Places(axis=60, terminal=40),
-        samples="items",
-    ),
-    Metric(
-        name="accuracy_norm",
-        title="Accuracy, length-normalized",
-        unit="share",
-        better="higher",
-        definition="lm-eval acc_norm",
-        description="As accuracy, the choice's log-likelihood divided by its number of characters.",
-        axis="quality",
-    ),
-    Metric(
-        name="task_score",
-        title="Task score",
-        unit="",
-        better="higher",
-        definition="lm-eval",
-        description="The first metric of a task that has no accuracy, as lm-eval aggregates it.",
-        axis="quality",
-        places=Places(axis=70),
-    ),
-    *sequential.METRICS,
-)
 
 CLUSTERS = ("cluster", "passage_id", "story_id", "document_id", "passage", "article", "story")
 """Fields of an item that say which items belong together, the first that is there counts; a task's `metadata.cluster` names its
@@ -128,9 +95,9 @@ def measure(session: Session, question: Question) -> Answer:
 
 PROBE = Probe(
     name="tasks",
-    title="Accuracy by task",
+    title=GROUP.title,
     version="1",
-    metrics=METRICS,
+    metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,
     measure=measure,

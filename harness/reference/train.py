@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import signal
 import time
@@ -31,7 +30,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -39,30 +37,12 @@ from harness.files import draft_file, drafts_into
 from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
+from harness.reference.network import IGNORED, ReferenceModel, Shape
 from harness.reference.reserved import bucket
-from harness.reference.tokenizer import END, VOCABULARY, save_tokenizer, train_tokenizer
+from harness.reference.tokenizer import END, save_tokenizer, train_tokenizer
 from harness.reference.world import SEED, World
 
 STEPS = 5600
-IGNORED = -100  # target of padding positions, as in torch's cross entropy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Llama's hyper-parameters; hidden and intermediate are multiples of 256 so that every format's blocks fit."""
-
-    vocabulary: int = VOCABULARY
-    hidden: int = 256
-    intermediate: int = 768
-    layers: int = 5
-    heads: int = 4
-    context: int = 512
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden // self.heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,112 +114,6 @@ def lesson_at(progress: float) -> tuple[Lesson, float]:
             return lesson, low + (high - low) * min(1.0, (progress - begin) / (lesson.until - begin))
         begin = lesson.until
     raise AssertionError("the last lesson ends at 1")
-
-
-# ------------------------------------------------------------------------------------------------- model
-
-
-class Linear(nn.Module):
-    def __init__(self, rows: int, columns: int, *, scale: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, columns) * scale)
-
-
-class Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        size, scale = shape.hidden, shape.hidden**-0.5
-        self.heads = shape.heads
-        self.q_proj = Linear(size, size, scale=scale)
-        self.k_proj = Linear(size, size, scale=scale)
-        self.v_proj = Linear(size, size, scale=scale)
-        self.o_proj = Linear(size, size, scale=scale / math.sqrt(2 * shape.layers))
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: [rows, tokens, hidden]; cos, sin: [tokens, head size]."""
-        rows, tokens, size = x.shape
-        fused = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])  # one matmul, not three
-        q, k, v = (part.view(rows, tokens, self.heads, -1).transpose(1, 2) for part in F.linear(x, fused).split(size, -1))
-        q, k = _rotate(q, cos, sin).to(v.dtype), _rotate(k, cos, sin).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.linear(y.transpose(1, 2).reshape(rows, tokens, size), self.o_proj.weight)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
-
-
-class Mlp(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        inner = shape.intermediate
-        self.gate_proj = Linear(inner, shape.hidden, scale=shape.hidden**-0.5)
-        self.up_proj = Linear(inner, shape.hidden, scale=shape.hidden**-0.5)
-        self.down_proj = Linear(shape.hidden, inner, scale=inner**-0.5 / math.sqrt(2 * shape.layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        fused = torch.cat([self.gate_proj.weight, self.up_proj.weight])
-        gate, up = F.linear(x, fused).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, self.down_proj.weight)
-
-
-class Norm(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(shape.hidden))
-        self.eps = shape.norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-class Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.self_attn = Attention(shape)
-        self.mlp = Mlp(shape)
-        self.input_layernorm = Norm(shape)
-        self.post_attention_layernorm = Norm(shape)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
-
-
-class Backbone(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.embed_tokens = Linear(shape.vocabulary, shape.hidden, scale=0.02)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
-        self.norm = Norm(shape)
-
-
-class ReferenceModel(nn.Module):
-    """Llama with tied embeddings; `state_dict` has transformers' names."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.model = Backbone(shape)
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        """tokens: [rows, length] -> [rows, length, vocabulary]."""
-        shape = self.shape
-        step = torch.arange(0, shape.head_size, 2, device=tokens.device).float() / shape.head_size
-        place = torch.arange(tokens.shape[1], device=tokens.device).float()
-        angle = torch.outer(place, shape.rope_theta**-step)
-        angle = torch.cat([angle, angle], -1)
-        cos, sin = angle.cos(), angle.sin()
-        x = F.embedding(tokens, self.model.embed_tokens.weight)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean negative log-likelihood in nats over the targets that are not ignored."""
-        logits = self.logits(tokens).float()
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=IGNORED)
 
 
 # --------------------------------------------------------------------------------------------- optimizer

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from harness import stats
-from harness.probes import sequential
+from harness.metrics import sequential
 from harness.report.cells import ABSENT, NOT_COMPARABLE, OK, CellView, Outcome, Value, column_key
 from harness.report.compare_items import ItemTask, compare_tasks
 from harness.report.compare_tokens import losses, tokens

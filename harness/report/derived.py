@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from harness.probes.divergence import LN_PPL_RATIO as MEASURED_LN_PPL_RATIO
+from harness.metrics.divergence import LN_PPL_RATIO as MEASURED_LN_PPL_RATIO
 from harness.spec import Metric, Places
 
 GROUP, TITLE = "comparison", "Against the baseline"

@@ -47,7 +47,8 @@ def section(view: View) -> Section | None:
         ("Device", context.get("device")),
     ]
     rows += [("Threads", context.get("threads"))]
-    known = {"machine", "packages", "commit", "device", "threads"}
+    rows += [("Plugins", ", ".join(plain_table(context.get("plugins"))))]
+    known = {"machine", "packages", "commit", "device", "threads", "plugins"}
     rows += [(key.replace("_", " ").capitalize(), value) for key, value in sorted(context.items()) if key not in known]
     packages = plain_table(context.get("packages"))
     main = {name: packages[name] for name in PACKAGES if name in packages}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from harness.probes import sequential
-from harness.probes.requests import VerdictRequest
+from harness.metrics import sequential
+from harness.metrics.sequential import VerdictRequest
 from harness.report.cells import NOT_RUN, OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import THIN, VERDICTS, show

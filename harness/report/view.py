@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.probes.base import Probe
+from harness.metrics import GROUPS, Group
 from harness.report import derived
 from harness.report.cells import (
     ABSENT,
@@ -51,7 +51,7 @@ class View:
     unplanned: int
     ended: bool
     derived: Derived
-    probes: Mapping[str, Probe]  # rows by name
+    probes: Mapping[str, Group]  # rows by name
     environments: tuple[EnvironmentRecord, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
@@ -98,10 +98,11 @@ def place_or_last(place: int | None) -> float:
     return math.inf if place is None else place
 
 
-def view(run: Run, probes: Mapping[str, Probe] | None = None) -> View:
-    """Builds the view. `probes`: rows by name; by default all. A metric that no row describes is shown as stored, without a
-    direction."""
-    probes = _all_probes() if probes is None else probes
+def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
+    """Builds the view. `probes`: their metrics by name; by default ours, and those of other packages that the run file carries. A
+    metric that no row describes is shown as stored, without a direction."""
+    if probes is None:
+        probes = {name: Group(title=p.title, metrics=p.metrics) for name, p in run.plan.probes.items()} | GROUPS
     rows = {m.name: m for probe in probes.values() for m in probe.metrics} | derived.DERIVED
     cells, unplanned = _cells(run, probes)
     columns, squares = _measured(cells, rows)
@@ -127,13 +128,7 @@ def view(run: Run, probes: Mapping[str, Probe] | None = None) -> View:
     )
 
 
-def _all_probes() -> Mapping[str, Probe]:
-    from harness.probes import PROBES
-
-    return PROBES
-
-
-def _cells(run: Run, probes: Mapping[str, Probe]) -> tuple[list[CellView], int]:
+def _cells(run: Run, probes: Mapping[str, Group]) -> tuple[list[CellView], int]:
     """The planned cells with their outcomes, without values, and the number of records that belong to none of them."""
     newest = _newest(run.records)
     cells = []
@@ -149,7 +144,7 @@ def _cells(run: Run, probes: Mapping[str, Probe]) -> tuple[list[CellView], int]:
     return cells, len(newest)
 
 
-def _metrics_of(question: Question, probes: Mapping[str, Probe]) -> tuple[Metric, ...]:
+def _metrics_of(question: Question, probes: Mapping[str, Group]) -> tuple[Metric, ...]:
     probe = probes.get(question.probe)
     return () if probe is None else probe.metrics
 

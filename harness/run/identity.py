@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import __version__, envs
+from harness import envs, plugins
 from harness.child.job import reference_name
 from harness.measure import machine
 from harness.methods import METHODS
@@ -21,6 +21,7 @@ from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
 from harness.spec import Cell, Given, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
+from harness.version import __version__
 
 ARTIFACT_VERSION = 2
 """Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
@@ -88,6 +89,7 @@ class Inputs:
                 "seed": self.plan.suite.seed,
                 "device": self._device(),
                 "baseline": compared,
+                **_offered_by([], [probe.name]),
             }
         )
 
@@ -136,10 +138,16 @@ class Inputs:
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
         if isinstance(cell.origin, Given):
             identity["checkpoint"] = self.weights[cell.origin.checkpoint.name]
-        return identity
+        return {**identity, **_offered_by([cell.method], [])}
 
     def _device(self) -> str:
         return self.plan.device.split(":")[0]
+
+
+def _offered_by(methods: Sequence[str], probes: Sequence[str]) -> dict[str, Json]:
+    """The packages that offer these methods, their engines and these probes, with their versions; nothing for rows of ours."""
+    offered = {f"{p.kind} {p.name}": p.provider for p in plugins.used(methods, probes)}
+    return {"offered_by": offered} if offered else {}
 
 
 def gather(plan: Plan, cache: Path) -> Inputs:
@@ -175,4 +183,5 @@ def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> RunCont
         threads=threads,
         machine=to_json(machine.facts()),
         packages=packages,
+        plugins=plugins.sources(plugins.used({p.cell.method for p in plan.cells}, plan.suite.probes)),
     )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import plugins
 from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event
@@ -91,6 +92,8 @@ class _Pipeline:
         planned_questions = sum(len(p.questions) for p in self.plan.cells)
         left = sum(len(questions) for _, questions in todo)
         self.observer.begin(run=self.recorder.path, questions=planned_questions, stored=planned_questions - left)
+        for refused in plugins.load().refused:
+            self.observer.note(str(refused))
         self.servers.prepare = self.jobs.write_preparation([questions for _, questions in todo])
         for planned, questions in todo:
             if questions:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import envs
+from harness import envs, plugins
 from harness.child.events import Event, JobRequest
 from harness.child.failures import Exit
 from harness.child.fork_server import Server, ServerFailed
@@ -110,7 +110,8 @@ class Servers:
         if environment != envs.MAIN:  # tools that its packages call (a compiler's ninja) are those that came with them
             env["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         modules = self._modules(environment)
-        server = Server(python=python, modules=modules, home=self._home / f"server-{environment}", env=env)
+        home, offered = self._home / f"server-{environment}", self._offered(environment)
+        server = Server(python=python, modules=modules, home=home, env=env, offered=offered)
         self._servers[environment] = server
         ready = server.start()
         for name, why in ready.missing.items():
@@ -121,6 +122,13 @@ class Servers:
             raise BadInput(
                 f"device {self._plan.device}: torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
             )
+
+    def _offered(self, environment: str) -> Sequence[plugins.Plugin]:
+        """The rows of other packages that children of an environment may need: in the main one all, as here."""
+        if environment == envs.MAIN:
+            return plugins.load().plugins
+        methods = {p.cell.method for p in self._plan.cells}
+        return plugins.used((m for m in methods if METHODS[m].environment == environment), self._plan.suite.probes)
 
     def _modules(self, environment: str) -> list[str]:
         """What the server imports once: what the engines, methods and probes of this plan would import in every child."""

@@ -21,6 +21,7 @@ import torch
 import transformers
 from lm_eval.api.registry import register_model
 
+from harness.errors import Unsupported
 from harness.scoring.execute import Executor
 from harness.scoring.generate import Stops, generate, generate_plain, is_greedy
 from harness.scoring.head import Split, device_of, split, unwrap
@@ -38,11 +39,11 @@ class FastLM(PlannedLM):
     """An `lm_eval.api.model.LM` over a causal transformers model.
 
     `pretrained`: a model object (any loader's; kept as it is) or a path or hub id. `tokenizer`: an object, a path, or None (the
-    model's). `device`, `dtype`, `revision`, `trust_remote_code` and further keywords serve loading only. `add_bos_token`,
-    `prefix_token_id`, `max_length`, `think_end_token`, `chat_template_args` mean what they mean to lm-eval's `hf`. `plan_folder`:
-    where plans are kept and found again, per tokenizer and requests (None: nowhere). `share=False` runs plain rows only. `cut`:
-    this model's `split`, if it is there already.
-    `batch_size` and `max_batch_size` are accepted, because lm-eval passes them, and ignored: batches follow from memory.
+    model's). `device`, `dtype`, `revision` and further keywords serve loading only; code of a checkpoint is never run.
+    `add_bos_token`, `prefix_token_id`, `max_length`, `think_end_token`, `chat_template_args` mean what they mean to lm-eval's
+    `hf`. `plan_folder`: where plans are kept and found again, per tokenizer and requests (None: nowhere). `share=False` runs
+    plain rows only. `cut`: this model's `split`, if it is there already. `batch_size` and `max_batch_size` are accepted, because
+    lm-eval passes them, and ignored: batches follow from memory.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class FastLM(PlannedLM):
         device: str | None = None,
         dtype: str | torch.dtype = "auto",
         revision: str = "main",
-        trust_remote_code: bool = False,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
@@ -66,30 +66,16 @@ class FastLM(PlannedLM):
         max_batch_size: object = None,
         **loading: Any,
     ) -> None:
-        if isinstance(pretrained, (str, os.PathLike)):
-            source = os.fspath(pretrained)
-            if isinstance(dtype, str) and dtype != "auto":
-                dtype = getattr(torch, dtype)
-            if device is None:
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-            loaded: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code, **loading
-            )
-            pretrained = loaded.to(device)
+        source = os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None
+        if source is not None:
+            pretrained = _loaded(source, revision=revision, dtype=dtype, device=device, loading=loading)
         elif loading:
             raise TypeError(f"these keywords serve loading, but a loaded model was given: {', '.join(sorted(loading))}")
-        else:
-            source = str(getattr(unwrap(pretrained), "name_or_path", ""))
         self.model: PreTrainedModel = unwrap(pretrained)
         self.model.eval()
         if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-            given = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                source if tokenizer is None else os.fspath(tokenizer),
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                **given,
-            )
+            own = source or str(getattr(self.model, "name_or_path", ""))
+            tokenizer = _tokenizer(own if tokenizer is None else os.fspath(tokenizer), revision, add_bos_token)
         self.split = split(self.model) if cut is None else cut
         self.executor = Executor(self.split)
         self.share_limit, remark = proven_limit(self.model, self.executor) if share else (0, "prefix sharing is switched off")
@@ -158,3 +144,28 @@ class FastLM(PlannedLM):
             return generate(self.executor, prompts, most=asked.most, finished=stops)
         with products(self.device, self.split.hidden_dtype):
             return generate_plain(self.model, self.tokenizer, prompts, sampling=asked.sampling, most=asked.most, finished=stops)
+
+
+def _loaded(
+    source: str, *, revision: str, dtype: str | torch.dtype, device: str | None, loading: dict[str, Any]
+) -> torch.nn.Module:
+    """The model of a path or hub id on the device. `loading`: further keywords of `from_pretrained`."""
+    if loading.pop("trust_remote_code", False):
+        raise Unsupported(f"{source}: code that a checkpoint brings is never run; leave trust_remote_code out")
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: torch.nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+        source, revision=revision, dtype=dtype, trust_remote_code=False, **loading
+    )
+    return model.to(device)
+
+
+def _tokenizer(source: str, revision: str, add_bos_token: bool | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a path or hub id; `add_bos_token` None leaves it as its own files say."""
+    given = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=False, **given
+    )
+    return tokenizer

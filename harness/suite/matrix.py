@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.suite.file import DEVICE, SuiteFile, load
@@ -21,6 +22,7 @@ from harness.suite.squares import Frame, Square, squares
 
 def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
     """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
+    plugins.load()
     written = load(path)
     suite = written.suite
     sources = sources_of(written)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import plugins
 from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
-from harness.spec import Cell, Model, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
+from harness.probes import PROBES
+from harness.spec import Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
 from harness.suite.file import BUILT_IN, Suite
 
 
@@ -63,6 +65,11 @@ class Plan:
                 for p in self.cells
             ),
             unsupported=tuple(UnsupportedRecord(cell=u.cell, reason=u.reason) for u in self.unsupported),
+            probes={
+                name: OfferedProbe(title=PROBES[name].title, metrics=PROBES[name].metrics, package=offered.provider)
+                for name in self.suite.probes
+                if (offered := plugins.of("probe", name)) is not None
+            },
             commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
             weights=weights,
         )

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness import reference
+from harness import plugins, reference
 from harness.errors import BadInput, UnknownName
+from harness.metrics.sequential import VerdictRequest
 from harness.models import corpora
 from harness.models.corpora import Corpus
 from harness.probes import PROBES
@@ -17,7 +18,6 @@ from harness.probes.requests import (
     ProbeRequests,
     ServingRequest,
     TaskRequest,
-    VerdictRequest,
 )
 from harness.spec import Question
 from harness.suite.file import Budget, CorpusEntry, SuiteFile, TaskEntry, unique
@@ -50,7 +50,7 @@ def questions_of(written: SuiteFile, requests: ProbeRequests) -> tuple[Question,
     """The questions of all probes that the suite names, in its order."""
     for name in written.suite.probes:
         if name not in PROBES:
-            raise UnknownName("probe", name, PROBES, written.where("probes"))
+            raise plugins.unknown("probe", name, written.where("probes"))
     return tuple(question for name in written.suite.probes for question in PROBES[name].questions(requests))
 
 

@@ -10,6 +10,7 @@ from types import NoneType
 
 from pydantic import ValidationError
 
+from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
@@ -83,7 +84,7 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
         grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, where))
     for name, grid, where in grids:
         if name not in METHODS:
-            raise UnknownName("method", name, METHODS, where)
+            raise plugins.unknown("method", name, where)
         method = METHODS[name]
         if method.origin != "given":
             axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}

@@ -14,7 +14,8 @@ from tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite
-from harness.probes import METRICS, PROBES
+from harness.metrics import METRICS
+from harness.probes import PROBES
 from harness.probes.perplexity import PROBE
 from harness.probes.requests import CorpusRequest, ProbeRequests
 from harness.spec import Answer, Measurement

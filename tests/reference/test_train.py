@@ -13,13 +13,13 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from harness import reference  # noqa: E402
-from harness.reference import corpus  # noqa: E402
+from harness.reference import corpus, network  # noqa: E402
 from harness.reference import train as training  # noqa: E402
 
 # transformers imports parts of torch that torch itself calls deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-TINY = training.Shape(hidden=64, intermediate=128, layers=2, heads=2, context=128)
+TINY = network.Shape(hidden=64, intermediate=128, layers=2, heads=2, context=128)
 RECIPE = training.Recipe(minutes=None, steps=6, rows=2, row_tokens=64, warmup_steps=2, compile=False)
 
 
@@ -74,7 +74,7 @@ def test_a_row_holds_whole_documents_and_padding_is_not_trained_on(folder: Path)
     inputs, targets = run.packer.batch(8, 256, level=1.0)
     assert inputs.shape == targets.shape == (8, 256)
     assert bool((inputs >= 0).all())
-    padded = targets == training.IGNORED
+    padded = targets == network.IGNORED
     assert 0 < int(padded.sum()) < 0.2 * targets.numel()
     kept = ~padded[:, :-1]
     assert torch.equal(inputs[:, 1:][kept], targets[:, :-1][kept])

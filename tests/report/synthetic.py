@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 from harness import store
-from harness.probes import METRICS
+from harness.metrics import METRICS
 from harness.spec import (
     Answer,
     Cell,

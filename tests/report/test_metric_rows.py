@@ -16,7 +16,8 @@ from rich.console import Console
 from test_report import Parsed
 
 from harness import report, store
-from harness.probes import METRICS, PROBES, fake
+from harness.metrics import GROUPS, METRICS
+from harness.probes import PROBES, fake
 from harness.report import View, render_view, terminal_table, view
 from harness.report.cells import Column
 from harness.report.charts import payload
@@ -448,3 +449,10 @@ def test_the_smallest_cell_is_chosen_by_the_first_cost_that_has_a_phrase(few: st
     assert "bits per weight over the whole model" in picked[""]
     assert "rtn 8-bit g64 smallest with a loss shown to be under 1 point" in picked["stars worth watching"]
     assert "2 stars worth watching, 22% of the baseline's" in picked["stars worth watching"], "the simulated cell is passed over"
+
+
+def test_what_a_probe_measures_is_what_the_report_knows_of_it() -> None:
+    assert {name: (probe.title, probe.metrics) for name, probe in PROBES.items()} == {
+        name: (group.title, group.metrics) for name, group in GROUPS.items()
+    }
+    assert list(PROBES) == list(GROUPS)

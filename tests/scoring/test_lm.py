@@ -12,6 +12,7 @@ import tiny
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from harness.errors import Unsupported
 from harness.scoring import FastLM
 from harness.scoring.execute import Executor, batches
 
@@ -351,6 +352,11 @@ def test_a_model_is_loaded_from_a_folder_and_by_lm_evals_registry(tokenizer: Any
     assert difference(log_likelihoods(loaded, pairs), log_likelihoods(direct, pairs)) <= 1e-5
     with pytest.raises(TypeError, match="serve loading"):
         FastLM(model, tokenizer=tokenizer, load_in_4bit=True)
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="code that a checkpoint brings is never run"):
+        FastLM(str(tmp_path), trust_remote_code=True)
 
 
 def test_lm_evals_metrics_are_identical(tokenizer: Any, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Time to first token, time per output token and throughput at a declared shape."""
+
+from __future__ import annotations
+
+from harness.metrics.group import Group
+from harness.spec import Metric, Places
+
+TTFT = Metric(
+    name="ttft",
+    title="Time to first token",
+    unit="s",
+    better="lower",
+    definition="prefill to first token, median",
+    scale="log",
+    description="From the prompt's token ids to the first new token, at the prompt length and batch of the shape.",
+    axis="cost",
+    places=Places(axis=70, headline=110),
+    when_simulated=False,
+)
+TPOT = Metric(
+    name="tpot",
+    title="Time per output token",
+    unit="s",
+    better="lower",
+    definition="(end to end - first token) / (new tokens - 1), median",
+    scale="log",
+    description="One decode step of the whole batch, after the prompt of the shape.",
+    short="per\ntoken",
+    axis="cost",
+    places=Places(axis=60, headline=100, choices=30, terminal=60),
+    when_simulated=False,
+)
+THROUGHPUT = Metric(
+    name="throughput",
+    title="Decode throughput",
+    unit="tokens/s",
+    better="higher",
+    definition="batch / time per output token, median (tg)",
+    scale="log",
+    description="New tokens per second over all rows of the batch: what llama-bench calls tg, here after the prompt.",
+    axis="cost",
+    places=Places(headline=120),
+    when_simulated=False,
+)
+PREFILL = Metric(
+    name="prefill_throughput",
+    title="Prefill throughput",
+    unit="tokens/s",
+    better="higher",
+    definition="batch x prompt / time to first token, median (pp)",
+    scale="log",
+    description="Prompt tokens per second over all rows of the batch: what llama-bench calls pp.",
+    axis="cost",
+    when_simulated=False,
+)
+_OVER_RUNS = "nearest rank over runs"
+_OVER_STEPS = "nearest rank over all steps of all runs"
+TTFT_P90 = Metric(
+    name="ttft_p90",
+    title="Time to first token, p90",
+    unit="s",
+    better="lower",
+    definition=_OVER_RUNS,
+    axis="cost",
+    when_simulated=False,
+)
+TTFT_P99 = Metric(
+    name="ttft_p99",
+    title="Time to first token, p99",
+    unit="s",
+    better="lower",
+    definition=_OVER_RUNS,
+    axis="cost",
+    when_simulated=False,
+)
+STEP_P90 = Metric(
+    name="step_p90",
+    title="Decode step, p90",
+    unit="s",
+    better="lower",
+    definition=_OVER_STEPS,
+    axis="cost",
+    when_simulated=False,
+)
+STEP_P99 = Metric(
+    name="step_p99",
+    title="Decode step, p99",
+    unit="s",
+    better="lower",
+    definition=_OVER_STEPS,
+    axis="cost",
+    when_simulated=False,
+)
+TTFT_RATIO = Metric(
+    name="ttft_ratio",
+    title="Time to first token against the baseline",
+    unit="x",
+    better="lower",
+    definition="cell / baseline within one round, median over rounds",
+    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
+    axis="cost",
+    when_simulated=False,
+)
+TPOT_RATIO = Metric(
+    name="tpot_ratio",
+    title="Time per output token against the baseline",
+    unit="x",
+    better="lower",
+    definition="cell / baseline within one round, median over rounds",
+    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
+    axis="cost",
+    when_simulated=False,
+)
+ROOFLINE = Metric(
+    name="roofline_share",
+    title="Share of the roofline",
+    unit="1",
+    better="higher",
+    definition="floor / time per output token, floor = active weight bytes / bandwidth measured at that size",
+    description="1 would be decoding as fast as the weights can be read. Low shares are the kernel's, not the machine's.",
+    when_simulated=False,
+)
+METRICS = (TTFT, TPOT, THROUGHPUT, PREFILL, TPOT_RATIO, TTFT_RATIO, ROOFLINE, TTFT_P90, TTFT_P99, STEP_P90, STEP_P99)
+GROUP = Group(title="Latency", metrics=METRICS)
