@@ -38,7 +38,6 @@ PARTS = {
     "transformers.PreTrainedConfig._attn_implementation": "which attention runs, for the facts and the noise floor",
     "transformers.PreTrainedModel._adjust_missing_and_unexpected_keys": "stored tensors that a class ignores are named",
     "transformers.PreTrainedModel._tied_weights_keys": "tied weights are drawn once in a model of random weights",
-    "transformers.PreTrainedModel._adjust_missing_and_unexpected_keys": "which tensors of a checkpoint no model reads",
     "transformers.modeling_utils.PreTrainedModel:_is_hf_initialized": "layers without weights stay empty",
     "transformers.cache_utils.DynamicLayer.lazy_initialization": "a prefix's keys and values serve many rows",
     "transformers.conversion_mapping.get_checkpoint_conversion_mapping": "renaming rules are built once, before forking",

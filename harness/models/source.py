@@ -82,9 +82,9 @@ def make(model_dir: Path, folder: Path) -> Source:
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    found = known(folder)
-    assert found is not None
-    return found
+    view = known(folder)
+    assert view is not None
+    return view
 
 
 def float32_names(model_dir: Path, dtype: torch.dtype) -> set[str]:
@@ -101,8 +101,8 @@ def float32_names(model_dir: Path, dtype: torch.dtype) -> set[str]:
 
 
 def kept(model_dir: Path) -> Callable[[str, Tensor], Tensor]:
-    """How an artifact of the checkpoint in `model_dir` holds a tensor (name, tensor) that it does not quantize: in bfloat16, or in
-    float32 where transformers does. What the source was stored in decides nothing."""
+    """How an artifact of the checkpoint in `model_dir` holds a tensor (name, tensor) that it does not quantize: in bfloat16, or
+    in float32 where transformers does. What the source was stored in decides nothing."""
     import torch
 
     wide = float32_names(model_dir, torch.bfloat16)
