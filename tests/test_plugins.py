@@ -23,7 +23,7 @@ from harness.methods import METHODS
 from harness.methods.base import LoadRequest
 from harness.metrics import METRICS
 from harness.plugins import Kind, Plugin
-from harness.spec import Scheme
+from harness.spec import Quantized, Running, Scheme
 from tests.plugin_site import EXAMPLE, call, install_example, offer
 from tests.tiny_llama import llama, text, tokenizer
 
@@ -98,7 +98,7 @@ def refusal(site: Path, code: str, target: str = "mine_rows:METHOD") -> str:
         ("METHOD = replace(fake.METHOD, name='mine', environment='inc')", "environment 'inc' belongs to quant-harness"),
         ("METHOD = replace(fake.METHOD, name='mine', loaded_by='nobody')", "`loaded_by` names no method: 'nobody'"),
         ("METHOD = replace(fake.METHOD, name='mine', extra='hqq')", "`extra` names an extra of quant-harness"),
-        ("METHOD = replace(fake.METHOD, name='mine', served=True)", "are read by quant-harness itself"),
+        ("METHOD = replace(fake.METHOD, name='mine', origin='served')", "are read by quant-harness itself"),
         ("METHOD = replace(fake.METHOD, name='other')", "is named 'other', its entry point 'mine'"),
     ],
 )
@@ -174,7 +174,15 @@ def test_a_row_that_a_child_cannot_load_says_why_when_it_is_used_and_harms_nothi
     assert "No module named 'nothing_of_that_name'" in why["mine_rows"]
     assert set(METHODS) == known | {"mine"}
     with pytest.raises(MissingPackage, match=r"the method 'mine' needs the package 'mine-rows'.*nothing_of_that_name"):
-        METHODS["mine"].load(LoadRequest(artifact_dir=site, model_dir=site, scheme=Scheme(method="mine", bits=4), device="cpu"))
+        METHODS["mine"].load(
+            LoadRequest(
+                artifact_dir=site,
+                model_dir=site,
+                origin=Quantized(scheme=Scheme(method="mine", bits=4)),
+                running=Running(engine="transformers"),
+                device="cpu",
+            )
+        )
     assert plugins.from_parent("") == {}
 
 

@@ -38,7 +38,7 @@ def load(request):
     for name, layer in layers.items():
         layer.register_buffer("codes", state.pop(f"{name}.codes"))
         layer.register_buffer("scale", state.pop(f"{name}.scale"))
-    model = build.without(request, layers, state)
+    model = build.without(request.artifact_dir, layers, state, device=request.device)
     for name, layer in layers.items():
         layer.bias = model.get_submodule(name).bias
         model.set_submodule(name, layer)

@@ -82,9 +82,9 @@ def make(model_dir: Path, folder: Path) -> Source:
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    found = known(folder)
-    assert found is not None
-    return found
+    view = known(folder)
+    assert view is not None
+    return view
 
 
 def float32_names(model_dir: Path, dtype: torch.dtype) -> set[str]:

@@ -51,7 +51,7 @@ PROBE = replace(
     name="wheels",
     title="Wheels",
     metrics=(WHEELS,),
-    questions=lambda wishes: [Question(probe="wheels", subject="")],
+    questions=lambda requests: [Question(probe="wheels", subject="")],
     measure=measure,
     prepare=None,
 )

@@ -11,9 +11,9 @@ import pytest
 from harness.artifact import LinearLayer, ModelShape
 from harness.engines import ENGINES
 from harness.methods import METHODS
-from harness.methods.base import LoadRequest, Method, QuantizeRequest, resolve_options
+from harness.methods.base import LoadRequest, Method, QuantizeRequest, resolve_options, running_of
 from harness.models import find
-from harness.spec import Scheme
+from harness.spec import Quantized, Scheme
 from tests.tiny_llama import llama
 
 REAL = [name for name in METHODS if not name.startswith("fake")]
@@ -155,9 +155,11 @@ def test_a_new_row_binds_four_fields_and_the_defaults_load_and_prove_what_it_wro
 
     method = Method(name="mine", title="Mine", bits=(8,), quantize=quantize)
     mine = Scheme(method="mine", bits=8.0)
-    request = QuantizeRequest(model_dir=tmp_path, out_dir=tmp_path, scheme=mine, calibration=None, device="cpu", seed=0)
+    origin = Quantized(scheme=mine)
+    request = QuantizeRequest(model_dir=tmp_path, out_dir=tmp_path, origin=origin, calibration=None, device="cpu", seed=0)
     method.quantize(request)
-    model = method.load(LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, scheme=mine, device="cpu"))
+    running = running_of(method, {}, mine.bits)
+    model = method.load(LoadRequest(artifact_dir=tmp_path, model_dir=tmp_path, origin=origin, running=running, device="cpu"))
     proofs = method.kernels(model)
     assert {(proof.module, proof.op, proof.stored_dtype, proof.dequantized) for proof in proofs} == {
         ("Linear", "aten::linear", "bfloat16", True)

@@ -11,10 +11,11 @@ import torch
 from harness import store
 from harness.engines import ENGINES
 from harness.methods import METHODS
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
+from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options, running_of
 from harness.run import runner
-from harness.spec import Cell, Model, Record, Scheme
+from harness.spec import Cell, Record, Scheme
 from harness.suite.matrix import plan
+from tests.squares import square
 from tests.tiny_llama import llama, text, tokenizer
 
 ROWS = [[3 + (7 * i * i + 11 * row) % 500 for i in range(64)] for row in range(8)]
@@ -57,23 +58,23 @@ def failures(stored: store.Run) -> list[Record]:
 
 
 def cell(name: str, bits: float, **options: Any) -> Cell:
-    return Cell(
-        model=Model(name="m"), scheme=Scheme(method=name, bits=bits, options=resolve_options(METHODS[name], options, bits))
-    )
+    method = METHODS[name]
+    scheme = Scheme(method=name, bits=bits, options=resolve_options(method, options, bits))
+    return square(scheme, running=running_of(method, options, bits))
 
 
 def quantized(source: Path, out: Path, asked: Cell) -> Path:
     """The artifact of a cell, made in this process."""
     out.mkdir(parents=True)
-    method = METHODS[asked.scheme.method]
+    method = METHODS[asked.method]
     rows = ROWS if method.calibrated else None
-    request = QuantizeRequest(model_dir=source, out_dir=out, scheme=asked.scheme, calibration=rows, device="cpu", seed=0)
+    request = QuantizeRequest(model_dir=source, out_dir=out, origin=asked.origin, calibration=rows, device="cpu", seed=0)
     method.quantize(request)
     return out
 
 
 def loaded(source: Path, artifact: Path, asked: Cell) -> Any:
     """The artifact as the cell's engine loads it."""
-    method = METHODS[asked.scheme.method]
-    request = LoadRequest(artifact_dir=artifact, model_dir=source, scheme=asked.scheme, device="cpu")
+    method = METHODS[asked.method]
+    request = LoadRequest(artifact_dir=artifact, model_dir=source, origin=asked.origin, running=asked.running, device="cpu")
     return ENGINES[method.engine].load(method, request)
