@@ -57,13 +57,14 @@ def plain(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 def generation_config(model_dir: Path) -> GenerationConfig:
     """The rules that a source model decodes by, as transformers reads them: its generation_config.json, else what its config.json
-    names (as older checkpoints do)."""
+    names (as older checkpoints do), else transformers' defaults."""
     from transformers import GenerationConfig
 
-    try:
+    if (model_dir / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(str(model_dir))
-    except OSError:  # the folder has none
+    if (model_dir / "config.json").is_file():
         return GenerationConfig.from_pretrained(str(model_dir), config_file_name="config.json", _from_model_config=True)
+    return GenerationConfig()
 
 
 _CARRIED = (

@@ -354,7 +354,6 @@ def test_the_digest_follows_yaml_includes_and_data_and_nothing_else(folder: Path
     (folder / "mine.yaml").write_text("include: base\n" + CHOICE.format(name="mine", data="items.jsonl"))
     seen = {task_digest("mine", folder)}
     (folder / "unrelated.yaml").write_text("task: other\n")
-    taskfiles.index.cache_clear()
     assert task_digest("mine", folder) in seen
     (folder / "base").write_text("test_split: train\n")
     seen.add(task_digest("mine", folder))
