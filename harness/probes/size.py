@@ -100,7 +100,7 @@ def carriers(folder: Path) -> list[Path]:
 
 
 def _quantized(ledger: Sequence[StoredTensor], source: ModelShape) -> list[StoredTensor]:
-    """Tensors of the quantized layers; where nothing is quantized (a native cell), the weights of the decoder's linear layers."""
+    """Tensors of the quantized layers; where nothing is quantized, the weights of the decoder's linear layers."""
     quantized = [tensor for tensor in ledger if tensor.role != "other"]
     if quantized:
         return quantized

@@ -90,7 +90,7 @@ def ladder_columns(view: View) -> list[Column]:
 def series(cell: CellView) -> str:
     """What makes one line of the ladder: a method with its options and a way of running, whatever the bits."""
     options = {k: v for k, v in cell.cell.scheme.options.items() if k != "calibration"}
-    return digest([cell.model, cell.cell.scheme.method, options, cell.cell.running])[:12]
+    return digest([cell.model, cell.cell.method, options, cell.cell.running])[:12]
 
 
 def _column(column: Column, how: Display) -> ChartColumn:
@@ -116,11 +116,11 @@ def _cell(view: View, cell: CellView, columns: Sequence[Column], displays: Mappi
         id=cell.id,
         model=view.models.index(cell.model),
         label=cell.label,
-        method=cell.cell.scheme.method,
-        bits=cell.cell.scheme.bits,
+        method=cell.cell.method,
+        bits=cell.cell.bits,
         series=series(cell),
         hue=hue(view, cell),
-        symbol=shape(cell.cell.scheme.bits)[0],
+        symbol=shape(cell.cell.bits)[0],
         baseline=cell.baseline,
         simulated=cell.simulated,
         v=numbers,

@@ -35,8 +35,8 @@ def frame_of(shown: View) -> pandas.DataFrame:
     rows = [
         (
             cell.model,
-            cell.cell.scheme.method,
-            float(cell.cell.scheme.bits),
+            cell.cell.method,
+            float(cell.cell.bits),
             cell.label,
             column.metric.name,
             column.subject,

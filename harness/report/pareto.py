@@ -41,7 +41,7 @@ def _option(view: View, column: Column, index: int) -> tuple[str, str, str]:
 
 def _shapes(view: View) -> Markup:
     """Which shape stands for which bit width, for the widths that occur."""
-    present = sorted({c.cell.scheme.bits for c in view.cells}, reverse=True)
+    present = sorted({c.cell.bits for c in view.cells}, reverse=True)
     entries, seen = [], set()
     for bits in present:
         name, path = next((n, p) for least, n, p in SHAPES if bits >= least)

@@ -44,10 +44,10 @@ class Section:
 
 def hue(view: View, cell: CellView) -> int | None:
     """Index of the method's colour; None for unquantized cells, which are drawn in grey."""
-    if cell.cell.scheme.bits >= 16:
+    if cell.cell.bits >= 16:
         return None
-    quantized = list(dict.fromkeys(c.cell.scheme.method for c in view.cells if c.cell.scheme.bits < 16))
-    return quantized.index(cell.cell.scheme.method) % HUES
+    quantized = list(dict.fromkeys(c.cell.method for c in view.cells if c.cell.bits < 16))
+    return quantized.index(cell.cell.method) % HUES
 
 
 # Shapes by nominal bits, so that colour is never the only carrier. Names are Plotly's; paths are drawn in a 12 x 12 box.
@@ -71,7 +71,7 @@ def mark(view: View, cell: CellView) -> Markup:
     """The cell's mark as in the charts: method by colour, bits by shape; hollow when simulated."""
     index = hue(view, cell)
     cls = f"mark {'native' if index is None else f'm{index}'}{' hollow' if cell.simulated else ''}"
-    path = raw(f'<path d="{shape(cell.cell.scheme.bits)[1]}"/>')
+    path = raw(f'<path d="{shape(cell.cell.bits)[1]}"/>')
     return el("svg", path, cls=cls, viewBox="0 0 12 12", width="12", height="12", aria_hidden="true")
 
 

@@ -320,7 +320,7 @@ def _suspicious(view: View) -> list[str]:
         measured = [c for c in view.cells if c.values[column.key].status == OK]
         for cell in measured:
             for other in measured:
-                twins = cell.cell.scheme.bits > other.cell.scheme.bits and series(cell) == series(other)
+                twins = cell.cell.bits > other.cell.bits and series(cell) == series(other)
                 if twins and _worse(column, cell.values[column.key], other.values[column.key]):
                     name = _lower(column.title)
                     said.append(f"Suspicious: {cell.label} has a worse {name} than {other.label}, which has fewer bits.")
