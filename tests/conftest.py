@@ -67,3 +67,8 @@ def write_suite(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the memory probe come first: they weigh this very process, with all that other tests have left in it."""
+    items.sort(key=lambda item: item.path.name != "test_memory.py")
