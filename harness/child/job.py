@@ -17,9 +17,9 @@ from harness.decode import DecodeError, decode
 from harness.files import write_atomically
 from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
 
-Stage = Literal["quantize", "verify", "reference", "probe"]
-"""`quantize`: write the artifact. `verify`: the reload check. `reference`: store the baseline's answers to one question. `probe`:
-answer the questions in order."""
+Stage = Literal["source", "quantize", "verify", "reference", "probe"]
+"""`source`: read the model's folder as transformers does, into a view of it. `quantize`: write the artifact. `verify`: the reload
+check. `reference`: store the baseline's answers to one question. `probe`: answer the questions in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from harness.files import write_atomically
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest
-from harness.models import corpora
+from harness.models import corpora, source
 from harness.spec import Cell, Json, Phase, Question
 
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
@@ -105,6 +105,9 @@ class WorkerSession:
         key = f"windows {question.subject} {question.options.get('window')} {question.options.get('tokens')}"
         if key not in self.memo:
             ids = corpora.token_ids(self.loaded.tokenizer, self.corpus(question).text, self.cache / "tokens")
+            view = source.known(self.model_dir)
+            if view is not None:
+                source.check_ids(ids, view.rows, self.loaded.tokenizer, f"corpus {question.subject!r}")
             self.memo[key] = corpora.windows(
                 ids, int(question.options["window"]), question.options.get("tokens"), question.subject
             )

@@ -26,7 +26,7 @@ from harness.files import write_atomically
 from harness.measure import memory_phases
 from harness.methods import METHODS
 from harness.methods.base import QuantizeRequest
-from harness.models import build, corpora
+from harness.models import build, corpora, source
 from harness.probes import PROBES
 from harness.spec import Answer, Question, to_json
 
@@ -45,7 +45,9 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
     if job.stage == "probe":
         _answer_all(session, folder, job, tell)
         return
-    if job.stage == "quantize":
+    if job.stage == "source":
+        outcome = guarded("source", partial(_read_source, job))
+    elif job.stage == "quantize":
         outcome = guarded("quantize", partial(_quantize, job, tell))
     elif job.stage == "verify":
         outcome = guarded("reload", partial(_verify, session))
@@ -95,6 +97,17 @@ def _verify(session: WorkerSession) -> None:
 def _store_reference(session: WorkerSession, questions: tuple[Question, ...]) -> None:
     for question in questions:
         session.reference(question)
+
+
+def _read_source(job: Job) -> None:
+    """Makes the view of the model's folder in the place of an artifact. A text with tokens that the model lacks is refused
+    before anything is quantized for it."""
+    tokenizer = source.tokenizer_of(job.model_dir)
+    found = source.make(job.model_dir, job.artifact_dir)
+    if max(tokenizer.get_vocab().values()) >= found.rows:
+        for name, path in job.texts.items():
+            ids = corpora.token_ids(tokenizer, corpora.text(path), job.cache / "tokens")
+            source.check_ids(ids, found.rows, tokenizer, f"corpus {name!r}")
 
 
 def _quantize(job: Job, tell: Tell) -> None:

@@ -36,7 +36,7 @@ from harness.engines.reference_store import (
 )
 from harness.errors import BadInput, Unsupported, is_out_of_memory
 from harness.methods.base import LoadRequest, Method
-from harness.models import build
+from harness.models import build, source
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.widened import remark
@@ -52,7 +52,23 @@ def load(method: Method, request: LoadRequest) -> Transformers:
     model = method.load(request)
     # The source's rules for every cell: not all libraries keep them, and some keep their own reading.
     unwrap(model).generation_config = build.generation_config(request.model_dir)
-    return Transformers(model, load_tokenizer(request.model_dir), kernels=lambda: method.kernels(model))
+    tokenizer = load_tokenizer(request.model_dir)
+    _refuse_unknown_ids(unwrap(model), tokenizer)
+    return Transformers(model, tokenizer, kernels=lambda: method.kernels(model))
+
+
+def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has a model say in words what it cannot embed, where its tokenizer is larger than its embedding: torch's own error names no
+    token, and on a GPU it ends the process."""
+    embedding = model.get_input_embeddings()
+    rows = int(getattr(embedding, "num_embeddings", 0))
+    if not rows or max(tokenizer.get_vocab().values()) < rows:
+        return
+
+    def check(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        source.check_ids(inputs[0].flatten().tolist(), rows, tokenizer, "an input")
+
+    embedding.register_forward_pre_hook(check)
 
 
 class Transformers:

@@ -345,8 +345,31 @@ _BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
 _NOT_LINEAR = re.compile(r"(norm|layernorm|ln_\d|embed|wte|wpe|rotary|conv)", re.IGNORECASE)
 
 
+_DECODER = re.compile(r"(?:(?:model\.|transformer\.|gpt_neox\.)?(?:language_model\.)?(?:model\.)?)(?:layers|h)\.(\d+)\.")
+_DERIVED = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids)$")
+
+
+def _loaded(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> dict[str, tuple[str, list[int]]]:
+    """The stored tensors that an unquantized model very likely loads, for estimates without torch; `source.make` finds out. Not
+    masks, frequencies, layers beyond the last, the copy of a tied head."""
+    text = config_json.text_part(config)
+    layers = config_json.integer(text, "num_hidden_layers", "n_layer")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is True
+    shapes = [sizes for name, (_, sizes) in stored.items() if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name)]
+
+    def loads(name: str, dtype: str, sizes: list[int]) -> bool:
+        block = _DECODER.match(name)
+        beyond = block is not None and 0 < layers <= int(block.group(1))
+        copy = tied and name.endswith(("lm_head.weight", "embed_out.weight")) and sizes in shapes
+        return not (beyond or copy or _DERIVED.search(name) or dtype.startswith(("BOOL", "I", "U")))
+
+    return {name: (dtype, sizes) for name, (dtype, sizes) in stored.items() if loads(name, dtype, sizes)}
+
+
 def _shape(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
     text = config_json.text_part(config)
+    if quantization_config.quantization(config) is None:
+        stored = _loaded(config, stored)
     linears = tuple(
         LinearLayer(name=name[: -len(".weight")], rows=sizes[0], columns=sizes[1])
         for name, (_, sizes) in sorted(stored.items())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -30,7 +30,7 @@ from harness.spec import digest
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
 VERSION = 1
@@ -85,6 +85,18 @@ def make(model_dir: Path, folder: Path) -> Source:
     view = known(folder)
     assert view is not None
     return view
+
+
+def check_ids(ids: Sequence[int], rows: int, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """BadInput where the ids of a text name a token beyond the `rows` of the model's embedding: a tokenizer larger than its
+    model."""
+    largest = max(ids, default=0)
+    if largest >= rows:
+        raise BadInput(
+            f"{text}: the tokenizer gives the id {int(largest)} ({tokenizer.convert_ids_to_tokens(int(largest))!r}), and the "
+            f"model's embedding has {rows} rows, so it knows no such token; take the tokenizer that the model was trained "
+            "with, or resize its embedding (model.resize_token_embeddings) and train the new rows"
+        )
 
 
 def float32_names(model_dir: Path, dtype: torch.dtype) -> set[str]:
@@ -175,6 +187,21 @@ def _without_memory(
     _complete(model_dir, report)
     left = set(map(str, report["unexpected_keys"]))
     return model, {name: "unexpected" if name in left else "ignored" for name in unexpected | left}
+
+
+def tokenizer_of(model_dir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder; code that a checkpoint brings along is never run. BadInput where there is none that
+    transformers can load."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+    except Exception as error:  # of its own, of its file formats' and of the tokenizers library
+        raise BadInput(
+            f"{model_dir}: its tokenizer cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}); fetch "
+            'or save it again: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
+        ) from None
+    return tokenizer
 
 
 def _class_of(model_dir: Path) -> tuple[type[PreTrainedModel], PretrainedConfig]:

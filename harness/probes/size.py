@@ -1,26 +1,31 @@
 """The bits-per-weight ledger: what is stored, counted from the stored tensors and never from a configuration.
 
 Every bit of the artifact has a role (packed weights, scales, zero points, codebooks, indices, and everything kept as it was); the
-parameters they stand for are counted in the headers of the *source* model. Refuses (BadInput) a ledger that names a layer
+parameters they stand for are those of the *source* model as it is loaded: tied ones once, buffers and tensors that are stored and
+not loaded left out. Refuses (BadInput) a ledger that names a layer
 which the source does not have: a ratio of two different things is no figure.
 
 Versions
 1  2026-11-21  first definition
+2  2026-11-29  parameters are those of the loaded model; they were those of the file, with masks, copies and layers nothing loads
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.artifact import ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats.quantization_config import quantization
+from harness.formats.safetensors_file import brief
 from harness.methods.base import Method
 from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED
 from harness.models import build
 from harness.models.find import shape_of, tensors
+from harness.models.source import known as read_source
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Question
@@ -43,6 +48,9 @@ def measure(session: Session, question: Question) -> Answer:
     if quantization(source.config) is not None:  # packed tensors do not say how many parameters they stand for
         known = build.unpacked(session.model_dir)
         source = shape_of(session.model_dir, known)
+    view = read_source(session.model_dir) if session.model_dir.is_relative_to(session.cache) else None
+    if view is not None:
+        source = replace(source, parameters=view.parameters)
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:
         raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
@@ -78,6 +86,7 @@ def measure(session: Session, question: Question) -> Answer:
         "share_quantized": quantized_parameters / source.parameters,
         "bpw_by_layer": _spread(quantized, source, counts),
         "files": sorted(path.name for path in files),
+        "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
         "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
@@ -163,7 +172,7 @@ def _notes(session: Session, method: Method, bits: int, parameters: int) -> list
 PROBE = Probe(
     name="size",
     title=GROUP.title,
-    version="1",
+    version="2",
     metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,

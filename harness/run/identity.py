@@ -16,7 +16,7 @@ from harness import envs, plugins
 from harness.child.job import reference_name
 from harness.measure import machine
 from harness.methods import METHODS
-from harness.models import corpora, find
+from harness.models import corpora, find, source
 from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
 from harness.spec import Cell, Given, Json, Question, RunContext, digest, to_json
@@ -53,6 +53,16 @@ class Inputs:
     def source(self, cell: Cell) -> str:
         """Name of the model whose weights make the artifact: the cell's own, or a given checkpoint that is quantized already."""
         return cell.origin.checkpoint.name if isinstance(cell.origin, Given) else cell.model.name
+
+    def view(self, model: str) -> Path:
+        """Where the view of a model's folder lies (see `models/source.py`), made or not."""
+        return source.place(self.weights[model], self.packages.get("transformers", ""), self.cache)
+
+    def model_dir(self, model: str) -> Path:
+        """The folder that methods, engines and probes read of a model: its view, or, of one that is not read through one (a given
+        checkpoint, a server's), its own."""
+        view = self.view(model)
+        return view if source.known(view) is not None else self.model_dirs[model]
 
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""

@@ -55,7 +55,7 @@ class JobFolders:
             cell=planned.cell,
             is_baseline=planned.baseline,
             questions=resolved,
-            model_dir=inputs.model_dirs[source],
+            model_dir=inputs.model_dirs[source] if stage == "source" else inputs.model_dir(source),
             artifact_dir=artifact,
             baseline=self._baseline(planned.cell),
             device=inputs.plan.device,

@@ -23,6 +23,7 @@ from harness.child.job import BaselineItems, Outcome, Stage
 from harness.files import draft_folder
 from harness.measure import machine
 from harness.methods import METHODS
+from harness.models.source import known
 from harness.probes import PROBES, sequential
 from harness.run import identity
 from harness.run.jobs import JobFolders
@@ -65,6 +66,7 @@ class _Pipeline:
         self.plan = inputs.plan
         self.observer = observer
         self.settings = settings
+        self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
         self.home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         threads = settings.threads or len(machine.affinity())
         self.jobs = JobFolders(inputs, threads=threads, home=self.home)
@@ -125,7 +127,10 @@ class _Pipeline:
         if lacking is not None:
             return lacking
         target = self.inputs.artifact(planned.cell)
-        if whole(target, self.inputs.model_dirs[self.inputs.source(planned.cell)]):
+        unread = self._source(planned)
+        if unread is not None:
+            return unread
+        if whole(target, self.inputs.model_dir(self.inputs.source(planned.cell))):
             return target
         self.observer.doing(planned.cell, "quantize")
         try:
@@ -136,6 +141,22 @@ class _Pipeline:
         except _Failed as failed:
             return failed.failure
         return target
+
+    def _source(self, planned: PlannedCell) -> Failure | None:
+        """Has the folder of the cell's model read as transformers reads it, once per model; why it cannot be is the failure of
+        every cell. Checkpoints that are quantized already are read by their own formats, and servers read their own files."""
+        method, model = METHODS[planned.cell.scheme.method], planned.cell.model.name
+        if method.prequantized or method.served or "transformers" not in method.modules:
+            return None
+        if model not in self.sources:
+            view = self.inputs.view(model)
+            baseline = self.inputs.baseline(planned.cell)  # runs in the main environment, whose transformers decides
+            if known(view) is None:
+                self.observer.doing(planned.cell, "source")
+                self.sources[model] = self._run_stage("source", baseline, view, phase="source")
+            else:
+                self.sources[model] = None
+        return self.sources[model]
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
         """The reload check, once per artifact and way of running, before anything is timed: a fresh child compares answers."""

@@ -78,6 +78,7 @@ def measure(
         cell=square(Scheme(method="toy", bits=bits), model=Model(name="m", path=str(source))),
         artifact_dir=artifact,
         model_dir=source,
+        cache=source.parent / "cache",
         device="cpu",
     )
     answer = PROBE.measure(session, Question(probe="size", subject=""))  # type: ignore[arg-type]

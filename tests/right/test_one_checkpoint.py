@@ -323,3 +323,16 @@ def test_a_checkpoint_without_the_prefix_of_its_class_is_read(tmp_path: Path) ->
 def test_the_rows_of_the_embedding_are_known(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", model=llama(hidden_size=64, vocab_size=576))
     assert view(folder, tmp_path).rows == 576 > len(tokenizer())
+
+
+def test_a_plan_counts_what_is_loaded_without_loading_it(tied: Path, tmp_path: Path) -> None:
+    def odd(state: dict[str, torch.Tensor]) -> None:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+        state.update({k.replace("layers.1.", "layers.2."): v.clone() for k, v in state.items() if ".layers.1." in k})
+        state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.rand(8)
+        state["model.layers.0.self_attn.mask"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+
+    folder = rewritten(tied, tmp_path / "m", odd)
+    known, plain = find.shape_of(folder), find.shape_of(tied)
+    assert known.parameters == plain.parameters == loaded_parameters(tied)
+    assert known.linears == plain.linears
