@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from harness.child.failures import guarded
 from harness.child.job import CalibrationRows, Job
 from harness.child.kernels import with_kernels
 from harness.child.session import WorkerSession
-from harness.errors import Unsupported
+from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
 from harness.measure import memory_phases
 from harness.methods import METHODS
@@ -103,11 +104,16 @@ def _read_source(job: Job) -> None:
     """Makes the view of the model's folder in the place of an artifact. A text with tokens that the model lacks is refused
     before anything is quantized for it."""
     tokenizer = source.tokenizer_of(job.model_dir)
-    found = source.make(job.model_dir, job.artifact_dir)
-    if max(tokenizer.get_vocab().values()) >= found.rows:
+    view = source.make(job.model_dir, job.artifact_dir)
+    if max(tokenizer.get_vocab().values()) < view.rows:
+        return
+    try:
         for name, path in job.texts.items():
             ids = corpora.token_ids(tokenizer, corpora.text(path), job.cache / "tokens")
-            source.check_ids(ids, found.rows, tokenizer, f"corpus {name!r}")
+            source.check_ids(ids, view.rows, tokenizer, f"corpus {name!r}")
+    except BadInput:
+        shutil.rmtree(job.artifact_dir)  # asked again, the same is said again
+        raise
 
 
 def _quantize(job: Job, tell: Tell) -> None:

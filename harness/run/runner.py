@@ -31,7 +31,7 @@ from harness.run.observer import Observer, Silent
 from harness.run.recorder import Recorder, now
 from harness.run.servers import Servers
 from harness.run.workspace import check_disk, sweep, whole
-from harness.spec import Failure, Question
+from harness.spec import Failure, Quantized, Question, Served
 from harness.suite.plan import Plan, PlannedCell
 
 
@@ -144,18 +144,18 @@ class _Pipeline:
 
     def _source(self, planned: PlannedCell) -> Failure | None:
         """Has the folder of the cell's model read as transformers reads it, once per model; why it cannot be is the failure of
-        every cell. Checkpoints that are quantized already are read by their own formats, and servers read their own files."""
-        method, model = METHODS[planned.cell.scheme.method], planned.cell.model.name
-        if method.prequantized or method.served or "transformers" not in method.modules:
+        every cell. A model that is quantized already is read by its own format, and a server reads its own files."""
+        baseline = self.inputs.baseline(planned.cell)  # runs in the main environment, whose transformers decides
+        read_here = isinstance(baseline.cell.origin, Quantized) and "transformers" in METHODS[baseline.cell.method].modules
+        if isinstance(planned.cell.origin, Served) or not read_here:
             return None
+        model = planned.cell.model.name
         if model not in self.sources:
             view = self.inputs.view(model)
-            baseline = self.inputs.baseline(planned.cell)  # runs in the main environment, whose transformers decides
-            if known(view) is None:
-                self.observer.doing(planned.cell, "source")
-                self.sources[model] = self._run_stage("source", baseline, view, phase="source")
-            else:
-                self.sources[model] = None
+            if known(view) is not None:
+                return None
+            self.observer.doing(planned.cell, "source")
+            self.sources[model] = self._run_stage("source", baseline, view, phase="source")
         return self.sources[model]
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:

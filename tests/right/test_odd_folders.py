@@ -12,11 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.engines.transformers import load
 from harness.errors import BadInput
-from harness.methods import METHODS
-from harness.methods.base import LoadRequest
-from tests.right.cases import cell, checkpoint, failures, quantized, run, values
+from tests.right.cases import cell, checkpoint, failures, loaded, quantized, run, values
 from tests.tiny_llama import llama, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
@@ -130,7 +127,7 @@ def test_an_input_with_such_a_token_is_refused_in_words(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "m", words=words, model=llama(hidden_size=64, vocab_size=rows))
     asked = cell("bf16", 16)
     artifact = quantized(source, tmp_path / "artifact", asked)
-    engine = load(METHODS["bf16"], LoadRequest(artifact_dir=artifact, model_dir=source, scheme=asked.scheme, device="cpu"))
+    engine = loaded(source, artifact, asked)
     assert len(list(engine.score_windows([[5, 6, 7, 8]], None))) == 1
     with pytest.raises(BadInput, match=rf"gives the id {rows} \('river'\)"):
         list(engine.score_windows([[5, rows, 7, 8]], None))
