@@ -36,6 +36,7 @@ PARTS = {
     "lm_eval.tasks._index.TaskIndex.process_cfg": "only the task files that are needed are indexed",
     "lm_eval.utils.env": "templates are compiled once, foreign ones in a sandbox",
     "transformers.PreTrainedConfig._attn_implementation": "which attention runs, for the facts and the noise floor",
+    "transformers.PreTrainedModel._adjust_missing_and_unexpected_keys": "stored tensors that a class ignores are named",
     "transformers.PreTrainedModel._tied_weights_keys": "tied weights are drawn once in a model of random weights",
     "transformers.modeling_utils.PreTrainedModel:_is_hf_initialized": "layers without weights stay empty",
     "transformers.cache_utils.DynamicLayer.lazy_initialization": "a prefix's keys and values serve many rows",
