@@ -14,7 +14,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import run as _room  # noqa: F401 - here and now: importing a package puts its name where the function `run` is to stay
+# The package `harness.run` is imported before the function `run` is defined below. Python binds a package's name in its parent
+# when it is first imported: later, that would replace the function.
+from harness import run as _package  # noqa: F401 - imported for what the comment above says
 from harness.version import __version__
 
 if TYPE_CHECKING:

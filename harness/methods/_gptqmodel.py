@@ -61,7 +61,7 @@ BRANCH_MODULES = ("harness.methods.gptqmodel_import",)
 _JUNK = ("quant_log.csv",)
 
 
-def settle() -> None:
+def import_library() -> None:
     """Imports gptqmodel as it has to be. Its thread pool refuses to start with one CPU worker, its default on two cores. It
     imports OpenVINO, if that is here, to change it for its own ends; that costs memory and time, and OpenVINO reports each
     import home."""
@@ -130,7 +130,7 @@ def _tidy(request: QuantizeRequest) -> None:
 
 def load(request: LoadRequest) -> PreTrainedModel:
     """The artifact through GPTQModel's own loader; activations in bf16."""
-    settle()
+    import_library()
     import torch
     from gptqmodel import BACKEND, GPTQModel
 

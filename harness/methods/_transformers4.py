@@ -72,10 +72,10 @@ def older_source(request: QuantizeRequest) -> Iterator[QuantizeRequest]:
         yield replace(request, model_dir=folder)
 
 
-def settle(request: QuantizeRequest, source_dir: Path, written: Path, quantization: ModelConfig) -> None:
-    """The library's checkpoint in `written` as the artifact: its packed tensors, all others in bfloat16 (the source's own, where
-    the library did not change them), the source's config with the entry `quantization`; and the reload check
-    from this project's own reading of the packed weights.
+def write_artifact(request: QuantizeRequest, source_dir: Path, written: Path, quantization: ModelConfig) -> None:
+    """Makes the artifact of the library's checkpoint in `written`: its packed tensors; all others in bfloat16 (the source's,
+    where the library did not change them); the source's config with the entry `quantization`; and the reload check from this
+    project's own reading of the packed weights.
 
     `request` is that of `older_source`, `source_dir` the real source."""
     import torch

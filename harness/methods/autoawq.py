@@ -52,7 +52,7 @@ def quantize(request: QuantizeRequest) -> None:
         )
         model.save_quantized(str(written))
         entry = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
-        _transformers4.settle(older, request.model_dir, written, entry)
+        _transformers4.write_artifact(older, request.model_dir, written, entry)
 
 
 @contextmanager

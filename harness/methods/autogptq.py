@@ -44,7 +44,7 @@ def quantize(request: QuantizeRequest) -> None:
         model.quantize(rows, batch_size=_gptqmodel.batch_size(request))
         model.save_quantized(str(written))
         entry = {**settings, "quant_method": "gptq", "checkpoint_format": "gptq"}
-        _transformers4.settle(older, request.model_dir, written, entry)
+        _transformers4.write_artifact(older, request.model_dir, written, entry)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ BITS = (8, 4, 3, 2)
 
 
 def quantize(request: QuantizeRequest) -> None:
-    _gptqmodel.settle()
+    _gptqmodel.import_library()
     from gptqmodel import BACKEND
     from gptqmodel.quantization.config import AWQConfig
 

@@ -12,7 +12,7 @@ ORDERS = ("grouped", "sorted", "none")
 
 
 def quantize(request: QuantizeRequest) -> None:
-    _gptqmodel.settle()
+    _gptqmodel.import_library()
     from gptqmodel.quantization.config import GPTAQConfig, QuantizeConfig
 
     options = request.scheme.options

@@ -39,7 +39,8 @@ META = "quanto.json"
 _PARTS = ("data", "scale", "shift")
 
 
-def _settle() -> None:
+def _unpack_in_python() -> None:
+    """Puts a function of torch's own operations in the place of quanto's C++ and CUDA extensions, which it would compile here."""
     from optimum.quanto.library.extensions import get_extension, is_extension_available
 
     for name in ("quanto_cpp", "quanto_cuda"):
@@ -61,7 +62,7 @@ def _qtype(bits: float, kind: str) -> qtype:
 
 
 def quantize(request: QuantizeRequest) -> None:
-    _settle()
+    _unpack_in_python()
     import torch
     from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, quantize_weight
 
@@ -94,7 +95,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
-    _settle()
+    _unpack_in_python()
     import torch
     from optimum.quanto.tensor.weights import WeightQBitsTensor
 

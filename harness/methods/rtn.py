@@ -9,7 +9,7 @@ BITS = (8, 4, 3, 2)
 
 
 def quantize(request: QuantizeRequest) -> None:
-    _gptqmodel.settle()
+    _gptqmodel.import_library()
     from gptqmodel.quantization.config import RTNConfig
 
     options = request.scheme.options

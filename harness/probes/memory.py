@@ -88,11 +88,11 @@ def measure(session: Session, question: Question) -> Answer:
     beyond["load"] = _beyond(session, start)
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
-    _settle(session)
+    _release_leftovers(session)
     with session.phase("prefill"):
         prefill = loaded.run_phase("prefill", **asked)
     beyond["prefill"] = _beyond(session, start)
-    _settle(session)
+    _release_leftovers(session)
     with session.phase("decode"):
         decode = loaded.run_phase("decode", **asked)
     beyond["decode"] = _beyond(session, start)
@@ -179,7 +179,7 @@ def _start(session: Session) -> Start:
     return Start(total=memory_phases.require().total, files=files)
 
 
-def _settle(session: Session) -> None:
+def _release_leftovers(session: Session) -> None:
     """What one phase left behind is not needed by the next: free heap, and pages of a weight file that a loader mapped, copied
     from and still holds. Mapped weights that the next phase reads come back, and count, by being read."""
     _give_back_free_heap()

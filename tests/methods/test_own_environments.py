@@ -386,7 +386,7 @@ def test_a_foreign_checkpoint_becomes_an_artifact_in_the_dtype_and_words_of_its_
     entry = {"bits": 4, "group_size": 64, "sym": True, "desc_act": False, "quant_method": "gptq", "checkpoint_format": "gptq"}
     with _transformers4.older_source(request) as older:
         assert "rope_parameters" not in json.loads((older.model_dir / "config.json").read_text())
-        _transformers4.settle(older, source, written, entry)
+        _transformers4.write_artifact(older, source, written, entry)
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -419,7 +419,7 @@ def test_an_original_that_packed_nothing_is_refused(tmp_path: Path) -> None:
         model_dir=written, out_dir=tmp_path, origin=Quantized(scheme=scheme("autogptq")), calibration=None, device="cpu", seed=0
     )
     with pytest.raises(Unsupported, match="packed no layer"):
-        _transformers4.settle(request, written, written, {})
+        _transformers4.write_artifact(request, written, written, {})
 
 
 def test_the_suite_that_runs_them_all_for_real_can_be_planned_and_every_cell_of_it_is_offered() -> None:

@@ -90,7 +90,7 @@ def test_int8_codes_are_put_where_torchs_kernel_can_read_them() -> None:
 )
 def test_gptqmodel_is_imported_without_openvino_which_reports_each_import_home() -> None:
     code = (
-        "import sys; from harness.methods import _gptqmodel; _gptqmodel.settle(); "
+        "import sys; from harness.methods import _gptqmodel; _gptqmodel.import_library(); "
         "print([name for name in sys.modules if name.startswith('openvino')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
