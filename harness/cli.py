@@ -43,7 +43,7 @@ app = typer.Typer(
     help="Quantize a model every way worth trying, measure each result honestly, and see which one to deploy.\n\n"
     "[bold]Examples[/bold]\n\n"
     "  quant-harness run quick                     the embedded model, no download, a few minutes\n\n"
-    "  quant-harness plan suites/qwen3-0.6b.yaml   what would be run, and why not the rest\n\n"
+    "  quant-harness plan suites/qwen3-0.6b.yaml   the cells that would run, and why others cannot\n\n"
     "  quant-harness methods                       methods x bits, and what is missing here\n\n"
     "  quant-harness env list                      environments of methods that conflict with the others\n\n"
     "  quant-harness results results/quick --format csv > quick.csv",
@@ -81,13 +81,13 @@ def run(
     suite: SuiteArgument,
     results: Annotated[Path, typer.Option("--results", help="Folder for results; the suite's name is added.")] = Path("results"),
     report: Annotated[Path | None, typer.Option("--report", help="Where the HTML goes; default reports/SUITE.html.")] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Folder of artifacts; default ~/.cache/quant-harness.")] = None,
+    cache: cli_env.CacheOption = None,
     device: DeviceOption = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run although an unfinished or equal one exists.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed in this run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again, into a new run file.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
 ) -> None:
     """Run a suite (or go on where it was stopped), then write its report."""
     from harness.run import runner, workspace
@@ -120,12 +120,10 @@ def run(
 def plan(
     suite: SuiteArgument,
     device: DeviceOption = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder where environments are; default ~/.cache/quant-harness.")
-    ] = None,
+    cache: cli_env.CacheOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show every cell of a suite with its estimated size, and every square that cannot exist with the reason."""
+    """Show every cell of a suite with its estimated size, and every combination that is not supported with the reason."""
     from harness import envs
     from harness.run import workspace
     from harness.spec import to_json
@@ -245,7 +243,9 @@ def methods(
             cli_env.say(f"{plugin.kind} {plugin.name} from {plugin.provider}")
     for refused in offered.refused:
         cli_env.say(str(refused))
-    out.print("real: kernel on packed weights; slow: unpacked on each call; simulated: held in 16 bits; none: cannot run")
+    out.print(
+        "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
+    )
 
 
 def _version(show: bool) -> None:
@@ -362,7 +362,7 @@ class _Progress:
         self._done, self._total, self._started = stored, questions, time.monotonic()
         if stored:
             out.print(
-                f"{stored} of {questions} numbers are stored in {run}: going on from there", highlight=False, soft_wrap=True
+                f"{stored} of {questions} questions are answered in {run}: going on from there", highlight=False, soft_wrap=True
             )
         if out.is_terminal and questions > stored:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -34,7 +34,9 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-CacheOption = Annotated[Path | None, typer.Option("--cache", help="The cache folder; default ~/.cache/quant-harness.")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="Cache of models, artifacts and environments; default ~/.cache/quant-harness.")
+]
 NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names shown by `env list`.")]
 
 

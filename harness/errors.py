@@ -1,4 +1,4 @@
-"""Every error the harness raises on purpose.
+"""The errors that people see, with their exit codes. Errors that never leave a room stand in it.
 
 ::
 
@@ -9,7 +9,7 @@
     |-- StoreError               a results folder that cannot be read or written
     |   |-- NewerSchema          written by a newer quant-harness: refused with advice
     |   `-- OlderSchema          written by an older one, whose files this one does not read: refused with advice
-    |-- Unsupported              a square of the matrix that cannot exist here (typed failure `unsupported`)
+    |-- Unsupported              a cell or probe that this machine or method does not support (typed failure `unsupported`)
     |-- BadReload                an artifact that loads without an error and answers garbage
     |-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
     `-- ServerTrouble            a server that cannot be reached or does not answer as it should; carries its failure's kind
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from harness.spec import FailureKind
 
 EXIT_OK = 0
-EXIT_GATE_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_BUG = 3
 
@@ -82,7 +81,7 @@ class Unsupported(HarnessError):
 
 
 class BadReload(HarnessError):
-    """An artifact that loads and answers otherwise than its weights say; becomes a typed failure of the whole cell."""
+    """An artifact that loads without an error and answers garbage; becomes a typed failure of the whole cell."""
 
 
 class Nonfinite(HarnessError):

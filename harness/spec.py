@@ -186,8 +186,8 @@ class Places:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A named number and all that is to be known of it: the report, the frontier, the exports and the terminal hold no names of
-    metrics, they ask the row. Raises ValueError where fields contradict each other.
+    """A named number and all that is to be known of it: the report, the frontier, the exports and the terminal ask the row, and
+    hold no names of metrics that are measured. Raises ValueError where fields contradict each other.
 
     `definition` is the default definition's name; a measurement may carry a more exact one. `description` says to people what
     the number means; metrics without one are folded away in the glossary.
@@ -205,7 +205,7 @@ class Metric:
     axis: Axis | None = None  # the side of the frontier on which cells may be compared by it; None: on neither
     places: Places = Places()
     signed: bool = False  # a change: positive numbers are written with a plus
-    when_simulated: bool = True  # whether a cell whose weights are held dequantized may show it (contract 5)
+    when_simulated: bool = True  # whether a cell whose weights are held dequantized may show it
     samples: Samples | None = None  # None: values are compared by their intervals only
     monotone: bool = False  # never worse with more bits of one scheme: where it is, beyond the noise, the report warns
     floor: str = ""  # the metric that is its noise floor, measured on the baseline's own cell

@@ -1,7 +1,7 @@
 """What a probe is: code that measures one thing of one cell.
 
-A probe file holds its metrics as rows (name, unit, direction, definition), turns what a suite asks into questions, and answers
-one question in a child process. Its top level imports the standard library and `harness` only.
+A probe file turns what a suite asks into questions, and answers one question in a child process. Its metrics are rows in
+`harness/metrics/`. Its top level imports the standard library and `harness` only.
 """
 
 from __future__ import annotations

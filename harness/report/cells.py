@@ -90,7 +90,7 @@ class CellView:
 
 def withheld(outcome: Outcome, *metrics: Metric) -> bool:
     """Whether none of these metrics (by default all that its probe measures) may be shown of an outcome: the cell's weights are
-    held dequantized, and these numbers would not be those of its scheme (contract 5). What was not run is "not run"."""
+    held dequantized, and these numbers would not be those of its scheme. What was not run is "not run"."""
     asked = metrics or outcome.metrics
     return outcome.simulated and outcome.record is not None and bool(asked) and not any(m.when_simulated for m in asked)
 
