@@ -53,64 +53,34 @@ PREFILL = Metric(
     axis="cost",
     when_simulated=False,
 )
-_OVER_RUNS = "nearest rank over runs"
-_OVER_STEPS = "nearest rank over all steps of all runs"
-TTFT_P90 = Metric(
-    name="ttft_p90",
-    title="Time to first token, p90",
-    unit="s",
-    better="lower",
-    definition=_OVER_RUNS,
-    axis="cost",
-    when_simulated=False,
-)
-TTFT_P99 = Metric(
-    name="ttft_p99",
-    title="Time to first token, p99",
-    unit="s",
-    better="lower",
-    definition=_OVER_RUNS,
-    axis="cost",
-    when_simulated=False,
-)
-STEP_P90 = Metric(
-    name="step_p90",
-    title="Decode step, p90",
-    unit="s",
-    better="lower",
-    definition=_OVER_STEPS,
-    axis="cost",
-    when_simulated=False,
-)
-STEP_P99 = Metric(
-    name="step_p99",
-    title="Decode step, p99",
-    unit="s",
-    better="lower",
-    definition=_OVER_STEPS,
-    axis="cost",
-    when_simulated=False,
-)
-TTFT_RATIO = Metric(
-    name="ttft_ratio",
-    title="Time to first token against the baseline",
-    unit="x",
-    better="lower",
-    definition="cell / baseline within one round, median over rounds",
-    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
-    axis="cost",
-    when_simulated=False,
-)
-TPOT_RATIO = Metric(
-    name="tpot_ratio",
-    title="Time per output token against the baseline",
-    unit="x",
-    better="lower",
-    definition="cell / baseline within one round, median over rounds",
-    description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
-    axis="cost",
-    when_simulated=False,
-)
+
+
+def _percentile(name: str, title: str, over: str) -> Metric:
+    """Seconds at a percentile: the nearest rank over all runs, or over all steps of all runs."""
+    definition = f"nearest rank over {over}"
+    return Metric(name=name, title=title, unit="s", better="lower", definition=definition, axis="cost", when_simulated=False)
+
+
+def _ratio(name: str, title: str) -> Metric:
+    return Metric(
+        name=name,
+        title=f"{title} against the baseline",
+        unit="x",
+        better="lower",
+        definition="cell / baseline within one round, median over rounds",
+        description="Below 1 is faster than the baseline. The two runs of a round follow each other at once.",
+        axis="cost",
+        when_simulated=False,
+    )
+
+
+TTFT_P90 = _percentile("ttft_p90", "Time to first token, p90", "runs")
+TTFT_P99 = _percentile("ttft_p99", "Time to first token, p99", "runs")
+STEP_P90 = _percentile("step_p90", "Decode step, p90", "all steps of all runs")
+STEP_P99 = _percentile("step_p99", "Decode step, p99", "all steps of all runs")
+TTFT_RATIO = _ratio("ttft_ratio", "Time to first token")
+TPOT_RATIO = _ratio("tpot_ratio", "Time per output token")
+
 ROOFLINE = Metric(
     name="roofline_share",
     title="Share of the roofline",

@@ -20,7 +20,8 @@ from harness.runtimes.llama_cpp import BATCH, MOST_SEQUENCES, Context, Weights
 from harness.scoring.answers import PlanAnswers
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.plan import Ints, Plan, common_prefix, header_order
-from harness.scoring.requests import Generation, PlannedLM, PlanRules, ends_of, source_config
+from harness.scoring.planned import PlannedLM, PlanRules
+from harness.scoring.requests import Generation, ends_of, source_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

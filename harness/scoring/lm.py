@@ -26,7 +26,8 @@ from harness.scoring.execute import Executor
 from harness.scoring.generate import Stops, generate, generate_plain, is_greedy
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.plan import HEADER_OVERHEAD, Plan
-from harness.scoring.requests import Generation, HfSettings, PlannedLM, PlanRules, ends_of
+from harness.scoring.planned import PlannedLM, PlanRules
+from harness.scoring.requests import Generation, HfSettings, ends_of
 from harness.scoring.sharing import allowed_deviation, proven_limit
 from harness.scoring.widened import products
 
