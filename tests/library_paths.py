@@ -56,7 +56,7 @@ def inputs(folder: Path, chosen: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(reference.MODEL_DIR)
     seen = tokenizer(corpora.text(reference.CALIBRATION_TEXT), verbose=False)["input_ids"]
     measured = tokenizer(corpora.text(reference.HELDOUT_TEXT), verbose=False)["input_ids"]
-    wish = {name: CALIBRATION[name] for name in ("samples", "length", "seed")}
+    wish: dict[str, Any] = {name: CALIBRATION[name] for name in ("samples", "length", "seed")}
     data = {
         "calibration": corpora.calibration_rows(seen, name="reference", **wish),
         "rows": corpora.windows(measured, WINDOW, TOKENS, "reference"),

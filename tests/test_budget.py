@@ -23,6 +23,7 @@ from harness.report.verdicts import WHY_NO_P
 from harness.run import runner
 from harness.spec import Record
 from harness.suite.matrix import plan
+from tests.intervals import high, low
 
 WriteSuite = Callable[..., Path]
 AUTO = "budget: auto\nmargin: 0.02"
@@ -107,7 +108,7 @@ def test_the_verdict_follows_from_the_stored_answers_of_cell_and_baseline(finish
         interval = stats.anytime_interval(changes)
         change = found["sequential_difference"]
         assert (change.value, change.low, change.high) == pytest.approx(
-            (100 * interval.value, 100 * interval.low, 100 * interval.high)
+            (100 * interval.value, 100 * low(interval), 100 * high(interval))
         )
 
 
@@ -132,7 +133,7 @@ def test_running_again_asks_nothing_and_another_margin_asks_the_cells_alone(writ
     assert len({r.key for r in again.records if r.question.subject == "items" and r.cell.bits == 8}) == 2
     shown = frame(again)
     (verdict,) = shown[(shown.metric == "sequential_verdict") & (shown.bits == 8)].itertuples()
-    assert verdict.n < items(first, 8).answer.measurements[0].n, "a wider margin is known sooner"  # type: ignore[union-attr]
+    assert verdict.n < measured(items(first, 8))["sequential_verdict"].n, "a wider margin is known sooner"
 
 
 def test_a_baseline_without_answers_fails_the_cells_question_in_words_and_scores_nothing(

@@ -99,7 +99,8 @@ def test_results_of_another_schema_are_refused_with_advice_and_left_untouched(fi
     path = store.newest(finished)
     other = path.read_text().replace('"schema":2', f'"schema":{schema}', 1)
     path.write_text(other)
-    for verb in (["results", finished], ["report", finished, "-o", finished / "x.html"]):
+    verbs: list[list[str | Path]] = [["results", finished], ["report", finished, "-o", finished / "x.html"]]
+    for verb in verbs:
         done = call(*verb)
         assert done.returncode == 2
         assert advice in done.stderr

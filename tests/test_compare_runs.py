@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compare_runs import compare
 
 from harness.run.runner import Settings, run
 from harness.suite import matrix
+from tests.compare_runs import compare
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,7 @@ def test_a_plan_survives_the_way_through_json() -> None:
 
 
 def test_a_line_of_a_run_file_that_differs_is_refused_with_its_number_and_place(tmp_path: Path) -> None:
-    said = {"host": "h", "python": "3", "packages_digest": "p", "harness": "0", "source": "s", "device": "cpu"}
+    said: dict[str, Any] = {"host": "h", "python": "3", "packages_digest": "p", "harness": "0", "source": "s", "device": "cpu"}
     context = RunContext(**said, commit=None, threads=1, machine={}, packages={})
     path = tmp_path / "run.jsonl"
     with store.Writer(path, RunHeader(run="run", started_at="now", context=context, context_digest=context.digest)) as writer:

@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_finished_leaves_the_former_one(tmp_path: Path) ->
 
 def test_only_what_must_last_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(files.os, "fsync", synced.append)
+    monkeypatch.setattr(os, "fsync", synced.append)
     files.write_atomically(tmp_path / "a", "x")
     assert not synced
     files.write_atomically(tmp_path / "a", "x", lasting=True)

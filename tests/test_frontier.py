@@ -47,9 +47,8 @@ def test_exact_points_are_dominated_and_never_tied() -> None:
 
 
 def test_a_difference_inside_the_noise_is_a_tie_that_names_its_rival() -> None:
-    wide = {"low": 9.0, "high": 11.0}
     points = [
-        Point(id="a", x=4.0, y=10.0, y_draws=draws_from_interval(10.0, **wide, seed=1)),
+        Point(id="a", x=4.0, y=10.0, y_draws=draws_from_interval(10.0, 9.0, 11.0, seed=1)),
         Point(id="b", x=4.0, y=10.1, y_draws=draws_from_interval(10.1, 9.1, 11.1, seed=2)),
         Point(id="c", x=4.0, y=20.0, y_draws=draws_from_interval(20.0, 19.0, 21.0, seed=3)),
     ]
@@ -120,4 +119,5 @@ def test_an_interval_without_width_is_an_exact_number() -> None:
     assert draws_from_interval(1.0, None, 2.0, seed=0) is None
     assert draws_from_interval(1.0, 1.0, 1.0, seed=0) is None
     draws = draws_from_interval(5.0, 4.0, 6.0, seed=0, count=100_000)
+    assert draws is not None
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx([4.0, 6.0], abs=0.02)

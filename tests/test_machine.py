@@ -22,18 +22,18 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_the_facts_are_plain_data_and_hold_no_name_of_this_host():
+def test_the_facts_are_plain_data_and_hold_no_name_of_this_host() -> None:
     facts = machine.facts()
     text = canonical(facts).decode()
     node = os.uname().nodename
-    assert facts.cores >= facts.cores_usable >= 1
-    assert facts.memory_bytes > 64 * MIB
+    assert (facts.cores or 0) >= (facts.cores_usable or 0) >= 1
+    assert (facts.memory_bytes or 0) > 64 * MIB
     assert facts.python
     assert len(node) < 4 or node not in text
     assert str(Path.home()) not in text or str(Path.home()) == "/"
 
 
-def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: Path):
+def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     proc = write(
         tmp_path / "proc",
         {
@@ -65,7 +65,7 @@ def test_instruction_sets_and_caches_are_read_from_the_kernels_files(tmp_path: P
     assert conditions.snapshot(proc=proc).megahertz == 2500.0
 
 
-def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path):
+def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path) -> None:
     facts = machine.facts(proc=tmp_path, sys_root=tmp_path)
     assert facts.cache_bytes == {}
     assert facts.governor is None
@@ -73,7 +73,7 @@ def test_a_machine_without_any_of_the_files_still_has_facts(tmp_path: Path):
     assert set(asdict(between).values()) == {None}
 
 
-def test_the_host_id_is_the_make_of_the_machine_and_not_which_one_it_is():
+def test_the_host_id_is_the_make_of_the_machine_and_not_which_one_it_is() -> None:
     gpu = nvidia.Gpu(name="H200", memory_bytes=None, driver="1")
     one = replace(machine.facts(), cpu="A", cores=2, memory_bytes=8 * 2**30 + 5, gpus=(gpu,))
     assert machine.host_id(one) == machine.host_id(replace(one, memory_bytes=8 * 2**30 - 99, kernel="7"))
@@ -83,7 +83,7 @@ def test_the_host_id_is_the_make_of_the_machine_and_not_which_one_it_is():
     assert machine.host_id() == machine.host_id()
 
 
-def test_installed_packages_have_versions_and_a_digest_that_notices_a_change():
+def test_installed_packages_have_versions_and_a_digest_that_notices_a_change() -> None:
     found = machine.packages()
     assert found["pytest"] == pytest.__version__
     assert machine.packages_digest() == machine.packages_digest(found)
@@ -95,7 +95,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def test_the_commit_says_when_tracked_files_differ(tmp_path: Path):
+def test_the_commit_says_when_tracked_files_differ(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     (tmp_path / "a.py").write_text("1")
     git(tmp_path, "add", "a.py")
@@ -110,7 +110,7 @@ def test_the_commit_says_when_tracked_files_differ(tmp_path: Path):
 
 def test_there_is_no_commit_outside_a_repository_nor_for_a_package_that_is_only_installed_inside_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert machine.commit(tmp_path) is None
     git(tmp_path, "init", "-q")
@@ -124,14 +124,14 @@ def test_there_is_no_commit_outside_a_repository_nor_for_a_package_that_is_only_
     assert machine.commit(installed) is None
 
 
-def test_without_git_and_without_a_driver_nothing_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_git_and_without_a_driver_nothing_breaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.commit(Path(machine.__file__)) is None
     assert nvidia.gpus() == ()
     assert nvidia.own_bytes() is None
 
 
-def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\necho 'Odd [N/A], [N/A], 570.1'\n")
     tool.chmod(0o755)
@@ -141,7 +141,7 @@ def test_gpus_are_read_from_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch
     assert second.memory_bytes is None
 
 
-def test_what_this_process_holds_is_added_up_over_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_this_process_holds_is_added_up_over_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     own = os.getpid()
     tool.write_text(f"#!/bin/sh\necho '{own}, 300'\necho '{own + 1}, 5000'\necho '{own}, 20'\necho '{own}, [N/A]'\n")
@@ -153,13 +153,13 @@ def test_what_this_process_holds_is_added_up_over_the_gpus(monkeypatch: pytest.M
 MEMINFO = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"
 
 
-def test_available_memory_is_the_systems_where_no_group_limits_it(tmp_path: Path):
+def test_available_memory_is_the_systems_where_no_group_limits_it(tmp_path: Path) -> None:
     proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/a\n"})
     groups = write(tmp_path / "groups", {"a/memory.max": "max\n", "a/memory.current": "5\n"})
     assert machine.available_memory_bytes(proc=proc, cgroup=groups) == 4096 * MIB
 
 
-def test_available_memory_respects_every_group_of_version_two_on_the_way_up(tmp_path: Path):
+def test_available_memory_respects_every_group_of_version_two_on_the_way_up(tmp_path: Path) -> None:
     proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "0::/outer/inner\n"})
     groups = write(
         tmp_path / "groups",
@@ -174,7 +174,7 @@ def test_available_memory_respects_every_group_of_version_two_on_the_way_up(tmp_
     assert machine.available_memory_bytes(proc=proc, cgroup=groups) == 150 * MIB
 
 
-def test_available_memory_respects_version_one_seen_from_inside_a_container(tmp_path: Path):
+def test_available_memory_respects_version_one_seen_from_inside_a_container(tmp_path: Path) -> None:
     proc = write(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": "3:cpu:/x\n4:memory:/docker/1234\n"})
     limits = {"memory/memory.limit_in_bytes": str(300 * MIB), "memory/memory.usage_in_bytes": str(100 * MIB)}
     assert machine.available_memory_bytes(proc=proc, cgroup=write(tmp_path / "one", limits)) == 200 * MIB
@@ -182,17 +182,17 @@ def test_available_memory_respects_version_one_seen_from_inside_a_container(tmp_
     assert machine.available_memory_bytes(proc=proc, cgroup=write(tmp_path / "two", none)) == 4096 * MIB
 
 
-def test_available_memory_is_unknown_where_nobody_counts_it(tmp_path: Path):
+def test_available_memory_is_unknown_where_nobody_counts_it(tmp_path: Path) -> None:
     assert machine.available_memory_bytes(proc=tmp_path, cgroup=tmp_path) is None
 
 
-def test_free_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path):
+def test_free_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
     there = machine.free_disk_bytes(tmp_path)
     assert there > 0
     assert machine.free_disk_bytes(tmp_path / "not" / "yet") > 0
 
 
-def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
+def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus() -> None:
     before = conditions.Snapshot(
         load=0.5, machine=conditions.CpuSeconds(total=100.0, busy=10.0, steal=1.0), own=2.0, megahertz=None
     )
@@ -205,7 +205,7 @@ def test_steal_and_the_cpu_time_of_others_are_shares_of_all_cpus():
     assert (found.load_before, found.load_after) == (0.5, 1.5)
 
 
-def test_bandwidth_is_positive_and_names_its_kernel():
+def test_bandwidth_is_positive_and_names_its_kernel() -> None:
     pytest.importorskip("torch")
     found = bandwidth.bandwidth(4 * MIB, seconds=0.02)
     assert found.bytes_per_second == max(found.by_kernel.values()) > 0
@@ -215,7 +215,7 @@ def test_bandwidth_is_positive_and_names_its_kernel():
 
 def test_bandwidth_is_kept_for_the_next_time_unless_others_were_using_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     pytest.importorskip("torch")
     still = conditions.between(conditions.snapshot(), conditions.snapshot())
     monkeypatch.setattr(bandwidth, "between", lambda before, after: replace(still, others_cpu_share=0.5))
@@ -230,7 +230,7 @@ def test_bandwidth_is_kept_for_the_next_time_unless_others_were_using_the_machin
     assert bandwidth.bandwidth(4 * MIB, seconds=0.02, cache=tmp_path).by_kernel.keys() == first.by_kernel.keys()
 
 
-def test_a_working_set_inside_the_last_cache_is_not_called_memory():
+def test_a_working_set_inside_the_last_cache_is_not_called_memory() -> None:
     pytest.importorskip("torch")
     last = machine.caches().get("L3")
     if last is None:

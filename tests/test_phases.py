@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 
 from harness.errors import Unsupported
-from harness.measure.memory_phases import mapped, measure, populate, release, require, reset_peak, resident
+from harness.measure.memory_phases import Meter, mapped, measure, populate, release, require, reset_peak, resident
+from harness.spec import Phase
 
 MIB = 2**20
 linux = pytest.mark.skipif(resident() is None, reason="the kernel's counters are Linux's")
 
 
-def peak_beyond_start(meter) -> int:
+def phase(meter: Meter) -> Phase:
     assert meter.phase is not None
-    return meter.phase.peak_bytes["host_peak"] - meter.phase.peak_bytes["host_start"]
+    return meter.phase
+
+
+def peak_beyond_start(meter: Meter) -> int:
+    peaks = phase(meter).peak_bytes
+    return peaks["host_peak"] - peaks["host_start"]
 
 
 def touch(size: int) -> mmap.mmap:
@@ -31,16 +37,16 @@ def touch(size: int) -> mmap.mmap:
 
 
 @linux
-def test_a_known_allocation_is_the_peak_to_within_four_mebibytes():
+def test_a_known_allocation_is_the_peak_to_within_four_mebibytes() -> None:
     with measure("work") as meter:
         block = np.ones(64 * MIB, dtype=np.uint8)
     assert block[-1] == 1
     assert abs(peak_beyond_start(meter) - 64 * MIB) < 4 * MIB
-    assert meter.phase.peak_bytes["host_anonymous"] >= meter.phase.peak_bytes["host_anonymous_at_least"] >= 64 * MIB
+    assert phase(meter).peak_bytes["host_anonymous"] >= phase(meter).peak_bytes["host_anonymous_at_least"] >= 64 * MIB
 
 
 @linux
-def test_a_known_torch_tensor_is_the_peak_to_within_four_mebibytes():
+def test_a_known_torch_tensor_is_the_peak_to_within_four_mebibytes() -> None:
     torch = pytest.importorskip("torch")
     torch.ones(16).sum()  # the runtime's own first use is not the tensor's
     with measure("work") as meter:
@@ -50,18 +56,18 @@ def test_a_known_torch_tensor_is_the_peak_to_within_four_mebibytes():
 
 
 @linux
-def test_a_spike_of_fifty_milliseconds_that_is_freed_within_the_phase_is_always_seen():
+def test_a_spike_of_fifty_milliseconds_that_is_freed_within_the_phase_is_always_seen() -> None:
     for _ in range(10):
         with measure("spike") as meter:
             block = touch(256 * MIB)
             time.sleep(0.05)
             block.close()
         assert abs(peak_beyond_start(meter) - 256 * MIB) < 4 * MIB
-        assert meter.phase.peak_bytes["host_end"] - meter.phase.peak_bytes["host_start"] < 4 * MIB
+        assert phase(meter).peak_bytes["host_end"] - phase(meter).peak_bytes["host_start"] < 4 * MIB
 
 
 @linux
-def test_the_peak_of_one_phase_does_not_reach_into_the_next():
+def test_the_peak_of_one_phase_does_not_reach_into_the_next() -> None:
     with measure("first"):
         touch(128 * MIB).close()
     with measure("second") as second:
@@ -70,7 +76,7 @@ def test_the_peak_of_one_phase_does_not_reach_into_the_next():
 
 
 @linux
-def test_an_outer_phase_has_seen_what_its_inner_phases_saw():
+def test_an_outer_phase_has_seen_what_its_inner_phases_saw() -> None:
     with measure("outer") as outer:
         touch(128 * MIB).close()
         with measure("inner") as inner:
@@ -81,7 +87,7 @@ def test_an_outer_phase_has_seen_what_its_inner_phases_saw():
 
 
 @linux
-def test_a_phase_that_raises_is_still_measured():
+def test_a_phase_that_raises_is_still_measured() -> None:
     meters = []
 
     def broken() -> None:
@@ -97,7 +103,7 @@ def test_a_phase_that_raises_is_still_measured():
 
 
 @linux
-def test_mapped_and_read_weights_have_the_same_peak(tmp_path: Path):
+def test_mapped_and_read_weights_have_the_same_peak(tmp_path: Path) -> None:
     weights = tmp_path / "weights.bin"
     np.arange(64 * MIB // 4, dtype=np.uint32).tofile(weights)
     with measure("mapped") as by_map:
@@ -106,8 +112,8 @@ def test_mapped_and_read_weights_have_the_same_peak(tmp_path: Path):
         pages = mapped([tmp_path])
         del array
     with measure("read") as by_read:
-        array = np.fromfile(weights, dtype=np.uint32)
-        second = int(array.max())
+        read = np.fromfile(weights, dtype=np.uint32)
+        second = int(read.max())
     assert first == second
     assert abs(peak_beyond_start(by_map) - peak_beyond_start(by_read)) <= 0.03 * 64 * MIB
     assert pages is not None
@@ -115,7 +121,7 @@ def test_mapped_and_read_weights_have_the_same_peak(tmp_path: Path):
 
 
 @linux
-def test_a_file_mapped_twice_is_counted_once(tmp_path: Path):
+def test_a_file_mapped_twice_is_counted_once(tmp_path: Path) -> None:
     folder = tmp_path / "links"
     folder.mkdir()
     (tmp_path / "blob").write_bytes(bytes(8 * MIB))
@@ -133,7 +139,7 @@ def test_a_file_mapped_twice_is_counted_once(tmp_path: Path):
 
 
 @linux
-def test_released_pages_of_a_file_come_back_when_they_are_read(tmp_path: Path):
+def test_released_pages_of_a_file_come_back_when_they_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     np.arange(8 * MIB // 4, dtype=np.uint32).tofile(path)
     array = np.memmap(path, dtype=np.uint32, mode="r")
@@ -149,7 +155,7 @@ def test_released_pages_of_a_file_come_back_when_they_are_read(tmp_path: Path):
 
 
 @linux
-def test_populating_a_mapping_is_as_good_as_reading_it(tmp_path: Path):
+def test_populating_a_mapping_is_as_good_as_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(8 * MIB))
     array = np.memmap(path, dtype=np.uint8, mode="r")
@@ -161,7 +167,7 @@ def test_populating_a_mapping_is_as_good_as_reading_it(tmp_path: Path):
 
 
 @linux
-def test_pages_that_were_written_are_never_released(tmp_path: Path):
+def test_pages_that_were_written_are_never_released(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(8 * MIB))
     array = np.memmap(path, dtype=np.uint8, mode="c")  # private: what is written is in memory only
@@ -179,7 +185,7 @@ def fake_proc(folder: Path, **kilobytes: int) -> Path:
     return folder
 
 
-def test_without_permission_an_old_peak_is_called_a_bound_and_not_a_measurement(tmp_path: Path):
+def test_without_permission_an_old_peak_is_called_a_bound_and_not_a_measurement(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, peak=900, anonymous=100, file=50)
     (proc / "clear_refs").mkdir()  # cannot be written, whoever runs this
     assert not reset_peak(proc)
@@ -187,30 +193,30 @@ def test_without_permission_an_old_peak_is_called_a_bound_and_not_a_measurement(
         pass
     with measure("loud", proc=proc) as loud:
         fake_proc(tmp_path, peak=1000, anonymous=120, file=60)
-    assert quiet.phase.peak_bytes["host_peak_at_most"] == 900 * 1024
-    assert "host_peak" not in quiet.phase.peak_bytes
-    assert loud.phase.peak_bytes["host_peak"] == 1000 * 1024  # the mark rose within the phase, so it is the phase's own
+    assert phase(quiet).peak_bytes["host_peak_at_most"] == 900 * 1024
+    assert "host_peak" not in phase(quiet).peak_bytes
+    assert phase(loud).peak_bytes["host_peak"] == 1000 * 1024  # the mark rose within the phase, so it is the phase's own
 
 
-def test_the_split_into_anonymous_and_file_pages_is_a_bound_from_both_sides(tmp_path: Path):
+def test_the_split_into_anonymous_and_file_pages_is_a_bound_from_both_sides(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, peak=150, anonymous=100, file=50)
     with measure("load", proc=proc) as meter:
         fake_proc(tmp_path, peak=1000, anonymous=300, file=250)
-    peaks = meter.phase.peak_bytes
+    peaks = phase(meter).peak_bytes
     assert peaks["host_anonymous"] == (1000 - 50) * 1024
     assert peaks["host_anonymous_at_least"] == 300 * 1024
     assert peaks["host_file"] == 250 * 1024
 
 
-def test_a_system_without_the_kernels_counters_is_unsupported_and_says_so(tmp_path: Path):
+def test_a_system_without_the_kernels_counters_is_unsupported_and_says_so(tmp_path: Path) -> None:
     assert resident(tmp_path) is None
     assert resident(tmp_path) is None
     with pytest.raises(Unsupported, match="Linux"):
         require(tmp_path)
     with measure("anything", proc=tmp_path, clock=iter([1.0, 3.5]).__next__) as meter:
         pass
-    assert meter.phase.seconds == 2.5
-    assert meter.phase.peak_bytes == {}
+    assert phase(meter).seconds == 2.5
+    assert phase(meter).peak_bytes == {}
 
 
 class FakeCuda:
@@ -236,12 +242,12 @@ class FakeCuda:
         return self.peak + 1
 
 
-def test_device_peaks_are_the_allocators_since_the_phase_began(monkeypatch: pytest.MonkeyPatch):
+def test_device_peaks_are_the_allocators_since_the_phase_began(monkeypatch: pytest.MonkeyPatch) -> None:
     class Torch:
         cuda = FakeCuda()
 
     monkeypatch.setitem(sys.modules, "torch", Torch)
     with measure("prefill") as meter:
         Torch.cuda.peak = 50
-    assert meter.phase.peak_bytes["device_allocated"] == 100
-    assert meter.phase.peak_bytes["device_reserved"] == 102
+    assert phase(meter).peak_bytes["device_allocated"] == 100
+    assert phase(meter).peak_bytes["device_reserved"] == 102

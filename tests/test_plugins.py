@@ -200,15 +200,15 @@ def test_a_child_gets_the_package_of_a_row_by_itself_and_nothing_that_lies_besid
         row("a_space.inside.rows:METHOD", name="space"),
     ]
     assert len(plugins.take(offered).plugins) == 3
-    path = fork_server.harness_alone(tmp_path / "home", plugins.links(offered))
-    assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*")) == [
+    alone = fork_server.harness_alone(tmp_path / "home", plugins.links(offered))
+    assert sorted(p.relative_to(alone).as_posix() for p in alone.rglob("*")) == [
         "a_package",
         "a_space",
         "a_space/inside",
         "harness",
         "one_file.py",
     ]
-    assert (path / "a_package").resolve() == site / "a_package"
+    assert (alone / "a_package").resolve() == site / "a_package"
     before = plugins.sources(offered)
     assert list(before) == ["mine-rows 1.2"]
     (site / "a_package" / "rows.py").write_text(made.format("package") + "\n# edited")

@@ -65,7 +65,8 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> 
         **changes,
     }
     torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).to(dtype).eval()
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    return model.to(dtype).eval()
 
 
 def nudged(model: Any, size: float, seed: int = 1) -> Any:

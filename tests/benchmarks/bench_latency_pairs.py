@@ -76,7 +76,7 @@ def main() -> int:
         found = ratios(rounds.cell, rounds.base)
         rows.append({"ratios": found, "rounds": len(rounds.cell), "stopped": rounds.stopped, "conditions": during})
         shown = "  ".join(f"{value:.4f}" for value in found.values())
-        others = during["others_cpu_share"]
+        others = during.others_cpu_share
         print(
             f"{index + 1:4d}  {shown}  {len(rounds.cell):3d} rounds  others {'?' if others is None else f'{others:.0%}'}",
             flush=True,

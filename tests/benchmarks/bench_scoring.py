@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import torch
 import transformers
 
 clock: Callable[[], float] = time.perf_counter
-Request = tuple[tuple[str, str], list[int], list[int]]
+Request = tuple[object, list[int], list[int]]
 
 MODELS = {
     "small": {
@@ -123,14 +124,15 @@ SHAPES: dict[str, tuple[Callable[[random.Random, int, int], list[Request]], dict
 
 def build(size: str, vocab: int, dtype: str) -> Any:
     torch.manual_seed(0)
+    shape: dict[str, Any] = {**MODELS[size]}
     config = transformers.LlamaConfig(
-        **MODELS[size],
         vocab_size=vocab,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **shape,
     )
     return transformers.LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
 
@@ -190,17 +192,18 @@ def compare(
         ours._loglikelihood_tokens(warm)
         proof = clock() - start
         theirs[sizes[0]]._loglikelihood_tokens(warm, True)
-        plain, before = ours.report(), 0
-        answers, mine, my_bytes = measured(lambda requests=requests: ours._loglikelihood_tokens(requests), repeats)
-        after = ours.report()
+        plain: dict[str, Any] = ours.report()
+        before = 0
+        answers, mine, my_bytes = measured(partial(ours._loglikelihood_tokens, requests), repeats)
+        after: dict[str, Any] = ours.report()
         best: tuple[float, int, int] | None = None
         for batch, lm in theirs.items():
-            expected, seconds, before = measured(lambda lm=lm, requests=requests: lm._loglikelihood_tokens(requests, True), 1)
+            expected, seconds, before = measured(partial(lm._loglikelihood_tokens, requests, True), 1)
             if best is None or seconds < best[0]:
                 best = (seconds, batch, before)
         assert best is not None
         for _ in range(repeats - 1):
-            _, seconds, _ = measured(lambda requests=requests, lm=theirs[best[1]]: lm._loglikelihood_tokens(requests, True), 1)
+            _, seconds, _ = measured(partial(theirs[best[1]]._loglikelihood_tokens, requests, True), 1)
             best = (min(best[0], seconds), best[1], best[2])
         row = {
             "shape": name,
@@ -230,15 +233,15 @@ def constants(size: str) -> None:
     from harness.scoring.head import split
 
     cut = split(build(size, 4096, "float32"))
-    executor, hidden = Executor(cut), int(MODELS[size]["hidden_size"])  # type: ignore[call-overload]
+    executor, hidden = Executor(cut), MODELS[size]["hidden_size"]
 
     def seconds(rows: int, width: int, before: int) -> float:
         grid = torch.randint(3, 4096, (rows, width))
-        header = None
+        header: Any = None
         if before:
-            cache = new_cache(None, 1)
-            executor.body(torch.randint(3, 4096, (1, before)), past_key_values=cache, use_cache=True)
-            header = [(layer.keys, layer.values) for layer in cache.layers]
+            filled: Any = new_cache(None, 1)
+            executor.body(torch.randint(3, 4096, (1, before)), past_key_values=filled, use_cache=True)
+            header = [(layer.keys, layer.values) for layer in filled.layers]
         mask = tree_mask(torch.full((rows, width), width), before, torch.float32)
         place = (torch.arange(width) + before).expand(rows, -1)
         best = float("inf")

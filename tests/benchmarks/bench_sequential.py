@@ -131,7 +131,9 @@ def recorded_changes(results: Path) -> dict[tuple[str, str], np.ndarray]:
     changes = {}
     for (model, task, is_baseline), cells in answers.items():
         base = next(iter(answers.get((model, task, True), {}).values()), None)
-        for label, items in {} if is_baseline or base is None else cells.items():
+        if is_baseline or base is None:
+            continue
+        for label, items in cells.items():
             if items.keys() == base.keys():
                 changes[f"{model} / {label}", task] = np.array([items[name] - base[name] for name in base])
     return changes

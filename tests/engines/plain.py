@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tiny_llama import tokenizer
 
 from harness.engines.base import WindowScores
 from harness.engines.transformers import Transformers
+from tests.tiny_llama import tokenizer
 
 SCALED: dict[str, Any] = {
     "Gemma2": {"final_logit_softcapping": 5.0, "head_dim": 16, "sliding_window": 512},

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from plain import SCALED, engine, joined, plain_logprobs, scaled
-from tiny_llama import VOCAB, llama, nudged, windows
 
 from harness.engines.reference_store import divergence
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
 from harness.scoring.widened import products
+from tests.engines.plain import SCALED, engine, joined, plain_logprobs, scaled
+from tests.tiny_llama import VOCAB, llama, nudged, windows
 
 # torch warns of its own use of torch.jit when parts of it are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

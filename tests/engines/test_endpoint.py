@@ -66,7 +66,7 @@ def tiny() -> Any:
     return llama()
 
 
-def served(url: str, **changes: str) -> spec.Served:
+def served(url: str, **changes: Any) -> spec.Served:
     return replace(spec.Served(scheme=Scheme(method="endpoint", bits=4.0), url=url, model=NAME), **changes)
 
 
@@ -106,7 +106,7 @@ def test_the_engine_keeps_the_protocol(folder: Path) -> None:
         protocol = {name for name in vars(Loaded) if not name.startswith("_")}
         assert all(hasattr(found, name) for name in protocol)
         assert isinstance(found, Partial)
-        assert not isinstance(Transformers(tiny(), None), Partial)
+        assert not isinstance(Transformers(tiny(), tokenizer()), Partial)
         assert found.facts().simulated is False
 
 
@@ -410,8 +410,7 @@ def llama_cpp_server(source: Path, out: Path) -> Iterator[tuple[Endpoint, Any]]:
                 assert server.poll() is None, (out / "log.txt").read_text()[-3000:]
                 time.sleep(0.1)
         read = AutoTokenizer.from_pretrained(str(source))
-        asked = Server(served(url), read)
-        yield Endpoint(asked, model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
+        yield Endpoint(Server(served(url), read), model_dir=source), LlamaCpp(Weights(out / "model.gguf"), read, model_dir=source)
     finally:
         server.terminate()
         server.wait(10)

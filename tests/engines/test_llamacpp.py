@@ -49,7 +49,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-SHAPE = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SHAPE |= {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
@@ -255,7 +261,7 @@ def test_llamacpp_perplexity_equals_llama_cpp_pythons_own_logits_over_the_second
     from llama_cpp import Llama
 
     found = engine(base[1])
-    session: Any = TinySession(found, tmp_path, corpus=text(120))  # type: ignore[arg-type]
+    session: Any = TinySession(found, tmp_path, corpus=text(120))
     question = corpus_question("perplexity", definition="llamacpp-64")
     answer = PERPLEXITY.measure(session, question)
     (measured,) = [m for m in answer.measurements if m.metric == "perplexity"]
@@ -289,7 +295,7 @@ def test_segments_cut_a_forest_at_its_branches() -> None:
     assert sorted((first, end) for first, end, _ in found) == [(0, 2), (2, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
     for first, end, above in found:
         wanted = [j for j in range(first) if j < first < last[j]]
-        path = []
+        path: list[int] = []
         while above >= 0:
             path = [*range(found[above][0], found[above][1]), *path]
             above = found[above][2]

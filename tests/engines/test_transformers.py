@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plain import engine, joined, plain_logprobs, scaled
-from tiny_llama import VOCAB, llama, nudged, tokenizer, windows
 
 from harness.artifact import LayerKernel
 from harness.engines import ENGINES
 from harness.engines.base import Loaded, Rerun
 from harness.engines.transformers import Transformers, bytes_of
 from harness.errors import Unsupported
+from tests.engines.plain import engine, joined, plain_logprobs, scaled
+from tests.tiny_llama import VOCAB, llama, nudged, tokenizer, windows
 
 # torch warns of its own use of torch.jit when parts of it are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -181,7 +181,7 @@ def test_resident_weights_are_counted_once_per_storage() -> None:
 
 def test_tensors_in_plain_attributes_are_counted_too() -> None:
     module = torch.nn.Linear(4, 4, bias=False)
-    module.meta = {"scale": torch.zeros(10), "nested": [torch.zeros(6)], "view": module.weight[0]}
+    module.__dict__["meta"] = {"scale": torch.zeros(10), "nested": [torch.zeros(6)], "view": module.weight[0]}
     assert bytes_of(module) == (16 + 10 + 6) * 4
 
 

@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from harness.decode import decode
-from harness.envs import health
+from harness.envs import disk, health
 from harness.formats import safetensors_file
 from harness.methods import METHODS
 from harness.models import find
@@ -47,7 +47,7 @@ def test_a_method_that_fails_says_in_which_phase(tmp_path: Path, monkeypatch: py
     assert not found.ok
     assert found.message.startswith("error in quantize: RuntimeError: no such kernel")
     assert "Traceback" in found.log_tail
-    assert decode(health.Health, to_json(found)) == found
+    assert decode(disk.Health, to_json(found)) == found
 
 
 def test_a_method_that_can_run_on_no_device_here_is_imported_and_says_that_it_was_not_tried(

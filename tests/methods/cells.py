@@ -152,6 +152,7 @@ def reload_all(folder: Path, mine: slice) -> dict[str, Any]:
     from harness.engines.transformers import Transformers
 
     ids = torch.tensor(ROWS)
+    tokenizer: Any = None  # windows of token ids need none
     outcomes: dict[str, Any] = {}
     with torch.inference_mode():
         unquantized = load(folder, "fp32", folder / "artifacts" / "fp32")
@@ -162,7 +163,7 @@ def reload_all(folder: Path, mine: slice) -> dict[str, Any]:
             model = load(folder, cell, artifact)
             with torch.inference_mode():
                 answers = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
-            nll = [float(v) for scores in Transformers(model, None).score_windows(ROWS, None) for v in scores.nll]
+            nll = [float(v) for scores in Transformers(model, tokenizer).score_windows(ROWS, None) for v in scores.nll]
             outcomes[cell] = {
                 "perplexity": math.exp(sum(nll) / len(nll)),
                 "check": reload.check(model, artifact),

@@ -252,7 +252,7 @@ def convert(source: Path, target: Path) -> None:
     name them: GPT-2's."""
     tree = Path(os.environ[CONVERTER])
     sys.path[:0] = [str(tree), str(tree / "gguf-py")]
-    from conversion.base import TextModel
+    from conversion.base import TextModel  # type: ignore[import-not-found]  # the converter's own tree, put on the path above
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
     sys.argv = ["convert_hf_to_gguf.py", str(source), "--outfile", str(target), "--outtype", "bf16"]

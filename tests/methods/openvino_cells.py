@@ -140,7 +140,13 @@ def variant(folder: Path, name: str) -> dict[str, Any]:
     import transformers
 
     source, out = folder / name, folder / "artifacts" / name
-    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shape |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
     torch.manual_seed(3)
     config = getattr(transformers, f"{name}Config")(**{**shape, **VARIANTS[name]})

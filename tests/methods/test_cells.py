@@ -39,14 +39,15 @@ QUANTIZED = [cell for cell in CELLS if not METHODS[CELLS[cell][0]].unquantized]
 
 def run(module: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", *module]
-    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}  # more threads, other sums
-    return subprocess.Popen(command, **where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads, other sums
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(children: list[subprocess.Popen[str]]) -> None:
     said = [child.communicate()[1] for child in children]
     for child, error in zip(children, said, strict=True):
-        assert child.returncode == 0, f"{child.args} ended with {child.returncode}: {error[-3000:]}"
+        assert child.returncode == 0, f"{child.args!r} ended with {child.returncode}: {error[-3000:]}"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from harness.errors import Unsupported
 from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_vocabulary, gguf_weights
 from harness.methods import gguf
 from harness.models import build
-from tests.methods.gguf_cells import CELLS, METHOD, ROWS, request, scheme
+from tests.methods.cells import ROWS
+from tests.methods.gguf_cells import CELLS, METHOD, request, scheme
 from tests.tiny_llama import llama, tokenizer
 
 for package in ("llama_cpp", "gguf"):

@@ -244,9 +244,9 @@ def exported(kind: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     draw = np.random.default_rng(0)
     if kind == "int8":
         steps = draw.random(ROWS, dtype=np.float32)
-        found = draw.integers(-127, 128, (ROWS, COLUMNS)).astype(np.int8)
-        parts = {"weight": torch.tensor(found), "weight_scale": torch.tensor(steps)}
-        return parts, found.astype(np.float32) * steps[:, None]
+        whole = draw.integers(-127, 128, (ROWS, COLUMNS)).astype(np.int8)
+        parts = {"weight": torch.tensor(whole), "weight_scale": torch.tensor(steps)}
+        return parts, whole.astype(np.float32) * steps[:, None]
     if kind == "fp8":
         bytes_ = torch.tensor(draw.integers(0, 127, (ROWS, COLUMNS)), dtype=torch.uint8)  # 127 is NaN
         parts = {"weight": bytes_.view(torch.float8_e4m3fn), "weight_scale": torch.tensor(0.25)}
@@ -254,20 +254,23 @@ def exported(kind: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
         value = np.where(exponent > 0, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0), mantissa / 8 * 2.0**-6)
         return parts, (value / 4).astype(np.float32)
     if kind == "nvfp4":
-        found, steps = draw.integers(0, 16, (ROWS, COLUMNS)), draw.integers(1, 16, (ROWS, COLUMNS // 16)).astype(np.float32)
+        nibbles, sixteenths = (
+            draw.integers(0, 16, (ROWS, COLUMNS)),
+            draw.integers(1, 16, (ROWS, COLUMNS // 16)).astype(np.float32),
+        )
         parts = {
-            "weight": torch.tensor(found[:, ::2] + 16 * found[:, 1::2], dtype=torch.uint8),
-            "weight_scale": torch.tensor(steps).to(torch.float8_e4m3fn),
+            "weight": torch.tensor(nibbles[:, ::2] + 16 * nibbles[:, 1::2], dtype=torch.uint8),
+            "weight_scale": torch.tensor(sixteenths).to(torch.float8_e4m3fn),
             "weight_scale_2": torch.tensor(0.125),
         }
-        values = np.array([*LEVELS, *(-x for x in LEVELS)], dtype=np.float32)[found]
-        return parts, values * np.repeat(steps, 16, 1) / 8
-    found, steps = draw.integers(-8, 8, (ROWS, COLUMNS)), draw.random((ROWS, COLUMNS // GROUP), dtype=np.float32)
+        values = np.array([*LEVELS, *(-x for x in LEVELS)], dtype=np.float32)[nibbles]
+        return parts, values * np.repeat(sixteenths, 16, 1) / 8
+    signed, steps = draw.integers(-8, 8, (ROWS, COLUMNS)), draw.random((ROWS, COLUMNS // GROUP), dtype=np.float32)
     parts = {
-        "weight": torch.tensor(found[::2] % 16 + 16 * (found[1::2] % 16), dtype=torch.uint8),
+        "weight": torch.tensor(signed[::2] % 16 + 16 * (signed[1::2] % 16), dtype=torch.uint8),
         "weight_scale": torch.tensor(steps),
     }
-    return parts, found.astype(np.float32) * np.repeat(steps, GROUP, 1)
+    return parts, signed.astype(np.float32) * np.repeat(steps, GROUP, 1)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,7 @@ def test_inputs_are_multiplied_and_rounded_as_stored(kind: str | None) -> None:
         step = 320 * 0.5
         expected = np.array([0, 0, -80, 6 * step, -6 * step, 0, 0, 0] * (COLUMNS // 8))
     else:
-        expected = 2 * x
+        expected = (2 * x).astype(np.float64)
     found = modelopt_checkpoint.rounded(torch.tensor(x)[None, None], parts)
     assert np.array_equal(found[0, 0].numpy(), expected)
 

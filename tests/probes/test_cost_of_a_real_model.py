@@ -109,7 +109,7 @@ def values(answer: Answer) -> dict[str, float]:
     return {m.metric: m.value for m in answer.measurements}
 
 
-def test_the_ledger_of_a_bf16_model_is_sixteen_bits_for_each_of_its_parameters(cell: tuple[Path, Path]):
+def test_the_ledger_of_a_bf16_model_is_sixteen_bits_for_each_of_its_parameters(cell: tuple[Path, Path]) -> None:
     answer = size.measure(Session(*cell), Question(probe="size", subject=""))  # type: ignore[arg-type]
     found = values(answer)
     assert found["bpw_quantized"] == found["bpw_model"] == 16
@@ -120,7 +120,7 @@ def test_the_ledger_of_a_bf16_model_is_sixteen_bits_for_each_of_its_parameters(c
 
 
 @pytest.mark.skipif(memory_phases.resident() is None, reason="the kernel's counters are Linux's")
-def test_the_memory_of_a_model_is_its_weights_its_cache_and_little_more(cell: tuple[Path, Path]):
+def test_the_memory_of_a_model_is_its_weights_its_cache_and_little_more(cell: tuple[Path, Path]) -> None:
     prompt, new, batch = 64, 8, 2
     question = Question(probe="memory", subject="", options={"prompt": prompt, "new": new, "batch": batch})
     answer = memory.measure(Session(*cell), question)  # type: ignore[arg-type]
@@ -142,7 +142,8 @@ WAYS = ("mapped", "read tensor by tensor", "whole file read first")
 
 def weigh(source: Path, artifact: Path, how: str) -> dict[str, float]:
     """The memory probe's figures for a checkpoint that transformers maps, or is made to read."""
-    auto, loading = transformers.AutoModelForCausalLM, transformers.modeling_utils
+    auto: Any = transformers.AutoModelForCausalLM
+    loading: Any = transformers.modeling_utils
     if how == WAYS[1]:
         loading.safe_open = lambda file, **given: safetensors.safe_open(file, **{**given, "backend": "pread"})
     elif how == WAYS[2]:
@@ -163,7 +164,7 @@ def weigh_each(source: Path, artifact: Path) -> None:
 
 
 @pytest.mark.skipif(memory_phases.resident() is None, reason="the kernel's counters are Linux's")
-def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path):
+def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path) -> None:
     # 177 MiB, of which 3 % are more than an allocator's slack.
     shape = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 22, "num_attention_heads": HEADS}
     source, artifact = made(tmp_path, **shape)
@@ -192,7 +193,7 @@ def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_
     assert whole["peak_load_bytes"] == pytest.approx(2 * size, rel=0.03)
 
 
-def test_the_latency_of_a_model_beside_itself_has_every_figure(cell: tuple[Path, Path]):
+def test_the_latency_of_a_model_beside_itself_has_every_figure(cell: tuple[Path, Path]) -> None:
     shape = {"prompt": 8, "new": 4, "batch": 2, "budget_seconds": 1.0}
     session = Session(*cell)
     answer = latency.measure(session, Question(probe="latency", subject="", options=shape))  # type: ignore[arg-type]

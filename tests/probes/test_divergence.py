@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import Nonfinite, Unsupported
 from harness.probes import divergence, perplexity
 from harness.spec import Answer, Measurement
+from tests.intervals import high, low
+from tests.tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -70,7 +71,7 @@ def test_the_noise_floor_is_measured_on_the_baseline_only(base: Any, tmp_path: P
     assert "one window per forward" in own.facts["floor"]
     other = divergence.PROBE.measure(session(tmp_path, nudged(base, 0.2)), QUESTION)
     assert not [m for m in other.measurements if m.metric == "kl_floor"]
-    assert measured(other, "kl_mean").low > floor.high
+    assert low(measured(other, "kl_mean")) > high(floor)
 
 
 def test_every_statistic_equals_numpy_over_full_distributions(base: Any, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_every_statistic_equals_numpy_over_full_distributions(base: Any, tmp_pat
     assert kl.mean() > 0.01
     for name, value in wanted.items():
         assert measured(answer, name).value == pytest.approx(value, rel=2e-4, abs=1e-6), name
-    assert set(wanted) <= {metric.name for metric in divergence.METRICS}
+    assert set(wanted) <= {metric.name for metric in divergence.PROBE.metrics}
     assert sum(answer.facts["tokens_by_confidence"].values()) == kl.size
 
 
@@ -119,10 +120,10 @@ def test_estimates_lie_within_their_intervals_and_within_what_they_can_be(base: 
     bounded = [m for m in answer.measurements if m.low is not None and m.high is not None]
     assert len(bounded) > 12
     for found in bounded:
-        assert found.low <= found.value <= found.high, found.metric
+        assert low(found) <= found.value <= high(found), found.metric
         if found.metric.startswith("kl_") or found.metric in ("same_top", "delta_p_rms"):
-            assert found.low >= 0
-    assert measured(answer, "same_top").high <= 1
+            assert low(found) >= 0
+    assert high(measured(answer, "same_top")) <= 1
 
 
 def test_the_raw_samples_carry_the_statistics(base: Any, tmp_path: Path) -> None:
@@ -140,9 +141,14 @@ def test_the_raw_samples_carry_the_statistics(base: Any, tmp_path: Path) -> None
 def test_perplexity_and_divergence_share_one_pass(base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     divergence.PROBE.measure(session(tmp_path, base, is_baseline=True), QUESTION)
     asked = session(tmp_path, nudged(base, 0.3))
-    passes = []
+    passes: list[Any] = []
     score = asked.loaded.score_windows
-    monkeypatch.setattr(asked.loaded, "score_windows", lambda *given: passes.append(given) or score(*given))
+
+    def counted(*given: Any) -> Any:
+        passes.append(given)
+        return score(*given)
+
+    monkeypatch.setattr(asked.loaded, "score_windows", counted)
     first = perplexity.PROBE.measure(asked, corpus_question("perplexity"))
     second = divergence.PROBE.measure(asked, QUESTION)
     assert len(passes) == 1
@@ -167,8 +173,8 @@ def test_without_a_baseline_there_is_no_divergence(base: Any, tmp_path: Path) ->
 def test_more_noise_on_the_weights_is_more_divergence(base: Any, tmp_path: Path) -> None:
     divergence.PROBE.measure(session(tmp_path, base, is_baseline=True), QUESTION)
     found = [divergence.PROBE.measure(session(tmp_path, nudged(base, size)), QUESTION) for size in (0.05, 0.15, 0.45)]
-    assert measured(found[0], "kl_mean").high < measured(found[1], "kl_mean").low
-    assert measured(found[1], "kl_mean").high < measured(found[2], "kl_mean").low
+    assert high(measured(found[0], "kl_mean")) < low(measured(found[1], "kl_mean"))
+    assert high(measured(found[1], "kl_mean")) < low(measured(found[2], "kl_mean"))
     assert measured(found[0], "same_top").value > measured(found[2], "same_top").value
 
 
@@ -208,4 +214,4 @@ def test_one_perturbed_layer_is_found_and_a_rerun_is_not(base: Any, tmp_path: Pa
     changed = divergence.PROBE.measure(session(tmp_path, perturbed), QUESTION)
     floor = measured(own, "kl_floor")
     assert measured(again, "kl_mean").value <= floor.value
-    assert measured(changed, "kl_mean").low > floor.high
+    assert low(measured(changed, "kl_mean")) > high(floor)

@@ -87,7 +87,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 7, 12, 25, 100])
-def test_the_interval_of_the_median_is_the_binomial_one_of_scipy(n: int):
+def test_the_interval_of_the_median_is_the_binomial_one_of_scipy(n: int) -> None:
     samples = np.random.default_rng(n).lognormal(size=n)
     ours = median(list(samples))
     theirs = stats.quantile_test(samples, q=np.median(samples), p=0.5).confidence_interval(confidence_level=0.95)
@@ -100,7 +100,7 @@ def test_the_interval_of_the_median_is_the_binomial_one_of_scipy(n: int):
     assert ours.high == pytest.approx(theirs.high, rel=1e-12)
 
 
-def test_the_interval_of_the_median_covers_the_true_median_at_least_as_often_as_it_says():
+def test_the_interval_of_the_median_covers_the_true_median_at_least_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     trials = 2000
     covered = 0
@@ -112,7 +112,7 @@ def test_the_interval_of_the_median_covers_the_true_median_at_least_as_often_as_
     assert covered / trials >= 0.95
 
 
-def test_percentiles_are_samples_that_were_seen():
+def test_percentiles_are_samples_that_were_seen() -> None:
     samples = [float(i) for i in range(1, 101)]
     assert nearest_rank(samples, 0.90) == 90
     assert nearest_rank(samples, 0.99) == 99
@@ -120,13 +120,13 @@ def test_percentiles_are_samples_that_were_seen():
     assert nearest_rank(samples, 0.5) == np.percentile(samples, 50, method="inverted_cdf")
 
 
-def test_time_per_output_token_is_what_is_left_of_the_whole_over_one_token_less():
+def test_time_per_output_token_is_what_is_left_of_the_whole_over_one_token_less() -> None:
     timing = Timing(ttft_seconds=2.0, step_seconds=(0.1, 0.2, 0.3))
     end_to_end, new_tokens = 2.6, 4
     assert tpot(timing) == pytest.approx((end_to_end - 2.0) / (new_tokens - 1))
 
 
-def test_the_figures_of_a_steady_engine_are_exact():
+def test_the_figures_of_a_steady_engine_are_exact() -> None:
     log: list[str] = []
     found, answer = ask(Session(steady("cell", log, 0.5, 0.02), steady("base", log, 1.0, 0.05)))
     assert found["ttft"].value == found["ttft"].low == found["ttft"].high == 0.5
@@ -145,7 +145,7 @@ def test_the_figures_of_a_steady_engine_are_exact():
         assert one.definition == f"{declared[one.metric].definition} [pp100 tg5 b2]"
 
 
-def test_cell_and_baseline_take_turns_and_neither_is_always_first():
+def test_cell_and_baseline_take_turns_and_neither_is_always_first() -> None:
     log: list[str] = []
     session = Session(steady("cell", log, 0.5, 0.02), steady("base", log, 1.0, 0.05))
     _, answer = ask(session)
@@ -157,7 +157,7 @@ def test_cell_and_baseline_take_turns_and_neither_is_always_first():
     assert session.baseline_loads == 1
 
 
-def test_a_drifting_clock_leaves_the_ratio_to_the_baseline_alone():
+def test_a_drifting_clock_leaves_the_ratio_to_the_baseline_alone() -> None:
     log: list[str] = []
     slower = 1 + 0.01 * np.arange(2000)
     cell = Engine("cell", log, ttft=lambda seed: 0.5 * slower[seed], step=lambda seed: 0.02 * slower[seed])
@@ -168,13 +168,13 @@ def test_a_drifting_clock_leaves_the_ratio_to_the_baseline_alone():
     assert found["ttft"].high > found["ttft"].low
 
 
-def test_without_room_for_the_baseline_there_is_no_ratio_and_the_facts_say_so():
+def test_without_room_for_the_baseline_there_is_no_ratio_and_the_facts_say_so() -> None:
     found, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     assert "tpot_ratio" not in found
     assert "not interleaved" in answer.facts["baseline"]["beside"]
 
 
-def test_the_baseline_is_not_compared_with_itself():
+def test_the_baseline_is_not_compared_with_itself() -> None:
     session = Session(steady("cell", [], 0.5, 0.02), None, is_baseline=True)
     found, answer = ask(session)
     assert "tpot_ratio" not in found
@@ -182,7 +182,7 @@ def test_the_baseline_is_not_compared_with_itself():
     assert answer.facts["baseline"]["beside"] == "this is the baseline"
 
 
-def test_the_raw_times_are_kept():
+def test_the_raw_times_are_kept() -> None:
     session = Session(steady("cell", [], 0.5, 0.02), steady("base", [], 1.0, 0.05))
     found, answer = ask(session)
     raw = json.loads(session.blobs[found["tpot"].blob])
@@ -190,7 +190,7 @@ def test_the_raw_times_are_kept():
     assert raw["cell"][0] == {"ttft_seconds": 0.5, "step_seconds": [0.02] * 4}
 
 
-def test_nothing_is_collected_while_the_clock_runs_and_the_collector_comes_back():
+def test_nothing_is_collected_while_the_clock_runs_and_the_collector_comes_back() -> None:
     engine = steady("cell", [], 0.5, 0.02)
     assert gc.isenabled()
     ask(Session(engine, None))
@@ -199,7 +199,7 @@ def test_nothing_is_collected_while_the_clock_runs_and_the_collector_comes_back(
     assert gc.isenabled()
 
 
-def test_conditions_name_what_could_have_disturbed():
+def test_conditions_name_what_could_have_disturbed() -> None:
     _, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     wanted = {
         "load_before",
@@ -214,7 +214,7 @@ def test_conditions_name_what_could_have_disturbed():
     assert wanted <= set(answer.facts["conditions"])
 
 
-def test_a_machine_that_others_use_is_noted(monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_that_others_use_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = conditions.between(conditions.snapshot(), conditions.snapshot())
     monkeypatch.setattr(conditions, "between", lambda before, after: replace(quiet, others_cpu_share=0.4, steal_share=0.05))
     _, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
@@ -222,12 +222,12 @@ def test_a_machine_that_others_use_is_noted(monkeypatch: pytest.MonkeyPatch):
     assert any("hypervisor" in note for note in answer.facts["notes"])
 
 
-def test_a_simulated_engine_shows_no_latency():
+def test_a_simulated_engine_shows_no_latency() -> None:
     with pytest.raises(Unsupported, match="simulated"):
         ask(Session(steady("cell", [], 0.5, 0.02, simulated=True), None))
 
 
-def test_an_engine_that_times_fewer_steps_than_asked_is_an_error():
+def test_an_engine_that_times_fewer_steps_than_asked_is_an_error() -> None:
     engine = steady("cell", [], 0.5, 0.02)
     engine.time_generation = lambda **asked: Timing(ttft_seconds=1.0, step_seconds=(0.1,))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="1 steps where 4"):
@@ -244,7 +244,7 @@ class Clock:
         return self.now
 
 
-def test_the_first_runs_are_discarded_until_they_have_settled():
+def test_the_first_runs_are_discarded_until_they_have_settled() -> None:
     clock = Clock()
     times = iter([5.0, 2.0, 1.0, 1.0] + [1.0] * 100)
 
@@ -259,7 +259,7 @@ def test_the_first_runs_are_discarded_until_they_have_settled():
     assert len(rounds.cell) == 6
 
 
-def test_a_noisy_engine_is_timed_until_the_interval_is_narrow():
+def test_a_noisy_engine_is_timed_until_the_interval_is_narrow() -> None:
     clock = Clock()
     rng = np.random.default_rng(1)
 
@@ -293,7 +293,7 @@ def noisy(kind: str, seed: int) -> tuple[Any, Clock]:
 
 
 @pytest.mark.parametrize("kind", ["normal", "skewed", "spikes"])
-def test_a_model_beside_itself_is_timed_until_the_ratio_is_known_and_is_then_within_two_percent(kind: str):
+def test_a_model_beside_itself_is_timed_until_the_ratio_is_known_and_is_then_within_two_percent(kind: str) -> None:
     off = []
     for seed in range(200):
         run, clock = noisy(kind, seed)
@@ -303,7 +303,7 @@ def test_a_model_beside_itself_is_timed_until_the_ratio_is_known_and_is_then_wit
     assert sum(one <= 0.02 for one in off) >= 0.95 * len(off)
 
 
-def test_times_that_are_known_do_not_end_it_while_their_ratio_is_not():
+def test_times_that_are_known_do_not_end_it_while_their_ratio_is_not() -> None:
     """Cell and baseline jump against each other by 4 %, so that each time is known to 5 % after six rounds, and the ratio not."""
     clock = Clock()
     jumps = np.tile([0.98, 1.02], 500)
@@ -322,7 +322,7 @@ def test_times_that_are_known_do_not_end_it_while_their_ratio_is_not():
     assert beside.stopped == "budget of 100 s spent"
 
 
-def test_a_spent_budget_ends_it_and_is_said():
+def test_a_spent_budget_ends_it_and_is_said() -> None:
     clock = Clock()
     rng = np.random.default_rng(1)
 
@@ -336,7 +336,7 @@ def test_a_spent_budget_ends_it_and_is_said():
     assert len(rounds.cell) == len(rounds.base)
 
 
-def test_one_run_is_made_even_if_it_takes_the_whole_budget_and_then_there_is_no_interval():
+def test_one_run_is_made_even_if_it_takes_the_whole_budget_and_then_there_is_no_interval() -> None:
     clock = Clock()
 
     def run(seed: int) -> Timing:
@@ -366,14 +366,14 @@ def roofline(monkeypatch: pytest.MonkeyPatch, measured: bandwidth.Bandwidth) -> 
     return ask(Session(steady("cell", [], 0.5, 0.02, weights=10**9), None))
 
 
-def test_the_share_of_the_roofline_is_the_floor_over_the_step(monkeypatch: pytest.MonkeyPatch):
+def test_the_share_of_the_roofline_is_the_floor_over_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     found, answer = roofline(monkeypatch, measured_bandwidth("memory", 100e9))  # 1 GB at 100 GB/s: 10 ms of the 20
     assert found["roofline_share"].value == pytest.approx(0.5)
     assert answer.facts["roofline"]["floor_seconds"] == pytest.approx(0.01)
     assert answer.facts["withheld"] == []
 
 
-def test_a_step_faster_than_memory_can_be_read_is_withheld(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_faster_than_memory_can_be_read_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     found, answer = roofline(monkeypatch, measured_bandwidth("memory", 25e9))
     assert {"tpot", "throughput", "roofline_share"}.isdisjoint(found)
     assert "ttft" in found
@@ -381,14 +381,14 @@ def test_a_step_faster_than_memory_can_be_read_is_withheld(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("level", "others"), [("cache", 0.0), ("memory", 0.5)])
-def test_where_the_floor_is_unsure_only_the_share_is_withheld(monkeypatch: pytest.MonkeyPatch, level: str, others: float):
+def test_where_the_floor_is_unsure_only_the_share_is_withheld(monkeypatch: pytest.MonkeyPatch, level: str, others: float) -> None:
     found, answer = roofline(monkeypatch, measured_bandwidth(level, 25e9, others))
     assert found["tpot"].value == pytest.approx(0.02)
     assert "roofline_share" not in found
     assert len(answer.facts["withheld"]) == 1
 
 
-def test_an_engine_that_does_not_say_what_it_holds_has_no_roofline():
+def test_an_engine_that_does_not_say_what_it_holds_has_no_roofline() -> None:
     found, answer = ask(Session(steady("cell", [], 0.5, 0.02), None))
     assert "roofline_share" not in found
     assert "does not say" in answer.facts["roofline"]["reason"]
@@ -402,18 +402,18 @@ def source(folder: Path, *, tied: bool, **config: Any) -> Path:
     return folder
 
 
-def test_a_step_reads_the_embedding_only_where_it_is_the_head_too(tmp_path: Path):
+def test_a_step_reads_the_embedding_only_where_it_is_the_head_too(tmp_path: Path) -> None:
     (tmp_path / "tied").mkdir()
     (tmp_path / "apart").mkdir()
     assert active_weight_bytes(source(tmp_path / "tied", tied=True), 5000) == 5000
     assert active_weight_bytes(source(tmp_path / "apart", tied=False), 5000) == 4000
 
 
-def test_a_mixture_of_experts_has_no_roofline(tmp_path: Path):
+def test_a_mixture_of_experts_has_no_roofline(tmp_path: Path) -> None:
     assert "experts" in str(active_weight_bytes(source(tmp_path, tied=True, num_local_experts=8), 5000))
 
 
-def test_every_shape_of_the_suite_is_one_question():
+def test_every_shape_of_the_suite_is_one_question() -> None:
     shapes = (GenerationShape(prompt=128, new=64, batch=1), GenerationShape(prompt=512, new=64, batch=4))
     asked = PROBE.questions(ProbeRequests(latency=shapes, latency_budget_seconds=7.5))
     assert [question.subject for question in asked] == ["pp128 tg64 b1", "pp512 tg64 b4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from harness.engines.base import EngineFacts
 from harness.errors import Unsupported
 from harness.measure import memory_phases
+from harness.metrics import memory as metrics
 from harness.probes import memory
 from harness.probes.memory import PROBE, Start, against, rehearse
 from harness.probes.requests import GenerationShape, ProbeRequests
@@ -93,7 +95,7 @@ def ask(folder: Path, load: Any) -> tuple[dict[str, float], Answer]:
 
 
 @linux
-def test_every_phase_is_the_sum_of_what_it_needed(tmp_path: Path):
+def test_every_phase_is_the_sum_of_what_it_needed(tmp_path: Path) -> None:
     found, answer = ask(tmp_path, lambda: Engine(block(64)))
     assert abs(found["peak_load_bytes"] - 64 * MIB) < NEAR
     assert abs(found["peak_prefill_bytes"] - (64 + 96) * MIB) < NEAR  # the cache is made after the spike is gone
@@ -109,7 +111,7 @@ def test_every_phase_is_the_sum_of_what_it_needed(tmp_path: Path):
 
 
 @linux
-def test_what_the_process_held_before_is_no_part_of_the_figures(tmp_path: Path):
+def test_what_the_process_held_before_is_no_part_of_the_figures(tmp_path: Path) -> None:
     ballast = block(200)
     found, answer = ask(tmp_path, lambda: Engine(block(64)))
     assert ballast[0] == 1
@@ -118,7 +120,7 @@ def test_what_the_process_held_before_is_no_part_of_the_figures(tmp_path: Path):
 
 
 @linux
-def test_a_loader_that_needs_the_weights_twice_for_a_moment_shows_it(tmp_path: Path):
+def test_a_loader_that_needs_the_weights_twice_for_a_moment_shows_it(tmp_path: Path) -> None:
     def load() -> Engine:
         raw = block(64)
         engine = Engine(raw.copy())
@@ -131,7 +133,7 @@ def test_a_loader_that_needs_the_weights_twice_for_a_moment_shows_it(tmp_path: P
 
 
 @linux
-def test_mapped_and_read_weights_need_the_same_within_three_percent(tmp_path: Path):
+def test_mapped_and_read_weights_need_the_same_within_three_percent(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(64 * MIB))
     by_map, answer = ask(tmp_path, lambda: Engine(np.memmap(tmp_path / "model.safetensors", dtype=np.uint8, mode="r")))
     by_read, _ = ask(tmp_path, lambda: Engine(np.fromfile(tmp_path / "model.safetensors", dtype=np.uint8)))
@@ -141,7 +143,7 @@ def test_mapped_and_read_weights_need_the_same_within_three_percent(tmp_path: Pa
 
 
 @linux
-def test_weights_that_a_loader_maps_twice_are_counted_once(tmp_path: Path):
+def test_weights_that_a_loader_maps_twice_are_counted_once(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(64 * MIB))
 
@@ -156,7 +158,7 @@ def test_weights_that_a_loader_maps_twice_are_counted_once(tmp_path: Path):
 
 
 @linux
-def test_a_file_that_was_mapped_copied_and_never_read_again_is_not_counted_after_load(tmp_path: Path):
+def test_a_file_that_was_mapped_copied_and_never_read_again_is_not_counted_after_load(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(64 * MIB))
 
@@ -172,12 +174,12 @@ def test_a_file_that_was_mapped_copied_and_never_read_again_is_not_counted_after
 
 
 @linux
-def test_a_simulated_engine_shows_no_memory(tmp_path: Path):
+def test_a_simulated_engine_shows_no_memory(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="simulated"):
         ask(tmp_path, lambda: Engine(block(1), simulated=True))
 
 
-def test_where_the_kernel_counts_nothing_the_probe_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_where_the_kernel_counts_nothing_the_probe_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_phases, "resident", lambda proc=None: None)
     with pytest.raises(Unsupported, match="Linux"):
         ask(tmp_path, lambda: Engine(block(1)))
@@ -186,14 +188,14 @@ def test_where_the_kernel_counts_nothing_the_probe_is_unsupported(tmp_path: Path
 START = Start(total=1000, files=memory_phases.Mapped(weights=0, other=300, doubled=5))
 
 
-def test_code_pages_and_second_mappings_that_came_since_are_taken_off():
+def test_code_pages_and_second_mappings_that_came_since_are_taken_off() -> None:
     phase = Phase(name="load", seconds=1.0, peak_bytes={"host_peak": 1900})
     beyond = against(START, phase, memory_phases.Mapped(weights=400, other=350, doubled=25))
     assert beyond.host == 1900 - 1000 - 50 - 20
     assert beyond.facts.code_growth_bytes == 50
 
 
-def test_a_peak_that_may_be_older_than_the_phase_is_not_shown():
+def test_a_peak_that_may_be_older_than_the_phase_is_not_shown() -> None:
     phase = Phase(name="load", seconds=1.0, peak_bytes={"host_peak_at_most": 1900})
     beyond = against(START, phase, None)
     assert beyond.host is None
@@ -201,7 +203,7 @@ def test_a_peak_that_may_be_older_than_the_phase_is_not_shown():
 
 
 @linux
-def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([100, 300, 250])
     facts = memory.PhaseFacts(
         seconds=1.0,
@@ -220,10 +222,10 @@ def test_on_a_device_the_figures_are_the_allocators(tmp_path: Path, monkeypatch:
     assert (found["peak_load_bytes"], found["peak_prefill_bytes"], found["peak_decode_bytes"]) == (100, 300, 250)
     assert found["peak_device_bytes"] == 300
     assert found["peak_host_bytes"] == 7
-    assert {m.definition for m in answer.measurements if m.metric == "peak_decode_bytes"} == {memory.DEVICE}
+    assert {m.definition for m in answer.measurements if m.metric == "peak_decode_bytes"} == {metrics.DEVICE}
 
 
-def test_the_question_names_its_context_and_batch():
+def test_the_question_names_its_context_and_batch() -> None:
     requests = ProbeRequests(memory=GenerationShape(prompt=512, new=64, batch=1))
     (question,) = PROBE.questions(requests)
     assert question.options == {"prompt": 512, "new": 64, "batch": 1}
@@ -235,7 +237,7 @@ def test_the_rehearsal_imports_the_library_that_loads_the_artifact_and_not_one_t
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, library: str, other: str
 ) -> None:
     imported: list[str] = []
-    monkeypatch.setattr(memory.importlib, "import_module", imported.append)
+    monkeypatch.setattr(importlib, "import_module", imported.append)
     monkeypatch.setattr(memory, "_run_tiny", lambda model_dir, device: "nothing")
     session: Any = Session(tmp_path, None)
     session.cell = square(Scheme(method=method, bits=4))

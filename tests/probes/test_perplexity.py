@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite
@@ -19,6 +18,8 @@ from harness.probes import PROBES
 from harness.probes.perplexity import PROBE
 from harness.probes.requests import CorpusRequest, ProbeRequests
 from harness.spec import Answer, Measurement
+from tests.intervals import high, low
+from tests.tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -72,7 +73,7 @@ def test_gptq_perplexity_equals_an_independent_loop(tmp_path: Path) -> None:
     assert found.value == pytest.approx(math.exp(mean_nll(asked.loaded.model, windows)), rel=1e-5)
     assert found.definition == "gptq-64"
     assert found.n == len(windows) * 63
-    assert found.low < found.value < found.high
+    assert low(found) < found.value < high(found)
     assert measured(answer, "nonfinite_tokens").value == 0
     assert "marked" not in answer.facts
 
@@ -97,7 +98,7 @@ def test_gptq_2048_equals_lm_evals_own_log_likelihoods(tmp_path: Path) -> None:
 def test_the_raw_samples_are_one_float32_table_of_windows(tmp_path: Path) -> None:
     asked = session(tmp_path)
     found = measured(PROBE.measure(asked, corpus_question("perplexity")), "perplexity")
-    table = np.load(io.BytesIO(asked.blobs[found.blob]), allow_pickle=False)
+    table = np.load(io.BytesIO(asked.blobs[str(found.blob)]), allow_pickle=False)
     assert table.dtype == np.float32
     assert table.shape[1] == 63
     assert table.size == found.n
@@ -126,11 +127,11 @@ def test_bits_per_byte_is_the_loss_in_bits_over_the_bytes_of_the_scored_tokens(t
     question = corpus_question("perplexity")
     answer = PROBE.measure(asked, question)
     windows = asked.windows(question)
-    scored = sum(len(asked.loaded.tokenizer.decode(window[1:]).encode()) for window in windows)
+    scored = sum(len(str(asked.loaded.tokenizer.decode(window[1:])).encode()) for window in windows)
     nats = mean_nll(asked.loaded.model, windows) * len(windows) * 63
     found = measured(answer, "bits_per_byte")
     assert found.value == pytest.approx(nats / math.log(2) / scored, rel=1e-4)
-    assert found.low < found.value < found.high
+    assert low(found) < found.value < high(found)
 
 
 def page() -> str:

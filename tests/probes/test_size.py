@@ -74,14 +74,14 @@ def measure(
     monkeypatch.setattr(harness.methods, "METHODS", {"toy": method(ledger, **changes)})
     artifact = source.parent / "artifact"
     artifact.mkdir(exist_ok=True)
-    session = SimpleNamespace(
+    session: Any = SimpleNamespace(
         cell=square(Scheme(method="toy", bits=bits), model=Model(name="m", path=str(source))),
         artifact_dir=artifact,
         model_dir=source,
         cache=source.parent / "cache",
         device="cpu",
     )
-    answer = PROBE.measure(session, Question(probe="size", subject=""))  # type: ignore[arg-type]
+    answer = PROBE.measure(session, Question(probe="size", subject=""))
     declared = {metric.name: metric for metric in PROBE.metrics}
     for measurement in answer.measurements:
         assert measurement.unit == declared[measurement.metric].unit
@@ -114,7 +114,7 @@ FORMATS = [
 @pytest.mark.parametrize(("packed", "shared", "by_hand"), [row[1:] for row in FORMATS], ids=[row[0] for row in FORMATS])
 def test_bits_per_weight_are_those_of_the_block_structure(
     monkeypatch: pytest.MonkeyPatch, source: Path, packed: int, shared: list[tuple[str, int, int]], by_hand: float
-):
+) -> None:
     ledger = [stored("packed", "weight", packed * WEIGHTS), KEPT]
     ledger += [stored(f"{role}{i}", role, bits * WEIGHTS / group) for i, (role, bits, group) in enumerate(shared)]
     found, facts = measure(monkeypatch, source, ledger, bits=packed)
@@ -127,7 +127,7 @@ def test_bits_per_weight_are_those_of_the_block_structure(
     assert facts["notes"] == []
 
 
-def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     ledger = [stored(f"{LINEAR}.weight", "other", 16 * WEIGHTS, layer=""), KEPT]
     found, facts = measure(monkeypatch, source, ledger, bits=16, unquantized=True)
     assert found["bpw_quantized"] == found["bpw_model"] == 16
@@ -136,18 +136,18 @@ def test_an_unquantized_cell_has_the_bits_it_is_stored_in(monkeypatch: pytest.Mo
     assert found["file_bytes"] == (source / "model.safetensors").stat().st_size  # the artifact points at the source's own file
 
 
-def test_values_stored_wider_than_the_scheme_says_are_marked(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_values_stored_wider_than_the_scheme_says_are_marked(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     _, facts = measure(monkeypatch, source, [stored("packed", "weight", 8 * WEIGHTS), KEPT], bits=2)
     assert "8.00 bits per weight" in facts["notes"][0]
 
 
-def test_a_simulated_cell_is_marked(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_a_simulated_cell_is_marked(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     ledger = [stored("packed", "weight", 4 * WEIGHTS), KEPT]
     _, facts = measure(monkeypatch, source, ledger, kernel_cpu={4: "simulated"})
     assert facts["notes"][0].startswith("simulated")
 
 
-def test_layers_of_different_widths_show_as_a_spread(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_layers_of_different_widths_show_as_a_spread(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     ledger = [stored("a", "weight", 4 * WEIGHTS), stored("b", "weight", 8 * 1000 * COLUMNS, layer=EMBEDDING)]
     found, facts = measure(monkeypatch, source, ledger)
     assert facts["bpw_by_layer"] == {"least": 4, "median": 8, "most": 8, "layers": 2}
@@ -155,22 +155,22 @@ def test_layers_of_different_widths_show_as_a_spread(monkeypatch: pytest.MonkeyP
     assert found["bpw_quantized"] == found["bpw_model"]
 
 
-def test_a_ledger_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_a_ledger_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     with pytest.raises(BadInput, match="elsewhere"):
         measure(monkeypatch, source, [stored("packed", "weight", 8, layer="elsewhere")])
 
 
-def test_an_artifact_of_a_larger_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_an_artifact_of_a_larger_model_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     with pytest.raises(BadInput, match="not made of this model"):
         measure(monkeypatch, source, [stored(f"{LINEAR}.weight", "other", 16 * 100 * WEIGHTS, layer=""), KEPT])
 
 
-def test_an_empty_artifact_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path):
+def test_an_empty_artifact_is_refused(monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
     with pytest.raises(BadInput, match="no tensors"):
         measure(monkeypatch, source, [])
 
 
-def test_files_are_counted_once_and_only_if_they_carry_weights(tmp_path: Path):
+def test_files_are_counted_once_and_only_if_they_carry_weights(tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(bytes(100))
     folder = tmp_path / "artifact"
@@ -185,7 +185,7 @@ def test_files_are_counted_once_and_only_if_they_carry_weights(tmp_path: Path):
     assert sum(path.stat().st_size for path in carriers(folder)) == 110
 
 
-def test_one_question_is_asked_of_a_cell_and_it_needs_no_model():
+def test_one_question_is_asked_of_a_cell_and_it_needs_no_model() -> None:
     assert [question.subject for question in PROBE.questions(ProbeRequests())] == [""]
     assert not PROBE.needs_model
     assert PROBE.simulated

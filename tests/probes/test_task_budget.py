@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_tasks import CHOICE, GENERATE, items, question, write_items
-from tiny_llama import TinySession, llama, nudged, tokenizer
 
 from harness import stats
 from harness.engines.transformers import Transformers
@@ -17,6 +15,8 @@ from harness.errors import Nonfinite, Unsupported
 from harness.probes import sequential
 from harness.probes.tasks import PROBE
 from harness.spec import Answer, Question
+from tests.probes.test_tasks import CHOICE, GENERATE, items, question, write_items
+from tests.tiny_llama import TinySession, llama, nudged, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 WISH = {"margin": 0.05, "alpha": 0.05, "beta": 0.05}

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from tiny_llama import WORDS, TinySession, llama, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
@@ -22,6 +21,8 @@ from harness.probes import taskfiles, tasks_prepare
 from harness.probes.requests import ProbeRequests, TaskRequest
 from harness.probes.tasks import PROBE, known_tasks, task_digest
 from harness.spec import Answer, Measurement, Question
+from tests.intervals import high, low
+from tests.tiny_llama import WORDS, TinySession, llama, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -135,10 +136,10 @@ def test_multiple_choice_equals_lm_evals_own_hf_model(shots: int | None, folder:
     assert accuracy.value == own["acc,none"]
     assert measured(answer, "accuracy_norm").value == own["acc_norm,none"]
     assert accuracy.n == 40
-    assert accuracy.low < accuracy.value < accuracy.high
+    assert low(accuracy) < accuracy.value < high(accuracy)
     assert accuracy.definition == f"lm-eval mine v1.0 acc, {shots or 0}-shot"
     assert measured(answer, "accuracy_norm").definition == f"lm-eval mine v1.0 acc_norm, {shots or 0}-shot"
-    kept = json.loads(asked.blobs[accuracy.blob])
+    kept = json.loads(asked.blobs[str(accuracy.blob)])
     assert (kept["task"], kept["metric"], len(kept["items"])) == ("mine", "acc", 40)
     for item, sample in zip(kept["items"], wanted["samples"]["mine"], strict=True):
         assert item["id"] == sample["doc_hash"][:16]
@@ -266,7 +267,7 @@ def test_items_that_share_a_passage_are_one_cluster_and_widen_the_interval(tmp_p
     write_items(folder, [{k: v for k, v in row.items() if k != "passage"} for row in rows])
     alone = measured(PROBE.measure(session(tmp_path / "b", folder), question()), "accuracy")
     assert alone.value == clustered.value
-    assert clustered.high - clustered.low > 1.1 * (alone.high - alone.low)
+    assert high(clustered) - low(clustered) > 1.1 * (high(alone) - low(alone))
 
 
 def test_a_task_without_accuracy_gives_lm_evals_own_aggregate(folder: Path, tmp_path: Path) -> None:
@@ -471,21 +472,20 @@ def made_up(path: str, name: str | None = None, **_: Any) -> Any:
 
     rows: list[dict[str, Any]] = []
     for i in range(6):
-        rows.append(
-            {
-                "hellaswag": {"ctx_a": words(), "ctx_b": words(), "endings": [words() for _ in range(4)], "label": str(i % 4)}
-                | {"activity_label": "Walking"},
-                "ai2_arc": {"question": words(), "choices": {"text": [words() for _ in range(4)], "label": list("ABCD")}}
-                | {"answerKey": "ABCD"[i % 4]},
-                "mmlu": {"question": words(), "choices": [words() for _ in range(4)], "answer": i % 4, "subject": name},
-                "winogrande": {
-                    "sentence": f"{words()} _ {words()}",
-                    "option1": "birds",
-                    "option2": "lamps",
-                    "answer": "12"[i % 2],
-                },
-            }[next(key for key in ("hellaswag", "ai2_arc", "mmlu", "winogrande") if key in path)]
-        )
+        shapes: dict[str, dict[str, Any]] = {
+            "hellaswag": {"ctx_a": words(), "ctx_b": words(), "endings": [words() for _ in range(4)], "label": str(i % 4)}
+            | {"activity_label": "Walking"},
+            "ai2_arc": {"question": words(), "choices": {"text": [words() for _ in range(4)], "label": list("ABCD")}}
+            | {"answerKey": "ABCD"[i % 4]},
+            "mmlu": {"question": words(), "choices": [words() for _ in range(4)], "answer": i % 4, "subject": name},
+            "winogrande": {
+                "sentence": f"{words()} _ {words()}",
+                "option1": "birds",
+                "option2": "lamps",
+                "answer": "12"[i % 2],
+            },
+        }
+        rows.append(next(row for key, row in shapes.items() if key in path))
     split = datasets.Dataset.from_list(rows)
     return datasets.DatasetDict(dict.fromkeys(("train", "validation", "test", "dev"), split))
 

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer  # noqa: E402
 
 from harness import reference  # noqa: E402
-from harness.reference import corpus, network  # noqa: E402
+from harness.reference import corpus, network, world  # noqa: E402
 from harness.reference import train as training  # noqa: E402
 
 # transformers imports parts of torch that torch itself calls deprecated
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def start(folder: Path) -> training.Run:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return training.Run(RECIPE, TINY, training.World(), tokenizer, "cpu")
+    return training.Run(RECIPE, TINY, world.World(), tokenizer, "cpu")
 
 
 def test_a_stopped_and_resumed_run_ends_with_the_same_weights(folder: Path) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import synthetic
 
 from harness import store
 from harness.report.view import View, view
+from tests.report import synthetic
 
 
 @pytest.fixture(scope="session")

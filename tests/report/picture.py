@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-import browser
+from tests.report import browser
 
 
 def main(html: str, png: str, width: str = "1400", height: str = "1900") -> None:

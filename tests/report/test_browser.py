@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import browser
 import pytest
 
 from harness.report import render_view
 from harness.report.view import View
+from tests.report import browser
 
 PROGRAM = browser.find()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas
 import pytest
-import synthetic
 
 from harness import store
 from harness.report.frame import COLUMNS, EXPORTS, export, frame
 from harness.spec import PlanRecord, Record
+from tests.report import synthetic
 
 
 @pytest.fixture(scope="module")

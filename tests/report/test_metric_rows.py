@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 from rich.console import Console
-from test_report import Parsed
 
 from harness import report, store
 from harness.metrics import GROUPS, METRICS
+from harness.metrics.group import Group
 from harness.probes import PROBES, fake
 from harness.report import View, render_view, terminal_table, view
 from harness.report.cells import Column
@@ -26,6 +25,8 @@ from harness.report.frame import EXPORTS, frame_of
 from harness.report.numbers import MINUS
 from harness.report.standing import cost_columns, headline_axes, quality_columns
 from harness.spec import Answer, Axis, Better, Failure, Measurement, Metric, Places, PlannedCellRecord, Question, Record, digest
+from tests.report import synthetic
+from tests.report.test_report import Parsed
 
 REPORT = Path(report.__path__[0])
 LABELS = ("bf16", "rtn 8-bit g64", "rtn 4-bit g64", "inc 4-bit g64")
@@ -66,7 +67,7 @@ def measured(
     cells = tuple(dataclasses.replace(c, questions=(*c.questions, *questions)) for c in run.plan.cells)
     first = {r.cell.label: r for r in run.records}
     records = [answer(first[label], q, rows, values, blobs, fails) for label in LABELS for q in questions]
-    probes = {**PROBES, "fake": dataclasses.replace(fake.PROBE, metrics=rows)}
+    probes: dict[str, Group] = {**GROUPS, "fake": Group(title=fake.PROBE.title, metrics=rows)}
     return view(
         dataclasses.replace(run, plan=dataclasses.replace(run.plan, cells=cells), records=(*run.records, *records)), probes
     )
@@ -334,7 +335,7 @@ def test_what_no_row_describes_is_withheld_wherever_its_probe_withholds_anything
     for allowed, status in ((True, "ok"), (False, "simulated")):
         row = dataclasses.replace(ROW, when_simulated=allowed)
         shown = measured(few, row, stranger)
-        probes = {**PROBES, "fake": dataclasses.replace(fake.PROBE, metrics=(row,))}
+        probes: dict[str, Group] = {**GROUPS, "fake": Group(title=fake.PROBE.title, metrics=(row,))}
         cells = view(rerun(few, shown), probes)
         simulated = next(c for c in cells.cells if c.simulated)
         assert simulated.values[column(cells, "stranger").key].status == status

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import synthetic
 from rich.console import Console
 
 from harness import store
@@ -22,6 +21,7 @@ from harness.report import View, render, render_view, terminal_table
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
 from harness.spec import Failure, PlanRecord, Record
+from tests.report import synthetic
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00"
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import pytest
-import synthetic
 from rich.console import Console
-from test_report import Parsed
 
 from harness import store
 from harness.probes import sequential
 from harness.report import View, render_view, terminal_table, view
 from harness.report.standing import quality_columns
 from harness.spec import Measurement, Question, Record
+from tests.report import synthetic
+from tests.report.test_report import Parsed
 
 WISH = {"margin": 0.01, "alpha": 0.05, "beta": 0.05}
 VERDICT = {8: sequential.WITHIN, 4: sequential.WITHIN, 3: sequential.UNDECIDED, 2: sequential.WORSE}
@@ -35,7 +36,7 @@ def rewritten(record: Record) -> Record:
         return dataclasses.replace(record, question=question)
     worse = record.cell.label == "rtn 4-bit g64" and question.subject == "reference_recall"
     verdict = sequential.WORSE if worse else VERDICT.get(int(record.cell.bits), sequential.WITHIN)
-    said = {"definition": "lm-eval acc, until a verdict", "n": 20}
+    said: dict[str, Any] = {"definition": "lm-eval acc, until a verdict", "n": 20}
     found = (
         Measurement(metric="sequential_verdict", value=verdict, unit="verdict", **said),
         Measurement(metric="sequential_items", value=20.0, unit="items", **{**said, "n": 40}),

@@ -10,21 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic
 from scipy.stats import binomtest
 
 from harness import store
-from harness.report.cells import CellView
+from harness.report.cells import CellView, Value
 from harness.report.standing import cost_columns, headline, quality_columns, standings
 from harness.report.view import View, view
 from harness.spec import Answer, Failure, Measurement, Record, to_json
+from tests.intervals import high, low
+from tests.report import synthetic
 
 
 def cell(shown: View, label: str) -> CellView:
     return next(c for c in shown.cells if c.label == label)
 
 
-def value(shown: View, label: str, metric: str, subject: str | None = None):
+def value(shown: View, label: str, metric: str, subject: str | None = None) -> Value:
     column = shown.column(metric, subject)
     assert column is not None, f"no column {metric} {subject}"
     return cell(shown, label).values[column.key]
@@ -98,7 +99,7 @@ def test_flips_and_mcnemar_agree_with_a_direct_count(run: store.Run, shown: View
         assert value(shown, label, "mcnemar_p", task).value == pytest.approx(binomtest(lost, lost + gained).pvalue)
         difference = value(shown, label, "accuracy_difference", task)
         assert difference.value == pytest.approx(100 * (gained - lost) / synthetic.ITEMS)
-        assert difference.low < difference.value < difference.high
+        assert low(difference) < difference.value < high(difference)
         assert value(shown, label, "recovery", task).value == pytest.approx(after.sum() / before.sum())
 
 
@@ -124,7 +125,7 @@ def test_ln_ppl_ratio_is_the_difference_of_mean_losses(run: store.Run, shown: Vi
 
     found = value(shown, "rtn 3-bit g64", "ln_ppl_ratio")
     assert found.value == pytest.approx(nll("rtn 3-bit g64").mean() - nll("bf16").mean(), rel=1e-6)
-    assert found.low < found.value < found.high
+    assert low(found) < found.value < high(found)
     assert value(shown, "bf16", "ln_ppl_ratio").status == "baseline"
 
 
@@ -286,7 +287,7 @@ def test_items_that_share_a_passage_are_resampled_and_tested_together(folder: Pa
         run = store.read(path)
         shown = view(dataclasses.replace(run, records=tuple(edit(r) for r in run.records)))
         found = value(shown, "rtn 4-bit g64", "accuracy_difference", synthetic.TASKS[0])
-        widths[clustered] = found.high - found.low
+        widths[clustered] = high(found) - low(found)
     assert widths[True] > 2 * widths[False]
 
 
@@ -347,7 +348,7 @@ def test_the_frontier_uses_paired_noise_so_that_close_cells_are_told_apart(shown
     assert cost is not None
     stands = standings(shown, shown.cells, cost, quality)
     a, b = value(shown, "awq 3-bit g64", "perplexity"), value(shown, "gptq 3-bit g64", "perplexity")
-    assert a.low < b.high, "the plain intervals overlap"
+    assert low(a) < high(b), "the plain intervals overlap"
     assert stands[cell(shown, "awq 3-bit g64").id].status == "dominated"
 
 

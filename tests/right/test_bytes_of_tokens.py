@@ -11,13 +11,13 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tiny_llama import TinySession, corpus_question, llama, text
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from harness.engines.transformers import Transformers
 from harness.errors import Unsupported
 from harness.models.corpora import bytes_of_spans, token_bytes, token_ids
 from harness.probes.perplexity import PROBE
+from tests.tiny_llama import TinySession, corpus_question, llama, text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -163,6 +163,9 @@ def test_bits_per_byte_is_the_loss_over_the_bytes_between_the_scored_tokens(kind
 def test_a_tokenizer_that_does_not_say_where_its_tokens_lie_gives_no_bits_per_byte_and_says_so(tmp_path: Path) -> None:
     class Letters(transformers.PythonBackend):
         """One token per character, in plain Python."""
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)  # type: ignore[no-untyped-call]
 
         @property
         def vocab_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,10 @@ def stored_in(original: Path, folder: Path, dtypes: Mapping[str, torch.dtype] | 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GLM-4's experts, whose router has a correction bias with a common offset, in float32, as such models are published."""
+    shape: dict[str, Any] = {"head_dim": 16}  # the class takes it; its types do not name it
     config = transformers.Glm4MoeConfig(
         vocab_size=512, hidden_size=64, intermediate_size=64, moe_intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
+        num_attention_heads=4, num_key_value_heads=2, **shape, n_routed_experts=8, num_experts_per_tok=2, n_shared_experts=1,
         first_k_dense_replace=1, n_group=1, topk_group=1, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)

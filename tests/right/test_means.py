@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import Nonfinite
 from harness.probes import divergence, perplexity
 from harness.spec import Answer
+from tests.tiny_llama import TinySession, corpus_question, llama, nudged, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput
 from harness.models import corpora
 from harness.probes.perplexity import PROBE
 from harness.suite.matrix import plan
+from tests.tiny_llama import TinySession, corpus_question, llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -129,6 +130,9 @@ def test_a_tokenizer_written_in_python_is_known_by_its_arguments_and_the_files_t
 ) -> None:
     class Letters(transformers.PythonBackend):
         """One token per character."""
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)  # type: ignore[no-untyped-call]
 
         def get_vocab(self) -> dict[str, int]:
             return {chr(i): i for i in range(128)}

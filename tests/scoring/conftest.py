@@ -1,16 +1,16 @@
+"""What the scoring tests share: no network, no progress bars, one tokenizer."""
+
 import os
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+
+from tests.scoring import tiny
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    import tiny
-
+def tokenizer() -> Any:
     return tiny.tokenizer()

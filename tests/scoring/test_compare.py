@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.scoring.compare import Block, compare_in_blocks
-from harness.scoring.head import BLOCK_ROWS
+from harness.scoring.compare import compare_in_blocks
+from harness.scoring.head import BLOCK_ROWS, Block
 
 VOCAB, HIDDEN = 5000, 16
 

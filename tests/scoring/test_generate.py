@@ -1,9 +1,9 @@
 """What counts as greedy generation."""
 
 import pytest
-import tiny
 
 from harness.scoring.generate import is_greedy
+from tests.scoring import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -1,11 +1,13 @@
 """The cut between body and head, against the model's own logits."""
 
+from typing import Any
+
 import pytest
-import tiny
 import torch
 
 from harness.scoring.head import Split, split
 from harness.scoring.widened import products
+from tests.scoring import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -36,7 +38,7 @@ def test_a_model_with_something_unusual_before_its_head_is_cut_by_a_hook() -> No
     model = tiny.model("Llama")
     inner = model.forward
 
-    def odd(**kwargs):
+    def odd(**kwargs: Any) -> Any:
         # Stands for an architecture of its own: the logits are changed in a way no configuration names.
         out = inner(**kwargs)
         out.logits = out.logits * 1.5 + 0.25
@@ -127,7 +129,12 @@ def test_the_head_never_sees_more_rows_than_a_chunk(monkeypatch: pytest.MonkeyPa
     cut = split(tiny.model("Llama"))
     seen: list[int] = []
     head = cut._head
-    monkeypatch.setattr(cut, "_head", lambda hidden: seen.append(len(hidden)) or head(hidden))
+
+    def watched(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(len(hidden))
+        return head(hidden)
+
+    monkeypatch.setattr(cut, "_head", watched)
     count = 3 * cut.chunk_rows() + 5
     cut.scores(torch.randn(count, 64), torch.zeros(count, dtype=torch.long))
     assert max(seen) == cut.chunk_rows()

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import Unsupported
 from harness.scoring import FastLM
 from harness.scoring.execute import Executor, batches
+from tests.scoring import tiny
 
 MOST = 120
 """Longest input here: some requests and most documents are longer and get cut."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def report_of(lm: FastLM) -> dict[str, Any]:
+    return lm.report()
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +65,10 @@ def test_log_likelihoods_are_those_of_lm_eval(name: str, tokenizer: Any) -> None
     fast = ours(model, tokenizer)
     pairs = tiny.questions() + tiny.corner_cases()
     pairs += greedy_continuations(fast, pairs)
-    before = fast.report()
+    before = report_of(fast)
     found = log_likelihoods(fast, pairs)
     assert difference(found, log_likelihoods(theirs(model, tokenizer), pairs)) <= 1e-4
-    after = fast.report()
+    after = report_of(fast)
     assert after["prefix_sharing"] == (name in tiny.SHARING)
     run = after["tokens_run"] - before["tokens_run"]
     plain = after["tokens_of_plain_rows"] - before["tokens_of_plain_rows"]
@@ -103,10 +107,10 @@ def test_a_prefix_shared_by_prompts_is_prefilled_once(tokenizer: Any) -> None:
     fast = ours(model, tokenizer)
     header = tiny.sentence(random.Random(1), 60)
     requests = tiny.instances("generate_until", [(f"{header} {word}", {"max_gen_toks": 1}) for word in tiny.WORDS])
-    before = fast.report()["tokens_with_padding"]
+    before = report_of(fast)["tokens_with_padding"]
     fast.generate_until(requests)
     prompt = len(tokenizer(header)["input_ids"])
-    assert fast.report()["tokens_with_padding"] - before < prompt + 10 * len(requests)
+    assert report_of(fast)["tokens_with_padding"] - before < prompt + 10 * len(requests)
     assert prompt > 60
 
 
@@ -169,7 +173,7 @@ def test_inputs_longer_than_the_sliding_window_are_plain_and_right(tokenizer: An
     assert max(len(tokenizer(c)["input_ids"]) for c, _ in pairs) > 64
     found = log_likelihoods(fast, pairs)
     assert difference(found, log_likelihoods(theirs(model, tokenizer), pairs)) <= 1e-4
-    report = fast.report()
+    report = report_of(fast)
     assert report["prefix_sharing"]
     assert report["prefix_sharing_limit"] == 64
     assert any("sliding window of 64" in note for note in report["notes"])
@@ -189,7 +193,7 @@ def test_a_model_that_packs_wrongly_is_found_out_by_the_canary(tokenizer: Any, i
     model.model.forward = careless
     fast = ours(model, tokenizer)
     assert not fast.share
-    assert any("canary" in note for note in fast.report()["notes"])
+    assert any("canary" in note for note in report_of(fast)["notes"])
     pairs = tiny.questions()
     expected = log_likelihoods(theirs(tiny.model("Llama").to(dtype), tokenizer, softmax_dtype="float32"), pairs)
     if dtype == torch.float32:
@@ -214,7 +218,7 @@ def test_a_model_that_packs_wrongly_only_at_depth_is_found_out_on_the_data(token
     pairs = tiny.questions()
     found = log_likelihoods(fast, pairs)
     assert not fast.share
-    assert any("packed hidden states differ" in note for note in fast.report()["notes"])
+    assert any("packed hidden states differ" in note for note in report_of(fast)["notes"])
     assert difference(found, log_likelihoods(theirs(tiny.model("Llama"), tokenizer), pairs)) <= 1e-4
 
 
@@ -232,7 +236,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tokenizer: Any, mo
 
     monkeypatch.setattr(Executor, "_forward", scarce)
     assert difference(log_likelihoods(fast, pairs), expected) <= 1e-4
-    assert fast.report()["out_of_memory_retries"] > 0
+    assert report_of(fast)["out_of_memory_retries"] > 0
 
 
 def test_no_call_of_the_model_is_larger_than_the_token_budget(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,12 +288,12 @@ def test_plans_are_found_again_by_another_model_with_the_same_tokenizer(tokenize
     second = ours(tiny.model("Llama", seed=1), tokenizer, plan_folder=tmp_path)
     second.tok_encode = None  # type: ignore[method-assign,assignment]  # nothing is tokenized again
     assert log_likelihoods(second, pairs) != expected
-    assert (first.report()["plans_made"], first.report()["plans_from_disk"]) == (1, 0)
-    assert (second.report()["plans_made"], second.report()["plans_from_disk"]) == (0, 1)
+    assert (report_of(first)["plans_made"], report_of(first)["plans_from_disk"]) == (1, 0)
+    assert (report_of(second)["plans_made"], report_of(second)["plans_from_disk"]) == (0, 1)
     again = ours(tiny.model("Llama"), tokenizer, plan_folder=tmp_path)
     assert log_likelihoods(again, pairs) == expected
     log_likelihoods(again, pairs[:-1])
-    assert again.report()["plans_made"] == 1, "other requests are another plan"
+    assert report_of(again)["plans_made"] == 1, "other requests are another plan"
 
 
 def test_a_damaged_plan_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
@@ -300,7 +304,7 @@ def test_a_damaged_plan_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     fast = ours(model, tokenizer, plan_folder=tmp_path)
     assert log_likelihoods(fast, pairs) == expected
-    assert fast.report()["plans_made"] == 1
+    assert report_of(fast)["plans_made"] == 1
 
 
 @pytest.mark.parametrize("add_bos_token", [None, True, False])
@@ -331,7 +335,7 @@ def test_bfloat16_scores_are_taken_in_float32(tokenizer: Any) -> None:
 def test_the_report_is_plain_data(tokenizer: Any) -> None:
     fast = ours(tiny.model("Llama"), tokenizer)
     log_likelihoods(fast, tiny.questions())
-    report = fast.report()
+    report = report_of(fast)
     assert json.loads(json.dumps(report)) == report
     assert report["tokens_run"] > 0
     assert report["tokens_scored"] > 0

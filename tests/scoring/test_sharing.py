@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-import tiny
 
 from harness.scoring.sharing import share_limit
+from tests.scoring import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from tiny_llama import llama
 
 from harness.scoring import widened
+from tests.tiny_llama import llama
 
 # torch warns of its own use of torch.jit when parts of it are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -99,7 +101,12 @@ def test_float32_products_of_many_rows_are_onednns(asked: list[torch.Size]) -> N
     x, w, b = (torch.randn(*shape, generator=draw) for shape in ((4, 7, 64), (32, 64), (32,)))
     flat = x.flatten(0, 1)
     linear = torch.nn.functional.linear
-    products = [lambda: linear(x, w, b), lambda: linear(x, w), lambda: flat @ w.T, lambda: torch.addmm(b, flat, w.T)]
+    products: list[Callable[[], torch.Tensor]] = [
+        lambda: linear(x, w, b),
+        lambda: linear(x, w),
+        lambda: flat @ w.T,
+        lambda: torch.addmm(b, flat, w.T),
+    ]
     with torch.inference_mode():
         plain = [one() for one in products]
         with widened.products(CPU, torch.float32):

@@ -27,6 +27,8 @@ from harness.stats import (
     smallest_detectable,
     state,
 )
+from harness.stats.paired import Task
+from tests.intervals import high, low
 
 
 def items(both: int, lost: int, won: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +126,7 @@ def test_a_model_against_itself_flips_nothing_and_still_has_an_honest_width() ->
     assert difference.value == 0.0
     # With no flip among 500, a flip rate of z^2 / (n + z^2) is not excluded.
     assert difference.high == pytest.approx(1.96**2 / (500 + 1.96**2), rel=1e-4)
-    assert difference.low == pytest.approx(-difference.high)
+    assert low(difference) == pytest.approx(-high(difference))
     assert kept.value == 1.0
     assert kept.low == pytest.approx(1 / (1 + 1.96**2 / 400), rel=1e-4)
 
@@ -291,7 +293,7 @@ def test_the_mean_over_tasks_keeps_a_width_where_nothing_flipped() -> None:
 
 def test_clusters_are_respected_in_the_mean_over_tasks() -> None:
     base, cell, label = clustered(np.random.default_rng(41), 60, 8, 0.1)
-    aware, naive = mean_difference_over_tasks([(base, cell, label)]), mean_difference_over_tasks([(base, cell)])
+    aware, naive = mean_difference_over_tasks([Task(base, cell, label)]), mean_difference_over_tasks([(base, cell)])
     assert aware.low is not None
     assert naive.low is not None
     assert aware.low < naive.low
