@@ -193,7 +193,7 @@ def check(names: NamesArgument = None, cache: CacheOption = None) -> None:
         for problem in problems:
             _wrong(f"{environment.name}: {problem}")
         if not problems:
-            out.print(f"{environment.name}: in order", highlight=False)
+            out.print(f"{environment.name}: OK", highlight=False)
     if not wanted:
         out.print("no environment but the main one is built; check that with: quant-harness env check main", highlight=False)
     if unwell:

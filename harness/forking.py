@@ -16,13 +16,13 @@ _PR_SET_PDEATHSIG = 1
 @contextlib.contextmanager
 def held_back() -> Iterator[list[threading.Thread]]:
     """Threads that Python code starts inside are not started but listed, in order, for `start` in a forked child."""
-    found: list[threading.Thread] = []
+    held: list[threading.Thread] = []
 
     def hold(self: threading.Thread) -> None:
-        found.append(self)
+        held.append(self)
 
     with _starting(hold):
-        yield found
+        yield held
 
 
 _START = threading.Thread.start

@@ -58,9 +58,9 @@ def jobs(lines, begin, done):
 
 born = []
 branch = branches.Branch({{"noisy": lambda: __import__("noisy")}}, jobs, born.append)
-ran = [branch.run(line + "\\n") for line in sys.argv[1:]] if branch.fit else []
+ran = [branch.run(line + "\\n") for line in sys.argv[1:]] if branch.usable else []
 threads = forking.threads()
-print(json.dumps({{"fit": branch.fit, "ran": ran, "born": len(born), "server": threads,
+print(json.dumps({{"usable": branch.usable, "ran": ran, "born": len(born), "server": threads,
                   "code": branch.close() if ran and not ran[-1] else None}}))
 """
 

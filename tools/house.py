@@ -128,7 +128,7 @@ def imports_of(text: str, module: str, modules: Mapping[str, Path]) -> list[Impo
     """Every import of a module's source text, wherever it stands, and every string that is a module's name."""
     path = modules.get(module)
     package = module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
-    found: list[Import] = []
+    imports: list[Import] = []
     for node, when in _walk(ast.parse(text), "import"):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -141,8 +141,8 @@ def imports_of(text: str, module: str, modules: Mapping[str, Path]) -> list[Impo
         for name in names:
             target = name if name in modules else name.split(".")[0]
             if target != module:
-                found.append(Import(source=module, target=target, line=node.lineno, when=when))
-    return found
+                imports.append(Import(source=module, target=target, line=node.lineno, when=when))
+    return imports
 
 
 def _walk(node: ast.AST, when: When) -> Iterator[tuple[ast.stmt | ast.expr, When]]:

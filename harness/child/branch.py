@@ -1,4 +1,4 @@
-"""A warm process that imports a slow library once; the jobs that need it fork from here.
+"""A branch is a process that has imported a slow library. The jobs that need this library fork from the branch.
 
 Importing GPTQModel costs 0.4 s of CPU time and more, in each of a cell's four children. The fork server cannot import it for
 them: the import starts threads, which a fork does not carry along, and changes transformers, which other methods must not see. So
@@ -31,7 +31,7 @@ IMPORT_SECONDS = 120.0
 
 
 class Branch:
-    """The fork server's side of a branch. `fit` is False where no children can be forked from it."""
+    """The fork server's side of a branch. `usable` is False where no children can be forked from it."""
 
     def __init__(self, prepare: Mapping[str, Callable[[], object]], jobs: Jobs, born: Callable[[int], None]) -> None:
         """Forks the branch, and returns once it has prepared what its children share: each entry of `prepare`, whose name the log
@@ -46,12 +46,12 @@ class Branch:
         born(self._pid)
         self._socket.settimeout(IMPORT_SECONDS)
         try:
-            self.fit = self._socket.recv(1) == b"+"  # nothing: it died
+            self.usable = self._socket.recv(1) == b"+"  # nothing: it died
         except (TimeoutError, ConnectionError):
-            self.fit = False
+            self.usable = False
             os.kill(self._pid, signal.SIGKILL)
         self._socket.settimeout(None)
-        if not self.fit:
+        if not self.usable:
             names = ", ".join(prepare)
             sys.stderr.write(f"{names}: no branch (exit code {self.close()}), so every child does that for itself\n")
 

@@ -1,4 +1,5 @@
-"""The parent's side of the fork server: starts one per environment, runs one job at a time, kills what overstays.
+"""The parent's side of the fork server: it starts one server per environment, runs one job at a
+time, and kills a child that runs past its time limit.
 
 The parent waits blocking on the server's pipe; it wakes only for an event or a deadline, so that it uses no CPU while a child
 is timed.

@@ -73,7 +73,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """Work that several cells share: these questions, for which children are forked once their probes have prepared them."""
+    """What a child process does once for several cells: their probes prepare these questions, and
+    the children that answer them are forked afterwards."""
 
     questions: tuple[Question, ...]
     task_folders: Mapping[str, Path]

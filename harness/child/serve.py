@@ -69,7 +69,7 @@ def serve(modules: list[str]) -> None:
         key = tuple(prepare)
         if prepare and key not in branches:
             branches[key] = Branch(prepare, jobs, lambda pid: tell(Started(pid=pid)))
-        if not prepare or not branches[key].fit:
+        if not prepare or not branches[key].usable:
             jobs([line], _nothing, _nothing)
         elif not branches[key].run(line):
             tell(Exited(code=branches.pop(key).close()))

@@ -107,7 +107,7 @@ class Rerun(Protocol):
 
 @runtime_checkable
 class Partial(Protocol):
-    """What an engine offers beside `Loaded` that cannot answer everything: a server says what it likes to say."""
+    """What an engine offers beside `Loaded` that cannot answer everything: a server, for one, gives only what its API has."""
 
     def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
         """Why it cannot score windows, or give the whole distribution at a position that divergence needs; None where it can."""

@@ -103,7 +103,7 @@ class Method:
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     branch_modules: tuple[str, ...] = ()  # slow imports that start threads or change other libraries: done once, in a branch
     running_options: Mapping[str, Option] = field(default_factory=dict)  # of running: no part of the artifact, see `running_of`
-    origin: OriginKind = "quantized"  # given: each checkpoint names its own scheme; served: the bits are what people say
+    origin: OriginKind = "quantized"  # "given": the checkpoint names its scheme; "served": the suite does
     unquantized: bool = False  # a dtype, and nothing else: fp32, bf16, fp16
     summary: str = ""
     source: str = ""  # paper or project the method comes from

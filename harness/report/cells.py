@@ -1,4 +1,4 @@
-"""The squares of a report: a planned cell, its outcomes, and its value in each column."""
+"""The rows of the table of a report: a planned cell, its outcomes, and its value in each column."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """One square: `status` is "ok" exactly when `value` is a number; otherwise `reason` says why there is none."""
+    """One entry of the table: `status` is "ok" exactly when `value` is a number; otherwise `reason` says why there is none."""
 
     status: str
     value: float = math.nan

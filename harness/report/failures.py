@@ -1,4 +1,4 @@
-"""What has no number and why: failures with their log tails, what was not run, squares that cannot exist."""
+"""What has no number and why: failures with their log tails, what was not run, cells that cannot exist."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def section(view: View) -> Section | None:
             el("tr", el("th", u.cell.name if len(view.models) > 1 else u.cell.label, scope="row"), el("td", u.reason))
             for u in view.unsupported
         ]
-        body.append(_table("Unsupported squares", ("Square", "Why"), rows))
+        body.append(_table("Unsupported cells", ("Cell", "Why"), rows))
     return Section(
         id="failures",
         nav="Missing",
         title="What has no number",
-        lead="Every planned square is accounted for: what failed and how, what was not run, and what cannot exist here.",
+        lead="Every planned cell is accounted for: what failed and how, what was not run, and what cannot exist here.",
         body=join(*body),
     )
 

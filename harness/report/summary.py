@@ -253,7 +253,7 @@ def _warnings(view: View) -> list[str]:
         said.append(f"Raw samples of {count} answers are not on disk, so their paired comparisons are absent, e.g. {first}.")
     if view.unplanned:
         said.append(
-            f"{view.unplanned} stored outcomes belong to squares that the last plan no longer asks for; they are not shown."
+            f"{view.unplanned} stored outcomes belong to cells that the last plan no longer asks for; they are not shown."
         )
     return said + _notes(view)
 

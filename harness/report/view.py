@@ -150,7 +150,7 @@ def _metrics_of(question: Question, probes: Mapping[str, Group]) -> tuple[Metric
 
 
 def _newest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
-    """The newest record of each square, whatever their order: by start, then by key."""
+    """The newest record of each question of each cell, whatever their order: by start, then by key."""
     newest: dict[tuple[str, str], Record] = {}
     for record in sorted(records, key=lambda r: (r.started_at, r.key)):
         newest[identity(record.cell), digest(record.question)] = record

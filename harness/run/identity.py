@@ -1,7 +1,7 @@
 """What makes two questions, two artifacts or two contexts the same.
 
-`Inputs` is everything a plan names, found on this machine with its digests; keys and cache paths are derived from it and
-from nothing else, so that what is reused is exactly what would be made again.
+`Inputs` holds everything that a plan names, as it lies on this machine, with digests. Keys and cache paths are derived from it
+and from nothing else. So a stored answer is used again only where asking again would ask the same of the same.
 """
 
 from __future__ import annotations

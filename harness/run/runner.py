@@ -1,4 +1,4 @@
-"""plan -> skip what is stored -> environment, artifact -> child -> append record.
+"""Runs a plan: for each question that has no stored answer, makes the artifact, starts a child, and appends the record.
 
 Every question of every planned cell ends as exactly one record: measurements or a typed failure. A record is stored the
 moment its outcome exists; a stop at any point loses at most the question being answered, and the same command goes on from

@@ -102,8 +102,8 @@ def share_interval(blocks: ArrayLike, level: float = LEVEL) -> Interval:
         effective = effective_items(values - share, share * (1 - share), windows, level)
     else:
         effective = max(1.0, values.size / UNSEEN_DESIGN)
-    found = wilson(min(share * effective, effective), effective, level, items=values.size)
-    return replace(found, value=share, excluded=table.size - values.size)
+    interval = wilson(min(share * effective, effective), effective, level, items=values.size)
+    return replace(interval, value=share, excluded=table.size - values.size)
 
 
 def perplexity_interval(nll: ArrayLike, level: float = LEVEL) -> Interval:
