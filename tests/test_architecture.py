@@ -96,7 +96,7 @@ HEAVY |= {"llama_cpp", "gguf", "accelerate", "pandas", "pyarrow"}
 
 MODULES_FOR_HEAVY = (
     "engines/transformers.py",
-    "engines/reference_store.py",
+    "engines/stored_baseline.py",
     "engines/from_logits.py",
     "engines/warm.py",
     "runtimes/llama_cpp.py",

@@ -78,7 +78,7 @@ def drive(tmp_path: Path, noisy: str, *lines: str, seconds: float = 60.0) -> dic
 
 def test_threads_of_an_import_run_in_every_child_and_the_import_happens_once(tmp_path: Path) -> None:
     found = drive(tmp_path, NOISY, "3", "4")
-    assert found == {"fit": True, "ran": [True, True], "born": 1, "server": 1, "code": None}
+    assert found == {"usable": True, "ran": [True, True], "born": 1, "server": 1, "code": None}
     assert (tmp_path / "imported.txt").read_text() == "once\n"
     said = [json.loads(line) for line in (tmp_path / "said.txt").read_text().splitlines()]
     assert said == [[6, True, True], [8, True, True]]  # each child has a worker of its own, and the one that was asked for early
@@ -99,7 +99,7 @@ def test_the_end_of_a_branch_is_told_with_its_exit_code(tmp_path: Path) -> None:
     ids=["threads of C code", "waits for its thread"],
 )
 def test_an_import_that_cannot_be_forked_makes_no_branch(tmp_path: Path, noisy: str) -> None:
-    assert drive(tmp_path, noisy, "3", seconds=2.0)["fit"] is False
+    assert drive(tmp_path, noisy, "3", seconds=2.0)["usable"] is False
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         threads=2,
         cache=tmp_path,
         texts={"reference": tmp_path / "text ä.txt"},
-        references={"reference|d|256|None": tmp_path / "r"},
+        stored_baselines={"reference|d|256|None": tmp_path / "r"},
         baseline_items={"facts": BaselineItems(path=tmp_path / "items.json", definition="acc")},
         calibration=CalibrationRows(corpus="reference", samples=8, length=64, seed=0, path=tmp_path / "c.txt"),
     )

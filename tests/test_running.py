@@ -78,7 +78,7 @@ def test_what_a_baseline_answers_is_kept_for_its_way_of_running_only(tmp_path: P
         path.write_text(path.read_text().replace("baseline: fake 16-bit\n", f"baseline: {baseline}\n"))
         plan = matrix.plan(path, device="cpu")
         cell = next(p.cell for p in plan.cells if p.cell.label == "fake 4-bit")
-        return identity.gather(plan, tmp_path / "cache").reference(cell, question)
+        return identity.gather(plan, tmp_path / "cache").stored_baseline(cell, question)
 
     assert place("fake 16-bit") != place("fake 16-bit q8_0")
 

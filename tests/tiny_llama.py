@@ -130,11 +130,11 @@ class TinySession:
     def baseline_items(self, question: Question) -> Any:
         return self._items
 
-    def reference(self, question: Question) -> Path:
+    def stored_baseline(self, question: Question) -> Path:
         if self._baseline is None:
             raise Unsupported("no baseline")
         if self.is_baseline and not self._baseline.is_dir():
-            self.loaded.write_reference(self.windows(question), self._baseline)
+            self.loaded.store_baseline(self.windows(question), self._baseline)
         return self._baseline
 
     def blob(self, name: str, data: bytes, extension: str) -> str:

@@ -17,9 +17,9 @@ from harness.decode import DecodeError, decode
 from harness.files import write_atomically
 from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
 
-Stage = Literal["source", "quantize", "verify", "reference", "probe"]
+Stage = Literal["source", "quantize", "verify", "baseline", "probe"]
 """`source`: read the model's folder as transformers does, into a view of it. `quantize`: write the artifact. `verify`: the reload
-check. `reference`: store the baseline's answers to one question. `probe`: answer the questions in order."""
+check. `baseline`: store the baseline's answers to one question. `probe`: answer the questions in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,8 @@ class CalibrationRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that a child is told. Texts and task folders are named by their subject, references by `reference_name`."""
+    """All that a child is told. Texts and task folders are named by their subject, stored baselines by
+    `stored_baseline_name`."""
 
     stage: Stage
     cell: Cell
@@ -66,7 +67,7 @@ class Job:
     baseline: Baseline | None = None
     texts: Mapping[str, Path] = field(default_factory=dict)
     task_folders: Mapping[str, Path] = field(default_factory=dict)
-    references: Mapping[str, Path] = field(default_factory=dict)
+    stored_baselines: Mapping[str, Path] = field(default_factory=dict)
     baseline_items: Mapping[str, BaselineItems] = field(default_factory=dict)
     calibration: CalibrationRows | None = None
 
@@ -127,7 +128,7 @@ def read_outcome(folder: Path, *, phase: str, index: int = 0) -> Outcome | None:
         return Outcome(failure=Failure(kind="error", phase=phase, message=f"the child left what is no outcome: {error}"))
 
 
-def reference_name(question: Question) -> str:
+def stored_baseline_name(question: Question) -> str:
     """Two questions with the same name share the baseline's stored answers."""
     return f"{question.subject}|{question.options['corpus_digest']}|{question.options['window']}|{question.options['tokens']}"
 

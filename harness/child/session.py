@@ -1,4 +1,4 @@
-"""What a probe sees inside a child: the loaded cell, its texts and references, and a place for raw samples."""
+"""What a probe sees inside a child: the loaded cell, its texts and stored baselines, and a place for raw samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.events import Event, PhaseBegun
-from harness.child.job import Job, reference_name
+from harness.child.job import Job, stored_baseline_name
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
 from harness.errors import BadReload, Unsupported
@@ -128,15 +128,15 @@ class WorkerSession:
     def task_folder(self, question: Question) -> Path | None:
         return self._job.task_folders.get(question.subject)
 
-    def reference(self, question: Question) -> Path:
+    def stored_baseline(self, question: Question) -> Path:
         """The baseline's stored answers; the baseline itself writes them when they are missing."""
-        folder = self._job.references[reference_name(question)]
+        folder = self._job.stored_baselines[stored_baseline_name(question)]
         if folder.is_dir():
             return folder
         if not self.is_baseline:
             raise Unsupported(f"the baseline has no stored answers on {question.subject!r}: it failed or was not measured")
-        with self.phase("reference"):
-            self.loaded.write_reference(self.windows(question), folder)
+        with self.phase("baseline"):
+            self.loaded.store_baseline(self.windows(question), folder)
         return folder
 
     def blob(self, name: str, data: bytes, extension: str) -> str:

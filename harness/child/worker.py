@@ -53,7 +53,7 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
     elif job.stage == "verify":
         outcome = guarded("reload", partial(_verify, session))
     else:
-        outcome = guarded("reference", partial(_store_reference, session, job.questions))
+        outcome = guarded("baseline", partial(_store_baseline, session, job.questions))
     jobs.write_outcome(folder, outcome)
     tell(Answered(index=0))
 
@@ -95,9 +95,9 @@ def _verify(session: WorkerSession) -> None:
     session.verify()
 
 
-def _store_reference(session: WorkerSession, questions: tuple[Question, ...]) -> None:
+def _store_baseline(session: WorkerSession, questions: tuple[Question, ...]) -> None:
     for question in questions:
-        session.reference(question)
+        session.stored_baseline(question)
 
 
 def _read_source(job: Job) -> None:

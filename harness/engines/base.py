@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class WindowScores:
     """Scores of one window of T token ids: arrays [T-1], position i scores token i+1.
 
-    `nll` in nats. With a reference: `kl` = KL(reference || this) in nats over the full vocabulary, `same_top` = whether both
-    have the same most likely token, `base_top` = the reference's top probability, `delta_p` = p_this(true) -
-    p_reference(true), `base_nll`. None without a reference.
+    `nll` in nats. With a stored baseline: `kl` = KL(baseline || this) in nats over the full vocabulary, `same_top` = whether both
+    have the same most likely token, `base_top` = the baseline's top probability, `delta_p` = p_this(target) -
+    p_baseline(target), `base_nll`. None without a stored baseline.
     """
 
     nll: NDArray[np.float32]
@@ -60,8 +60,8 @@ class EngineFacts:
     details: Mapping[str, Json] = field(default_factory=dict)
 
 
-REFERENCE_FACTS = "reference.json"
-"""The file in a reference's folder that holds what `write_reference` returned."""
+BASELINE_FACTS = "baseline.json"
+"""The file in a stored baseline's folder that holds what `store_baseline` returned."""
 
 
 class Loaded(Protocol):
@@ -77,10 +77,10 @@ class Loaded(Protocol):
 
     def facts(self) -> EngineFacts: ...
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """Scores windows in order, batched as memory allows; `reference` is a folder written by `write_reference`."""
+    def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """Scores windows in order, batched as memory allows; `stored` is a folder written by `store_baseline`."""
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> Mapping[str, object]:
+    def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> Mapping[str, object]:
         """Keeps this model's answers on `windows` so that others can be compared with it; returns facts (bytes, kind)."""
 
     def lm(self, *, plans: Path | None = None) -> LM:
@@ -101,8 +101,8 @@ class Rerun(Protocol):
     """What an engine may offer beside `Loaded`: the same weights under another legitimate execution, for the noise floor of
     divergence."""
 
-    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
-        """(what was executed otherwise, scores of the windows against the reference)."""
+    def rerun_windows(self, windows: Sequence[Sequence[int]], stored: Path) -> tuple[str, Iterator[WindowScores]]:
+        """(what was executed otherwise, scores of the windows against the stored baseline)."""
 
 
 @runtime_checkable

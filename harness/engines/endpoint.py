@@ -57,9 +57,9 @@ class Endpoint:
         """Why this server cannot answer `windows` or give `distributions`; None where it can."""
         return PARTIAL if ability == "distributions" else self.model.no_scores
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """`nll` of each window of T ids at its T-1 targets. Unsupported with a reference: divergence cannot be had."""
-        if reference is not None:
+    def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """`nll` of each window of T ids at its T-1 targets. Unsupported with a stored baseline: divergence cannot be had."""
+        if stored is not None:
             raise Unsupported(PARTIAL)
         for number, (window, scored) in enumerate(zip(windows, self.model.score(windows), strict=True)):
             if len(window) > 1 and math.isnan(scored.logprob[1]):
@@ -69,7 +69,7 @@ class Endpoint:
                 )
             yield WindowScores(nll=(-scored.logprob[1:]).astype(np.float32))
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> Mapping[str, object]:
+    def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> Mapping[str, object]:
         raise Unsupported(PARTIAL)
 
     # ------------------------------------------------------------------ lm-eval

@@ -1,7 +1,7 @@
 """Windows scored by an engine that gives logits only, and compared with a stored baseline.
 
 `Logits` is what such an engine has to offer: the float32 logits after all but the last id of a window, part by part.
-A reference that is written here keeps those logits, and is labelled so: vocabulary/hidden times larger than hidden states.
+A stored baseline that is written here keeps those logits, and is labelled so: vocabulary/hidden times larger than hidden states.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from harness.engines.base import WindowScores
-from harness.engines.reference_store import (
+from harness.engines.stored_baseline import (
     STATES,
-    Reference,
+    StoredBaseline,
     StoredFacts,
     equal_length,
-    keep_reference,
+    keep_baseline,
     states_file,
     stored_facts,
     token_scores,
@@ -32,11 +32,11 @@ Logits = Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.float32]]]]
 """Window -> (first position, logits [n, vocabulary]) parts; each may be a view that the next one overwrites."""
 
 
-def reference(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_size: int) -> Reference | None:
+def opened(windows: Sequence[Sequence[int]], folder: Path | None, *, vocab_size: int) -> StoredBaseline | None:
     """The stored baseline in `folder`, or None. Unsupported if it was made of other tokens or has another vocabulary."""
     if folder is None:
         return None
-    stored = Reference(folder, device=torch.device("cpu"))
+    stored = StoredBaseline(folder, device=torch.device("cpu"))
     stored.check(windows, vocab_size=vocab_size)
     return stored
 
@@ -52,7 +52,7 @@ def checked(windows: Sequence[Sequence[int]], *, context_length: int) -> None:
             )
 
 
-def scores(windows: Sequence[Sequence[int]], baseline: Reference | None, logits: Logits) -> Iterator[WindowScores]:
+def scores(windows: Sequence[Sequence[int]], baseline: StoredBaseline | None, logits: Logits) -> Iterator[WindowScores]:
     """Scores of each window of T ids at its T-1 targets, in order; with `baseline`, compared with what is stored there."""
     for number, window in enumerate(windows):
         targets = torch.tensor(list(window[1:]), dtype=torch.long)
@@ -66,7 +66,7 @@ def scores(windows: Sequence[Sequence[int]], baseline: Reference | None, logits:
         yield window_scores({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
-def write_reference(windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str) -> StoredFacts:
+def store_baseline(windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str) -> StoredFacts:
     """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
     length = equal_length(windows)
 
@@ -84,4 +84,4 @@ def write_reference(windows: Sequence[Sequence[int]], folder: Path, logits: Logi
                     append(torch.from_numpy(part))
         return stored_facts(windows, partial, cut=cut, width=vocab_size, vocab_size=vocab_size, dtype=torch.float32, head=None)
 
-    return keep_reference(folder, write)
+    return keep_baseline(folder, write)

@@ -4,8 +4,8 @@ Promises: ids come from the source model's own tokenizer, never from llama.cpp's
 windows are decoded one at a time in calls of a fixed number of tokens, so that the same windows give the same bits on the same
 machine and threads. As many threads compute as the harness gives torch.
 
-A reference (`write_reference`) keeps float32 logits, and is labelled so: llama.cpp's head runs on packed weights inside its own
-graph, so hidden states would not give its logits back. It is vocabulary/hidden times larger than another engine's.
+A stored baseline (`store_baseline`) keeps float32 logits, and is labelled so: llama.cpp's head runs on packed weights inside its
+own graph, so hidden states would not give its logits back. It is vocabulary/hidden times larger than another engine's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from harness.artifact import LayerKernel
 from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
-from harness.engines.reference_store import StoredFacts
+from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.gguf_names import linear
 from harness.formats.gguf_reader import GgufHeader
@@ -69,24 +69,24 @@ class LlamaCpp:
 
     # ------------------------------------------------------------------ windows
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """Scores of each window of T ids at its T-1 targets, in order; with `reference`, compared with what is stored there.
+    def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """Scores of each window of T ids at its T-1 targets, in order; with `stored`, compared with what is stored there.
 
-        Raises Unsupported if the reference was made of other tokens or has another vocabulary.
+        Raises Unsupported if the stored baseline was made of other tokens or has another vocabulary.
         """
-        return self._scores(windows, reference, BATCH, fused=True)
+        return self._scores(windows, stored, BATCH, fused=True)
 
-    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+    def rerun_windows(self, windows: Sequence[Sequence[int]], stored: Path) -> tuple[str, Iterator[WindowScores]]:
         """The same weights under another legitimate execution: shorter calls, and attention written out where the cache's type
         lets it be."""
         other = ", attention written out instead of fused" if self.model.attention == "either" else ""
-        scores = self._scores(windows, reference, RERUN_BATCH, fused=False)
+        scores = self._scores(windows, stored, RERUN_BATCH, fused=False)
         return f"calls of {RERUN_BATCH} tokens{other}", scores
 
     def _scores(
-        self, windows: Sequence[Sequence[int]], reference: Path | None, batch: int, *, fused: bool
+        self, windows: Sequence[Sequence[int]], stored: Path | None, batch: int, *, fused: bool
     ) -> Iterator[WindowScores]:
-        baseline = from_logits.reference(windows, reference, vocab_size=self.model.vocab_size)
+        baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
         return from_logits.scores(windows, baseline, self._logits(windows, batch, fused=fused))
 
     def _logits(self, windows: Sequence[Sequence[int]], batch: int, *, fused: bool) -> from_logits.Logits:
@@ -99,9 +99,9 @@ class LlamaCpp:
         if tokens > self.model.context_length:
             raise Unsupported(said.format(tokens + more, self.model.context_length))
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
+    def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
-        return from_logits.write_reference(
+        return from_logits.store_baseline(
             windows,
             folder,
             self._logits(windows, BATCH, fused=True),

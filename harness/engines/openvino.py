@@ -18,7 +18,7 @@ import numpy as np
 from harness.artifact import LayerKernel
 from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
-from harness.engines.reference_store import StoredFacts
+from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.openvino_ir import constants
 from harness.methods.base import LoadRequest, Method
@@ -72,26 +72,26 @@ class OpenVino:
 
     # ------------------------------------------------------------------ windows
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """Scores of each window of T ids at its T-1 targets, in order; with `reference`, compared with what is stored there.
+    def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """Scores of each window of T ids at its T-1 targets, in order; with `stored`, compared with what is stored there.
 
-        Raises Unsupported if the reference was made of other tokens or has another vocabulary.
+        Raises Unsupported if the stored baseline was made of other tokens or has another vocabulary.
         """
-        return self._scores(windows, reference, BATCH)
+        return self._scores(windows, stored, BATCH)
 
-    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+    def rerun_windows(self, windows: Sequence[Sequence[int]], stored: Path) -> tuple[str, Iterator[WindowScores]]:
         """The same weights under another legitimate execution: shorter calls, so that more is read back from the KV cache."""
-        return f"calls of {RERUN_BATCH} tokens", self._scores(windows, reference, RERUN_BATCH)
+        return f"calls of {RERUN_BATCH} tokens", self._scores(windows, stored, RERUN_BATCH)
 
-    def _scores(self, windows: Sequence[Sequence[int]], reference: Path | None, step: int) -> Iterator[WindowScores]:
-        baseline = from_logits.reference(windows, reference, vocab_size=self.model.vocab_size)
+    def _scores(self, windows: Sequence[Sequence[int]], stored: Path | None, step: int) -> Iterator[WindowScores]:
+        baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
         from_logits.checked(windows, context_length=self.model.context_length)
         return from_logits.scores(windows, baseline, lambda window: self.model.each_logits(window[:-1], step=step))
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
+    def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
         from_logits.checked(windows, context_length=self.model.context_length)
-        return from_logits.write_reference(
+        return from_logits.store_baseline(
             windows,
             folder,
             lambda window: self.model.each_logits(window[:-1]),

@@ -2,7 +2,7 @@
 
 Promises: no [batch, length, vocabulary] tensor beyond one chunk ever exists; log-probabilities are float32 log-softmax; windows
 are batched by a fixed token budget (not by free memory), so that the same windows give the same bits on the same machine and a
-baseline compared with its own stored answers (`reference_store.py`) has a divergence of exactly 0. Only an out-of-memory error
+baseline compared with its own stored answers (`stored_baseline.py`) has a divergence of exactly 0. Only an out-of-memory error
 changes the batches.
 """
 
@@ -19,15 +19,15 @@ import torch
 
 from harness.artifact import LayerKernel
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
-from harness.engines.reference_store import (
+from harness.engines.stored_baseline import (
     HEAD,
     STATES,
     TOKENS_PER_BATCH,
     PlainHead,
-    Reference,
+    StoredBaseline,
     StoredFacts,
     equal_length,
-    keep_reference,
+    keep_baseline,
     plain_head,
     states_file,
     stored_facts,
@@ -112,22 +112,22 @@ class Transformers:
 
     # ------------------------------------------------------------------ windows
 
-    def score_windows(self, windows: Sequence[Sequence[int]], reference: Path | None) -> Iterator[WindowScores]:
-        """Scores of each window of T ids at its T-1 targets, in order; with `reference`, compared with what is stored there.
+    def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """Scores of each window of T ids at its T-1 targets, in order; with `stored`, compared with what is stored there.
 
-        Raises Unsupported if the reference was made of other tokens or has another vocabulary.
+        Raises Unsupported if the stored baseline was made of other tokens or has another vocabulary.
         """
-        baseline = None if reference is None else Reference(reference, device=self.device)
+        baseline = None if stored is None else StoredBaseline(stored, device=self.device)
         if baseline is not None:
             baseline.check(windows, vocab_size=self.split.vocab_size)
         budget = TOKENS_PER_BATCH if baseline is None else baseline.tokens_per_batch
         for start, rows, hidden in self._bodies(windows, budget):
             yield from self._score(rows, hidden, None if baseline is None else (baseline, start))
 
-    def rerun_windows(self, windows: Sequence[Sequence[int]], reference: Path) -> tuple[str, Iterator[WindowScores]]:
+    def rerun_windows(self, windows: Sequence[Sequence[int]], stored: Path) -> tuple[str, Iterator[WindowScores]]:
         """The same weights under another legitimate execution: one window per forward, and the attention written out instead of
-        fused (where the architecture has both). What differs from the reference is rounding: the noise floor of divergence."""
-        baseline = Reference(reference, device=self.device)
+        fused (where the architecture has both). The stored baseline differs by rounding: the noise floor of divergence."""
+        baseline = StoredBaseline(stored, device=self.device)
         baseline.check(windows, vocab_size=self.split.vocab_size)
         before = getattr(self._inner.config, "_attn_implementation", None)
         other = "eager" if before == "sdpa" else None
@@ -140,16 +140,16 @@ class Transformers:
 
         return name, scores()
 
-    def write_reference(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
+    def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the final hidden states [windows, T-1, hidden] and the head in `folder`, which appears at once and complete.
 
         Streams: one batch is in memory at a time. Returns the facts that are stored too. All windows have one length T; raises
         BadInput otherwise.
         """
         length = equal_length(windows)
-        return keep_reference(folder, lambda partial: self._write_reference(windows, length, partial))
+        return keep_baseline(folder, lambda partial: self._store_baseline(windows, length, partial))
 
-    def _write_reference(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> StoredFacts:
+    def _store_baseline(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> StoredFacts:
         cut = self.split
         head = plain_head(cut, self._inner, windows[0])
         width = cut.hidden_size if head is not None else cut.vocab_size
@@ -202,14 +202,16 @@ class Transformers:
             yield start, rows, hidden
             start = stop
 
-    def _score(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
+    def _score(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[StoredBaseline, int] | None) -> list[WindowScores]:
         began = time.perf_counter()
         with torch.inference_mode():
             scored = self._scored(rows, hidden, baseline)
         self._seconds += time.perf_counter() - began
         return scored
 
-    def _scored(self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[Reference, int] | None) -> list[WindowScores]:
+    def _scored(
+        self, rows: torch.Tensor, hidden: torch.Tensor, baseline: tuple[StoredBaseline, int] | None
+    ) -> list[WindowScores]:
         cut = self.split
         count, positions = rows.shape[0], rows.shape[1] - 1
         flat = hidden.reshape(count * positions, -1)
@@ -217,12 +219,12 @@ class Transformers:
         if baseline is None:
             out = {"nll": -cut.scores(flat, targets)[0]}
         else:
-            reference, first = baseline
-            states = reference.states(first, count).reshape(count * positions, -1)
-            if cut.block is not None and isinstance(reference.head, PlainHead) and self.device.type == "cpu":
-                out = compare_in_blocks(flat, cut.block, states, reference.head.block, targets, vocab_size=cut.vocab_size)
+            stored, first = baseline
+            states = stored.states(first, count).reshape(count * positions, -1)
+            if cut.block is not None and isinstance(stored.head, PlainHead) and self.device.type == "cpu":
+                out = compare_in_blocks(flat, cut.block, states, stored.head.block, targets, vocab_size=cut.vocab_size)
             else:
-                out = self._compared(flat, states, reference.head, targets)
+                out = self._compared(flat, states, stored.head, targets)
         arrays = {name: values.view(count, positions).cpu().numpy() for name, values in out.items()}
         return [window_scores({name: array[i] for name, array in arrays.items()}) for i in range(count)]
 

@@ -40,7 +40,7 @@ class Session(Protocol):
     def load_baseline(self) -> Loaded | None:
         """Loads the baseline's artifact beside the cell's (latency interleaving); None if it would not fit twice."""
 
-    def reference(self, question: Question) -> Path:
+    def stored_baseline(self, question: Question) -> Path:
         """Folder with the baseline's stored answers for this corpus; raises Unsupported if there is none."""
 
     def windows(self, question: Question) -> list[list[int]]:
@@ -78,7 +78,7 @@ class Probe:
     isolation: Isolation
     questions: Callable[[ProbeRequests], list[Question]]
     measure: Callable[[Session, Question], Answer]
-    needs_reference: bool = False
+    needs_stored_baseline: bool = False
     needs_model: bool = True
     origins: tuple[OriginKind, ...] = ("quantized", "given", "served")  # the cells that it is asked of
     needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones

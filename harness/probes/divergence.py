@@ -2,7 +2,7 @@
 
 At every scored position of a corpus' windows, over the full vocabulary, in nats, from float32 log-softmax of both: KL(baseline ||
 cell), same-top (equal argmax), delta-p (probability of the true token, cell minus baseline), and ln(PPL / PPL of the baseline)
-with its paired interval. The baseline's answers are stored once as final hidden states (see `engines/reference_store.py`);
+with its paired interval. The baseline's answers are stored once as final hidden states (see `engines/stored_baseline.py`);
 compared with itself, a model has a divergence of exactly 0.
 
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from harness.engines.base import REFERENCE_FACTS, Rerun
+from harness.engines.base import BASELINE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.metrics.divergence import BUCKETS, DELTA_QUANTILES, GROUP, METRICS, QUANTILES, bucket
 from harness.probes.base import Probe, Session
@@ -85,10 +85,10 @@ def measure(session: Session, question: Question) -> Answer:
         *_agreement(np.where(finite, top, np.nan), np.where(finite, delta, np.nan), blobs, suffix),
         *_ratio(scores["nll"], scores["base_nll"], suffix),
     ]
-    kept = session.reference(question) / REFERENCE_FACTS
+    kept = session.stored_baseline(question) / BASELINE_FACTS
     if kept.is_file():
         stored = json.loads(kept.read_text(encoding="utf-8"))
-        facts["reference"] = {name: stored.get(name) for name in STORED}
+        facts["stored_baseline"] = {name: stored.get(name) for name in STORED}
     if session.is_baseline:
         measurements.extend(_floor(session, question, suffix, facts))
     return Answer(measurements=tuple(measurements), facts=facts)
@@ -103,7 +103,7 @@ PROBE = Probe(
     questions=questions,
     measure=measure,
     preload=("harness.engines.transformers", "harness.stats"),
-    needs_reference=True,
+    needs_stored_baseline=True,
     needs_weights=True,
 )
 
@@ -172,10 +172,10 @@ def _floor(session: Session, question: Question, suffix: str, facts: dict[str, o
         facts["floor"] = "not measured: this engine has one way to execute"
         return []
     windows = session.windows(question)
-    name, scores = loaded.rerun_windows(windows, session.reference(question))
+    name, scores = loaded.rerun_windows(windows, session.stored_baseline(question))
     few = max(1, FLOOR_TOKENS // len(windows[0]))
     rows = [score.kl for score, _ in zip(scores, range(few), strict=False)]
-    kl = np.stack([row for row in rows if row is not None])  # all have one: a reference was given
+    kl = np.stack([row for row in rows if row is not None])  # all have one: a stored baseline was given
     facts["floor"] = name
     floor = stats.block_bootstrap_mean(kl)
     return [_interval("kl_floor", floor, f": {name}{suffix}", session.blob("kl_floor", npy(kl), "npy"))]

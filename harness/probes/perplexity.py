@@ -108,17 +108,17 @@ def corpus_pass(session: Session, question: Question, *, compare: bool) -> Mappi
     partial = session.loaded.lacks("distributions") if isinstance(session.loaded, Partial) else None
     if compare and partial is not None:
         raise Unsupported(partial)
-    reference = None
+    stored = None
     # The baseline would write its answers when it is asked for them: only divergence is worth that.
     if compare or not (session.is_baseline or partial):
         try:
-            reference = session.reference(question)
+            stored = session.stored_baseline(question)
         except Unsupported:
             if compare:
                 raise
     windows = session.windows(question)
     rows: dict[str, list[NDArray[np.float32]]] = {}
-    for scores in session.loaded.score_windows(windows, reference):
+    for scores in session.loaded.score_windows(windows, stored):
         for name in ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll"):
             values = getattr(scores, name)
             if values is not None:

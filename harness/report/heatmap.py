@@ -60,7 +60,7 @@ def _table(view: View, model: str, columns: list[Column]) -> Markup:
     accuracies = {c.subject: c for c in view.columns if c.metric.samples == "items"}
     mean = view.column(MEAN_ACCURACY.name)
     head = [el("th", "Cell", scope="col")]
-    reference = [el("th", scheme(view, base), scope="row")] if base is not None else []
+    baseline = [el("th", scheme(view, base), scope="row")] if base is not None else []
     for column in columns:
         accuracy = accuracies.get(column.subject) if column.subject else mean
         value = None if base is None or accuracy is None else base.values[accuracy.key]
@@ -69,8 +69,8 @@ def _table(view: View, model: str, columns: list[Column]) -> Markup:
         if base is not None:
             shown = value is not None and value.status == OK
             text = f"{show(value.value, 'share')}\u202f%" if shown and value is not None else "–"
-            reference.append(el("td", text, cls="num base"))
-    rows = [el("tr", *reference)] if reference else []
+            baseline.append(el("td", text, cls="num base"))
+    rows = [el("tr", *baseline)] if baseline else []
     for cell in view.cells:
         if cell.model == model and not cell.baseline:
             rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *(_square(view, cell, c) for c in columns)))

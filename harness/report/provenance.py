@@ -87,7 +87,7 @@ def _stores(view: View) -> list[str]:
 
 
 def _store(cell: CellView, outcome: Outcome) -> str | None:
-    kept = plain_table(outcome.facts.get("reference"))
+    kept = plain_table(outcome.facts.get("stored_baseline"))
     stored, logits, head = (_bytes(kept.get(name)) for name in ("states_bytes", "float16_logit_bytes", "head_bytes"))
     if not stored or not logits:
         return None

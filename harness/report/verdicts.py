@@ -139,15 +139,15 @@ def _notes(view: View) -> Markup:
 def _table(view: View, model: str, names: list[str]) -> Markup:
     base = view.baseline_of(model)
     head = [el("th", "Cell", scope="col")]
-    reference = [el("th", scheme(view, base), scope="row")] if base is not None else []
+    baseline = [el("th", scheme(view, base), scope="row")] if base is not None else []
     for task in names:
         value = None if base is None else _accuracy(view, base, task)
         n = f"n = {_count(value.n)}" if value is not None and value.n else ""
         head.append(el("th", task.replace("_", "_\u200b"), el("small", n), scope="col", cls="num"))
         if value is not None:
             text = f"{show(value.value, 'share')}\u202f%" if value.status == OK else "–"
-            reference.append(el("td", text, cls="num base"))
-    rows = [el("tr", *reference)] if reference else []
+            baseline.append(el("td", text, cls="num base"))
+    rows = [el("tr", *baseline)] if baseline else []
     for cell in view.cells:
         if cell.model == model and not cell.baseline:
             rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *(_square(view, cell, task) for task in names)))

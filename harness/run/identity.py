@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import envs, plugins
-from harness.child.job import reference_name
+from harness.child.job import stored_baseline_name
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.models import corpora, find, source
@@ -82,7 +82,7 @@ class Inputs:
         compared: Json = None
         if sequential.settings(question) is not None:
             compared = self.baseline_key(cell, question)
-        elif probe.needs_reference or probe.isolation == "latency":
+        elif probe.needs_stored_baseline or probe.isolation == "latency":
             baseline = self.baseline(cell).cell
             compared = {"origin": self._origin(baseline), "running": to_json(baseline.running)}
         return digest(
@@ -129,11 +129,11 @@ class Inputs:
         }
         return self.cache / "artifacts" / f"{method.name}-{cell.bits:g}-{digest(identity)[:32]}"
 
-    def reference(self, cell: Cell, question: Question) -> Path:
+    def stored_baseline(self, cell: Cell, question: Question) -> Path:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
         baseline = self.baseline(cell).cell
-        name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{reference_name(self.resolved(question))}"
-        return self.cache / "references" / digest(name)[:32]
+        name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{stored_baseline_name(self.resolved(question))}"
+        return self.cache / "baselines" / digest(name)[:32]
 
     def _loader(self, method: str) -> dict[str, str]:
         """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""

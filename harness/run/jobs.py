@@ -16,7 +16,7 @@ from harness.child.job import (
     Job,
     Preparation,
     Stage,
-    reference_name,
+    stored_baseline_name,
     write_job,
     write_preparation,
 )
@@ -64,7 +64,9 @@ class JobFolders:
             cache=inputs.cache,
             texts=inputs.texts,
             task_folders={name: Path(folder) for name, folder in inputs.plan.task_folders.items()},
-            references={reference_name(q): inputs.reference(planned.cell, q) for q in resolved if "corpus_digest" in q.options},
+            stored_baselines={
+                stored_baseline_name(q): inputs.stored_baseline(planned.cell, q) for q in resolved if "corpus_digest" in q.options
+            },
             baseline_items=items or {},
             calibration=self._calibration(planned.cell),
         )

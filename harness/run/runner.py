@@ -109,7 +109,7 @@ class _Pipeline:
             self.recorder.fail(planned, questions, artifact)
             return
         if not planned.baseline:
-            self._references(planned, [q for q in questions if PROBES[q.probe].needs_reference])
+            self._store_baselines(planned, [q for q in questions if PROBES[q.probe].needs_stored_baseline])
         answerable, items = self._paired(planned, questions)
         for group in _groups(answerable):
             probe = PROBES[group[0].probe]
@@ -165,20 +165,20 @@ class _Pipeline:
         self.observer.doing(planned.cell, "reload check")
         return self._run_stage("verify", planned, artifact, phase="reload")
 
-    def _references(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
+    def _store_baselines(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
         """Has the baseline's answers stored when a cell will be compared with them and they are not in the cache. Where
         the baseline fails, the cell's own question says so."""
         baseline = self.inputs.baseline(planned.cell)
         for question in questions:
-            if self.inputs.reference(planned.cell, question).is_dir():
+            if self.inputs.stored_baseline(planned.cell, question).is_dir():
                 continue
             artifact = self._artifact(baseline)
             if isinstance(artifact, Failure):
                 return
-            self.observer.doing(baseline.cell, f"reference {question.subject}")
-            wrong = self._run_stage("reference", baseline, artifact, phase="reference", questions=[question])
+            self.observer.doing(baseline.cell, f"stored baseline {question.subject}")
+            wrong = self._run_stage("baseline", baseline, artifact, phase="baseline", questions=[question])
             if wrong is not None:
-                self.observer.note(f"{wrong.kind}: {baseline.cell.name}: reference {question.subject}: {wrong.message}")
+                self.observer.note(f"{wrong.kind}: {baseline.cell.name}: stored baseline {question.subject}: {wrong.message}")
 
     def _run_stage(
         self, stage: Stage, planned: PlannedCell, artifact: Path, *, phase: str, questions: Sequence[Question] = ()

@@ -6,7 +6,7 @@ Gimelshein 2018, online normalizer calculation), and for the divergence
 
     KL(p || q) = sum_v p_v (ln p_v - ln q_v) = sum_v e^(t_v - m) (t_v - z_v) / sum_v e^(t_v - m) - lse(t) + lse(z)
 
-with t the reference's logits, z the model's own, m the largest t so far.
+with t the baseline's logits, z the model's own, m the largest t so far.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class _Running:
 def compare_in_blocks(
     hidden: torch.Tensor, ours: Block, states: torch.Tensor, theirs: Block, targets: torch.Tensor, *, vocab_size: int
 ) -> dict[str, torch.Tensor]:
-    """What `WindowScores` holds, as float32 [N]: of hidden states [N, H] under `ours` against the reference's [N, H'] under
+    """What `WindowScores` holds, as float32 [N]: of hidden states [N, H] under `ours` against the baseline's [N, H'] under
     `theirs`, at `targets` [N].
 
     The divergence is exactly 0 where both logits are bit-equal; NaN or infinity where either is, never clipped; a token that
-    the reference rules out adds nothing.
+    the baseline rules out adds nothing.
     """
     out = {name: torch.empty(len(targets)) for name in NAMES}
     for start in range(0, len(targets), BLOCK_ROWS):

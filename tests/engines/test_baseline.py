@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from harness.engines.reference_store import divergence
+from harness.engines.stored_baseline import divergence
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
 from harness.scoring.widened import products
@@ -79,8 +79,8 @@ def test_comparison_with_a_stored_baseline_equals_float64_sums_over_full_logits(
     cell = nudged(base, 0.4)
     rows = windows(9, 40, vocab=vocab)
     assert (engine(base).split.block is not None) == (vocab == WIDE)
-    engine(base).write_reference(rows, tmp_path / "reference")
-    found = list(engine(cell).score_windows(rows, tmp_path / "reference"))
+    engine(base).store_baseline(rows, tmp_path / "baseline")
+    found = list(engine(cell).score_windows(rows, tmp_path / "baseline"))
     theirs = np.stack([plain_logprobs(base, row) for row in rows])
     ours = np.stack([plain_logprobs(cell, row) for row in rows])
     targets = np.array(rows)[:, 1:, None]
@@ -105,8 +105,8 @@ def test_a_model_against_itself_has_zero_divergence(dtype: torch.dtype, vocab: i
         return engine(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype).eval())
 
     rows = windows(67 if vocab == VOCAB else 9, 64, vocab=vocab)
-    loaded().write_reference(rows, tmp_path / "reference")
-    found = list(loaded().score_windows(rows, tmp_path / "reference"))
+    loaded().store_baseline(rows, tmp_path / "baseline")
+    found = list(loaded().score_windows(rows, tmp_path / "baseline"))
     assert (joined(found, "kl") == 0).all()
     assert joined(found, "same_top").all()
     assert (joined(found, "delta_p") == 0).all()
@@ -119,9 +119,9 @@ def test_a_model_against_itself_has_zero_divergence(dtype: torch.dtype, vocab: i
 def test_scaled_capped_and_biased_heads_are_stored_and_recomputed_exactly(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = scaled(name, dtype)
     rows = windows(5, 24, vocab=160)
-    meta = engine(model).write_reference(rows, tmp_path / "reference")
+    meta = engine(model).store_baseline(rows, tmp_path / "baseline")
     assert meta["kind"] == "final hidden states"
-    found = list(engine(model).score_windows(rows, tmp_path / "reference"))
+    found = list(engine(model).score_windows(rows, tmp_path / "baseline"))
     assert (joined(found, "kl") == 0).all()
     assert joined(found, "same_top").all()
     if dtype == torch.float32:
@@ -139,21 +139,21 @@ def test_a_head_that_is_no_matrix_is_kept_as_logits_and_labelled_so(tmp_path: Pa
 
     model.lm_head = Bent()
     rows = windows(5, 24)
-    meta = engine(model).write_reference(rows, tmp_path / "reference")
+    meta = engine(model).store_baseline(rows, tmp_path / "baseline")
     assert meta["kind"] == "logits"
     assert meta["head"] is None
-    assert (joined(list(engine(model).score_windows(rows, tmp_path / "reference")), "kl") == 0).all()
+    assert (joined(list(engine(model).score_windows(rows, tmp_path / "baseline")), "kl") == 0).all()
 
 
 def test_the_store_is_as_small_as_hidden_states_are_and_says_both_sizes(tmp_path: Path) -> None:
     model = llama(dtype=torch.bfloat16, vocab_size=40_000)
-    meta = engine(model).write_reference(windows(6, 100), tmp_path / "reference")
-    assert meta["states_bytes"] == (tmp_path / "reference" / "states.safetensors").stat().st_size
-    assert meta["head_bytes"] == (tmp_path / "reference" / "head.safetensors").stat().st_size
+    meta = engine(model).store_baseline(windows(6, 100), tmp_path / "baseline")
+    assert meta["states_bytes"] == (tmp_path / "baseline" / "states.safetensors").stat().st_size
+    assert meta["head_bytes"] == (tmp_path / "baseline" / "head.safetensors").stat().st_size
     assert meta["float16_logit_bytes"] == 6 * 99 * 40_000 * 2
     assert 0 < meta["states_bytes"] - 6 * 99 * 256 * 2 < 1024  # the states and a header
     assert meta["times_smaller_than_logits"] > 150
-    assert json.loads((tmp_path / "reference" / "reference.json").read_text()) == meta
+    assert json.loads((tmp_path / "baseline" / "baseline.json").read_text()) == meta
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_at_vocabulary_and_width_of_real_models_the_store_is_at_least_fifty_time
         torch.nn.init.constant_(weight, 0.01)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     rows = windows(2, 65)
-    meta = engine(model).write_reference(rows, tmp_path / "reference")
+    meta = engine(model).store_baseline(rows, tmp_path / "baseline")
     assert meta["float16_logit_bytes"] == 2 * 64 * vocab * 2
-    assert meta["float16_logit_bytes"] >= 50 * (tmp_path / "reference" / "states.safetensors").stat().st_size
+    assert meta["float16_logit_bytes"] >= 50 * (tmp_path / "baseline" / "states.safetensors").stat().st_size
     assert meta["times_smaller_than_logits"] >= 50
 
 
@@ -183,8 +183,8 @@ def test_the_states_file_is_ordinary_safetensors(tmp_path: Path) -> None:
 
     model = llama(dtype=torch.bfloat16)
     rows = windows(4, 30)
-    engine(model).write_reference(rows, tmp_path / "reference")
-    states = load_file(tmp_path / "reference" / "states.safetensors")["states"]
+    engine(model).store_baseline(rows, tmp_path / "baseline")
+    states = load_file(tmp_path / "baseline" / "states.safetensors")["states"]
     with torch.no_grad(), products(torch.device("cpu"), torch.bfloat16):
         wanted = model.model(input_ids=torch.tensor(rows)[:, :-1]).last_hidden_state
     assert states.dtype == torch.bfloat16
@@ -193,16 +193,16 @@ def test_the_states_file_is_ordinary_safetensors(tmp_path: Path) -> None:
 
 def test_another_vocabulary_is_refused_and_never_compared(tmp_path: Path) -> None:
     rows = windows(3, 20)
-    engine(llama()).write_reference(rows, tmp_path / "reference")
+    engine(llama()).store_baseline(rows, tmp_path / "baseline")
     with pytest.raises(Unsupported, match=f"vocabulary of {VOCAB} logits, this cell of 640"):
-        list(engine(llama(vocab_size=640)).score_windows(rows, tmp_path / "reference"))
+        list(engine(llama(vocab_size=640)).score_windows(rows, tmp_path / "baseline"))
 
 
 def test_other_tokens_are_refused_and_never_compared(tmp_path: Path) -> None:
     found = engine(llama())
-    found.write_reference(windows(3, 20), tmp_path / "reference")
+    found.store_baseline(windows(3, 20), tmp_path / "baseline")
     with pytest.raises(Unsupported, match="other tokens"):
-        list(found.score_windows(windows(3, 20, seed=1), tmp_path / "reference"))
+        list(found.score_windows(windows(3, 20, seed=1), tmp_path / "baseline"))
 
 
 def test_a_missing_baseline_is_unsupported(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_missing_baseline_is_unsupported(tmp_path: Path) -> None:
 
 def test_windows_of_unequal_length_make_no_reference(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="one length"):
-        engine(llama()).write_reference([*windows(1, 20), *windows(1, 21)], tmp_path / "reference")
+        engine(llama()).store_baseline([*windows(1, 20), *windows(1, 21)], tmp_path / "baseline")
 
 
 def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(found.split, "body", failing)
     with pytest.raises(KeyboardInterrupt):
-        found.write_reference(windows(100, 64), tmp_path / "reference")
+        found.store_baseline(windows(100, 64), tmp_path / "baseline")
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []
 
@@ -235,8 +235,8 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 def test_who_writes_second_leaves_the_first_store_as_it_is(tmp_path: Path) -> None:
     found = engine(llama())
     rows = windows(3, 20)
-    found.write_reference(rows, tmp_path / "reference")
-    before = (tmp_path / "reference" / "states.safetensors").stat()
-    found.write_reference(rows, tmp_path / "reference")
-    assert (tmp_path / "reference" / "states.safetensors").stat() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+    found.store_baseline(rows, tmp_path / "baseline")
+    before = (tmp_path / "baseline" / "states.safetensors").stat()
+    found.store_baseline(rows, tmp_path / "baseline")
+    assert (tmp_path / "baseline" / "states.safetensors").stat() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["baseline"]

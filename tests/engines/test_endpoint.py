@@ -167,11 +167,11 @@ def test_divergence_is_unsupported_and_perplexity_is_not_held_up_by_it(folder: P
     from harness.probes.divergence import PROBE as DIVERGENCE
     from harness.probes.perplexity import PROBE as PERPLEXITY
 
-    corpus, stored = text(60), tmp_path / "reference"
+    corpus, stored = text(60), tmp_path / "baseline"
     question = corpus_question("perplexity", "gptq-32", 32)
     local = TinySession(Transformers(tiny(), tokenizer()), folder, corpus=corpus, baseline=stored, is_baseline=True)
     exact = PERPLEXITY.measure(local, question).measurements[0].value
-    local.reference(question)
+    local.stored_baseline(question)
     with Served(tiny(), tokenizer()) as server:
         found: Any = engine(server, folder)
         session = TinySession(found, folder, corpus=corpus, baseline=stored)
@@ -179,7 +179,7 @@ def test_divergence_is_unsupported_and_perplexity_is_not_held_up_by_it(folder: P
         with pytest.raises(Unsupported, match="not the whole distribution"):
             DIVERGENCE.measure(session, corpus_question("divergence", "gptq-32", 32))
         with pytest.raises(Unsupported, match="not the whole distribution"):
-            found.write_reference(windows(1, 8), tmp_path / "none")
+            found.store_baseline(windows(1, 8), tmp_path / "none")
 
 
 @pytest.mark.parametrize(

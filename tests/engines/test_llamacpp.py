@@ -181,8 +181,8 @@ def test_a_wide_vocabulary_is_scored_in_parts_with_the_same_answers(
 def test_the_divergence_from_a_torch_baseline_is_next_to_nothing_in_float32(base: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = base
     rows = windows(5, 120)
-    Transformers(model, tokenizer()).write_reference(rows, tmp_path / "reference")
-    found = list(engine(path).score_windows(rows, tmp_path / "reference"))
+    Transformers(model, tokenizer()).store_baseline(rows, tmp_path / "baseline")
+    found = list(engine(path).score_windows(rows, tmp_path / "baseline"))
     assert 0 <= np.abs(joined(found, "kl")).max() < 1e-6
     assert joined(found, "same_top").mean() > 0.999
     assert joined(found, "same_top").dtype == bool
@@ -194,8 +194,8 @@ def test_comparison_with_a_torch_baseline_equals_float64_sums(base: tuple[Any, P
     model, _ = base
     other = nudged(model, 0.4)
     rows = windows(4, 80)
-    Transformers(model, tokenizer()).write_reference(rows, tmp_path / "reference")
-    found = list(engine(convert(other, tmp_path / "other")).score_windows(rows, tmp_path / "reference"))
+    Transformers(model, tokenizer()).store_baseline(rows, tmp_path / "baseline")
+    found = list(engine(convert(other, tmp_path / "other")).score_windows(rows, tmp_path / "baseline"))
     theirs = np.stack([plain_logprobs(model, row) for row in rows])
     ours = np.stack([plain_logprobs(other, row) for row in rows])
     wanted = (np.exp(theirs) * (theirs - ours)).sum(axis=2)
@@ -208,21 +208,21 @@ def test_in_bf16_the_divergence_is_that_of_rounding(tmp_path: Path) -> None:
     model = llama(dtype=torch.bfloat16)
     rows = windows(4, 100)
     exact = llama(dtype=torch.bfloat16).float()
-    Transformers(exact, tokenizer()).write_reference(rows, tmp_path / "reference")
-    torch_floor = joined(list(Transformers(model, tokenizer()).score_windows(rows, tmp_path / "reference")), "kl").mean()
-    ours = engine(convert(model, tmp_path / "m", "BF16"), "f16").score_windows(rows, tmp_path / "reference")
+    Transformers(exact, tokenizer()).store_baseline(rows, tmp_path / "baseline")
+    torch_floor = joined(list(Transformers(model, tokenizer()).score_windows(rows, tmp_path / "baseline")), "kl").mean()
+    ours = engine(convert(model, tmp_path / "m", "BF16"), "f16").score_windows(rows, tmp_path / "baseline")
     assert 0 < joined(list(ours), "kl").mean() < 2 * torch_floor
 
 
 def test_a_file_against_itself_has_zero_divergence_and_a_small_floor(base: tuple[Any, Path], tmp_path: Path) -> None:
     found = engine(base[1], "f16")
     rows = windows(6, 130)
-    meta = found.write_reference(rows, tmp_path / "reference")
+    meta = found.store_baseline(rows, tmp_path / "baseline")
     assert meta["kind"] == "logits"
-    scores = list(engine(base[1], "f16").score_windows(rows, tmp_path / "reference"))
+    scores = list(engine(base[1], "f16").score_windows(rows, tmp_path / "baseline"))
     assert (joined(scores, "kl") == 0).all()
     np.testing.assert_array_equal(joined(scores, "nll"), joined(scores, "base_nll"))
-    name, again = found.rerun_windows(rows, tmp_path / "reference")
+    name, again = found.rerun_windows(rows, tmp_path / "baseline")
     floor = np.abs(joined(list(again), "kl")).mean()
     assert "calls of 64 tokens" in name
     assert 0 < floor < 1e-4
@@ -230,8 +230,8 @@ def test_a_file_against_itself_has_zero_divergence_and_a_small_floor(base: tuple
 
 def test_other_tokens_another_vocabulary_and_long_windows_are_refused(base: tuple[Any, Path], tmp_path: Path) -> None:
     rows = windows(3, 20)
-    Transformers(llama(), tokenizer()).write_reference(rows, tmp_path / "a")
-    Transformers(llama(vocab_size=640), tokenizer()).write_reference(rows, tmp_path / "b")
+    Transformers(llama(), tokenizer()).store_baseline(rows, tmp_path / "a")
+    Transformers(llama(vocab_size=640), tokenizer()).store_baseline(rows, tmp_path / "b")
     found = engine(base[1])
     with pytest.raises(Unsupported, match="other tokens"):
         list(found.score_windows(windows(3, 20, seed=1), tmp_path / "a"))
@@ -423,9 +423,9 @@ def test_the_cache_is_as_large_as_its_shape_says(base: tuple[Any, Path]) -> None
 
 def test_a_quantized_cache_changes_the_answers_a_little(base: tuple[Any, Path], tmp_path: Path) -> None:
     rows = windows(3, 120)
-    engine(base[1], "f32").write_reference(rows, tmp_path / "reference")
+    engine(base[1], "f32").store_baseline(rows, tmp_path / "baseline")
     found = {
-        kind: joined(list(engine(base[1], kind).score_windows(rows, tmp_path / "reference")), "kl").mean()
+        kind: joined(list(engine(base[1], kind).score_windows(rows, tmp_path / "baseline")), "kl").mean()
         for kind in ("f16", "q8_0", "q4_0")
     }
     assert 0 <= found["f16"] < found["q8_0"] < found["q4_0"] < 0.5

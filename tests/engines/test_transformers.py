@@ -85,8 +85,8 @@ def test_a_window_that_alone_runs_out_of_memory_is_an_error(monkeypatch: pytest.
 def test_the_head_sees_one_chunk_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = engine(llama())
     rows = windows(4, 50)
-    found.write_reference(rows, tmp_path / "reference")
-    wanted = joined(list(found.score_windows(rows, tmp_path / "reference")), "nll")
+    found.store_baseline(rows, tmp_path / "baseline")
+    wanted = joined(list(found.score_windows(rows, tmp_path / "baseline")), "nll")
     head, sizes = found.split.head, []
 
     def watched(hidden: torch.Tensor) -> torch.Tensor:
@@ -104,11 +104,11 @@ def test_the_noise_floor_runs_the_same_weights_otherwise_and_puts_the_model_back
     model = llama(dtype=torch.bfloat16)
     found = engine(model)
     rows = windows(40, 64)
-    found.write_reference(rows, tmp_path / "reference")
+    found.store_baseline(rows, tmp_path / "baseline")
     before = model.config._attn_implementation
-    name, scores = found.rerun_windows(rows, tmp_path / "reference")
+    name, scores = found.rerun_windows(rows, tmp_path / "baseline")
     floor = joined(list(scores), "kl").mean()
-    cell = joined(list(engine(nudged(model, 0.4)).score_windows(rows, tmp_path / "reference")), "kl").mean()
+    cell = joined(list(engine(nudged(model, 0.4)).score_windows(rows, tmp_path / "baseline")), "kl").mean()
     assert "one window per forward" in name
     assert 0 < floor < cell / 10  # rounding is seen, and is far below what noise on the weights does
     assert model.config._attn_implementation == before

@@ -263,8 +263,8 @@ def test_the_table_has_the_engine_and_it_keeps_the_protocol(exact: Any) -> None:
 
 def test_windows_are_those_of_torch_and_a_torch_baseline_is_next_to_nothing_away(exact: Any, tmp_path: Path) -> None:
     rows = windows(4, 150)
-    Transformers(rounded(), tokenizer()).write_reference(rows, tmp_path / "reference")
-    found = list(exact.score_windows(rows, tmp_path / "reference"))
+    Transformers(rounded(), tokenizer()).store_baseline(rows, tmp_path / "baseline")
+    found = list(exact.score_windows(rows, tmp_path / "baseline"))
     np.testing.assert_allclose(joined(found, "nll"), joined(found, "base_nll"), rtol=1e-4, atol=1e-4)
     assert 0 <= np.abs(joined(found, "kl")).max() < 1e-6
     assert joined(found, "same_top").dtype == bool
@@ -280,7 +280,7 @@ def test_an_ir_against_itself_has_zero_divergence_and_its_floor_shows_the_8_bit_
     rows = windows(3, 130)
     floors = {}
     for name, found in (("accuracy", exact), ("performance", engine(folder, "16"))):
-        assert found.write_reference(rows, tmp_path / name)["kind"] == "logits"
+        assert found.store_baseline(rows, tmp_path / name)["kind"] == "logits"
         assert (joined(found.score_windows(rows, tmp_path / name), "kl") == 0).all()
         said, again = found.rerun_windows(rows, tmp_path / name)
         floors[name] = np.abs(joined(again, "kl")).mean()
@@ -290,8 +290,8 @@ def test_an_ir_against_itself_has_zero_divergence_and_its_floor_shows_the_8_bit_
 
 def test_other_tokens_another_vocabulary_and_long_windows_are_refused(exact: Any, tmp_path: Path) -> None:
     rows = windows(2, 20)
-    Transformers(llama(), tokenizer()).write_reference(rows, tmp_path / "a")
-    Transformers(llama(vocab_size=640), tokenizer()).write_reference(rows, tmp_path / "b")
+    Transformers(llama(), tokenizer()).store_baseline(rows, tmp_path / "a")
+    Transformers(llama(vocab_size=640), tokenizer()).store_baseline(rows, tmp_path / "b")
     with pytest.raises(Unsupported, match="other tokens"):
         list(exact.score_windows(windows(2, 20, seed=1), tmp_path / "a"))
     with pytest.raises(Unsupported, match="640 logits"):

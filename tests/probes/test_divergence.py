@@ -35,7 +35,7 @@ def base() -> Any:
 CORPUS = f"{text(70)} Ω {text(80, seed=1)}"
 
 
-def session(tmp_path: Path, model: Any, *, baseline: str | None = "reference", is_baseline: bool = False) -> TinySession:
+def session(tmp_path: Path, model: Any, *, baseline: str | None = "baseline", is_baseline: bool = False) -> TinySession:
     folder = None if baseline is None else tmp_path / baseline
     return TinySession(Transformers(model, tokenizer()), tmp_path, corpus=CORPUS, baseline=folder, is_baseline=is_baseline)
 
@@ -57,10 +57,10 @@ def test_a_model_against_itself_has_zero_divergence_and_full_agreement(base: Any
         assert (found.value, found.definition.endswith("gptq-64 windows")) == (0.0, True)
     assert measured(answer, "kl_mean").low == measured(answer, "kl_mean").high == 0.0
     assert measured(answer, "same_top").value == 1.0
-    kept = answer.facts["reference"]
+    kept = answer.facts["stored_baseline"]
     assert kept["kind"] == "final hidden states"
     assert kept["float16_logit_bytes"] == answer.facts["tokens"] * 512 * 2
-    assert kept["states_bytes"] == (tmp_path / "reference" / "states.safetensors").stat().st_size
+    assert kept["states_bytes"] == (tmp_path / "baseline" / "states.safetensors").stat().st_size
 
 
 def test_the_noise_floor_is_measured_on_the_baseline_only(base: Any, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_perplexity_and_divergence_share_one_pass(base: Any, tmp_path: Path, mon
 
 def test_asking_for_perplexity_alone_stores_no_baseline(base: Any, tmp_path: Path) -> None:
     perplexity.PROBE.measure(session(tmp_path, base, is_baseline=True), corpus_question("perplexity"))
-    assert not (tmp_path / "reference").exists()
+    assert not (tmp_path / "baseline").exists()
 
 
 def test_without_a_baseline_there_is_no_divergence(base: Any, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ class _Builder:
             "float16_logit_bytes": logits,
         }
         return Answer(
-            facts={"reference": reference},
+            facts={"stored_baseline": reference},
             measurements=(
                 _m("kl_mean", mean, max(0.0, mean - error), mean + error, kl.size, self.npy(kl)),
                 _m("kl_p99", float(np.quantile(kl, 0.99)), None, None, kl.size),

@@ -35,7 +35,7 @@ def overflowing(model: Any) -> Any:
 
 
 def session(tmp_path: Path, model: Any, *, is_baseline: bool = False, reference: bool = True) -> TinySession:
-    folder = tmp_path / "reference" if reference else None
+    folder = tmp_path / "baseline" if reference else None
     return TinySession(Transformers(model, tokenizer()), tmp_path, corpus=CORPUS, baseline=folder, is_baseline=is_baseline)
 
 

@@ -1,6 +1,6 @@
 """The stored baseline: what is kept of its answers, and how a cell is compared with them.
 
-A reference keeps the baseline's *final hidden states*, the input of its output head, bit for bit, with the head's weight:
+A stored baseline keeps the baseline's *final hidden states*, the input of its output head, bit for bit, with the head's weight:
 logits are recomputed from them exactly, and they are vocabulary/hidden times smaller than logits. A model whose head cannot be
 written as weight, bias, scale and soft-cap is kept as logits instead, and labelled so.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.engines.base import REFERENCE_FACTS, WindowScores
+from harness.engines.base import BASELINE_FACTS, WindowScores
 from harness.errors import BadInput, Unsupported
 from harness.files import AlreadyThere, draft_folder
 from harness.formats import safetensors_file
@@ -34,7 +34,7 @@ TOKENS_PER_BATCH = 2048
 """Tokens of one forward. Wide enough to keep a CPU's matrix units busy, small enough for activations of any model that fits at
 all."""
 
-REFERENCE_SCHEMA = 1
+STORED_SCHEMA = 1
 
 STATES = "states.safetensors"
 HEAD = "head.safetensors"
@@ -51,7 +51,7 @@ class HeadSettings(TypedDict):
 
 
 class StoredFacts(TypedDict):
-    """What `reference.json` says of the store beside it: `windows` windows of `window` ids, states of width `hidden_size` (the
+    """What `baseline.json` says of the store beside it: `windows` windows of `window` ids, states of width `hidden_size` (the
     vocabulary's where logits are kept), bytes, and those of the float16 logits that the store stands for."""
 
     schema: int
@@ -74,14 +74,14 @@ class StoredFacts(TypedDict):
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def token_scores(logits: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The columns of `WindowScores` [N] (float32) of logits [N, V] at targets [N], against the reference's logits where given."""
+def token_scores(logits: torch.Tensor, targets: torch.Tensor, baseline: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The columns of `WindowScores` [N] (float32) of logits [N, V] at targets [N], against the baseline's logits where given."""
     wanted = targets[:, None]
     ours = torch.log_softmax(logits, dim=-1)
     ours_true = ours.gather(1, wanted).squeeze(1)
-    if reference is None:
+    if baseline is None:
         return {"nll": -ours_true}
-    theirs = torch.log_softmax(reference, dim=-1)
+    theirs = torch.log_softmax(baseline, dim=-1)
     theirs_true = theirs.gather(1, wanted).squeeze(1)
     top, place = theirs.max(dim=-1)
     return {
@@ -228,22 +228,22 @@ def _candidates(weight: torch.Tensor, bias: torch.Tensor | None, config: PreTrai
             yield PlainHead(weight=weight, bias=bias, multiply=multiply, divide=divide, cap=limit, cap_wide=wide)
 
 
-class Reference:
-    """A folder that `write_reference` wrote, opened for reading. States are read from disk batch by batch."""
+class StoredBaseline:
+    """A folder that `store_baseline` wrote, opened for reading. States are read from disk batch by batch."""
 
     def __init__(self, folder: Path, *, device: torch.device) -> None:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        path = folder / REFERENCE_FACTS
+        path = folder / BASELINE_FACTS
         if not path.is_file():
             raise Unsupported(
-                f"no stored baseline answers in {folder}: {REFERENCE_FACTS} is missing; run the baseline's cell first"
+                f"no stored baseline answers in {folder}: {BASELINE_FACTS} is missing; run the baseline's cell first"
             )
         self.meta: StoredFacts = json.loads(path.read_text(encoding="utf-8"))
-        if self.meta.get("schema") != REFERENCE_SCHEMA:
+        if self.meta.get("schema") != STORED_SCHEMA:
             raise Unsupported(
-                f"{path} has schema {self.meta.get('schema')}, this version reads {REFERENCE_SCHEMA}; delete the folder"
+                f"{path} has schema {self.meta.get('schema')}, this version reads {STORED_SCHEMA}; delete the folder"
             )
         self.tokens_per_batch = self.meta["tokens_per_batch"]
         self._device = device
@@ -297,7 +297,7 @@ def stored_facts(
     states_bytes = (folder / STATES).stat().st_size
     logit_bytes = 2 * len(windows) * (len(windows[0]) - 1) * vocab_size
     return {
-        "schema": REFERENCE_SCHEMA,
+        "schema": STORED_SCHEMA,
         "kind": "logits" if head is None else "final hidden states",
         "cut": cut,
         "tokens_digest": tokens_digest(windows),
@@ -315,14 +315,14 @@ def stored_facts(
     }
 
 
-def keep_reference(folder: Path, write: Callable[[Path], StoredFacts]) -> StoredFacts:
+def keep_baseline(folder: Path, write: Callable[[Path], StoredFacts]) -> StoredFacts:
     """Has `write` fill a folder beside `folder`, which then appears at once and complete; returns what `write` returned."""
     try:
         with draft_folder(folder, over=False) as draft:
             meta = write(draft)
-            (draft / REFERENCE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            (draft / BASELINE_FACTS).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except AlreadyThere:  # another process was first: its store answers the same question, or it is no store at all
-        if not (folder / REFERENCE_FACTS).is_file():
+        if not (folder / BASELINE_FACTS).is_file():
             raise
     return meta
 
@@ -359,5 +359,5 @@ def states_file(path: Path, *, shape: tuple[int, int, int], dtype: torch.dtype) 
 def equal_length(windows: Sequence[Sequence[int]]) -> int:
     lengths = {len(window) for window in windows}
     if len(lengths) != 1:
-        raise BadInput(f"a reference needs windows of one length, these have {sorted(lengths) or 'none at all'}")
+        raise BadInput(f"a stored baseline needs windows of one length, these have {sorted(lengths) or 'none at all'}")
     return lengths.pop()
