@@ -46,7 +46,7 @@ def jobs(lines, begin, done):
             begin()
             if line.startswith("end"):
                 os.kill(os.getppid(), 9)
-                time.sleep(60)
+                time.sleep(2)
             import noisy
             noisy.asked.put(int(line))
             said = [noisy.told.get(timeout=20), noisy.worker.is_alive(), noisy.early.result(20) == os.getpid()]

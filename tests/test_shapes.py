@@ -40,6 +40,7 @@ def suite_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_shape_is_asked_for_cost_and_never_for_quality(suite_file: Path, tmp_path: Path) -> None:
     planned = matrix.plan(suite_file, device="cpu")
     (cell,) = planned.cells
@@ -52,6 +53,7 @@ def test_a_shape_is_asked_for_cost_and_never_for_quality(suite_file: Path, tmp_p
     assert {column.probe for column in view(stored).columns} == {"quantize", "size", "memory", "latency"}
 
 
+@pytest.mark.slow
 def test_a_filled_shape_has_exactly_the_parameters_that_its_config_describes(tmp_path: Path) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     shape = find.shape_of(random_weights.folder(tmp_path / "tiny.json", tmp_path / "cache"))

@@ -89,9 +89,9 @@ def _serve(prepare: Mapping[str, Callable[[], object]], jobs: Jobs, server: sock
             os.close(server.fileno())
             start(held)
 
-        fit = threads() == 1
-        server.sendall(b"+" if fit else b"-")
-        if fit:
+        usable = threads() == 1
+        server.sendall(b"+" if usable else b"-")
+        if usable:
             jobs(server.makefile("r", encoding="utf-8"), begin, lambda: server.sendall(b"."))
         code = 0
     except BaseException:

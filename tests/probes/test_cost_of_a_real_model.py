@@ -67,6 +67,7 @@ class Session:
     def __init__(self, source: Path, artifact: Path) -> None:
         self.cell = square(Scheme(method="bf16", bits=16), model=Model(name="small", path=str(source)))
         self.model_dir, self.artifact_dir = source, artifact
+        self.cache = artifact.parent / "cache"
         self.is_baseline = False
         self.device, self.seed = "cpu", 0
         self.memo: dict[str, Any] = {}
