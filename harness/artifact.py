@@ -24,12 +24,35 @@ class LinearLayer:
     columns: int
 
 
+WeightKind = Literal["linear", "derived", "conv1d", "experts", "other"]
+"""What holds a weight: `linear` = nn.Linear; `derived` = a class derived from it (Falcon); `conv1d` = transformers' Conv1D
+(GPT-2), stored the other way round; `experts` = the matrices of all experts of a mixture in one parameter; `other` = a matrix of
+a module of the model's own, such as a router."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyWeight:
+    """One weight that the loaded model's decoder multiplies with: `matrices` of them of [rows, columns] (for experts as they are
+    held, whichever of the two the outputs are). `name` is the module's, or for experts the parameter's."""
+
+    name: str
+    kind: WeightKind
+    rows: int
+    columns: int
+    matrices: int = 1
+
+    @property
+    def parameters(self) -> int:
+        return self.matrices * self.rows * self.columns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """What can be known of a model without torch: from config.json and the safetensors headers.
 
     `linears` are the linear layers of the decoder blocks (what methods quantize); `parameters` counts every stored
-    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM", `config` the config.json.
+    parameter once (tied ones once). `architecture` is e.g. "LlamaForCausalLM", `config` the config.json. `body`: what holds the
+    weights in the loaded model, where that is more than linear layers (models/body.py); None: `linears` say it.
     """
 
     architecture: str
@@ -41,6 +64,7 @@ class ModelShape:
     tied: bool
     dtype: str
     config: Mapping[str, object] = field(default_factory=dict)
+    body: tuple[BodyWeight, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,11 +92,10 @@ def run(
     """Run a suite (or go on where it was stopped), then write its report."""
     from harness.run import runner, workspace
 
-    planned = _plan(suite, device)
+    cache = cache or workspace.default_cache()
+    planned = _plan(suite, device, cache)
     _list_unsupported(planned)
-    settings = runner.Settings(
-        results=results, cache=cache or workspace.default_cache(), fresh=fresh, retry_failed=retry_failed, threads=threads
-    )
+    settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads)
     started = time.monotonic()
     try:
         with _Progress() as progress:
@@ -128,9 +127,10 @@ def plan(
     from harness.run import workspace
     from harness.spec import to_json
 
-    planned = _plan(suite, device)
+    cache = cache or workspace.default_cache()
+    planned = _plan(suite, device, cache)
     places = [cli_env.place_of(p.cell.method) for p in planned.cells]
-    states = [envs.status(e, cache or workspace.default_cache()) for e in envs.needed(p.cell.method for p in planned.cells)]
+    states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
@@ -278,11 +278,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_BUG)
 
 
-def _plan(suite: str, device: str | None) -> Plan:
+def _plan(suite: str, device: str | None, cache: Path) -> Plan:
     from harness.suite import file, matrix
 
     path = file.find(suite)
-    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).suite.device))
+    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).suite.device), cache=cache)
 
 
 def _budget(planned: Plan) -> list[str]:

@@ -24,12 +24,13 @@ from harness.child.kernels import with_kernels
 from harness.child.session import WorkerSession
 from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
+from harness.formats import safetensors_file
 from harness.measure import memory_phases
 from harness.methods import METHODS
-from harness.methods.base import QuantizeRequest
-from harness.models import build, corpora, source
+from harness.methods.base import Method, QuantizeRequest
+from harness.models import body, build, corpora, source
 from harness.probes import PROBES
-from harness.spec import Answer, Question, to_json
+from harness.spec import Answer, Quantized, Question, to_json
 
 SIMULATED = (
     "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
@@ -131,6 +132,7 @@ def _quantize(job: Job, tell: Tell) -> None:
                 seed=job.seed,
             )
         )
+    _check_share(job, method)
     if job.model_dir.is_dir():  # a GGUF file brings its own
         build.carry(job.model_dir, job.artifact_dir)
     assert meter.phase is not None
@@ -143,6 +145,24 @@ def _quantize(job: Job, tell: Tell) -> None:
     )
     text = json.dumps(to_json(manifest), ensure_ascii=False, allow_nan=False)
     write_atomically(job.artifact_dir / MANIFEST, text, lasting=True)
+
+
+def _check_share(job: Job, method: Method) -> None:
+    """Unsupported where the library has quantized too little for the scheme's name, which could not be known beforehand."""
+    view = source.known(job.model_dir) if job.model_dir.is_dir() else None
+    if view is None or not view.body or job.cell.bits >= 16 or not isinstance(job.cell.origin, Quantized):
+        return
+    ledger = method.ledger(job.artifact_dir, job.cell.scheme)
+    share = body.share(ledger, view.body)
+    if share >= body.ENOUGH:
+        return
+    packed = {tensor.layer for tensor in ledger}
+    left = [weight.name for weight in view.body if weight.name not in packed]
+    raise Unsupported(
+        f"{method.name} has quantized {share:.0%} of the model's weights (embedding and head aside), and left "
+        f"{safetensors_file.brief(left)} as they were, so the cell would not be what its name says; choose a method that takes "
+        "them"
+    )
 
 
 def _calibration_rows(job: Job, wish: CalibrationRows) -> list[list[int]]:

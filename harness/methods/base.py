@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import LayerKernel, ModelShape, StoredTensor, WeightKind
 from harness.methods import _defaults
 from harness.spec import OptionValue, Origin, OriginKind, Running, Scheme
 
@@ -94,6 +94,7 @@ class Method:
     bits_per_weight: Callable[[Scheme], float] = _defaults.bits_per_weight
     ledger: Callable[[Path, Scheme], list[StoredTensor]] = _defaults.ledger  # every tensor stored in the artifact
     kernels: Callable[[Any], list[LayerKernel]] = _defaults.kernels  # of what `load` returned
+    takes: tuple[WeightKind, ...] = ("linear", "derived")  # what it quantizes of a model's body; `supports` may know more
     calibrated: bool = False  # takes calibration rows
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them

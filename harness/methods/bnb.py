@@ -140,6 +140,7 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=ledger,
     kernels=kernels,
+    takes=("linear", "conv1d"),
     requirements=("bitsandbytes>=0.49",),
     extra="bnb",
     modules=("torch", "transformers", "bitsandbytes", "accelerate"),

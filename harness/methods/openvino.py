@@ -228,6 +228,7 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     kernels=_kernels,
+    takes=("linear", "derived", "conv1d", "experts", "other"),  # NNCF compresses the matrices of the exported graph
     calibrated=True,
     requirements=("openvino>=2026.4", "nncf>=3.4"),
     extra="openvino",

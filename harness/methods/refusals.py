@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from harness.artifact import ModelShape
+from collections.abc import Callable, Collection
+
+from harness.artifact import BodyWeight, ModelShape, WeightKind
 from harness.formats.quantization_config import quantization
+from harness.formats.safetensors_file import brief
+from harness.models import body
 
 
 def quantized(shape: ModelShape | None) -> str | None:
@@ -11,6 +15,36 @@ def quantized(shape: ModelShape | None) -> str | None:
     if shape is None or quantization(shape.config) is None:
         return None
     return "the checkpoint is already quantized; quantize its unquantized source instead"
+
+
+_HELD: dict[WeightKind, str] = {
+    "linear": "linear layers",
+    "derived": "layers of a class derived from nn.Linear",
+    "conv1d": "Conv1D layers",
+    "experts": "experts in one parameter of three dimensions",
+    "other": "matrices of modules of the model's own",
+}
+
+
+def left(shape: ModelShape | None, takes: Collection[WeightKind], method: str) -> str | None:
+    """Why a method that takes these kinds of weights would not be what its name says: it would leave more than a tenth of the
+    body's weights as they are."""
+    return left_by(shape, lambda weight: weight.kind in takes, method)
+
+
+def left_by(shape: ModelShape | None, taken: Callable[[BodyWeight], bool], method: str) -> str | None:
+    """As `left`, by the weight."""
+    if shape is None or not shape.body:
+        return None
+    share, kept = body.left(shape.body, taken)
+    if share <= 1 - body.ENOUGH:
+        return None
+    kinds = {weight.kind: [w.name for w in kept if w.kind == weight.kind] for weight in kept}
+    names = "; ".join(f"{brief(names)} ({_HELD[kind]})" for kind, names in kinds.items())
+    return (
+        f"{method} would leave {share:.0%} of the model's weights (embedding and head aside) unquantized: {names}; choose a "
+        "method that takes them"
+    )
 
 
 def undivided(shape: ModelShape | None, *, columns: int = 1, rows: int = 1) -> str | None:

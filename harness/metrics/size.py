@@ -22,6 +22,16 @@ QUANTIZED = Metric(
     description="What a quantized weight really takes. Symmetric 4-bit in groups of 128 with 16-bit scales is 4.125.",
     axis="cost",
 )
+SHARE = Metric(
+    name="quantized_share",
+    title="Quantized share",
+    unit="share",
+    better="neither",
+    definition="weights of the body's linear maps that are stored quantized / all weights of the body's linear maps",
+    description="The body is the decoder without embedding and head. Below 1, some of its layers are as they were in the source: "
+    "the others alone carry the scheme's bits.",
+    places=Places(headline=30),
+)
 MODEL = Metric(
     name="bpw_model",
     title="Bits per weight, whole model",
@@ -53,5 +63,5 @@ COMPRESSION = Metric(
     definition="16 bits x parameters / all stored tensor bits",
     description="How many times smaller than the same model in 16 bits.",
 )
-METRICS = (NOMINAL, QUANTIZED, MODEL, FILE, COMPRESSION)
+METRICS = (NOMINAL, QUANTIZED, SHARE, MODEL, FILE, COMPRESSION)
 GROUP = Group(title="Size", metrics=METRICS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from harness.errors import BadInput
-from harness.formats import quantization_config
+from harness.formats import config_json, quantization_config
 from harness.models.find import settings
 
 if TYPE_CHECKING:
@@ -30,13 +30,31 @@ def unquantized_config(model_dir: Path) -> PretrainedConfig:
     return config
 
 
+def hollow(model_dir: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
+    """The causal LM that transformers makes of a folder's config.json, without weights or memory, and its configuration. BadInput
+    where it makes none; code that a checkpoint brings along is never run."""
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = config_json.read(model_dir)
+    own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
+    try:
+        config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
+        config.__dict__.pop("quantization_config", None)  # null, or this would be no source
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False), config
+    except Exception as error:  # what transformers cannot make of a configuration it says in many types
+        why = own or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise BadInput(
+            f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
+            f"causal language model: {why}"
+        ) from None
+
+
 def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
     """(dtype, shape) by name of every parameter that a quantized checkpoint stands for, from its architecture, without memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(unquantized_config(model_dir))
+    model, _ = hollow(model_dir)
     return {name: ("BF16", list(parameter.shape)) for name, parameter in model.named_parameters()}
 
 

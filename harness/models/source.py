@@ -20,17 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from harness.artifact import BodyWeight
+from harness.decode import decode
 from harness.errors import BadInput
 from harness.files import draft_folder
-from harness.formats import config_json, safetensors_file
+from harness.formats import safetensors_file
 from harness.formats.safetensors_file import INDEX, MODEL, HeaderEntry, brief
 from harness.models import find
-from harness.spec import digest
+from harness.models.body import of_model
+from harness.models.build import hollow
+from harness.spec import digest, to_json
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
 VERSION = 1
@@ -43,12 +47,14 @@ FACTS = "source.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
-    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding."""
+    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `body`: what quantizing is
+    about (models/body.py)."""
 
     folder: Path
     parameters: int
     unread: tuple[str, ...]
     rows: int
+    body: tuple[BodyWeight, ...]
 
 
 def place(weights: str, transformers_version: str, cache: Path) -> Path:
@@ -62,7 +68,11 @@ def known(folder: Path) -> Source | None:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         source = Source(
-            folder=folder, parameters=int(facts["parameters"]), unread=tuple(facts["unread"]), rows=int(facts["rows"])
+            folder=folder,
+            parameters=int(facts["parameters"]),
+            unread=tuple(facts["unread"]),
+            rows=int(facts["rows"]),
+            body=tuple(decode(BodyWeight, weight) for weight in facts["body"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -80,6 +90,7 @@ def make(model_dir: Path, folder: Path) -> Source:
             "parameters": _parameters(model, untied),
             "unread": sorted({*unread, *copies}),
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
+            "body": to_json(of_model(model)),
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     view = known(folder)
@@ -159,7 +170,8 @@ def _without_memory(
     if strange:
         raise BadInput(f"{model_dir}: {brief(strange)}: a number format that no model is loaded from")
     state = {t.name: torch.empty(t.shape, dtype=dtypes[t.dtype], device="meta") for t in stored.values()}
-    kind, config = _class_of(model_dir)
+    without_weights, config = hollow(model_dir)
+    kind = type(without_weights)
     unexpected: set[str] = set()
 
     def adjust(model: PreTrainedModel, info: LoadStateDictInfo) -> None:
@@ -202,27 +214,6 @@ def tokenizer_of(model_dir: Path) -> PreTrainedTokenizerBase:
             'or save it again: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         ) from None
     return tokenizer
-
-
-def _class_of(model_dir: Path) -> tuple[type[PreTrainedModel], PretrainedConfig]:
-    """transformers' class for the causal LM in a folder, and its configuration. BadInput where it has none."""
-    import torch
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    raw = config_json.read(model_dir)
-    own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
-    try:
-        config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
-        config.__dict__.pop("quantization_config", None)  # null, or this would be no source
-        with torch.device("meta"):
-            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=False)), config
-    except Exception as error:  # what transformers cannot make of a configuration it says in many types
-        why = own or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise BadInput(
-            f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
-            f"causal language model: {why}"
-        ) from None
 
 
 def _complete(model_dir: Path, report: Mapping[str, Collection[object]]) -> None:

@@ -8,22 +8,23 @@ which the source does not have: a ratio of two different things is no figure.
 Versions
 1  2026-11-21  first definition
 2  2026-11-29  parameters are those of the loaded model; they were those of the file, with masks, copies and layers nothing loads
+3  2026-11-29  quantized_share; layers are those of the loaded model, where a file stores them under other names or in parts
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.artifact import ModelShape, StoredTensor
+from harness.artifact import BodyWeight, ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
 from harness.methods.base import Method
-from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED
-from harness.models import build
+from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED, SHARE
+from harness.models import body, build
 from harness.models.find import shape_of, tensors
 from harness.models.source import known as read_source
 from harness.probes.base import Probe, Session
@@ -45,19 +46,25 @@ def measure(session: Session, question: Question) -> Answer:
     method = METHODS[scheme.method]
     source = shape_of(session.model_dir)
     known = tensors(session.model_dir)
+    weights: tuple[BodyWeight, ...] = ()
     if quantization(source.config) is not None:  # packed tensors do not say how many parameters they stand for
         known = build.unpacked(session.model_dir)
         source = shape_of(session.model_dir, known)
+        weights = body.of_model(build.hollow(session.model_dir)[0])
     view = read_source(session.model_dir) if session.model_dir.is_relative_to(session.cache) else None
     if view is not None:
         source = replace(source, parameters=view.parameters)
+        weights = view.body
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:
         raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
-    counts = {name: math.prod(sizes) for name, (_, sizes) in known.items()}
+    counts = _Counts(source=source, stored={name: math.prod(sizes) for name, (_, sizes) in known.items()}, body=weights)
     quantized = _quantized(ledger, source)
-    quantized_bits = sum(tensor.bits for tensor in quantized)
-    quantized_parameters = _parameters(quantized, source, counts)
+    layer_bits: dict[str, int] = {}
+    for tensor in quantized:
+        layer_bits[_layer(tensor)] = layer_bits.get(_layer(tensor), 0) + tensor.bits
+    layer_parameters = {layer: counts.of(layer) for layer in layer_bits}
+    quantized_bits, quantized_parameters = sum(layer_bits.values()), sum(layer_parameters.values())
     bits = sum(tensor.bits for tensor in ledger)
     if bits > 65 * source.parameters:  # no format stores more than 64 bits for a number
         raise BadInput(
@@ -73,6 +80,8 @@ def measure(session: Session, question: Question) -> Answer:
     measured = [measurement(NOMINAL, float(scheme.bits))]
     if quantized_parameters:
         measured.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
+    if weights and scheme.bits < 16:
+        measured.append(measurement(SHARE, body.share(ledger, weights), body.parameters(weights)))
     measured += [
         measurement(MODEL, bits / source.parameters, source.parameters),
         measurement(FILE, float(file_bytes), len(files)),
@@ -84,7 +93,7 @@ def measure(session: Session, question: Question) -> Answer:
         "parameters": source.parameters,
         "parameters_quantized": quantized_parameters,
         "share_quantized": quantized_parameters / source.parameters,
-        "bpw_by_layer": _spread(quantized, source, counts),
+        "bpw_by_layer": _spread(layer_bits, layer_parameters),
         "files": sorted(path.name for path in files),
         "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
@@ -121,30 +130,32 @@ def _layer(tensor: StoredTensor) -> str:
     return tensor.layer or tensor.name.removesuffix(".weight")
 
 
-def _layer_parameters(layer: str, known: Mapping[str, int], counts: Mapping[str, int]) -> int:
-    """Parameters of the weight of one layer of the source; BadInput if the source has no such layer."""
-    parameters = known.get(layer) or counts.get(f"{layer}.weight") or counts.get(layer)
-    if not parameters:
-        raise BadInput(f"the artifact's ledger names the layer {layer!r}, which the source model does not have")
-    return parameters
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counts:
+    """How many parameters a layer of the source has: by the loaded model's body, or by the names that the file stores (`stored`:
+    parameters by tensor)."""
+
+    source: ModelShape
+    stored: Mapping[str, int]
+    body: tuple[BodyWeight, ...]
+
+    def of(self, layer: str) -> int:
+        """Parameters of the weight of one layer; BadInput if the source has no such layer."""
+        known = {entry.name: entry.rows * entry.columns for entry in self.source.linears}
+        parameters = (
+            known.get(layer)
+            or body.weights_of(layer, {weight.name: weight for weight in self.body})
+            or self.stored.get(f"{layer}.weight")
+            or self.stored.get(layer)
+        )
+        if not parameters:
+            raise BadInput(f"the artifact's ledger names the layer {layer!r}, which the source model does not have")
+        return parameters
 
 
-def _known(source: ModelShape) -> dict[str, int]:
-    return {layer.name: layer.rows * layer.columns for layer in source.linears}
-
-
-def _parameters(quantized: Iterable[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> int:
-    known = _known(source)
-    return sum(_layer_parameters(layer, known, counts) for layer in sorted({_layer(tensor) for tensor in quantized}))
-
-
-def _spread(quantized: Sequence[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> dict[str, float] | None:
+def _spread(bits: Mapping[str, int], parameters: Mapping[str, int]) -> dict[str, float] | None:
     """Smallest, median and largest bits per weight of single layers: shows mixed precision."""
-    known = _known(source)
-    bits: dict[str, int] = {}
-    for tensor in quantized:
-        bits[_layer(tensor)] = bits.get(_layer(tensor), 0) + tensor.bits
-    each = sorted(total / _layer_parameters(layer, known, counts) for layer, total in bits.items())
+    each = sorted(total / parameters[layer] for layer, total in bits.items())
     return {"least": each[0], "median": each[len(each) // 2], "most": each[-1], "layers": len(each)} if each else None
 
 
@@ -172,7 +183,7 @@ def _notes(session: Session, method: Method, bits: int, parameters: int) -> list
 PROBE = Probe(
     name="size",
     title=GROUP.title,
-    version="2",
+    version="3",
     metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,

@@ -1,6 +1,7 @@
 """Suite -> Plan: every cell with its questions, every square that cannot exist with the reason.
 
-Planning touches no torch: it reads the METHODS and PROBES tables and the headers of the models' weight files.
+Planning touches no torch: it reads the METHODS and PROBES tables and the headers of the models' weight files. What holds the
+weights of a model in transformers, a process of its own says where it must be asked (models/body.py).
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from pathlib import Path
 from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
+from harness.methods import METHODS
+from harness.spec import Served
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
-from harness.suite.schemes import check_served_models, choices_of
+from harness.suite.schemes import Choice, check_served_models, choices_of
 from harness.suite.sources import Source, looked_at, sources_of
 from harness.suite.squares import Frame, Square, squares
 
 
-def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
-    """All cells and questions of a suite for a device ("cpu", "cuda"). `shapes` overrides what is read from disk (tests)."""
+def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[str, ModelShape | None] | None = None) -> Plan:
+    """All cells and questions of a suite for a device ("cpu", "cuda"). `cache`: where what models are made of is remembered.
+    `shapes` overrides what is read from disk (tests)."""
     plugins.load()
     written = load(path)
     suite = written.suite
@@ -31,7 +35,8 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
     frame = Frame(suite=suite, device=device, questions=questions_of(written, requests))
     choices, calibrations = choices_of(written)
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
-    sources = looked_at(sources, written, shapes)
+    through_transformers = any(_by_transformers(choice) for choice in choices)
+    sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
@@ -48,6 +53,11 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
     )
+
+
+def _by_transformers(choice: Choice) -> bool:
+    """Whether transformers loads the model for this choice, so that its classes decide what can be quantized."""
+    return not isinstance(choice.origin, Served) and "transformers" in METHODS[choice.origin.scheme.method].modules
 
 
 def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Sequence[Square]) -> None:

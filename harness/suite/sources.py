@@ -10,7 +10,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import quantization
-from harness.models import find
+from harness.models import body, find
 from harness.spec import Model
 from harness.suite.file import SuiteFile, unique
 
@@ -53,10 +53,19 @@ def sources_of(written: SuiteFile) -> list[Source]:
     return sorted(sources, key=lambda s: s.of is not None)
 
 
-def looked_at(sources: Sequence[Source], written: SuiteFile, shapes: Mapping[str, ModelShape | None] | None) -> list[Source]:
-    """The sources with their shapes, read from disk or taken from `shapes` (tests). BadInput for a file that is not what the
-    suite says it is."""
+def looked_at(
+    sources: Sequence[Source],
+    written: SuiteFile,
+    shapes: Mapping[str, ModelShape | None] | None,
+    *,
+    bodies: bool,
+    cache: Path | None,
+) -> list[Source]:
+    """The sources with their shapes, read from disk or taken from `shapes` (tests); with `bodies` also what holds the weights in
+    transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
+    that transformers cannot load."""
     known = [replace(s, shape=find.shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
+    known = _with_bodies(known, cache) if bodies else known
     for source in known:
         if source.of is not None and not source.quantized:
             raise BadInput(
@@ -69,3 +78,12 @@ def looked_at(sources: Sequence[Source], written: SuiteFile, shapes: Mapping[str
                 "it was made of: give that one as a model too, and name it here with `of`"
             )
     return known
+
+
+def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:
+    """The sources with the bodies of their models, where transformers can be asked for them: not of a checkpoint that is
+    quantized already, whose layers its own format decides, and not of a config that names no architecture."""
+    asked = {s.name: s.shape for s in sources if s.shape is not None and not s.quantized and "model_type" in s.shape.config}
+    configs = {name: shape.config for name, shape in asked.items() if shape.body is None}
+    of = body.of_configs(configs, cache=cache)
+    return [s if s.name not in of else replace(s, shape=replace(asked[s.name], body=of[s.name])) for s in sources]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import Unsupported
-from harness.methods import METHODS, prequantized
+from harness.methods import METHODS, prequantized, refusals
 from harness.methods.base import Method, running_of, running_values
 from harness.models import find
 from harness.probes import PROBES, sequential
@@ -58,7 +58,11 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     """The source's weights, quantized here: unsupported where the method or a kernel does not take them."""
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
     method = METHODS[cell.method]
-    reason = _lacking(method, cell.scheme, frame.device) or method.supports(cell.scheme, source.shape, frame.device)
+    reason = (
+        _lacking(method, cell.scheme, frame.device)
+        or (refusals.left(source.shape, method.takes, method.name) if cell.bits < 16 else None)
+        or method.supports(cell.scheme, source.shape, frame.device)
+    )
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     baseline, bpw = choice.label == frame.suite.baseline, method.bits_per_weight(cell.scheme)
