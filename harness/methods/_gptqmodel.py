@@ -17,22 +17,26 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import BodyWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import gptq_file, quantization_config, safetensors_file
-from harness.methods import refusals, reload
+from harness.methods import _gptqmodel_tree, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
-from harness.models import build, source
+from harness.models import body, build, source
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
+    from gptqmodel.models.base import BaseQModel
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
     from gptqmodel.quantization.config import BaseQuantizeConfig
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 GROUPS = (16, 32, 64, 128)
@@ -57,6 +61,9 @@ PRELOAD = (
 
 BRANCH_MODULES = ("harness.methods.gptqmodel_import",)
 """GPTQModel itself, which starts threads when it is imported and changes transformers."""
+
+_PACKED = "_harness_packed_layers"
+"""Attribute of a loaded model: the layers that its file holds packed."""
 
 _JUNK = ("quant_log.csv",)
 
@@ -86,20 +93,73 @@ def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: b
     from gptqmodel import GPTQModel
 
     dtype = torch.float32 if float32 else torch.float16
-    model = GPTQModel.load(str(request.model_dir), config, device=request.device, dtype=dtype, trust_remote_code=False)
     rows = None
     if request.calibration is not None:
         rows = [{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in request.calibration]
-    model.quantize(rows, **arguments)
-    model.save(str(request.out_dir))
-    del model
+    with _with_its_head(request) as folder:
+        model = GPTQModel.load(str(folder), config, device=request.device, dtype=dtype, trust_remote_code=False)
+        _each_layer_once(model)
+        model.quantize(rows, **arguments)
+        model.save(str(request.out_dir))
+        del model
     _tidy(request)
     check_by_unpacking(request)
+
+
+def _join_experts(state: dict[str, Tensor], weight: BodyWeight) -> None:
+    """Puts the matrices of all experts, which the library keeps one by one, into the one parameter in which the model holds them."""
+    import torch
+
+    place, _, name = weight.name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(name, ())
+    names = [[f"{place}.{expert}.{part}.weight" for part in parts] for expert in range(weight.matrices)]
+    if parts and all(each in state for expert in names for each in expert):
+        state[weight.name] = torch.stack([torch.cat([state.pop(each) for each in expert]) for expert in names])
+
+
+@contextmanager
+def _with_its_head(request: QuantizeRequest) -> Iterator[Path]:
+    """Inside, the source as a folder in which the head has the name that the loaded model gives to it: GPTQModel reads weights by
+    the names of modules, and knows renamings of some architectures only (GPT-NeoX's head is stored as embed_out)."""
+    stored = safetensors_file.checkpoint(request.model_dir)
+    name_of = build.renamed(request.model_dir)
+    other = {name: name_of(name) for name in stored if name_of(name) == _HEAD and name != _HEAD}
+    if not other or any(name.startswith("language_model.") for name in other):
+        yield request.model_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="source-", dir=request.out_dir) as place:
+        folder = Path(place)
+        for path in request.model_dir.iterdir():
+            if path.is_file() and path.suffix != ".safetensors" and path.name != safetensors_file.INDEX:
+                (folder / path.name).symlink_to(path.resolve())
+        tensors = [(other.get(entry.name, entry.name), entry.dtype, entry.shape) for entry in stored.values()]
+        safetensors_file.write(folder / safetensors_file.MODEL, tensors, map(safetensors_file.tensor, stored.values()))
+        yield folder
+
+
+_HEAD = "lm_head.weight"
+
+
+def _each_layer_once(model: BaseQModel) -> None:
+    """The library's list of a block's layers without repetitions: it names a shared expert once per expert, and rounding a layer
+    a second time fails."""
+    listed = model.simple_layer_modules
+
+    def once(*arguments: object, **named: object) -> list[list[str]]:
+        return [list(dict.fromkeys(block)) for block in listed(*arguments, **named)]
+
+    vars(model)["simple_layer_modules"] = once
 
 
 def check_by_unpacking(request: QuantizeRequest) -> None:
     """Writes the reload check of an artifact in either format: its packed weights, unpacked by this project."""
     state = gptq_file.dequantize(request.out_dir, build.unpacked_dtype(safetensors_file.parameters(request.model_dir)))
+    packed = gptq_file.packed_layers(request.out_dir)
+    for weight in body.of_model(build.hollow(request.model_dir)[0]):
+        if weight.kind == "conv1d" and weight.name in packed:  # the model holds these the other way round
+            state[f"{weight.name}.weight"] = state[f"{weight.name}.weight"].t().contiguous()
+        elif weight.kind == "experts" and weight.name not in state:
+            _join_experts(state, weight)
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
@@ -138,6 +198,7 @@ def load(request: LoadRequest) -> PreTrainedModel:
         str(request.artifact_dir), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
     )
     model: PreTrainedModel = loaded.model.eval()
+    vars(model)[_PACKED] = gptq_file.packed_layers(request.artifact_dir)
     if request.device == "cpu":
         # The torch kernel wraps its dequantization in torch.compile: tens of seconds of C++ compilation in every process.
         for _, module in quantized_modules(model):
@@ -162,10 +223,12 @@ def kernels(model: PreTrainedModel) -> list[LayerKernel]:
         op = "aten::_weight_int4pack_mm_for_cpu" if "Aten" in kind else "dequantize + aten::matmul" if "Torch" in kind else kind
         proofs.append(proof(name, kind, module.qweight, op=op))
     quantized = tuple(layer.layer for layer in proofs)
+    packed = vars(model).get(_PACKED)
     for name, module in build.decoder_linears(model).items():
         inside = any(name == layer or name.startswith(layer + ".") for layer in quantized)
-        if not inside:
-            proofs.append(proof(name, "Linear", module.weight, op="aten::linear", dequantized=True))
+        if not inside:  # packed in the file and plain here, or plain in the file as well
+            dequantized = packed is None or name in packed
+            proofs.append(proof(name, "Linear", module.weight, op="aten::linear", dequantized=dequantized))
     return proofs
 
 
@@ -174,11 +237,15 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
-    """Reasons that hold for every format here."""
+    """Reasons that hold for every format here. What the library's definition of an architecture leaves alone, such as a router,
+    is no reason by itself."""
+    kind = None if shape is None else shape.config.get("model_type")
+    taken = _gptqmodel_tree.taken(str(kind)) or refusals.linear
     return (
         refusals.quantized(shape)
-        or refusals.undivided_groups(shape, int(scheme.options["group_size"]))
-        or refusals.undivided(shape, columns=32, rows=32)
+        or refusals.left_by(shape, taken, scheme.method)
+        or refusals.undivided_groups(shape, int(scheme.options["group_size"]), taken=taken)
+        or refusals.undivided(shape, columns=32, rows=32, taken=taken)
     )
 
 
@@ -220,6 +287,7 @@ def row(
         bits=bits,
         options=options,
         kernel_cpu={b: "real" if b == 4 else "slow" for b in bits},
+        takes=("linear", "derived", "conv1d", "experts", "other"),  # `supports` asks the library's definitions
         kernel_cuda=kernel_cuda,
         quantize=quantize,
         load=load,

@@ -67,15 +67,17 @@ def _tidy(request: QuantizeRequest) -> None:
             path.replace(request.out_dir / path.name)
         folder.rmdir()
     (request.out_dir / "quantization_config.json").unlink(missing_ok=True)  # the same again, under a name that nobody reads
+    _name_as_loaded(request)
     packed = gptq_file.packed_layers(request.out_dir)
     if not packed:
         raise Unsupported("the library packed no layer of this model; choose another method")
-    stored, held = safetensors_file.checkpoint(request.model_dir), source.kept(request.model_dir)
+    held, name_of = source.kept(request.model_dir), build.renamed(request.model_dir)
+    stored = {name_of(name): entry for name, entry in safetensors_file.checkpoint(request.model_dir).items()}
     kept: dict[str, str] = {}
     for path in sorted(request.out_dir.glob("*.safetensors")):
         state = {n: t for n, t in load_file(str(path)).items() if n in stored or n.rpartition(".")[0] in packed}
         for name in [n for n in state if n in stored]:
-            state[name] = held(name, safetensors_file.tensor(stored[name]))
+            state[name] = held(stored[name].name, safetensors_file.tensor(stored[name]))
         with draft_file(path) as draft:
             save_file(state, str(draft), metadata={"format": "pt"})
         kept.update(dict.fromkeys(state, path.name))
@@ -88,6 +90,24 @@ def _tidy(request: QuantizeRequest) -> None:
     config.pop("torch_dtype", None)
     config_json.write({**config, quantization_config.KEY: quantization, "dtype": "bfloat16"}, request.out_dir)
     (request.out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
+
+
+def _name_as_loaded(request: QuantizeRequest) -> None:
+    """The tensors of the export under the names of the loaded model's modules, by which GPTQModel reads them. The export goes back
+    to those of the source's file (GPT-NeoX's head, Mixtral's blocks)."""
+    from safetensors.torch import load_file, save_file
+
+    name_of = build.renamed(request.model_dir)
+    for path in sorted(request.out_dir.glob("*.safetensors")):
+        state = load_file(str(path))
+        layers = {name.removesuffix(".qweight") for name in state if name.endswith(".qweight")}
+        names = {name: name_of(name) for name in state if name.rpartition(".")[0] not in layers}
+        for name in state.keys() - names.keys():
+            layer, _, part = name.rpartition(".")
+            names[name] = f"{name_of(f'{layer}.weight').removesuffix('.weight')}.{part}"
+        if any(old != new for old, new in names.items()):
+            with draft_file(path) as draft:
+                save_file({names[n]: t for n, t in state.items()}, str(draft), metadata={"format": "pt"})
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:

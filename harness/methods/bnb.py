@@ -47,7 +47,7 @@ def quantize(request: QuantizeRequest) -> None:
         trust_remote_code=False,
     ).eval()
     model.save_pretrained(str(request.out_dir))
-    rows = reload.rows_for(int(model.config.vocab_size), request.calibration)
+    rows = reload.rows_for(reload.vocabulary(model), request.calibration)
     # The same kernel on the same weights: nothing but the order of sums may differ, so the floor is none.
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
 

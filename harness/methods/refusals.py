@@ -34,9 +34,8 @@ def left(shape: ModelShape | None, takes: Collection[WeightKind], method: str) -
 
 def left_by(shape: ModelShape | None, taken: Callable[[BodyWeight], bool], method: str) -> str | None:
     """As `left`, by the weight."""
-    if shape is None or not shape.body:
-        return None
-    share, kept = body.left(shape.body, taken)
+    weights = _weights(shape)
+    share, kept = body.left(weights, taken)
     if share <= 1 - body.ENOUGH:
         return None
     kinds = {weight.kind: [w.name for w in kept if w.kind == weight.kind] for weight in kept}
@@ -47,17 +46,42 @@ def left_by(shape: ModelShape | None, taken: Callable[[BodyWeight], bool], metho
     )
 
 
-def undivided(shape: ModelShape | None, *, columns: int = 1, rows: int = 1) -> str | None:
-    """Why a layer of the model cannot be cut into groups of `columns` input features and `rows` output features."""
-    for layer in shape.linears if shape else ():
-        if layer.columns % columns:
-            return f"{layer.name} has {layer.columns} input features, which do not divide into groups of {columns}"
-        if layer.rows % rows:
-            return f"{layer.name} has {layer.rows} output features, which do not divide by {rows} as the packing needs"
+def _weights(shape: ModelShape | None) -> tuple[BodyWeight, ...]:
+    """The weights of the body: as the loaded model holds them, or where that is not known as the file stores them."""
+    if shape is None:
+        return ()
+    if shape.body is not None:
+        return shape.body
+    return tuple(BodyWeight(name=n.name, kind="linear", rows=n.rows, columns=n.columns) for n in shape.linears)
+
+
+def linear(weight: BodyWeight) -> bool:
+    """What methods take that know nn.Linear only."""
+    return weight.kind in ("linear", "derived")
+
+
+def any_layer(weight: BodyWeight) -> bool:
+    """What methods take that quantize layer by layer: not experts in one parameter, nor a module's own matrix."""
+    return weight.kind in ("linear", "derived", "conv1d")
+
+
+def undivided(
+    shape: ModelShape | None, *, columns: int = 1, rows: int = 1, taken: Callable[[BodyWeight], bool] = any_layer
+) -> str | None:
+    """Why a layer of the model that a method has `taken` cannot be cut into groups of `columns` input features and `rows` output
+    features."""
+    for weight in filter(taken, _weights(shape)):
+        outputs = weight.rows // 2 if weight.name.endswith(".gate_up_proj") and weight.kind == "experts" else weight.rows
+        if weight.columns % columns:
+            return f"{weight.name} has {weight.columns} input features, which do not divide into groups of {columns}"
+        if outputs % rows:
+            return f"{weight.name} has {outputs} output features, which do not divide by {rows} as the packing needs"
     return None
 
 
-def undivided_groups(shape: ModelShape | None, group: int, *, rows: int = 1) -> str | None:
+def undivided_groups(
+    shape: ModelShape | None, group: int, *, rows: int = 1, taken: Callable[[BodyWeight], bool] = any_layer
+) -> str | None:
     """As `undivided`, for a method whose group size can be chosen; `group` -1 = an output channel, which always divides."""
-    reason = undivided(shape, columns=group, rows=rows) if group > 0 else None
+    reason = undivided(shape, columns=group, rows=rows, taken=taken) if group > 0 else None
     return f"{reason}; choose a smaller group_size" if reason else None

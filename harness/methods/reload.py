@@ -75,6 +75,11 @@ def rows_for(vocabulary: int, calibration: Rows | None) -> list[list[int]]:
     return [[draw.randrange(vocabulary) for _ in range(LENGTH)] for _ in range(ROWS)]
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """Rows of the model's embedding, which a model with parts for other inputs does not name at the top of its config."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def write(
     model: PreTrainedModel,
     rows: Rows,
@@ -185,5 +190,5 @@ def write_dense(request: QuantizeRequest, state: State, by: str) -> None:
     dtype = unpacked_dtype(sum(t.numel() for t in state.values()))
     wide = dtype == torch.float32
     model = dense(request.model_dir, state, dtype)
-    rows = rows_for(int(model.config.vocab_size), request.calibration)
+    rows = rows_for(vocabulary(model), request.calibration)
     write(model, rows, request.out_dir, by=by if wide else by.replace("float32", "bfloat16"), noisy=lambda: model.bfloat16())

@@ -93,7 +93,7 @@ def quantize(request: QuantizeRequest) -> None:
                 state[f"{name}.{part}"] = tensor.detach().cpu().contiguous()
         if packed:
             state[f"{name}.qdata"] = (codes[0][:, ::2] | codes[0][:, 1::2] << 4).to(torch.uint8).contiguous()
-    rows = reload.rows_for(int(model.config.vocab_size), None)
+    rows = reload.rows_for(reload.vocabulary(model), None)
     # The same kernel on the same weights: nothing but the order of sums may differ, so the floor is none.
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
     for linear in linears.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -50,6 +50,27 @@ def hollow(model_dir: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
             f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
             f"causal language model: {why}"
         ) from None
+
+
+def renamed(model_dir: Path) -> Callable[[str], str]:
+    """How transformers calls a stored tensor once it is loaded, where that is another name and nothing else: a prefix that the
+    checkpoint lacks, a head or a block that was called otherwise. What it joins or splits keeps its name."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    model, _ = hollow(model_dir)
+    known = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+
+    def name_of(stored: str) -> str:
+        if stored in known:
+            return stored
+        loaded, converted = rename_source_key(stored, renamings, converters, model.base_model_prefix, known)
+        return str(loaded) if converted is None else stored
+
+    return name_of
 
 
 def unpacked(model_dir: Path) -> dict[str, tuple[str, list[int]]]:
