@@ -153,10 +153,10 @@ def _check_share(job: Job, method: Method) -> None:
     if view is None or not view.body or job.cell.bits >= 16 or not isinstance(job.cell.origin, Quantized):
         return
     ledger = method.ledger(job.artifact_dir, job.cell.scheme)
-    share = body.share(ledger, view.body)
+    share = view.share(ledger)
     if share >= body.ENOUGH:
         return
-    packed = {tensor.layer for tensor in ledger}
+    packed = {view.loaded(tensor.layer) for tensor in ledger}
     left = [weight.name for weight in view.body if weight.name not in packed]
     raise Unsupported(
         f"{method.name} has quantized {share:.0%} of the model's weights (embedding and head aside), and left "

@@ -107,7 +107,7 @@ def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: b
 
 
 def _join_experts(state: dict[str, Tensor], weight: BodyWeight) -> None:
-    """Puts the matrices of all experts, which the library keeps one by one, into the one parameter in which the model holds them."""
+    """Puts the matrices of all experts, which the library keeps one by one, into the one parameter that the model holds."""
     import torch
 
     place, _, name = weight.name.rpartition(".")

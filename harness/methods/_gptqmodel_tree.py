@@ -1,9 +1,10 @@
 """Which layers of an architecture GPTQModel quantizes, read from the text of the library: its definitions say it in literals, and
 importing it takes ten seconds and starts threads, which `plan` must not.
 
-A definition is a tree of names: `["model", "layers", "#", {"self_attn": ("q_proj:0", "o_proj:1"), "mlp|ffn:moe": {"gate": ("gate:!",),
-"experts": {"#": ("up_proj|w3:0",)}}}]`. `#` is a number, `|` stands between other names of the same, `:!` after what is left alone.
-The library takes the experts of a mixture out of the one parameter that transformers holds them in, by the names in its tree.
+A definition is a tree of names: `["model", "layers", "#", {"self_attn": ("q_proj:0", "o_proj:1"), "mlp|ffn:moe": {"gate":
+("gate:!",), "experts": {"#": ("up_proj|w3:0",)}}}]`. `#` is a number, `|` stands between other names of the same, `:!` after what
+is left alone. The library takes the experts of a mixture out of the one parameter that transformers holds them in, by the names
+in its tree.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def _tidy(request: QuantizeRequest) -> None:
 
 
 def _name_as_loaded(request: QuantizeRequest) -> None:
-    """The tensors of the export under the names of the loaded model's modules, by which GPTQModel reads them. The export goes back
-    to those of the source's file (GPT-NeoX's head, Mixtral's blocks)."""
+    """Gives the tensors of the export the names of the loaded model's modules, by which GPTQModel reads them. The export goes
+    back to those of the source's file (GPT-NeoX's head, Mixtral's blocks)."""
     from safetensors.torch import load_file, save_file
 
     name_of = build.renamed(request.model_dir)

@@ -29,11 +29,13 @@ def quantize(request: QuantizeRequest) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = request.scheme.options
+    kept = _kept(request.model_dir)
     if request.scheme.bits == 8:
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
+            llm_int8_skip_modules=kept,
             bnb_4bit_quant_type=str(options["type"]),
             bnb_4bit_use_double_quant=bool(options["double_quant"]),
             bnb_4bit_compute_dtype=torch.bfloat16,
@@ -50,6 +52,20 @@ def quantize(request: QuantizeRequest) -> None:
     rows = reload.rows_for(reload.vocabulary(model), request.calibration)
     # The same kernel on the same weights: nothing but the order of sums may differ, so the floor is none.
     reload.write(model, rows, request.out_dir, by="the quantizing library's model in memory")
+
+
+def _kept(model_dir: Path) -> list[str] | None:
+    """The modules to leave alone where a model has parts for other inputs than text: those, and what the library leaves alone by
+    itself. None where it has none, and the library decides."""
+    import torch
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    model, _ = build.hollow(model_dir)
+    taken = build.decoder_linears(model).keys()
+    head = model.get_output_embeddings()
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    others = [name for name, module in linears.items() if name not in taken and module is not head]
+    return [*get_keys_to_not_convert(model), *others] if others else None
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
@@ -106,7 +122,11 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):
         return "type and double_quant belong to 4 bits; at 8 bits bitsandbytes has one format (LLM.int8)"
-    return refusals.quantized(shape) or (refusals.undivided(shape, columns=BLOCK) if scheme.bits == 4 else None)
+    if scheme.bits == 8:
+        return refusals.quantized(shape)
+    # The CPU's kernel takes the outputs in blocks of 32, and fails an assertion on others.
+    rows = 32 if device == "cpu" else 1
+    return refusals.quantized(shape) or refusals.undivided(shape, columns=BLOCK, rows=rows)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:

@@ -173,12 +173,24 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     if scheme.bits == 8:
         if group > 0 or scheme.options["optimizer"] != "max":
             return "group_size and optimizer belong to 4 and 2 bits; at 8 bits each output channel has one scale"
-        return None
+        return _unaligned(shape) if device == "cpu" and scheme.options["type"] == "int" else None
     if scheme.options["type"] == "float":
         return "type float is an 8-bit format; write bits: 8, or leave type out"
     if group < 0:
         return f"{scheme.bits:g} bits come in groups; write group_size: 32, 64 or 128"
     return refusals.undivided_groups(shape, group, rows=16)
+
+
+def _unaligned(shape: ModelShape | None) -> str | None:
+    """Why torch's int8 kernel would end the process: it takes rows of a multiple of 4 bytes, and reads them by 16. (Other widths
+    go another way.)"""
+    for name, columns in refusals.widths(shape):
+        if columns % 4 == 0 and columns % 16:
+            return (
+                f"{name} has {columns} input features, a multiple of 4 and not of 16, on which torch's int8 kernel for CPUs "
+                "ends the process; choose another method at 8 bits"
+            )
+    return None
 
 
 def _bits_per_weight(scheme: Scheme) -> float:

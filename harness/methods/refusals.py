@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from harness.artifact import BodyWeight, ModelShape, WeightKind
+from harness.formats.config_json import text_part
 from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
 from harness.models import body
@@ -52,6 +53,8 @@ def _weights(shape: ModelShape | None) -> tuple[BodyWeight, ...]:
         return ()
     if shape.body is not None:
         return shape.body
+    if text_part(shape.config) is not shape.config:  # a file with parts for other inputs does not say which is which
+        return ()
     return tuple(BodyWeight(name=n.name, kind="linear", rows=n.rows, columns=n.columns) for n in shape.linears)
 
 
@@ -63,6 +66,11 @@ def linear(weight: BodyWeight) -> bool:
 def any_layer(weight: BodyWeight) -> bool:
     """What methods take that quantize layer by layer: not experts in one parameter, nor a module's own matrix."""
     return weight.kind in ("linear", "derived", "conv1d")
+
+
+def widths(shape: ModelShape | None) -> list[tuple[str, int]]:
+    """Names and input features of the layers that methods quantize."""
+    return [(weight.name, weight.columns) for weight in _weights(shape) if any_layer(weight)]
 
 
 def undivided(

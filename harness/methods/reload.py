@@ -77,7 +77,7 @@ def rows_for(vocabulary: int, calibration: Rows | None) -> list[list[int]]:
 
 def vocabulary(model: PreTrainedModel) -> int:
     """Rows of the model's embedding, which a model with parts for other inputs does not name at the top of its config."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    return cast("Tensor", model.get_input_embeddings().weight).shape[0]
 
 
 def write(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from harness.errors import BadInput
 from harness.formats import config_json, quantization_config
+from harness.models import body
 from harness.models.find import settings
 
 if TYPE_CHECKING:
@@ -159,6 +160,11 @@ def without(folder: Path, layers: Collection[str], rest: State, *, device: str, 
 
     def build(model: PreTrainedModel, *arguments: object, **named: object) -> None:
         kind.__init__(model, *arguments, **named)
+        for place in {model.get_submodule(name.rpartition(".")[0]) for name in layers}:
+            # Mamba-2 fills the weights of layers from the module around them. All that such a module has is read from the file,
+            # unless it computes buffers.
+            if not any(True for _ in place.buffers(recurse=False)):
+                vars(place)["_is_hf_initialized"] = True
         for name in layers:
             layer = model.get_submodule(name)
             layer.register_parameter("weight", None)
@@ -166,8 +172,9 @@ def without(folder: Path, layers: Collection[str], rest: State, *, device: str, 
                 layer.register_parameter("bias", None)
             vars(layer)["_is_hf_initialized"] = True  # how transformers marks a module that it need not fill
 
-    hollow: type[PreTrainedModel] = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
-    loaded = hollow.from_pretrained(
+    own = {"__init__": build, "__module__": kind.__module__}
+    weightless: type[PreTrainedModel] = type(kind.__name__, (kind,), own)
+    loaded = weightless.from_pretrained(
         None, config=config, state_dict=rest, dtype=torch.bfloat16, device_map={"": device}, output_loading_info=True
     )
     model = _whole(loaded, str(folder))
@@ -200,11 +207,12 @@ def unpacked_dtype(parameters: int) -> torch.dtype:
 
 
 def decoder_linears(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """The linear layers of the decoder blocks by name: what weight-only methods quantize (head and embeddings stay)."""
+    """The linear layers of the decoder blocks by name: what weight-only methods quantize (head and embeddings stay, and so do
+    towers for other inputs than text)."""
     import torch
 
     head = model.get_output_embeddings()
-    return {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    return {name: m for name, m in body.text_modules(model).items() if isinstance(m, torch.nn.Linear) and m is not head}
 
 
 def own_state(model: PreTrainedModel) -> dict[str, Tensor]:

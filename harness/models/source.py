@@ -15,20 +15,19 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from harness.artifact import BodyWeight
+from harness.artifact import BodyWeight, StoredTensor
 from harness.decode import decode
 from harness.errors import BadInput
 from harness.files import draft_folder
 from harness.formats import safetensors_file
 from harness.formats.safetensors_file import INDEX, MODEL, HeaderEntry, brief
-from harness.models import find
-from harness.models.body import of_model
-from harness.models.build import hollow
+from harness.models import body, find
+from harness.models.build import hollow, renamed
 from harness.spec import digest, to_json
 
 if TYPE_CHECKING:
@@ -48,13 +47,24 @@ FACTS = "source.json"
 class Source:
     """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
     buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `body`: what quantizing is
-    about (models/body.py)."""
+    about (models/body.py). `renamed`: how the loaded model calls stored tensors, where it does so otherwise."""
 
     folder: Path
     parameters: int
     unread: tuple[str, ...]
     rows: int
     body: tuple[BodyWeight, ...]
+    renamed: Mapping[str, str]
+
+    def share(self, ledger: Iterable[StoredTensor]) -> float:
+        """The share of the body that is quantized in an artifact with this ledger, whose layers have the names of the loaded
+        model or of the file."""
+        own = [replace(t, layer=self.loaded(t.layer)) for t in ledger if t.role == "weight"]
+        return body.share(own, self.body)
+
+    def loaded(self, layer: str) -> str:
+        """The loaded model's name of a layer."""
+        return self.renamed.get(f"{layer}.weight", layer).removesuffix(".weight")
 
 
 def place(weights: str, transformers_version: str, cache: Path) -> Path:
@@ -73,6 +83,7 @@ def known(folder: Path) -> Source | None:
             unread=tuple(facts["unread"]),
             rows=int(facts["rows"]),
             body=tuple(decode(BodyWeight, weight) for weight in facts["body"]),
+            renamed=dict(facts["renamed"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -84,13 +95,15 @@ def make(model_dir: Path, folder: Path) -> Source:
     stored = safetensors_file.checkpoint(model_dir)
     model, unread = _loaded(model_dir, stored)
     copies, untied = _tied(model, stored)
+    name_of = renamed(model_dir)
     with draft_folder(folder) as draft:
         _link(model_dir, draft, left_out={*unread, *copies}, untied=untied)
         facts = {
             "parameters": _parameters(model, untied),
             "unread": sorted({*unread, *copies}),
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
-            "body": to_json(of_model(model)),
+            "body": to_json(body.of_model(model)),
+            "renamed": {name: loaded for name in sorted(stored) if (loaded := name_of(name)) != name},
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     view = known(folder)

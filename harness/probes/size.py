@@ -26,6 +26,7 @@ from harness.methods.base import Method
 from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED, SHARE
 from harness.models import body, build
 from harness.models.find import shape_of, tensors
+from harness.models.source import Source
 from harness.models.source import known as read_source
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
@@ -58,7 +59,9 @@ def measure(session: Session, question: Question) -> Answer:
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:
         raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
-    counts = _Counts(source=source, stored={name: math.prod(sizes) for name, (_, sizes) in known.items()}, body=weights)
+    counts = _Counts(
+        source=source, stored={name: math.prod(sizes) for name, (_, sizes) in known.items()}, body=weights, view=view
+    )
     quantized = _quantized(ledger, source)
     layer_bits: dict[str, int] = {}
     for tensor in quantized:
@@ -81,7 +84,9 @@ def measure(session: Session, question: Question) -> Answer:
     if quantized_parameters:
         measured.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
     if weights and scheme.bits < 16:
-        measured.append(measurement(SHARE, body.share(ledger, weights), body.parameters(weights)))
+        measured.append(
+            measurement(SHARE, view.share(ledger) if view is not None else body.share(ledger, weights), body.parameters(weights))
+        )
     measured += [
         measurement(MODEL, bits / source.parameters, source.parameters),
         measurement(FILE, float(file_bytes), len(files)),
@@ -138,13 +143,15 @@ class _Counts:
     source: ModelShape
     stored: Mapping[str, int]
     body: tuple[BodyWeight, ...]
+    view: Source | None
 
     def of(self, layer: str) -> int:
         """Parameters of the weight of one layer; BadInput if the source has no such layer."""
         known = {entry.name: entry.rows * entry.columns for entry in self.source.linears}
+        loaded = layer if self.view is None else self.view.loaded(layer)
         parameters = (
             known.get(layer)
-            or body.weights_of(layer, {weight.name: weight for weight in self.body})
+            or body.weights_of(loaded, {weight.name: weight for weight in self.body})
             or self.stored.get(f"{layer}.weight")
             or self.stored.get(layer)
         )
