@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
-from harness.formats import openvino_export, openvino_ir
+from harness.formats import config_json, openvino_export, openvino_ir
 from harness.formats.safetensors_file import brief
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
@@ -172,6 +172,8 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return None
     if reason := refusals.quantized(shape):
         return reason
+    if config_json.mapping(shape.config, "text_config"):
+        return "the model has parts for other inputs than text, and the export takes language models alone"
     return openvino_export.refusal(shape.config) or refusals.undivided_groups(shape, group)
 
 
@@ -228,7 +230,6 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     kernels=_kernels,
-    takes=("linear", "derived", "conv1d", "experts", "other"),  # NNCF compresses the matrices of the exported graph
     calibrated=True,
     requirements=("openvino>=2026.4", "nncf>=3.4"),
     extra="openvino",
