@@ -30,7 +30,7 @@ SHARE = Metric(
     definition="weights of the body's linear maps that are stored quantized / all weights of the body's linear maps",
     description="The body is the decoder without embedding and head. Below 1, some of its layers are as they were in the source: "
     "the others alone carry the scheme's bits.",
-    places=Places(headline=30),
+    places=Places(headline=25),
 )
 MODEL = Metric(
     name="bpw_model",

@@ -49,6 +49,7 @@ def of_model(model: PreTrainedModel) -> tuple[BodyWeight, ...]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     aside = {id(model.get_output_embeddings()), id(model.get_input_embeddings())}
     weights: dict[int, BodyWeight] = {}
 
@@ -65,7 +66,7 @@ def of_model(model: PreTrainedModel) -> tuple[BodyWeight, ...]:
             add(name, module.weight, kind, module.out_features, module.in_features)
         elif isinstance(module, Conv1D):
             add(name, module.weight, "conv1d", module.weight.shape[1], module.weight.shape[0])
-        elif not isinstance(module, torch.nn.modules.conv._ConvNd):
+        elif not isinstance(module, convolutions):
             for part, tensor in module.named_parameters(recurse=False):
                 sizes = tuple(tensor.shape)
                 if len(sizes) == 3 and min(sizes) > 1:

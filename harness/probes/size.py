@@ -45,23 +45,11 @@ def measure(session: Session, question: Question) -> Answer:
 
     scheme = session.cell.scheme
     method = METHODS[scheme.method]
-    source = shape_of(session.model_dir)
-    known = tensors(session.model_dir)
-    weights: tuple[BodyWeight, ...] = ()
-    if quantization(source.config) is not None:  # packed tensors do not say how many parameters they stand for
-        known = build.unpacked(session.model_dir)
-        source = shape_of(session.model_dir, known)
-        weights = body.of_model(build.hollow(session.model_dir)[0])
-    view = read_source(session.model_dir) if session.model_dir.is_relative_to(session.cache) else None
-    if view is not None:
-        source = replace(source, parameters=view.parameters)
-        weights = view.body
+    counts = _Counts.read(session)
+    source, view = counts.source, counts.view
     ledger = method.ledger(session.artifact_dir, scheme)
     if not ledger:
         raise BadInput(f"{session.cell.name}: the artifact holds no tensors; delete it from the cache and run again")
-    counts = _Counts(
-        source=source, stored={name: math.prod(sizes) for name, (_, sizes) in known.items()}, body=weights, view=view
-    )
     quantized = _quantized(ledger, source)
     layer_bits: dict[str, int] = {}
     for tensor in quantized:
@@ -83,10 +71,8 @@ def measure(session: Session, question: Question) -> Answer:
     measured = [measurement(NOMINAL, float(scheme.bits))]
     if quantized_parameters:
         measured.append(measurement(QUANTIZED, quantized_bits / quantized_parameters, quantized_parameters))
-    if weights and scheme.bits < 16:
-        measured.append(
-            measurement(SHARE, view.share(ledger) if view is not None else body.share(ledger, weights), body.parameters(weights))
-        )
+    if counts.body and scheme.bits < 16:
+        measured.append(measurement(SHARE, counts.share(ledger), body.parameters(counts.body)))
     measured += [
         measurement(MODEL, bits / source.parameters, source.parameters),
         measurement(FILE, float(file_bytes), len(files)),
@@ -144,6 +130,26 @@ class _Counts:
     stored: Mapping[str, int]
     body: tuple[BodyWeight, ...]
     view: Source | None
+
+    @classmethod
+    def read(cls, session: Session) -> _Counts:
+        """Those of the session's model: of its view, or of a quantized checkpoint what its architecture says, because packed
+        tensors do not say how many parameters they stand for."""
+        source, known = shape_of(session.model_dir), tensors(session.model_dir)
+        weights: tuple[BodyWeight, ...] = ()
+        if quantization(source.config) is not None:
+            known = build.unpacked(session.model_dir)
+            source = shape_of(session.model_dir, known)
+            weights = body.of_model(build.hollow(session.model_dir)[0])
+        view = read_source(session.model_dir) if session.model_dir.is_relative_to(session.cache) else None
+        if view is not None:
+            source, weights = replace(source, parameters=view.parameters), view.body
+        stored = {name: math.prod(sizes) for name, (_, sizes) in known.items()}
+        return cls(source=source, stored=stored, body=weights, view=view)
+
+    def share(self, ledger: Sequence[StoredTensor]) -> float:
+        """The share of the body that an artifact with this ledger holds quantized."""
+        return body.share(ledger, self.body) if self.view is None else self.view.share(ledger)
 
     def of(self, layer: str) -> int:
         """Parameters of the weight of one layer; BadInput if the source has no such layer."""
