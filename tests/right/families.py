@@ -113,8 +113,6 @@ def gemma3() -> Any:
         image_token_index=VOCAB - 1,
         boi_token_index=VOCAB - 2,
         eoi_token_index=VOCAB - 3,
-        bos_token_id=1,
-        eos_token_id=2,
     )
     return sharpened(hf.Gemma3ForConditionalGeneration(config))
 

@@ -41,7 +41,7 @@ def asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[:3] == [sys.executable, "-m", "harness.models.body"]
         body._main(command[3:])
 
-    monkeypatch.setattr(body.subprocess, "run", run_here)
+    monkeypatch.setattr("harness.models.body.subprocess.run", run_here)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_process_of_its_own_says_what_holds_the_weights_and_is_asked_once(
     first = body.of_configs(configs, cache=cache)
     assert first == {"gpt2": body.of_model(families.gpt2()), "mixtral": body.of_model(families.mixtral()), "llama": None}
     monkeypatch.setattr(body, "_known", {})
-    monkeypatch.setattr(body.subprocess, "run", None)  # another process of the harness reads what this one has kept
+    monkeypatch.setattr("harness.models.body.subprocess.run", None)  # another process of the harness reads what this one has kept
     assert body.of_configs(configs, cache=cache) == first
 
 
