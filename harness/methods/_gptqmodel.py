@@ -239,14 +239,20 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here. What the library's definition of an architecture leaves alone, such as a router,
     is no reason by itself."""
-    kind = None if shape is None else shape.config.get("model_type")
-    taken = _gptqmodel_tree.taken(str(kind)) or refusals.linear
+    taken = taken_of(shape)
     return (
         refusals.quantized(shape)
         or refusals.left_by(shape, taken, scheme.method)
         or refusals.undivided_groups(shape, int(scheme.options["group_size"]), taken=taken)
         or refusals.undivided(shape, columns=32, rows=32, taken=taken)
     )
+
+
+def taken_of(shape: ModelShape | None) -> Callable[[BodyWeight], bool]:
+    """Which weights of a model the library quantizes: those that its definition of the architecture names, or without one the
+    linear layers."""
+    kind = None if shape is None else shape.config.get("model_type")
+    return _gptqmodel_tree.taken(str(kind)) or refusals.linear
 
 
 def bits_per_weight(scheme: Scheme) -> float:

@@ -115,6 +115,8 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
         return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
     if scheme.options["iters"] and not scheme.options["opt_rtn"]:
         return "opt_rtn belongs to iters: 0; leave it out"
+    if shape is not None and config_json.mapping(shape.config, "text_config"):
+        return "the model has parts for other inputs than text, and AutoRound asks for samples of those; choose another method"
     return _gptqmodel.supports(scheme, shape, device)
 
 

@@ -156,8 +156,12 @@ def _float32() -> Iterator[None]:
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
-    reason = refusals.undivided(shape, rows=64)  # the clip search works on blocks of 64 rows
-    return reason or _gptqmodel.supports(scheme, shape, device)
+    taken = _gptqmodel.taken_of(shape)
+    return (
+        refusals.left_by(shape, lambda weight: weight.kind != "conv1d" and taken(weight), scheme.method)
+        or refusals.undivided(shape, rows=64, taken=taken)  # the clip search works on blocks of 64 rows
+        or _gptqmodel.supports(scheme, shape, device)
+    )
 
 
 METHOD = _gptqmodel.row(

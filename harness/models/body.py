@@ -142,7 +142,7 @@ def of_configs(configs: Mapping[str, ModelConfig], *, cache: Path | None) -> dic
         said, memo = json.loads(_known[key]), memos[key]
         if isinstance(said, str):
             raise BadInput(f"model {name!r}: {said}")
-        if key in new and memo is not None:
+        if memo is not None and not memo.is_file():
             memo.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(memo, _known[key])
         bodies[name] = tuple(decode(BodyWeight, weight) for weight in said)

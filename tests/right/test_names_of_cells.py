@@ -27,10 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", 
 
 ALL_AT_4 = (
     "hqq: {bits: 4}, bnb: {bits: 4}, torchao: {bits: 4}, quanto: {bits: 4, group_size: 64}, rtn: {bits: 4, group_size: 64}, "
-    "gptq: {bits: 4, group_size: 64}, autoround: {bits: 4, group_size: 64, iters: 0}"
+    "gptq: {bits: 4, group_size: 64}, awq: {bits: 4, group_size: 64}, autoround: {bits: 4, group_size: 64, iters: 0}"
 )
 BY_LAYERS = {"hqq", "bnb", "torchao", "quanto"}
-BY_DEFINITIONS = {"rtn", "gptq", "autoround"}
+BY_DEFINITIONS = {"rtn", "gptq", "awq", "autoround"}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def refused(made: Plan) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("model", "by", "what"),
     [
-        (families.gpt2, {"hqq", "torchao", "quanto"}, "100% .*transformer.h.0.attn.c_attn.*Conv1D"),
+        (families.gpt2, {"awq", "hqq", "torchao", "quanto"}, "100% .*transformer.h.0.attn.c_attn.*Conv1D"),
         (families.mixtral, BY_LAYERS, r"8\d% .*model.layers.0.mlp.experts.down_proj.*experts in one parameter"),
         (families.qwen2_moe, BY_LAYERS, r"6\d% .*model.layers.0.mlp.experts.down_proj.*experts in one parameter"),
         (families.olmoe, BY_LAYERS, r"8\d% .*model.layers.0.mlp.experts.down_proj.*experts in one parameter"),
@@ -80,7 +80,7 @@ def test_a_method_that_would_leave_most_of_a_model_is_refused_with_what_it_would
     model: Callable[[], Any], by: set[str], what: str, tmp_path: Path, cache: Path
 ) -> None:
     checkpoint(tmp_path / "m", model=model())
-    reasons = refused(planned(tmp_path, cache, "[{path: m}]"))
+    reasons = {method: why for method, why in refused(planned(tmp_path, cache, "[{path: m}]")).items() if "would leave" in why}
     assert set(reasons) == by
     for method, reason in reasons.items():
         assert reason.startswith(f"{method} would leave ")
@@ -246,3 +246,11 @@ def test_the_share_is_that_of_the_weights_and_not_of_the_layers() -> None:
     tensors = [StoredTensor(name=f"{n}.qweight", layer=n, role="weight", bits=8) for n in packed]
     expected = 1 - weights[names[-1]].parameters / body.parameters(weights.values())
     assert body.share(tensors, tuple(weights.values())) == pytest.approx(expected)
+
+
+def test_methods_that_take_language_models_alone_say_so_of_one_with_a_vision_tower(tmp_path: Path, cache: Path) -> None:
+    checkpoint(tmp_path / "m", model=families.gemma3())
+    methods = "autoround: {bits: 8, group_size: 64}, openvino: {bits: 8}, rtn: {bits: 8, group_size: 64}, hqq: {bits: 8}"
+    made = planned(tmp_path, cache, "[{path: m}]", methods)
+    assert {p.cell.method for p in made.cells} == {"bf16", "rtn", "hqq"}
+    assert all("the model has parts for other inputs than text" in reason for reason in refused(made).values())
