@@ -25,7 +25,7 @@ from harness.child.session import WorkerSession
 from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
 from harness.measure import memory_phases
-from harness.methods import METHODS
+from harness.methods import METHODS, against_source
 from harness.methods.base import QuantizeRequest
 from harness.models import build, corpora, source
 from harness.probes import PROBES
@@ -119,18 +119,19 @@ def _read_source(job: Job) -> None:
 def _quantize(job: Job, tell: Tell) -> None:
     method = METHODS[job.cell.method]
     rows = None if job.calibration is None else _calibration_rows(job, job.calibration)
+    request = QuantizeRequest(
+        model_dir=job.model_dir,
+        out_dir=job.artifact_dir,
+        origin=job.cell.origin,
+        calibration=rows,
+        device=job.device,
+        seed=job.seed,
+    )
     tell(PhaseBegun(name="quantize"))
     with memory_phases.measure("quantize") as meter:
-        method.quantize(
-            QuantizeRequest(
-                model_dir=job.model_dir,
-                out_dir=job.artifact_dir,
-                origin=job.cell.origin,
-                calibration=rows,
-                device=job.device,
-                seed=job.seed,
-            )
-        )
+        method.quantize(request)
+    if method.weights is not None:
+        against_source.check(job.model_dir, method.weights(request), folds=method.folds)
     if job.model_dir.is_dir():  # a GGUF file brings its own
         build.carry(job.model_dir, job.artifact_dir)
     assert meter.phase is not None

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import gptq_file, quantization_config, safetensors_file
-from harness.methods import refusals, reload
+from harness.methods import against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build, source
@@ -173,6 +173,12 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return gptq_file.ledger(artifact_dir)
 
 
+def weights(request: QuantizeRequest) -> list[HeldWeight]:
+    """An artifact's weights, for the comparison with the source."""
+    read = gptq_file.Reader(request.out_dir)
+    return against_source.held(request.out_dir, gptq_file.ledger(request.out_dir), read.shape, read.weight)
+
+
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here."""
     return (
@@ -211,6 +217,7 @@ def row(
     calibrated: bool = True,
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
+    folds: bool = False,
 ) -> Method:
     """A row whose artifacts are in the GPTQ or AWQ format and run on GPTQModel's kernels."""
     return Method(
@@ -226,6 +233,8 @@ def row(
         supports=supports,
         bits_per_weight=bits_per_weight,
         ledger=ledger,
+        weights=weights,
+        folds=folds,
         kernels=kernels,
         calibrated=calibrated,
         requirements=REQUIREMENTS,

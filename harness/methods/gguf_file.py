@@ -78,6 +78,7 @@ METHOD = Method(
     load=load,
     supports=_supports,
     ledger=gguf.ledger,
+    weights=None,
     kernels=gguf.kernels,
     requirements=gguf.METHOD.requirements,
     extra=gguf.METHOD.extra,

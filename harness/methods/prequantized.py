@@ -153,6 +153,7 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=ledger,
+    weights=None,
     kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     preload=_gptqmodel.PRELOAD,

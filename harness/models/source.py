@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
-VERSION = 1
+VERSION = 2
 """Raised when the same folder gives another view."""
 
 FACTS = "source.json"
@@ -43,12 +43,15 @@ FACTS = "source.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
-    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding."""
+    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `transposed`: the stored weights
+    of layers that hold them as [inputs, outputs] (GPT-2's Conv1D). `tied`: the loaded model's names of weights that are others'."""
 
     folder: Path
     parameters: int
     unread: tuple[str, ...]
     rows: int
+    transposed: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
 
 def place(weights: str, transformers_version: str, cache: Path) -> Path:
@@ -62,7 +65,12 @@ def known(folder: Path) -> Source | None:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         source = Source(
-            folder=folder, parameters=int(facts["parameters"]), unread=tuple(facts["unread"]), rows=int(facts["rows"])
+            folder=folder,
+            parameters=int(facts["parameters"]),
+            unread=tuple(facts["unread"]),
+            rows=int(facts["rows"]),
+            transposed=tuple(facts["transposed"]),
+            tied=tuple(facts["tied"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -80,6 +88,8 @@ def make(model_dir: Path, folder: Path) -> Source:
             "parameters": _parameters(model, untied),
             "unread": sorted({*unread, *copies}),
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
+            "transposed": _transposed(model, stored),
+            "tied": [] if untied else sorted(getattr(model, "all_tied_weights_keys", {})),
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     view = known(folder)
@@ -286,6 +296,31 @@ def _tied(model: PreTrainedModel, stored: Mapping[str, HeaderEntry]) -> tuple[se
         else:
             untied = True
     return copies, untied
+
+
+def _transposed(model: PreTrainedModel, stored: Collection[str]) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    return [_as_stored(f"{layer}.weight", stored) for layer in layers]
+
+
+def loaded_names(model_dir: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names of the loaded model's tensors that tensors under `names` become, those of its parts where several become one.
+    A name that transformers has no rule for stays."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    kind, config = _class_of(model_dir)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    prefix, state = kind.base_model_prefix, model.state_dict()
+    return {name: rename_source_key(name, renamings, others, prefix, state)[0] for name in names}
 
 
 def _parameters(model: PreTrainedModel, untied: bool) -> int:
