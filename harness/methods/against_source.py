@@ -31,9 +31,10 @@ from harness.models import source
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHRUNK, SPREAD, CLIPPED, DEVIATIONS = 0.05, 0.02, 0.1, 4.0
-"""Of the columns of a layer after a folded scale: how far their common gain may be from 1, and single gains from the common one;
-what clipping adds to that, as a share of the rounding, and how many standard errors of a rounded column."""
+SHRUNK, SPREAD, CLIPPED, DEVIATIONS = 0.05, 0.02, 2.0, 4.0
+"""Of the columns of a layer after a folded scale: how far their common gain may be from 1, and single gains from the common one.
+To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2 bits a column
+of small weights may round to nothing, so that little can be told there), and so many standard errors of a column's gain."""
 
 
 def held(
@@ -304,27 +305,29 @@ def _block(name: str) -> str:
 def _block_explained(
     layers: Sequence[tuple[HeaderEntry, HeldWeight]], vectors: Sequence[tuple[HeaderEntry, HeldWeight]]
 ) -> None:
-    """BadLedger for a vector whose scale no layer carries, for a layer whose columns carry one that nothing explains, and for one
-    whose rows carry one that no layer takes back."""
+    """BadLedger for a vector whose scale no layer carries, and for a layer whose columns carry one that nothing explains."""
     gains = {entry.name: _gains(entry, weight) for entry, weight in layers}
     by_vector = {entry.name: _scales(entry, weight) for entry, weight in vectors}
     carried: set[str] = set()
-    unexplained: list[str] = []
+    constants: dict[str, float] = {}  # of the layers whose columns a vector, or nothing, explains
     for name, gain in gains.items():
-        by = [vector for vector, scales in by_vector.items() if any(gain.follows(scale) for scale in scales)]
-        carried.update(by)
-        if not by and not gain.follows(None):
-            unexplained.append(name)
-    rows = {name: gain for name, gain in gains.items() if gain.rows_scaled}
-    for name in unexplained:
-        before = next((other for other, gain in rows.items() if other != name and gains[name].follows(1 / gain.rows)), None)
-        if before is None:
+        plain = gain.constant(None)
+        if plain is not None:
+            constants[name] = plain
+        for vector, scales in by_vector.items():
+            for scale in scales:
+                constant = gain.constant(scale)
+                if constant is not None:
+                    carried.add(vector)
+                    constants[name] = constant
+    for name in gains.keys() - constants.keys():
+        before = (1 / (theirs.rows * constants.get(other, 1.0)) for other, theirs in gains.items() if other != name)
+        if all(gains[name].constant(scale) is None for scale in before):
             raise BadLedger(
                 f"{name}: the columns of the artifact's {list(gains[name].shape)} are scaled against the source's "
                 f"{list(gains[name].shape)}, and no norm, bias or layer before it was divided by that, so their product is not the "
                 "source's; the quantizing library folded a scale into one of the two only"
             )
-        del rows[before]
     for entry, weight in vectors:
         if entry.name not in carried:
             said = _replaced(entry, weight, others=0)
@@ -358,27 +361,26 @@ class _Gains:
     def rows_scaled(self) -> bool:
         return float((self.rows - 1).square().mean().sqrt()) > self._allowed(self.shape[1])
 
-    def follows(self, scale: Tensor | None) -> bool:
-        """Whether the columns are multiplied by `scale` [columns] (None: by nothing)."""
+    def constant(self, scale: Tensor | None) -> float | None:
+        """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common beyond that:
+        1, or what the scaled rows take back. None where they are not."""
         import torch
 
         if scale is None:
             scale = torch.ones_like(self.columns)
-        if scale.shape != self.columns.shape:
-            return False
-        known = ~scale.isnan()
-        if not bool(known.any()):
-            return False
-        ratio, share = (self.columns / scale)[known], self.share[known]
-        if not bool(ratio.isfinite().all()):
-            return False
-        middle = float((ratio * share).sum() / share.sum())
-        spread = float(((ratio / middle - 1).square() * share).sum() / share.sum()) ** 0.5 if middle else float("inf")
+        if scale.shape != self.columns.shape or not bool((known := ~scale.isnan()).any()):
+            return None
+        ratio, share = (self.columns / scale)[known], self.share[known] / self.share[known].sum()
+        middle = float((ratio * share).sum())
+        if not bool(ratio.isfinite().all()) or middle <= 0:
+            return None
+        spread = float(((ratio / middle - 1).square() * share).sum()) ** 0.5
         shrunk = 0.0 if self.rows_scaled else abs(middle - 1)  # rows and columns share one constant
-        return self.rest < 0.9 and shrunk <= max(SHRUNK, self.rest) and spread <= self._allowed(self.shape[0])
+        fits = self.rest < 0.9 and shrunk <= max(SHRUNK, self.rest) and spread <= self._allowed(self.shape[0])
+        return middle if fits else None
 
     def _allowed(self, others: int) -> float:
-        return float(SPREAD + self.rest * (CLIPPED + DEVIATIONS / others**0.5))
+        return float(SPREAD + CLIPPED * self.rest**2 + DEVIATIONS * self.rest / others**0.5)
 
 
 def _gains(entry: HeaderEntry, weight: HeldWeight) -> _Gains:
