@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import HeldWeight, StoredTensor
 from harness.errors import BadLedger
-from harness.formats import safetensors_file
+from harness.formats import config_json, safetensors_file
 from harness.formats.safetensors_file import HeaderEntry, brief
 from harness.models import source
 
@@ -92,7 +92,8 @@ def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False
             _explained(weight, stored)
     changed = [(entry, weight) for entry, weight in pairs if not weight.quantized and not _same_values(entry, weight)]
     if folds:
-        _folded(pairs, changed)
+        kind = str(config_json.text_part(config_json.read(model_dir)).get("model_type", ""))
+        _folded(pairs, changed, plus_one=kind.startswith(_PLUS_ONE))
     elif changed:
         raise BadLedger(_replaced(*changed[0], others=len(changed) - 1))
 
@@ -247,6 +248,9 @@ def _replaced(entry: HeaderEntry, weight: HeldWeight, others: int) -> str:
     )
 
 
+_PLUS_ONE = ("gemma", "recurrent_gemma", "qwen3_next", "nemotron")
+"""Model types (their beginnings) whose norms multiply by 1 + weight."""
+
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|original_inv_freq|masked_bias|position_ids|attn_mask|causal_mask)$")
 
 
@@ -277,7 +281,10 @@ def _explained(weight: HeldWeight, stored: Mapping[str, HeaderEntry]) -> None:
 
 
 def _folded(
-    pairs: Sequence[tuple[HeaderEntry, HeldWeight]], changed: Sequence[tuple[HeaderEntry, HeldWeight]]
+    pairs: Sequence[tuple[HeaderEntry, HeldWeight]],
+    changed: Sequence[tuple[HeaderEntry, HeldWeight]],
+    *,
+    plus_one: bool,
 ) -> None:
     """Compares products where scales were folded: block by block, what vectors were divided by is what columns were multiplied by."""
     vectors: dict[str, list[tuple[HeaderEntry, HeldWeight]]] = defaultdict(list)
@@ -289,11 +296,12 @@ def _folded(
     for entry, weight in pairs:
         if weight.quantized and weight.read is not None:
             layers[_block(entry.name)].append((entry, weight))
+    biases = {entry.name: (entry, weight) for entry, weight in pairs if entry.name.endswith("bias") and not weight.quantized}
     for block, members in vectors.items():
         if block not in layers:
             raise BadLedger(_replaced(*members[0], others=len(members) - 1))
     for block, members in layers.items():
-        _block_explained(members, vectors.get(block, []))
+        _block_explained(members, vectors.get(block, []), biases=biases, plus_one=plus_one)
 
 
 def _block(name: str) -> str:
@@ -303,46 +311,53 @@ def _block(name: str) -> str:
 
 
 def _block_explained(
-    layers: Sequence[tuple[HeaderEntry, HeldWeight]], vectors: Sequence[tuple[HeaderEntry, HeldWeight]]
+    layers: Sequence[tuple[HeaderEntry, HeldWeight]],
+    vectors: Sequence[tuple[HeaderEntry, HeldWeight]],
+    *,
+    biases: Mapping[str, tuple[HeaderEntry, HeldWeight]],
+    plus_one: bool,
 ) -> None:
     """BadLedger for a vector whose scale no layer carries, and for a layer whose columns carry one that nothing explains."""
     gains = {entry.name: _gains(entry, weight) for entry, weight in layers}
-    by_vector = {entry.name: _scales(entry, weight) for entry, weight in vectors}
+    by_vector = {entry.name: _scales(entry, weight, plus_one=plus_one) for entry, weight in vectors}
     carried: set[str] = set()
-    constants: dict[str, float] = {}  # of the layers whose columns a vector, or nothing, explains
+    explained: dict[str, float] = {}  # layers whose columns a vector explains, or nothing needs to, with their constants
     for name, gain in gains.items():
-        plain = gain.constant(None)
-        if plain is not None:
-            constants[name] = plain
-        for vector, scales in by_vector.items():
-            for scale in scales:
-                constant = gain.constant(scale)
-                if constant is not None:
-                    carried.add(vector)
-                    constants[name] = constant
-    for name in gains.keys() - constants.keys():
-        before = (1 / (theirs.rows * constants.get(other, 1.0)) for other, theirs in gains.items() if other != name)
+        others = [theirs for other, theirs in gains.items() if other != name]
+        scales = [(vector, scale) for vector, many in by_vector.items() for scale in many]
+        for vector, scale in [("", None), *scales]:
+            constant = gain.constant(scale)
+            if constant is not None and (not gain.rows_scaled or gain.taken_back(constant, others)):
+                carried.add(vector)
+                explained[name] = constant
+    for name in [name for name in gains if name not in explained]:
+        before = [theirs.reciprocal(explained.get(other, 1.0)) for other, theirs in gains.items() if other != name]
         if all(gains[name].constant(scale) is None for scale in before):
             raise BadLedger(
                 f"{name}: the columns of the artifact's {list(gains[name].shape)} are scaled against the source's "
                 f"{list(gains[name].shape)}, and no norm, bias or layer before it was divided by that, so their product is not the "
                 "source's; the quantizing library folded a scale into one of the two only"
             )
+    for name, gain in gains.items():
+        bias = biases.get(f"{name.removesuffix('weight')}bias")
+        if bias is not None and gain.rows_scaled and not gain.also_scales(*bias, explained.get(name, 1.0)):
+            said = _replaced(*bias, others=0) if not _same_values(*bias) else f"{bias[0].name}: it is the source's {list(gain.rows.shape)}"
+            raise BadLedger(f"{said}, and the rows of the layer's weight were divided by a scale that the bias was not")
     for entry, weight in vectors:
         if entry.name not in carried:
             said = _replaced(entry, weight, others=0)
             raise BadLedger(said.replace("though the method does not change them", "and no layer that follows holds what it lacks"))
 
 
-def _scales(entry: HeaderEntry, weight: HeldWeight) -> list[Tensor]:
+def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[Tensor]:
     """What the columns after a kept vector have to be multiplied by, so that the product is the source's: [n], NaN where both are
-    zero and any scale will do. The second one is that of norms that add 1 to their weight (Gemma)."""
+    zero and any scale will do. `plus_one`: also for norms that add 1 to their weight."""
     import torch
 
     assert weight.read is not None
     ours, theirs = safetensors_file.tensor(entry).double(), weight.read().double()
     plain = torch.where((ours == 0) & (theirs == 0), torch.nan, ours / theirs)
-    return [plain, (1 + ours) / (1 + theirs)] if "norm" in entry.name else [plain]
+    return [plain, (1 + ours) / (1 + theirs)] if plus_one and "norm" in entry.name else [plain]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +375,21 @@ class _Gains:
     @property
     def rows_scaled(self) -> bool:
         return float((self.rows - 1).square().mean().sqrt()) > self._allowed(self.shape[1])
+
+    def reciprocal(self, constant: float) -> Tensor:
+        """What the columns of a layer that follows have to be multiplied by, where the own columns have this constant."""
+        return 1 / (self.rows * constant)
+
+    def taken_back(self, constant: float, others: Sequence[_Gains]) -> bool:
+        """Whether one of the others takes back the scale of the rows."""
+        return any(other.constant(self.reciprocal(constant)) is not None for other in others)
+
+    def also_scales(self, entry: HeaderEntry, weight: HeldWeight, constant: float) -> bool:
+        """Whether the layer's bias is scaled as its rows are."""
+        assert weight.read is not None
+        expected = safetensors_file.tensor(entry).double() * self.rows * constant
+        off = (weight.read().double() - expected).norm() / expected.norm().clamp_min(1e-30)
+        return float(off) <= self._allowed(self.shape[1])
 
     def constant(self, scale: Tensor | None) -> float | None:
         """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common beyond that:
