@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.artifact import MANIFEST, Manifest
+from harness.child import bound
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event, PhaseBegun
 from harness.child.failures import guarded
@@ -52,6 +53,8 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
         outcome = guarded("quantize", partial(_quantize, job, tell))
     elif job.stage == "verify":
         outcome = guarded("reload", partial(_verify, session))
+    elif job.stage == "bound":
+        outcome = guarded("answers", partial(_keep_bound, session))
     else:
         outcome = guarded("baseline", partial(_store_baseline, session, job.questions))
     jobs.write_outcome(folder, outcome)
@@ -88,11 +91,25 @@ def _answer(session: WorkerSession, question: Question) -> Answer:
         answer = replace(answer, facts={**answer.facts, "model_seconds": in_model})
     if session.simulated and not probe.simulated:  # the probe itself has loaded the model
         raise Unsupported(SIMULATED)
+    if probe.needs_model and session.answers is not None:
+        answer = held_against(answer, session.answers)
     return with_kernels(answer, session.facts)
+
+
+def held_against(answer: Answer, answers: bound.Answers) -> Answer:
+    """The answer with how the cell was held against the baseline beside it, and a mark where something is to be said of that."""
+    facts = {**answer.facts, "answers": {"kl": answers.kl, "floor": answers.floor, "limit": answers.limit}}
+    if answers.said:
+        facts["marks"] = [*facts.get("marks", ()), answers.said]
+    return replace(answer, facts=facts)
 
 
 def _verify(session: WorkerSession) -> None:
     session.verify()
+
+
+def _keep_bound(session: WorkerSession) -> None:
+    session.keep_bound()
 
 
 def _store_baseline(session: WorkerSession, questions: tuple[Question, ...]) -> None:
