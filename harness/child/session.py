@@ -53,10 +53,12 @@ class WorkerSession:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            loaded = self._load(self.cell, self.artifact_dir)
-            self._facts = loaded.facts()
-            self._loaded = loaded
+            self._loaded = self._load(self.cell, self.artifact_dir)
         return self._loaded
+
+    @property
+    def has_loaded(self) -> bool:
+        return self._loaded is not None
 
     def verify(self) -> None:
         """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads but answers
@@ -115,13 +117,17 @@ class WorkerSession:
 
     @property
     def facts(self) -> EngineFacts | None:
-        """What the engine holds, once loaded."""
+        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the load makes the
+        first forward pass itself."""
+        if self._facts is None and self._loaded is not None:
+            self._facts = self._loaded.facts()
         return self._facts
 
     @property
     def simulated(self) -> bool:
         """Whether the engine holds the weights dequantized; False until it has loaded them."""
-        return self._facts is not None and self._facts.simulated
+        facts = self.facts
+        return facts is not None and facts.simulated
 
     @property
     def model_seconds(self) -> float:

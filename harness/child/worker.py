@@ -77,7 +77,7 @@ def _answer_all(session: WorkerSession, folder: Path, job: Job, tell: Tell) -> N
 
 def _answer(session: WorkerSession, question: Question) -> Answer:
     probe = PROBES[question.probe]
-    if probe.needs_model and probe.isolation != "memory" and session.facts is None:  # memory weighs its own load
+    if probe.needs_model and probe.isolation != "memory" and not session.has_loaded:  # memory weighs its own load
         with session.phase("load"):
             session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":

@@ -25,7 +25,7 @@ from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import gptq_file, quantization_config, safetensors_file
 from harness.methods import against_source, refusals, reload
-from harness.methods._kernels import proof
+from harness.methods._kernels import among, proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build, source
 from harness.spec import Scheme
@@ -59,6 +59,9 @@ BRANCH_MODULES = ("harness.methods.gptqmodel_import",)
 """GPTQModel itself, which starts threads when it is imported and changes transformers."""
 
 _JUNK = ("quant_log.csv",)
+
+_PACKED = "packed_layers"
+"""The attribute by which a loaded model keeps the names of its artifact's packed layers for the kernel proof."""
 
 
 def import_library() -> None:
@@ -138,6 +141,7 @@ def load(request: LoadRequest) -> PreTrainedModel:
         str(request.artifact_dir), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
     )
     model: PreTrainedModel = loaded.model.eval()
+    vars(model)[_PACKED] = gptq_file.packed_layers(request.artifact_dir)
     if request.device == "cpu":
         # The torch kernel wraps its dequantization in torch.compile: tens of seconds of C++ compilation in every process.
         for _, module in quantized_modules(model):
@@ -155,7 +159,8 @@ def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLi
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
-    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load (dequantized)."""
+    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load: dequantized, where the artifact
+    holds it packed."""
     proofs = []
     for name, module in quantized_modules(model):
         kind = type(module).__name__
@@ -166,7 +171,7 @@ def kernels(model: PreTrainedModel) -> list[LayerKernel]:
         inside = any(name == layer or name.startswith(layer + ".") for layer in quantized)
         if not inside:
             proofs.append(proof(name, "Linear", module.weight, op="aten::linear", dequantized=True))
-    return proofs
+    return among(proofs, vars(model)[_PACKED])
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:

@@ -38,6 +38,9 @@ _OURS = re.compile(rf"artifact\.json|verified-\w+\.json|{re.escape(reload.FILE)}
 _FORMAT = "prequantized_format"
 """The attribute by which a loaded model keeps its checkpoint's format for the kernel proof."""
 
+_PACKED = "checkpoint_layers"
+"""The attribute by which it keeps the names of its packed layers."""
+
 _LINKED = {".json", ".jinja", ".txt", ".model"}
 
 _PACKAGES = {
@@ -80,6 +83,7 @@ def label(name: str, scheme: Scheme) -> str:
         parts.append(f"g{options['group_size']}")
     parts += [str(options["type"])] if options.get("type") not in (None, "int") else []
     parts += [f"a{options['activations']}"] if "activations" in options else []
+    parts += ["mixed"] if options.get("mixed") else []
     return " ".join(parts)
 
 
@@ -117,13 +121,16 @@ def load(request: LoadRequest) -> PreTrainedModel:
     else:
         model = _defaults.load(request)
     vars(model)[_FORMAT] = name
+    vars(model)[_PACKED] = {row.layer for row in ledger(request.artifact_dir, request.scheme) if row.layer}
     return model
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
-    """As the loader of the checkpoint's format proves them."""
+    """As the loader of the checkpoint's format proves them; layers that the checkpoint keeps in 16 bits are not dequantized."""
     known = {"gptq": _gptqmodel.kernels, "awq": _gptqmodel.kernels, "bitsandbytes": bnb.kernels}
-    return known.get(vars(model)[_FORMAT], _kernels.of_modules)(model)
+    proofs = known.get(vars(model)[_FORMAT], _kernels.of_modules)(model)
+    packed = vars(model)[_PACKED]
+    return _kernels.among(proofs, packed) if packed else proofs
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:

@@ -82,12 +82,9 @@ def measure(session: Session, question: Question) -> Answer:
 
     with session.phase("load"):
         loaded = session.loaded
-        engine = loaded.facts()
         # Mapped weights come into memory only as they are read. A model that can answer has them there, mapped or not.
         whole = memory_phases.populate(_weight_roots(session))
     beyond["load"] = _beyond(session, start)
-    if engine.simulated:
-        raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
     _release_leftovers(session)
     with session.phase("prefill"):
         prefill = loaded.run_phase("prefill", **asked)
@@ -96,6 +93,9 @@ def measure(session: Session, question: Question) -> Answer:
     with session.phase("decode"):
         decode = loaded.run_phase("decode", **asked)
     beyond["decode"] = _beyond(session, start)
+    engine = loaded.facts()  # after the first forward pass, by which some formats are unpacked
+    if engine.simulated:
+        raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
 
     on_device = engine.device.startswith("cuda")
     measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
