@@ -107,7 +107,9 @@ def complete(folder: Path, wanted: Sequence[Rounding]) -> bool:
     return kept is not None and all(each.name in kept.roundings for each in wanted)
 
 
-def keep(folder: Path, wanted: Sequence[Rounding], loaded: Loaded, fresh: Iterator[Loaded], *, model_dir: Path, cache: Path) -> None:
+def keep(
+    folder: Path, wanted: Sequence[Rounding], loaded: Loaded, fresh: Iterator[Loaded], *, model_dir: Path, cache: Path
+) -> None:
     """Has the baseline leave its answers in `folder`, and the KL of the roundings that are missing there. `fresh` gives the baseline
     loaded anew, to be rounded."""
     kept = known(folder)

@@ -341,12 +341,18 @@ def _block_explained(
     for name, gain in gains.items():
         bias = biases.get(f"{name.removesuffix('weight')}bias")
         if bias is not None and gain.rows_scaled and not gain.also_scales(*bias, explained.get(name, 1.0)):
-            said = _replaced(*bias, others=0) if not _same_values(*bias) else f"{bias[0].name}: it is the source's {list(gain.rows.shape)}"
+            said = (
+                _replaced(*bias, others=0)
+                if not _same_values(*bias)
+                else f"{bias[0].name}: it is the source's {list(gain.rows.shape)}"
+            )
             raise BadLedger(f"{said}, and the rows of the layer's weight were divided by a scale that the bias was not")
     for entry, weight in vectors:
         if entry.name not in carried:
             said = _replaced(entry, weight, others=0)
-            raise BadLedger(said.replace("though the method does not change them", "and no layer that follows holds what it lacks"))
+            raise BadLedger(
+                said.replace("though the method does not change them", "and no layer that follows holds what it lacks")
+            )
 
 
 def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[Tensor]:

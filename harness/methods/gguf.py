@@ -211,7 +211,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return f"{reason}, the blocks of {kind}; choose another type: {small}"
 
 
-def _bits_per_weight(scheme: Scheme) -> float:
+def bits_per_weight(scheme: Scheme) -> float:
     """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape."""
     main, others = FILE_TYPES[str(scheme.options["type"])][1]
     total = 0.0
@@ -254,7 +254,7 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
-    bits_per_weight=_bits_per_weight,
+    bits_per_weight=bits_per_weight,
     ledger=ledger,
     weights=_weights,
     kernels=kernels,

@@ -70,6 +70,11 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return None
 
 
+def _bits_per_weight(scheme: Scheme) -> float:
+    """Of a file type that llama.cpp names its usual mixture, else the bits of the most frequent block."""
+    return gguf.bits_per_weight(scheme) if scheme.options.get("type") in gguf_types.FILE_TYPES else float(scheme.bits)
+
+
 METHOD = Method(
     name=NAME,
     title="GGUF file, as given",
@@ -77,6 +82,7 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
+    bits_per_weight=_bits_per_weight,
     ledger=gguf.ledger,
     weights=None,
     kernels=gguf.kernels,

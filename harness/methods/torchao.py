@@ -191,7 +191,9 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
 
 
 def _weights(request: QuantizeRequest) -> list[HeldWeight]:
-    codes = {t.name.removesuffix(".qdata"): t.shape for t in safetensors_file.stored(request.out_dir) if t.name.endswith(".qdata")}
+    codes = {
+        t.name.removesuffix(".qdata"): t.shape for t in safetensors_file.stored(request.out_dir) if t.name.endswith(".qdata")
+    }
     packed = 2 if kind(request.scheme) == "Int4" else 1  # codes to a byte, along the inputs
     rows = _ledger(request.out_dir, request.scheme)
     return against_source.held(request.out_dir, rows, lambda layer: (codes[layer][0], codes[layer][1] * packed))

@@ -31,6 +31,9 @@ from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Question
 
 CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".onnx", ".onnx_data", ".ggml")
+TOLERANCE = 0.05
+"""Share by which stored bits per weight may differ from the plan's estimate before the record is marked."""
+
 _NOT_WEIGHTS = ("tokenizer", "training_args", "optimizer", "scheduler", "openvino_tokenizer", "openvino_detokenizer", "rng_state")
 
 
@@ -85,11 +88,15 @@ def measure(session: Session, question: Question) -> Answer:
         "parameters_quantized": quantized_parameters,
         "share_quantized": quantized_parameters / source.parameters,
         "bpw_by_layer": _spread(quantized, source, counts),
+        "parts": _parts(ledger, source, counts),
         "files": sorted(path.name for path in files),
         "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
         "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
+    planned = None if method.unquantized else _unlike_the_plan(method.bits_per_weight(scheme), ledger, source, counts)
+    if planned is not None:
+        facts["marks"] = [planned]
     return Answer(measurements=tuple(measured), facts=facts)
 
 
@@ -146,6 +153,43 @@ def _spread(quantized: Sequence[StoredTensor], source: ModelShape, counts: Mappi
         bits[_layer(tensor)] = bits.get(_layer(tensor), 0) + tensor.bits
     each = sorted(total / _layer_parameters(layer, known, counts) for layer, total in bits.items())
     return {"least": each[0], "median": each[len(each) // 2], "most": each[-1], "layers": len(each)} if each else None
+
+
+def _body(ledger: Iterable[StoredTensor], source: ModelShape) -> dict[str, int]:
+    """Stored bits of every layer of the body, packed or not, by its name."""
+    linears = _known(source)
+    bits: dict[str, int] = {}
+    for tensor in ledger:
+        layer = tensor.layer or tensor.name.removesuffix(".weight")
+        if tensor.role != "other" or layer in linears:
+            bits[layer] = bits.get(layer, 0) + tensor.bits
+    return bits
+
+
+def _parts(ledger: Iterable[StoredTensor], source: ModelShape, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Layers of the body, and their parameters, by the bits per weight that they take (to a tenth): what a mixture is made of."""
+    known = _known(source)
+    parts: dict[str, dict[str, int]] = {}
+    for layer, bits in sorted(_body(ledger, source).items()):
+        parameters = _layer_parameters(layer, known, counts)
+        part = parts.setdefault(f"{bits / parameters:.1f}", {"layers": 0, "parameters": 0})
+        part["layers"] += 1
+        part["parameters"] += parameters
+    return parts
+
+
+def _unlike_the_plan(
+    estimate: float, ledger: Iterable[StoredTensor], source: ModelShape, counts: Mapping[str, int]
+) -> str | None:
+    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Indices are left
+    out: no estimate counts them, because their share depends on the number of rows."""
+    known = _known(source)
+    body = _body([tensor for tensor in ledger if tensor.role != "index"], source)
+    parameters = sum(_layer_parameters(layer, known, counts) for layer in body)
+    stored = sum(body.values()) / parameters if parameters else estimate
+    if abs(stored / estimate - 1) <= TOLERANCE:
+        return None
+    return f"its linear layers take {stored:.2f} bits per weight, where {estimate:.2f} were planned"
 
 
 def _by_role(ledger: Iterable[StoredTensor]) -> dict[str, int]:

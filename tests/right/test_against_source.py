@@ -68,9 +68,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(model_dir: Path, artifact: Path, asked: Cell) -> None:
     method = METHODS[asked.method]
-    request = QuantizeRequest(
-        model_dir=model_dir, out_dir=artifact, origin=asked.origin, calibration=ROWS, device="cpu", seed=0
-    )
+    request = QuantizeRequest(model_dir=model_dir, out_dir=artifact, origin=asked.origin, calibration=ROWS, device="cpu", seed=0)
     assert method.weights is not None
     against_source.check(model_dir, method.weights(request), folds=method.folds)
 
@@ -181,7 +179,10 @@ DAMAGES: list[tuple[Callable[[State], None], str]] = [
     (takes_the_norm_of_another_layer, rf"{NORM}: the artifact keeps \[128\]"),
     (ties_the_head, rf"{HEAD}: the source has \[512, 128\], .*tied the head to the embedding, which the source does not"),
     (copies_the_embedding_into_the_head, rf"{HEAD}: the artifact keeps \[512, 128\]"),
-    (pads_the_vocabulary, r"(lm_head|embed_tokens)\.weight: the artifact holds kept \[576, 128\] where the source has \[512, 128\]"),
+    (
+        pads_the_vocabulary,
+        r"(lm_head|embed_tokens)\.weight: the artifact holds kept \[576, 128\] where the source has \[512, 128\]",
+    ),
     (drops_a_layer, r"model\.layers\.1\.mlp\.down_proj\.weight: the source has \[128, 256\], the artifact has no such tensor"),
     (keeps_a_packed_weight_too, r"up_proj\.weight: the artifact holds it twice"),
     (adds_a_bias, r"up_proj\.bias: the artifact holds it \(kept \[256\]\), and the source has no such tensor"),
@@ -230,14 +231,25 @@ def changes_the_head(state: State, stored: State) -> None:
     ("damage", "said"),
     [
         (restores_a_norm, r"model\.layers\.0\..*(scaled against the source's|no layer that follows)"),
-        (restores_a_bias, r"model\.layers\.1\.self_attn\.v_proj\.bias: it is the source's \[128\], and the rows of the layer's weight"),
+        (
+            restores_a_bias,
+            r"model\.layers\.1\.self_attn\.v_proj\.bias: it is the source's \[128\], and the rows of the layer's weight",
+        ),
         (doubles_a_norm, rf"({NORM}|model\.layers\.0\.self_attn)"),
         (reverses_a_norm, rf"({NORM}|model\.layers\.0\.self_attn)"),
         (changes_the_last_norm, r"model\.norm\.weight"),
         (changes_the_head, HEAD),
         (lambda state, stored: drops_a_bias(state), BIAS),
     ],
-    ids=["restores a norm", "restores a bias", "doubles a norm", "reverses a norm", "changes the last norm", "changes the head", "drops a bias"],
+    ids=[
+        "restores a norm",
+        "restores a bias",
+        "doubles a norm",
+        "reverses a norm",
+        "changes the last norm",
+        "changes the head",
+        "drops a bias",
+    ],
 )
 @pytest.mark.parametrize("bits", [8.0, 4.0])
 def test_where_scales_are_folded_a_quantizer_that(
@@ -270,9 +282,7 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     "gemma3": lambda: transformers.Gemma3ForCausalLM(
         transformers.Gemma3TextConfig(**SIZE, **IDS, intermediate_size=128, num_key_value_heads=2, head_dim=16)
     ),
-    "opt": lambda: transformers.OPTForCausalLM(
-        transformers.OPTConfig(**SIZE, **IDS, ffn_dim=128, word_embed_proj_dim=64)
-    ),
+    "opt": lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**SIZE, **IDS, ffn_dim=128, word_embed_proj_dim=64)),
     "neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SIZE, **IDS, intermediate_size=128)),
     "mixtral": lambda: transformers.MixtralForCausalLM(
         transformers.MixtralConfig(
