@@ -91,7 +91,8 @@ class BadLedger(HarnessError):
 
 
 class BadAnswers(HarnessError):
-    """Answers that are farther from the baseline's than so many bits can bring them; becomes a typed failure of the whole cell."""
+    """Answers that are farther from the baseline's than so many bits can bring them; becomes a typed failure of the
+    whole cell."""
 
 
 class Nonfinite(HarnessError):

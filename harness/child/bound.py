@@ -5,10 +5,12 @@ badly. So every cell answers 512 fixed tokens, and its mean KL(baseline || cell)
 
 - 8 bits and more: at most 0.05 nats, or ten times the noise floor where that is more. Beyond it the cell is a typed failure, or
   marked where its row says that it is known to be worse (`Method.worse`).
-- fewer bits: at most ten times what plain rounding of the same weights to the same bits gives, in groups of the cell's size. Beyond
+- fewer bits: at most ten times what plain rounding of the same weights to the same bits gives, in groups of the cell's
+size. Beyond
   it the cell is marked, in every record that the marked process answers, with words.
 
-The tokens are the first of the embedded held-out text, as the source's tokenizer cuts them; ids that the model's embedding does not
+The tokens are the first of the embedded held-out text, as the source's tokenizer cuts them; ids that the model's
+embedding does not
 have are replaced by seeded random ones. The floor is the baseline's own divergence under another legitimate execution. The
 baseline writes all of that once, where others find it.
 """
@@ -60,7 +62,8 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What the baseline leaves for the other cells: its tokens, its noise floor, and the KL of plain roundings by their names, in nats
+    """What the baseline leaves for the other cells: its tokens, its noise floor, and the KL of plain roundings by their
+    names, in nats
     (None where its model has no layer that could be rounded)."""
 
     windows: list[list[int]]
@@ -70,7 +73,8 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """How far a cell is from the baseline on the fixed tokens, in nats, and the limit that it is held against (None: none is known).
+    """How far a cell is from the baseline on the fixed tokens, in nats, and the limit that it is held against (None:
+    none is known).
     `said`: what is to be said of it; empty where it is within the limit."""
 
     kl: float
@@ -88,7 +92,8 @@ def rounding(cell: Cell) -> Rounding | None:
 
 
 def bounded(cell: Cell, baseline: Cell) -> bool:
-    """Whether a cell's answers can be held against its baseline's: both hold this model's weights, and the baseline's are plain."""
+    """Whether a cell's answers can be held against its baseline's: both hold this model's weights, and the baseline's
+    are plain."""
     plain = METHODS[baseline.method].unquantized and isinstance(baseline.origin, Quantized)
     made = cell.origin.kind == "given" or METHODS[cell.method].weights is not None
     return plain and made and cell.origin.kind != "served" and not cell.model.random
@@ -110,7 +115,8 @@ def complete(folder: Path, wanted: Sequence[Rounding]) -> bool:
 def keep(
     folder: Path, wanted: Sequence[Rounding], loaded: Loaded, fresh: Iterator[Loaded], *, model_dir: Path, cache: Path
 ) -> None:
-    """Has the baseline leave its answers in `folder`, and the KL of the roundings that are missing there. `fresh` gives the baseline
+    """Has the baseline leave its answers in `folder`, and the KL of the roundings that are missing there. `fresh` gives
+    the baseline
     loaded anew, to be rounded."""
     kept = known(folder)
     if kept is None:
@@ -132,7 +138,8 @@ def keep(
 
 
 def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
-    """The cell's answers held against the limit; None where they cannot be compared. BadAnswers beyond what 8 bits and more allow,
+    """The cell's answers held against the limit; None where they cannot be compared. BadAnswers beyond what 8 bits and
+    more allow,
     Nonfinite where most are not finite."""
     kept = known(folder)
     if kept is None or (isinstance(loaded, Partial) and loaded.lacks("distributions") is not None):

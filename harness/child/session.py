@@ -61,7 +61,8 @@ class WorkerSession:
         return self._loaded is not None
 
     def verify(self) -> None:
-        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads but answers
+        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads
+        but answers
         otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the quality
         probes, or in one of its own; never in one that measures memory or latency."""
         if self._wrong is None:
@@ -92,9 +93,11 @@ class WorkerSession:
         self._held = True  # not where it was refused: the next question is refused as well
 
     def keep_bound(self) -> None:
-        """Has the baseline leave its answers to the fixed tokens, with the noise floor and plain roundings, unless they are there."""
+        """Has the baseline leave its answers to the fixed tokens, with the noise floor and plain roundings, unless they
+        are there."""
         folder = self._job.bound
-        assert folder is not None and self.is_baseline
+        assert folder is not None
+        assert self.is_baseline
         if bound.complete(folder, self._job.roundings):
             return
 
@@ -117,7 +120,8 @@ class WorkerSession:
 
     @property
     def facts(self) -> EngineFacts | None:
-        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the load makes the
+        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the
+        load makes the
         first forward pass itself."""
         if self._facts is None and self._loaded is not None:
             self._facts = self._loaded.facts()

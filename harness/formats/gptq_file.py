@@ -59,7 +59,8 @@ def dequantize(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 class Reader:
-    """The packed layers of a checkpoint, read one at a time. Layers may differ in their bits, which the shapes of their parts tell."""
+    """The packed layers of a checkpoint, read one at a time. Layers may differ in their bits, which the shapes of their
+    parts tell."""
 
     def __init__(self, folder: Path) -> None:
         """BadInput names a layout that this does not read."""

@@ -36,7 +36,8 @@ def ledger(folder: Path) -> list[StoredTensor]:
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights that packed layers stand for, of those that tell: a byte or more for each weight, or a `weight_shape`."""
+    """Shapes of the weights that packed layers stand for, of those that tell: a byte or more for each weight, or a
+    `weight_shape`."""
     told: dict[str, tuple[int, ...]] = {}
     for entry in safetensors_file.stored(folder):
         layer, _, part = entry.name.rpartition(".")

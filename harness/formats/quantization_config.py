@@ -92,7 +92,8 @@ def _hqq(q: ModelConfig) -> tuple[float, Options]:
 
 
 def _compressed_tensors(q: ModelConfig) -> tuple[float, Options]:
-    """Bits and group of the first group of layers; `mixed` where another group has other bits, or layers of the body are left out."""
+    """Bits and group of the first group of layers; `mixed` where another group has other bits, or layers of the body are
+    left out."""
     groups = _needed(q, "config_groups")
     weights = [given for name in groups if (given := mapping(mapping(groups, name), "weights"))]
     activations = [given for name in groups if (given := mapping(mapping(groups, name), "input_activations"))]

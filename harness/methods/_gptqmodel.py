@@ -159,7 +159,8 @@ def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLi
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
-    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load: dequantized, where the artifact
+    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load: dequantized, where
+    the artifact
     holds it packed."""
     proofs = []
     for name, module in quantized_modules(model):

@@ -47,6 +47,7 @@ def of_modules(model: PreTrainedModel) -> list[LayerKernel]:
 
 
 def among(proofs: Iterable[LayerKernel], packed: Collection[str]) -> list[LayerKernel]:
-    """The proofs of a model of whose layers the artifact holds these `packed`: a layer that it keeps in 16 bits or wider is held so
+    """The proofs of a model of whose layers the artifact holds these `packed`: a layer that it keeps in 16 bits or wider
+    is held so
     because it was never quantized, which simulates nothing."""
     return [replace(each, dequantized=each.dequantized and each.layer in packed) for each in proofs]

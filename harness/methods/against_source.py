@@ -1,8 +1,11 @@
 """Ledger: is every weight of the source in the artifact, exactly once?
 
-The reload check compares an artifact with itself, so a quantizer that drops a bias, replaces a norm or ties a head passes it. Here
-the artifact is compared with the *source*, once, when it is made. Every weight that the source stores is in it: quantized (then its
-shape is compared), kept (then its values are, at the artifact's dtype), or, where it is stored once more, equal to the tensor that
+The reload check compares an artifact with itself, so a quantizer that drops a bias, replaces a norm or ties a head
+passes it. Here
+the artifact is compared with the *source*, once, when it is made. Every weight that the source stores is in it:
+quantized (then its
+shape is compared), kept (then its values are, at the artifact's dtype), or, where it is stored once more, equal to the
+tensor that
 it is tied to. Nothing else is in it but what models compute themselves and biases of zeros, which some formats always store.
 
 Some methods fold scales into norms and biases, and their reciprocals into the columns of the layer that follows (AWQ,
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 
 SHRUNK, SPREAD, CLIPPED, DEVIATIONS = 0.05, 0.02, 2.0, 4.0
 """Of the columns of a layer after a folded scale: how far their common gain may be from 1, and single gains from the common one.
-To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2 bits a column
+To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2
+bits a column
 of small weights may round to nothing, so that little can be told there), and so many standard errors of a column's gain."""
 
 
@@ -43,7 +47,8 @@ def held(
     shape_of: Callable[[str], tuple[int, ...] | None] = lambda layer: None,
     read: Callable[[str], Tensor] | None = None,
 ) -> list[HeldWeight]:
-    """The weights of an artifact in safetensors from the `rows` of its ledger: one for every quantized layer, and all that belongs
+    """The weights of an artifact in safetensors from the `rows` of its ledger: one for every quantized layer, and all
+    that belongs
     to none. `shape_of` (layer) is the shape of its weight, `read` (layer) the weight that its codes stand for."""
     entries = {entry.name: entry for entry in safetensors_file.stored(folder)}
     rows = list(rows)
@@ -104,7 +109,8 @@ def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False
 def _matched(
     stored: Mapping[str, HeaderEntry], by_name: Mapping[str, HeldWeight]
 ) -> tuple[list[tuple[HeaderEntry, HeldWeight]], dict[str, HeaderEntry], dict[str, HeldWeight]]:
-    """Pairs of a source's weight and the artifact's, what of the source has none, and what of the artifact. A class may load under
+    """Pairs of a source's weight and the artifact's, what of the source has none, and what of the artifact. A class may
+    load under
     another prefix than it stores; the rest of the name has to be equal."""
     pairs = [(stored[name], weight) for name, weight in by_name.items() if name in stored]
     missing = {name: entry for name, entry in stored.items() if name not in by_name}
@@ -146,8 +152,8 @@ def _same_elements(model_dir: Path, missing: dict[str, HeaderEntry], extra: dict
         kept = all(not weight.quantized for weight in weights)
         if kept and not _same_numbers(entries, weights):
             raise BadLedger(
-                f"{brief(ours[group])}: the artifact holds other values under {brief(theirs[group])}, though it does not quantize "
-                "them; the quantizing library replaced or damaged them"
+                f"{brief(ours[group])}: the artifact holds other values under {brief(theirs[group])}, though it does not "
+                "quantize them; the quantizing library replaced or damaged them"
             )
         for name in ours[group]:
             del missing[name]
@@ -175,8 +181,8 @@ def _same_shape(entry: HeaderEntry, weight: HeldWeight, *, transposed: bool) -> 
     expected = entry.shape[::-1] if transposed and weight.quantized else entry.shape
     if weight.shape not in (None, expected):
         raise BadLedger(
-            f"{entry.name}: the artifact holds {_shape(weight)} where the source has {list(entry.shape)}; the quantizing library cut, "
-            "padded or exchanged it"
+            f"{entry.name}: the artifact holds {_shape(weight)} where the source has {list(entry.shape)}; the quantizing library "
+            "cut, padded or exchanged it"
         )
 
 
@@ -243,8 +249,8 @@ def _replaced(entry: HeaderEntry, weight: HeldWeight, others: int) -> str:
     apart = f"they differ by up to {float((ours - theirs).abs().max()):.3g}" if ours.shape == theirs.shape else "shapes differ"
     more = f" (and {others} more)" if others else ""
     return (
-        f"{entry.name}{more}: the artifact keeps {list(theirs.shape)}, the source has {list(ours.shape)}, and the values are not the "
-        f"source's ({apart}), though the method does not change them; the quantizing library replaced or damaged the tensor"
+        f"{entry.name}{more}: the artifact keeps {list(theirs.shape)}, the source has {list(ours.shape)}, and the values are not "
+        f"the source's ({apart}), though the method does not change them; the quantizing library replaced or damaged the tensor"
     )
 
 
@@ -255,7 +261,8 @@ _COMPUTED = re.compile(r"(^|\.)(inv_freq|original_inv_freq|masked_bias|position_
 
 
 def _explained(weight: HeldWeight, stored: Mapping[str, HeaderEntry]) -> None:
-    """BadLedger for a tensor that the source does not have, unless it is computed by the model, a bias of zeros, or an equal copy of
+    """BadLedger for a tensor that the source does not have, unless it is computed by the model, a bias of zeros, or an
+    equal copy of
     one that the source has (a tied head)."""
     import torch
 
@@ -272,8 +279,8 @@ def _explained(weight: HeldWeight, stored: Mapping[str, HeaderEntry]) -> None:
         if square and weight.name.endswith(".bias") and values.dtype in (torch.bool, torch.uint8):
             return
     raise BadLedger(
-        f"{weight.name}: the artifact holds it ({_shape(weight)}), and the source has no such tensor; the quantizing library added it, "
-        "or untied a weight that the source ties"
+        f"{weight.name}: the artifact holds it ({_shape(weight)}), and the source has no such tensor; the quantizing library "
+        "added it, or untied a weight that the source ties"
     )
 
 
@@ -286,7 +293,8 @@ def _folded(
     *,
     plus_one: bool,
 ) -> None:
-    """Compares products where scales were folded: block by block, what vectors were divided by is what columns were multiplied by."""
+    """Compares products where scales were folded: block by block, what vectors were divided by is what columns were
+    multiplied by."""
     vectors: dict[str, list[tuple[HeaderEntry, HeldWeight]]] = defaultdict(list)
     layers: dict[str, list[tuple[HeaderEntry, HeldWeight]]] = defaultdict(list)
     for entry, weight in changed:
@@ -335,8 +343,8 @@ def _block_explained(
         if all(gains[name].constant(scale) is None for scale in before):
             raise BadLedger(
                 f"{name}: the columns of the artifact's {list(gains[name].shape)} are scaled against the source's "
-                f"{list(gains[name].shape)}, and no norm, bias or layer before it was divided by that, so their product is not the "
-                "source's; the quantizing library folded a scale into one of the two only"
+                f"{list(gains[name].shape)}, and no norm, bias or layer before it was divided by that, so their product is not "
+                "the source's; the quantizing library folded a scale into one of the two only"
             )
     for name, gain in gains.items():
         bias = biases.get(f"{name.removesuffix('weight')}bias")
@@ -368,8 +376,10 @@ def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gains:
-    """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns + `rest`, the
-    scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding; `share` [columns]
+    """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns +
+    `rest`, the
+    scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding;
+    `share` [columns]
     is the part of the squared weights that a column holds."""
 
     shape: tuple[int, ...]
@@ -398,7 +408,8 @@ class _Gains:
         return float(off) <= self._allowed(self.shape[1])
 
     def constant(self, scale: Tensor | None) -> float | None:
-        """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common beyond that:
+        """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common
+        beyond that:
         1, or what the scaled rows take back. None where they are not."""
         import torch
 

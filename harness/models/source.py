@@ -43,8 +43,10 @@ FACTS = "source.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
-    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `transposed`: the stored weights
-    of layers that hold them as [inputs, outputs] (GPT-2's Conv1D). `tied`: the loaded model's names of weights that are others'."""
+    buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `transposed`: the
+    stored weights
+    of layers that hold them as [inputs, outputs] (GPT-2's Conv1D). `tied`: the loaded model's names of weights that are
+    others'."""
 
     folder: Path
     parameters: int
@@ -311,14 +313,14 @@ def loaded_names(model_dir: Path, names: Sequence[str]) -> dict[str, str]:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     kind, config = _class_of(model_dir)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    others = [rule for rule in rules if isinstance(rule, WeightConverter)]
     prefix, state = kind.base_model_prefix, model.state_dict()
     return {name: rename_source_key(name, renamings, others, prefix, state)[0] for name in names}
 

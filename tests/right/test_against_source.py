@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,12 +13,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from harness.artifact import MANIFEST
+from harness.child import worker
+from harness.child.job import Job, read_outcome
 from harness.errors import BadLedger
 from harness.methods import METHODS, against_source
 from harness.methods.base import QuantizeRequest
 from harness.models import source
 from harness.spec import Cell
-from tests.right.cases import ROWS, cell, checkpoint, failures, quantized, run
+from tests.right.cases import ROWS, cell, checkpoint, quantized
 from tests.tiny_llama import llama
 
 pytestmark = pytest.mark.filterwarnings(
@@ -86,8 +90,8 @@ def made(name: str, bits: float, model_dir: Path, folder: Path, **options: objec
 
 
 CELLS = [
-    ("fp32", 32.0), ("bf16", 16.0), ("fp16", 16.0), ("rtn", 4.0), ("rtn", 3.0), ("gptq", 8.0), ("hqq", 4.0), ("hqq", 3.0), ("torchao", 8.0),
-    ("torchao", 4.0), ("torchao", 3.0), ("quanto", 8.0), ("quanto", 4.0), ("bnb", 8.0), ("bnb", 4.0),
+    ("fp32", 32.0), ("bf16", 16.0), ("fp16", 16.0), ("rtn", 4.0), ("rtn", 3.0), ("gptq", 8.0), ("hqq", 4.0), ("hqq", 3.0),
+    ("torchao", 8.0), ("torchao", 4.0), ("torchao", 3.0), ("quanto", 8.0), ("quanto", 4.0), ("bnb", 8.0), ("bnb", 4.0),
 ]  # fmt: skip
 
 
@@ -319,8 +323,36 @@ def test_experts_that_are_kept_as_one_tensor_are_compared_with_those_that_are_st
 
 
 def test_a_cell_whose_quantizer_lost_a_tensor_fails_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way: the artifact is not kept, every question of the cell fails, and the others are answered."""
-    checkpoint(tmp_path / "m", model=qwen())
-    monkeypatch.setenv("QUANT_HARNESS_FAKES", "1")
-    stored = run(tmp_path, methods="hqq: {bits: 4}", models="[{path: ./m, name: m}]", extra="probes: [size]\n")
-    assert failures(stored) == []
+    """As the quantizing child does it: a typed failure, and no artifact."""
+    folder = checkpoint(tmp_path / "m", model=qwen())
+    view = source.make(folder, tmp_path / "view").folder
+    asked = cell("hqq", 4.0)
+    row = METHODS["hqq"]
+
+    def lossy(request: QuantizeRequest) -> None:
+        row.quantize(request)
+        (path,) = request.out_dir.glob("*.safetensors")
+        state = load_file(path)
+        drops_a_bias(state)
+        save_file(state, path, metadata={"format": "pt"})
+
+    monkeypatch.setitem(METHODS, "hqq", replace(row, quantize=lossy))
+    (tmp_path / "job").mkdir()
+    (tmp_path / "artifact").mkdir()
+    told = Job(
+        stage="quantize",
+        cell=asked,
+        model_dir=view,
+        artifact_dir=tmp_path / "artifact",
+        device="cpu",
+        seed=0,
+        threads=1,
+        cache=tmp_path,
+    )
+    worker.run_job(tmp_path / "job", told, lambda event: None)
+    outcome = read_outcome(tmp_path / "job", phase="quantize")
+    assert outcome is not None
+    assert outcome.failure is not None
+    assert (outcome.failure.kind, outcome.failure.phase) == ("error", "ledger")
+    assert outcome.failure.message.startswith(f"{BIAS}: the source has [128], the artifact has no such tensor")
+    assert not (tmp_path / "artifact" / MANIFEST).exists()
