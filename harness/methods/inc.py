@@ -186,6 +186,7 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     weights=_weights,
+    worse={8.0: "Neural Compressor's own rounding to 8 bits is known to be that far off (docs/environments.md)"},
     kernels=_kernels,
     calibrated=True,
     environment="inc",

@@ -16,6 +16,7 @@ is given beside them. Needs Linux; Unsupported elsewhere, and where no peak can 
 
 Versions
 1  2026-11-21  first definition
+2  2026-11-29  resident weights are read after the last phase; formats that unpack in the first forward pass were read before it
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ def _give_back_free_heap() -> None:
 PROBE = Probe(
     name="memory",
     title=GROUP.title,
-    version="1",
+    version="2",
     metrics=GROUP.metrics,
     isolation="memory",
     questions=questions,
