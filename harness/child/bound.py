@@ -149,7 +149,7 @@ def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
     except Unsupported:  # another vocabulary, say: the probes say so of each question
         return None
     if 2 * lost > TOKENS:
-        raise Nonfinite(f"{cell.name}: {lost} of {TOKENS} fixed tokens are answered with NaN or infinity; the artifact is broken")
+        raise Nonfinite(f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity; the artifact is broken")
     lost_said = f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity" if lost else ""
     plain = rounding(cell)
     if plain is not None:
@@ -170,10 +170,10 @@ def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
         f"{limit:.3g}"
     )
     worse = METHODS[cell.method].worse.get(cell.bits)
+    if cell.scheme.options.get("mixed") or str(cell.scheme.options.get("type")).endswith(" mixed"):
+        worse = "a mixture, of which only most layers have these bits"
     if worse is None:
-        raise BadAnswers(
-            f"{cell.name}: {said}; the artifact holds other weights than the source's, or its kernel computes something else"
-        )
+        raise BadAnswers(f"{said}; the artifact holds other weights than the source's, or its kernel computes something else")
     return Answers(kl=kl, floor=kept.floor, limit=limit, said=f"{said}: {worse}")
 
 
