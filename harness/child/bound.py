@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from harness import reference
-from harness.engines.base import Loaded, Partial, Rerun
+from harness.engines.base import BASELINE_FACTS, Loaded, Partial, Rerun
 from harness.errors import BadAnswers, Nonfinite, Unsupported
 from harness.files import write_atomically
 from harness.formats import config_json
@@ -121,8 +121,8 @@ def keep(
     kept = known(folder)
     if kept is None:
         windows = _windows(loaded, model_dir, cache)
-        if not (folder / "reference.json").is_file():
-            loaded.write_reference(windows, folder)
+        if not (folder / BASELINE_FACTS).is_file():
+            loaded.store_baseline(windows, folder)
         floor = 0.0
         if isinstance(loaded, Rerun):
             floor = _mean(list(loaded.rerun_windows(windows, folder)[1]))[0]

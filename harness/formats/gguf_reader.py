@@ -152,7 +152,8 @@ def shape_of(path: Path) -> ModelShape:
         parts = _number(read.metadata.get("split.count"))
         if parts > 1:
             raise Unsupported(
-                f"{path} is one of the {parts} files of a model in parts; join them: llama-gguf-split --merge FIRST-PART JOINED.gguf"
+                f"{path} is one of the {parts} files of a model in parts; join them: "
+                "llama-gguf-split --merge FIRST-PART JOINED.gguf"
             )
     except Unsupported as error:
         refused = {"quant_method": "gguf", "type": "?", "refused": str(error)}

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 State: TypeAlias = dict[str, torch.Tensor]
 
-SIZE = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZE: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 def uneven(model: torch.nn.Module) -> torch.nn.Module:

@@ -162,7 +162,8 @@ def awq(source: Path, folder: Path, *, said: list[str] | None) -> Path:
     save_file({n: t.contiguous() for n, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     save_file({n: t.float().contiguous() for n, t in dense.items()}, folder.with_suffix(".dense"))
     settings = {
-        "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True, "modules_to_not_convert": said,
+        "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True,
+        "modules_to_not_convert": said,
     }  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
