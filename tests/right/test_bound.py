@@ -42,7 +42,7 @@ def engine() -> Transformers:
 def keep(folder: Path, wanted: list[bound.Rounding]) -> None:
     (folder / "left").mkdir(exist_ok=True)
     fresh = iter([engine() for _ in wanted])
-    bound.keep(folder / "left", wanted, engine(), fresh, model_dir=folder / "m", cache=folder)  # type: ignore[arg-type]
+    bound.keep(folder / "left", wanted, engine(), fresh, model_dir=folder / "m", cache=folder)
 
 
 def disturbed(share: float) -> Transformers:

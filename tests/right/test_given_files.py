@@ -24,7 +24,7 @@ from tests.tiny_llama import llama, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
 
-PLAIN = {"embedding_length": 256, "block_count": 4, "attention.head_count": 4, "attention.head_count_kv": 2}
+PLAIN: dict[str, object] = {"embedding_length": 256, "block_count": 4, "attention.head_count": 4, "attention.head_count_kv": 2}
 
 
 def written(path: Path, meta: dict[str, object], *, kind: gguf.GGMLQuantizationType | None = None, parts: int = 1) -> Path:
