@@ -5,10 +5,10 @@ Standard library only: workers import this inside foreign environments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.spec import Json, Phase, Running, digest
 
@@ -91,6 +91,21 @@ class StoredTensor:
     layer: str
     role: Role
     bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldWeight:
+    """One tensor of an artifact as a weight of the source model, by the source's name. `shape` is that of the weight
+    that it stands
+    for (outputs, inputs); None where what is stored does not tell. `read` gives a torch tensor of that shape: the values of one
+    that is kept as it was; of a `quantized` one those that its codes stand for, or None where the row does not read them. `file`
+    holds it, where it is a tensor of a file by itself."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    quantized: bool
+    read: Callable[[], Any] | None = None
+    file: Path | None = None
 
 
 MANIFEST = "artifact.json"

@@ -11,6 +11,8 @@
     |   `-- OlderSchema          written by an older one, whose files this one does not read: refused with advice
     |-- Unsupported              a cell or probe that this machine or method does not support (typed failure `unsupported`)
     |-- BadReload                an artifact that loads without an error and answers garbage
+    |-- BadLedger                an artifact that does not hold the source's weights
+    |-- BadAnswers               an artifact whose answers are too far from the baseline's for its bits
     |-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
     `-- ServerTrouble            a server that cannot be reached or does not answer as it should; carries its failure's kind
 
@@ -82,6 +84,15 @@ class Unsupported(HarnessError):
 
 class BadReload(HarnessError):
     """An artifact that loads without an error and answers garbage; becomes a typed failure of the whole cell."""
+
+
+class BadLedger(HarnessError):
+    """An artifact that does not hold every weight of the source exactly once; becomes a typed failure of the whole cell."""
+
+
+class BadAnswers(HarnessError):
+    """Answers that are farther from the baseline's than so many bits can bring them; becomes a typed failure of the
+    whole cell."""
 
 
 class Nonfinite(HarnessError):

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.child.job import Outcome
-from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported, is_out_of_memory
+from harness.errors import (
+    BadAnswers,
+    BadLedger,
+    BadReload,
+    HarnessError,
+    MissingPackage,
+    Nonfinite,
+    ServerTrouble,
+    Unsupported,
+    is_out_of_memory,
+)
 from harness.files import tail
 from harness.spec import Answer, Failure, FailureKind
 
@@ -22,13 +32,17 @@ class Exit:
     timed_out: bool = False
 
 
+_PHASES: dict[type[HarnessError], str] = {BadReload: "reload", BadLedger: "ledger", BadAnswers: "answers"}
+"""Errors that name the phase that they belong to, whatever was being done."""
+
+
 def guarded(phase: str, work: Callable[[], Answer | None]) -> Outcome:
     """The outcome of some work: what it answers, or the exception sorted into a kind; the traceback goes to the log."""
     try:
         return Outcome(answer=work())
     except BaseException as error:  # a child reports whatever happened to it, SystemExit of a library included
         traceback.print_exc()
-        phase = "reload" if isinstance(error, BadReload) else phase
+        phase = next((name for kind, name in _PHASES.items() if isinstance(error, kind)), phase)
         return Outcome(failure=Failure(kind=failure_kind(error), phase=phase, message=_message(error)))
 
 

@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from harness.child.bound import Rounding
 from harness.decode import DecodeError, decode
 from harness.files import write_atomically
 from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
 
-Stage = Literal["source", "quantize", "verify", "baseline", "probe"]
+Stage = Literal["source", "quantize", "verify", "baseline", "bound", "probe"]
 """`source`: read the model's folder as transformers does, into a view of it. `quantize`: write the artifact. `verify`: the reload
-check. `baseline`: store the baseline's answers to one question. `probe`: answer the questions in order."""
+check, and the bound on the answers. `baseline`: store the baseline's answers to one question. `bound`: those to the fixed
+tokens of the bound. `probe`: answer the questions in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,8 @@ class CalibrationRows:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """All that a child is told. Texts and task folders are named by their subject, stored baselines by
-    `stored_baseline_name`."""
+    `stored_baseline_name`. `bound` is where the baseline leaves its answers to the fixed tokens, `roundings` what it leaves
+    beside them; None where cells are not held against them."""
 
     stage: Stage
     cell: Cell
@@ -70,6 +73,8 @@ class Job:
     stored_baselines: Mapping[str, Path] = field(default_factory=dict)
     baseline_items: Mapping[str, BaselineItems] = field(default_factory=dict)
     calibration: CalibrationRows | None = None
+    bound: Path | None = None
+    roundings: tuple[Rounding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,16 +6,19 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.artifact import verified
+from harness.child import bound
 from harness.child import job as jobs
 from harness.child.events import Event, PhaseBegun
 from harness.child.job import Job, stored_baseline_name
+from harness.decode import decode
 from harness.engines import ENGINES
 from harness.engines.base import EngineFacts, Loaded
-from harness.errors import BadReload, Unsupported
+from harness.errors import BadReload, HarnessError, Unsupported
 from harness.files import write_atomically
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
@@ -44,39 +47,91 @@ class WorkerSession:
         self._loaded: Loaded | None = None
         self._facts: EngineFacts | None = None
         self._wrong: str | None = None
+        self._held = False
         self._phases: list[Phase] = []
 
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            loaded = self._load(self.cell, self.artifact_dir)
-            self._facts = loaded.facts()
-            self._loaded = loaded
+            self._loaded = self._load(self.cell, self.artifact_dir)
         return self._loaded
 
+    @property
+    def has_loaded(self) -> bool:
+        return self._loaded is not None
+
     def verify(self) -> None:
-        """The reload check, once per artifact and way of running: BadReload when it loads but answers otherwise than its weights
-        say. Called in the child that asks the quality probes, or in one of its own; never in one that measures memory or
-        latency."""
+        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads
+        but answers
+        otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the quality
+        probes, or in one of its own; never in one that measures memory or latency."""
         if self._wrong is None:
             passed = verified(self.artifact_dir, self.cell.running)
-            if passed.is_file():
-                return
-            self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
-            if not self._wrong:
-                write_atomically(passed, '{"ok": true}', lasting=True)
+            if not passed.is_file():
+                self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
+                if not self._wrong:
+                    write_atomically(passed, '{"ok": true}', lasting=True)
         if self._wrong:
             raise BadReload(self._wrong)
+        self._hold()
+
+    def _hold(self) -> None:
+        """Holds the cell's answers against the baseline's, or has the baseline leave its own."""
+        folder = self._job.bound
+        if folder is None or self._held:
+            return
+        if self.is_baseline:
+            self._held = True
+            with contextlib.suppress(HarnessError):  # what cannot be had of it, no cell is held against
+                self.keep_bound()
+            return
+        if self.answers is None:
+            answers = bound.hold(self.cell, self.loaded, folder)
+            if answers is not None:
+                path = bound.held_file(self.artifact_dir, self.cell, folder)
+                write_atomically(path, json.dumps(asdict(answers)), lasting=True)
+        self._held = True  # not where it was refused: the next question is refused as well
+
+    def keep_bound(self) -> None:
+        """Has the baseline leave its answers to the fixed tokens, with the noise floor and plain roundings, unless they
+        are there."""
+        folder = self._job.bound
+        assert folder is not None
+        assert self.is_baseline
+        if bound.complete(folder, self._job.roundings):
+            return
+
+        def anew() -> Iterator[Loaded]:
+            while True:
+                yield self._load(self.cell, self.artifact_dir)
+
+        bound.keep(folder, self._job.roundings, self.loaded, anew(), model_dir=self.model_dir, cache=self.cache)
+
+    @property
+    def answers(self) -> bound.Answers | None:
+        """How the cell's answers were held against the baseline's; None where they were not."""
+        if self._job.bound is None or self.is_baseline:
+            return None
+        try:
+            text = bound.held_file(self.artifact_dir, self.cell, self._job.bound).read_text(encoding="utf-8")
+        except OSError:
+            return None
+        return decode(bound.Answers, json.loads(text))
 
     @property
     def facts(self) -> EngineFacts | None:
-        """What the engine holds, once loaded."""
+        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the
+        load makes the
+        first forward pass itself."""
+        if self._facts is None and self._loaded is not None:
+            self._facts = self._loaded.facts()
         return self._facts
 
     @property
     def simulated(self) -> bool:
         """Whether the engine holds the weights dequantized; False until it has loaded them."""
-        return self._facts is not None and self._facts.simulated
+        facts = self.facts
+        return facts is not None and facts.simulated
 
     @property
     def model_seconds(self) -> float:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.artifact import MANIFEST, Manifest
+from harness.child import bound
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event, PhaseBegun
 from harness.child.failures import guarded
@@ -26,7 +27,7 @@ from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
 from harness.formats import safetensors_file
 from harness.measure import memory_phases
-from harness.methods import METHODS
+from harness.methods import METHODS, against_source
 from harness.methods.base import Method, QuantizeRequest
 from harness.models import body, build, corpora, source
 from harness.probes import PROBES
@@ -53,6 +54,8 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
         outcome = guarded("quantize", partial(_quantize, job, tell))
     elif job.stage == "verify":
         outcome = guarded("reload", partial(_verify, session))
+    elif job.stage == "bound":
+        outcome = guarded("answers", partial(_keep_bound, session))
     else:
         outcome = guarded("baseline", partial(_store_baseline, session, job.questions))
     jobs.write_outcome(folder, outcome)
@@ -75,7 +78,7 @@ def _answer_all(session: WorkerSession, folder: Path, job: Job, tell: Tell) -> N
 
 def _answer(session: WorkerSession, question: Question) -> Answer:
     probe = PROBES[question.probe]
-    if probe.needs_model and probe.isolation != "memory" and session.facts is None:  # memory weighs its own load
+    if probe.needs_model and probe.isolation != "memory" and not session.has_loaded:  # memory weighs its own load
         with session.phase("load"):
             session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":
@@ -89,11 +92,25 @@ def _answer(session: WorkerSession, question: Question) -> Answer:
         answer = replace(answer, facts={**answer.facts, "model_seconds": in_model})
     if session.simulated and not probe.simulated:  # the probe itself has loaded the model
         raise Unsupported(SIMULATED)
+    if probe.needs_model and session.answers is not None:
+        answer = held_against(answer, session.answers)
     return with_kernels(answer, session.facts)
+
+
+def held_against(answer: Answer, answers: bound.Answers) -> Answer:
+    """The answer with how the cell was held against the baseline beside it, and a mark where something is to be said of that."""
+    facts = {**answer.facts, "answers": {"kl": answers.kl, "floor": answers.floor, "limit": answers.limit}}
+    if answers.said:
+        facts["marks"] = [*facts.get("marks", ()), answers.said]
+    return replace(answer, facts=facts)
 
 
 def _verify(session: WorkerSession) -> None:
     session.verify()
+
+
+def _keep_bound(session: WorkerSession) -> None:
+    session.keep_bound()
 
 
 def _store_baseline(session: WorkerSession, questions: tuple[Question, ...]) -> None:
@@ -120,19 +137,20 @@ def _read_source(job: Job) -> None:
 def _quantize(job: Job, tell: Tell) -> None:
     method = METHODS[job.cell.method]
     rows = None if job.calibration is None else _calibration_rows(job, job.calibration)
+    request = QuantizeRequest(
+        model_dir=job.model_dir,
+        out_dir=job.artifact_dir,
+        origin=job.cell.origin,
+        calibration=rows,
+        device=job.device,
+        seed=job.seed,
+    )
     tell(PhaseBegun(name="quantize"))
     with memory_phases.measure("quantize") as meter:
-        method.quantize(
-            QuantizeRequest(
-                model_dir=job.model_dir,
-                out_dir=job.artifact_dir,
-                origin=job.cell.origin,
-                calibration=rows,
-                device=job.device,
-                seed=job.seed,
-            )
-        )
+        method.quantize(request)
     _check_share(job, method)
+    if method.weights is not None:
+        against_source.check(job.model_dir, method.weights(request), folds=method.folds)
     if job.model_dir.is_dir():  # a GGUF file brings its own
         build.carry(job.model_dir, job.artifact_dir)
     assert meter.phase is not None

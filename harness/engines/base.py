@@ -49,7 +49,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What the engine really holds and runs after load."""
+    """What the engine really holds and runs, once a forward pass has been made: what unpacks its weights does so by then."""
 
     engine: str
     device: str
@@ -75,7 +75,8 @@ class Loaded(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the source model."""
 
-    def facts(self) -> EngineFacts: ...
+    def facts(self) -> EngineFacts:
+        """What it holds and runs, after a forward pass: makes a small one where there was none."""
 
     def score_windows(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
         """Scores windows in order, batched as memory allows; `stored` is a folder written by `store_baseline`."""

@@ -85,6 +85,7 @@ class Transformers:
         self._split: Split | None = None
         self._lm: FastLM | None = None
         self._seconds = 0.0
+        self._answered = False  # whether a forward pass has run
         self._prefilled: tuple[tuple[int, int, int], torch.Tensor, object] | None = None
         # Asked once: reading a signature takes as long as a small model's layer, and decode steps are timed.
         self._forward_takes = frozenset(inspect.signature(self._inner.forward).parameters)
@@ -314,6 +315,7 @@ class Transformers:
             given["logits_to_keep"] = 1
         with torch.inference_mode():
             output = self._inner(input_ids=ids, use_cache=True, **given)
+            self._answered = True
             return output.logits[:, -1:].argmax(dim=-1), getattr(output, name)
 
     def _synchronize(self) -> None:
@@ -327,6 +329,8 @@ class Transformers:
         return () if note is None else (note,)
 
     def facts(self) -> EngineFacts:
+        if not self._answered:  # some formats are unpacked by the first forward pass, and held so from then on
+            self._step(self._prompt(1, 1, 0), None)
         kernels = tuple(self._kernels())
         return EngineFacts(
             engine="transformers",

@@ -54,12 +54,20 @@ def dequantize(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Tensor]
     `bits` of the integer codes. BadInput names a layer whose parts are not those of a layout above."""
     state = safetensors_file.tensors(folder)
     for layer in sorted(quantized_layers(folder)):
-        parts = {p: state.pop(f"{layer}.{p}") for p in _ROLES if f"{layer}.{p}" in state}
-        try:
-            state[f"{layer}.weight"] = _dense(parts, bits).to(dtype)
-        except (KeyError, RuntimeError) as error:
-            raise BadInput(f"{folder}: the parts of {layer} are of no layout known here: {sorted(parts)} ({error!r})") from None
+        for part in _ROLES:
+            state.pop(f"{layer}.{part}", None)
+        state[f"{layer}.weight"] = weight(folder, layer, bits).to(dtype)
     return state
+
+
+def weight(folder: Path, layer: str, bits: int) -> Tensor:
+    """One layer's weight [outputs, inputs], float32. BadInput as `dequantize`."""
+    names = {f"{layer}.{part}": part for part in _ROLES}
+    parts = {names[e.name]: safetensors_file.tensor(e) for e in safetensors_file.stored(folder) if e.name in names}
+    try:
+        return _dense(parts, bits)
+    except (KeyError, RuntimeError) as error:
+        raise BadInput(f"{folder}: the parts of {layer} are of no layout known here: {sorted(parts)} ({error!r})") from None
 
 
 def _dense(parts: Mapping[str, Tensor], bits: int) -> Tensor:

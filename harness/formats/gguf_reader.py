@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -20,8 +20,12 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, Unsupported
 from harness.formats.gguf_types import FILE_TYPE_NAMES, FILE_TYPES, TYPES
 
-Value: TypeAlias = str | int | float | bool
-"""One metadata value; of an array its length."""
+Value: TypeAlias = str | int | float | bool | tuple[int | float | bool, ...]
+"""One metadata value. An array of numbers is a tuple where it has one entry for each layer, or fewer than LISTED; of
+others, which
+are vocabularies, only the length is kept."""
+
+LISTED = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufHeader:
-    """`metadata` by key; of an array only its length."""
+    """`metadata` by key; of long arrays and those of texts only the length."""
 
     metadata: Mapping[str, Value]
     tensors: tuple[GgufTensor, ...]
@@ -74,6 +78,8 @@ class _Reader:
         if kind != _ARRAY:
             return self.scalar(_SCALARS[kind])
         inner, length = self.count("<I"), self.count()
+        if inner in _SCALARS and length <= LISTED:
+            return tuple(self.scalar(_SCALARS[inner]) for _ in range(length))
         if inner in _SCALARS:
             self.file.seek(length * struct.calcsize(_SCALARS[inner]), 1)
         elif inner == _STRING:
@@ -91,13 +97,15 @@ class _Reader:
 
 
 def header(path: Path) -> GgufHeader:
-    """The header of one GGUF file. BadInput when it is damaged, cut off, or holds types that this version does not know."""
+    """The header of one GGUF file. BadInput when it is damaged or cut off, Unsupported when it holds types that this version does
+    not know."""
     try:
         with path.open("rb") as file:
             return _header(_Reader(file), path.stat().st_size)
-    except (ValueError, KeyError, struct.error, OverflowError) as error:
-        why = f"unknown type {error}" if isinstance(error, KeyError) else str(error)
-        raise BadInput(f"{path}: is no GGUF file that this version reads: {why}; delete it and run again") from None
+    except KeyError as error:
+        raise Unsupported(f"{path}: it holds the type {error}, which this version does not know") from None
+    except (ValueError, struct.error, OverflowError) as error:
+        raise BadInput(f"{path}: is no GGUF file that this version reads: {error}; fetch or make it again") from None
 
 
 def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
@@ -123,7 +131,7 @@ def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
         if shape[-1] % block.weights:
             raise ValueError(f"{name} has rows of {shape[-1]}, which are no whole blocks of {block.name}")
         described.append((name, block, shape, offset))
-    alignment = int(metadata.get("general.alignment", 32))
+    alignment = _number(metadata.get("general.alignment"), 32)
     data = -(-reader.file.tell() // alignment) * alignment
     tensors = []
     for name, block, shape, offset in described:
@@ -135,11 +143,33 @@ def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
 
 
 def shape_of(path: Path) -> ModelShape:
-    """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are."""
-    read = header(path)
+    """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are. Of
+    a file that
+    cannot be measured the quantization names the reason, under `refused`."""
+    try:
+        read = header(path)
+        file_type = _file_type(read)
+        parts = _number(read.metadata.get("split.count"))
+        if parts > 1:
+            raise Unsupported(
+                f"{path} is one of the {parts} files of a model in parts; join them: "
+                "llama-gguf-split --merge FIRST-PART JOINED.gguf"
+            )
+    except Unsupported as error:
+        refused = {"quant_method": "gguf", "type": "?", "refused": str(error)}
+        return ModelShape(
+            architecture="?",
+            parameters=0,
+            linears=(),
+            hidden=0,
+            layers=0,
+            vocab=0,
+            tied=False,
+            dtype="?",
+            config={"quantization_config": refused},
+        )
     meta = read.metadata
     kind = str(meta.get("general.architecture", "?"))
-    file_type = _file_type(read)
     return ModelShape(
         architecture=kind,
         parameters=sum(math.prod(tensor.shape) for tensor in read.tensors),
@@ -151,6 +181,29 @@ def shape_of(path: Path) -> ModelShape:
         dtype=file_type,
         config={"quantization_config": {"quant_method": "gguf", "type": file_type}},
     )
+
+
+def kv_widths(header: GgufHeader) -> list[tuple[int, int]]:
+    """(numbers of a key, numbers of a value) that a token takes in each layer of the file; layers without attention have 0 heads.
+
+    `head_count` and `head_count_kv` are one number or one for each layer; `key_length` and `value_length` are optional,
+    and then the
+    hidden units divided by the heads (ggml's docs/gguf.md)."""
+    meta, kind = header.metadata, header.metadata.get("general.architecture")
+
+    def by_layer(name: str, default: Sequence[float]) -> list[int]:
+        value = meta.get(f"{kind}.{name}")
+        if isinstance(value, tuple):
+            return [int(each) for each in value]
+        return [int(each) for each in default] if value is None else [_number(value)] * layers
+
+    layers = _number(meta.get(f"{kind}.block_count"))
+    hidden = _number(meta.get(f"{kind}.embedding_length"))
+    heads = by_layer("attention.head_count", [1] * layers)
+    kv_heads = by_layer("attention.head_count_kv", heads)
+    usual = hidden // max(1, *heads)
+    key, value = (by_layer(f"attention.{name}_length", [usual] * layers) for name in ("key", "value"))
+    return [(kv_heads[i] * key[i], kv_heads[i] * value[i]) for i in range(layers)]
 
 
 def _file_type(header: GgufHeader) -> str:

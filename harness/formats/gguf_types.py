@@ -92,6 +92,17 @@ TYPES: dict[int, Block] = {
     23: _block("IQ4_XS", 256, 2 + 2 + 4 + 128),
     34: _block("TQ1_0", 256, 48 + 4 + 2),
     35: _block("TQ2_0", 256, 64 + 2),
+    39: _block("MXFP4", 32, 1 + 16),
+    40: _block("NVFP4", 64, 4 + 32),
+    41: _block("Q1_0", 128, 2 + 16),
+    # what no weights are published in, and tables may be
+    9: _block("Q8_1", 32, 4 + 4 + 32),
+    15: _block("Q8_K", 256, 4 + 256 + 32),
+    24: _block("I8", 1, 1),
+    25: _block("I16", 1, 2),
+    26: _block("I32", 1, 4),
+    27: _block("I64", 1, 8),
+    28: _block("F64", 1, 8),
 }
 """ggml's type number -> the block it stores."""
 

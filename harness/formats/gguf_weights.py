@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from harness.formats import gguf_reader
 from harness.formats.gguf_export import Decoder
 from harness.formats.gguf_names import halved, source_name
+from harness.formats.gguf_reader import GgufTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,23 +16,30 @@ if TYPE_CHECKING:
 
 def unpacked(path: Path, model: Decoder) -> dict[str, Tensor]:
     """Source tensor name -> float32 tensor: the file's blocks dequantized, rows put back into the source's order."""
+    named = {tensor: source_name(tensor.name) for tensor in gguf_reader.header(path).tensors}
+    return {name: _wide(path, tensor, name, model) for tensor, name in named.items() if name is not None}
+
+
+def values(path: Path, tensor: GgufTensor, name: str, model: Decoder) -> Tensor:
+    """One tensor of type F32, F16 or BF16 in its own dtype, rows in the order of the source's tensor `name`."""
+    import torch
+
+    kept = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[tensor.type]
+    return _wide(path, tensor, name, model).to(kept)
+
+
+def _wide(path: Path, tensor: GgufTensor, name: str, model: Decoder) -> Tensor:
     import gguf.quants
     import numpy as np
     import torch
     from gguf import GGMLQuantizationType
 
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    state = {}
-    for tensor in gguf_reader.header(path).tensors:
-        name = source_name(tensor.name)
-        if name is None:
-            continue
-        data = raw[tensor.offset : tensor.offset + tensor.bytes].reshape(*tensor.shape[:-1], -1)
-        if tensor.type in ("F32", "F16"):
-            values = data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
-        else:
-            values = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
-        weight = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(tensor.shape)
-        heads = model.rotated(name)
-        state[name] = halved(weight, heads).contiguous() if heads else weight
-    return state
+    raw = np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.bytes,))
+    data = raw.reshape(*tensor.shape[:-1], -1)
+    if tensor.type in ("F32", "F16"):
+        numbers = data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
+    else:
+        numbers = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
+    weight = torch.from_numpy(np.array(numbers, dtype=np.float32)).reshape(tensor.shape)
+    heads = model.rotated(name)
+    return halved(weight, heads).contiguous() if heads else weight

@@ -50,27 +50,57 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 def dequantize(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """All weights of a GPTQ or AWQ checkpoint as dense tensors [out, in] in `dtype` under the source names; the rest as stored.
 
-    BadInput names a layout that this does not read (mixed bits, AWQ kernels' own orders)."""
-    import torch
-
-    checkpoint = quantization(config_json.read(folder))
-    if checkpoint is None:
-        raise BadInput(f"{folder}: its config.json names no quantization")
-    bits, layout = config_json.integer(checkpoint.settings, "bits", "w_bit"), _layout(checkpoint, folder)
-    state = safetensors_file.tensors(folder)
-    for layer in packed_layers(folder):
-        words, zeros, scales = (state.pop(f"{layer}.{part}") for part in ("qweight", "qzeros", "scales"))
-        outputs = scales.shape[1]
-        if layout == "gemm":
-            state[f"{layer}.weight"] = _awq_weight(words, zeros, scales, bits).to(dtype)
-            continue
-        inputs = words.shape[0] * 32 // bits
-        index = state.pop(f"{layer}.g_idx", torch.arange(inputs) // (inputs // zeros.shape[0])).long()
-        codes = unpack(words.t().contiguous(), bits, index.numel()).t()  # [in, out]
-        one = 1 if layout == "gptq" else 0  # the first format stores zero points minus one
-        offsets = (unpack(zeros, bits, outputs) + one) & ((1 << bits) - 1)
-        state[f"{layer}.weight"] = ((codes - offsets[index]).float() * scales.float()[index]).t().contiguous().to(dtype)
+    BadInput names a layout that this does not read (AWQ kernels' own orders)."""
+    read = Reader(folder)
+    state = {e.name: safetensors_file.tensor(e) for e in safetensors_file.stored(folder) if not read.part(e.name)}
+    for layer in read.layers:
+        state[f"{layer}.weight"] = read.weight(layer).to(dtype)
     return state
+
+
+class Reader:
+    """The packed layers of a checkpoint, read one at a time. Layers may differ in their bits, which the shapes of their
+    parts tell."""
+
+    def __init__(self, folder: Path) -> None:
+        """BadInput names a layout that this does not read."""
+        checkpoint = quantization(config_json.read(folder))
+        if checkpoint is None:
+            raise BadInput(f"{folder}: its config.json names no quantization")
+        self._layout = _layout(checkpoint, folder)
+        self._entries = {entry.name: entry for entry in safetensors_file.stored(folder)}
+        self.layers = sorted(packed_layers(folder))
+        self._known = set(self.layers)
+
+    def part(self, name: str) -> bool:
+        """Whether a tensor is a part of a packed layer's weight."""
+        layer, _, kind = name.rpartition(".")
+        return kind in _ROLES and layer in self._known
+
+    def bits(self, layer: str) -> int:
+        outputs = self._entries[f"{layer}.scales"].shape[1]
+        return self._entries[f"{layer}.qzeros"].shape[1] * 32 // outputs
+
+    def shape(self, layer: str) -> tuple[int, int]:
+        """(outputs, inputs) of a layer's weight."""
+        rows, outputs = self._entries[f"{layer}.qweight"].shape[0], self._entries[f"{layer}.scales"].shape[1]
+        return outputs, rows if self._layout == "gemm" else rows * 32 // self.bits(layer)
+
+    def weight(self, layer: str) -> Tensor:
+        """A layer's weight [outputs, inputs], float32."""
+        import torch
+
+        names = (f"{layer}.{part}" for part in ("qweight", "qzeros", "scales"))
+        words, zeros, scales = (safetensors_file.tensor(self._entries[name]) for name in names)
+        bits, (outputs, inputs) = self.bits(layer), self.shape(layer)
+        if self._layout == "gemm":
+            return _awq_weight(words, zeros, scales, bits)
+        own = self._entries.get(f"{layer}.g_idx")
+        index = torch.arange(inputs) // (inputs // zeros.shape[0]) if own is None else safetensors_file.tensor(own).long()
+        codes = unpack(words.t().contiguous(), bits, index.numel()).t()  # [in, out]
+        one = 1 if self._layout == "gptq" else 0  # the first format stores zero points minus one
+        offsets = (unpack(zeros, bits, outputs) + one) & ((1 << bits) - 1)
+        return ((codes - offsets[index]).float() * scales.float()[index]).t().contiguous()
 
 
 def _layout(checkpoint: Quantization, folder: Path) -> str:
@@ -78,8 +108,6 @@ def _layout(checkpoint: Quantization, folder: Path) -> str:
     settings, awq = checkpoint.settings, checkpoint.format == "awq"
     named = (settings.get(key) for key in ("checkpoint_format", "format", "version"))
     layout = str(next(filter(None, named), "gemm" if awq else "gptq")).lower()
-    if settings.get("dynamic"):
-        raise BadInput(f"{folder}: mixed bits, which this does not read")
     if layout not in (("gemm",) if awq else ("gptq", "gptq_v2")):
         raise BadInput(f"{folder}: checkpoint format {layout!r}, which this does not read")
     return layout

@@ -26,5 +26,10 @@ def write(folder: Path, state: Mapping[str, Tensor], *, settings: Mapping[str, J
 
 def read(folder: Path, *, name: str, device: str) -> tuple[dict[str, Json], dict[str, Tensor]]:
     """The settings and the tensors of an artifact that `write` made."""
-    settings: dict[str, Json] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return settings, safetensors_file.tensors(folder, device=device)
+    return settings(folder, name), safetensors_file.tensors(folder, device=device)
+
+
+def settings(folder: Path, name: str) -> dict[str, Json]:
+    """The settings of an artifact that `write` made, from its JSON file `name`."""
+    held: dict[str, Json] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return held

@@ -118,6 +118,14 @@ def rounded(x: Tensor, parts: LayerParts) -> Tensor:
     return wide.to(x.dtype)
 
 
+def weight(folder: Path, layer: str) -> Tensor:
+    """What inputs are multiplied by in one layer, before they are rounded: [outputs, inputs], float32."""
+    names = {f"{layer}.{part}": part for part in _ROLES}
+    parts = {names[e.name]: safetensors_file.tensor(e) for e in safetensors_file.stored(folder) if e.name in names}
+    dense = _dense(parts)
+    return dense * parts["pre_quant_scale"].float() if "pre_quant_scale" in parts else dense
+
+
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     layers = {t.name.rpartition(".")[0] for t in safetensors_file.stored(artifact_dir) if t.name.endswith(".weight_scale")}
     return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES, layers))

@@ -42,6 +42,11 @@ class Constant:
     parameter: str
     role: Role
 
+    @property
+    def adapter(self) -> str | None:
+        """Which of the two small matrices it is that correct a product; None where it is neither."""
+        return next((suffix for suffix in _ADAPTERS if suffix in self.name), None)
+
 
 def constants(folder: Path) -> list[Constant]:
     """All constants of the IR in `folder`, each stretch of the .bin once. BadInput when the XML is damaged or does not fit."""
@@ -114,13 +119,21 @@ def unpacked(folder: Path) -> dict[str, NDArray[np.float32]]:
         if not constant.parameter:
             continue
         values = _values(raw[constant.offset : constant.offset + constant.bytes], constant)
-        adapter = next((a for a in _ADAPTERS if a in constant.name), None)
+        adapter = constant.adapter
         place = parts if adapter is None else adapters.setdefault(constant.parameter, {})
         place.setdefault(adapter or constant.parameter, {})[constant.role] = values
     state = {name: _dequantized(part) for name, part in parts.items()}
     for name, pair in adapters.items():
         state[name] = state[name] + _dequantized(pair["_lora_B"]) @ _dequantized(pair["_lora_A"])
     return state
+
+
+def values(folder: Path, constant: Constant) -> NDArray[np.float32]:
+    """What one constant holds, as float32 in its own shape."""
+    import numpy as np
+
+    raw = np.memmap(folder / BIN, dtype=np.uint8, mode="r")
+    return _values(raw[constant.offset : constant.offset + constant.bytes], constant)
 
 
 def _values(raw: NDArray[np.uint8], constant: Constant) -> NDArray[np.float32]:

@@ -33,3 +33,16 @@ def ledger(folder: Path) -> list[StoredTensor]:
         return layer.removesuffix(".weight"), "weight" if suffix == "weight" else _SUFFIXES.get(suffix, "other")
 
     return safetensors_file.ledger(folder, roles)
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that packed layers stand for, of those that tell: a byte or more for each weight, or a
+    `weight_shape`."""
+    told: dict[str, tuple[int, ...]] = {}
+    for entry in safetensors_file.stored(folder):
+        layer, _, part = entry.name.rpartition(".")
+        if part in ("weight", "codes") and entry.dtype in _NARROW - {"U8"} and len(entry.shape) == 2:
+            told[layer] = entry.shape
+        elif part == "weight_shape":
+            told[layer] = tuple(int(size) for size in safetensors_file.tensor(entry))
+    return told

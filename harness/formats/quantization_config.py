@@ -59,23 +59,41 @@ def _needed(settings: ModelConfig, name: str) -> ModelConfig:
     return entries
 
 
+_OUTSIDE = re.compile(r"(lm_head|embed_tokens|embed_out|embeddings?|output|wte|shared)(\.weight)?\$?$")
+"""Names, or ends of patterns, of what is no layer of the body: head and embeddings, which most formats leave alone."""
+
+
+def _mixed(*named: object) -> Options:
+    """`mixed` where settings name layers of the body that are quantized otherwise than the others, or not at all: by lists of
+    names or patterns, or by mappings of such."""
+    names = [str(name) for given in named if isinstance(given, (list, tuple, dict)) for name in given]
+    return {"mixed": True} if any(not _OUTSIDE.search(name) for name in names) else {}
+
+
 def _grouped(q: ModelConfig) -> tuple[float, Options]:
-    return number(q, "bits", "w_bit"), {"group_size": integer(q, "group_size", "q_group_size", default=-1)}
+    others = _mixed(q.get("dynamic"), q.get("modules_to_not_convert"), q.get("extra_config"))
+    return number(q, "bits", "w_bit"), {"group_size": integer(q, "group_size", "q_group_size", default=-1), **others}
 
 
 def _bitsandbytes(q: ModelConfig) -> tuple[float, Options]:
+    others = _mixed(q.get("llm_int8_skip_modules"))
     if not q.get("load_in_4bit"):
-        return 8.0, {}
-    return 4.0, {"type": str(q.get("bnb_4bit_quant_type")), "double_quant": bool(q.get("bnb_4bit_use_double_quant"))}
+        return 8.0, others
+    return 4.0, {
+        "type": str(q.get("bnb_4bit_quant_type")),
+        "double_quant": bool(q.get("bnb_4bit_use_double_quant")),
+        **others,
+    }
 
 
 def _hqq(q: ModelConfig) -> tuple[float, Options]:
     weights = _needed(_needed(q, "quant_config"), "weight_quant_params")
-    return number(weights, "nbits"), {"group_size": integer(weights, "group_size", default=-1)}
+    return number(weights, "nbits"), {"group_size": integer(weights, "group_size", default=-1), **_mixed(q.get("skip_modules"))}
 
 
 def _compressed_tensors(q: ModelConfig) -> tuple[float, Options]:
-    """Bits and group of the first group of layers; `mixed` where another group has other bits."""
+    """Bits and group of the first group of layers; `mixed` where another group has other bits, or layers of the body are
+    left out."""
     groups = _needed(q, "config_groups")
     weights = [given for name in groups if (given := mapping(mapping(groups, name), "weights"))]
     activations = [given for name in groups if (given := mapping(mapping(groups, name), "input_activations"))]
@@ -85,7 +103,7 @@ def _compressed_tensors(q: ModelConfig) -> tuple[float, Options]:
         options["activations"] = integer(activations[0], "num_bits")
     if len({number(each, "num_bits") for each in weights}) > 1:
         options["mixed"] = True
-    return number(first, "num_bits"), options
+    return number(first, "num_bits"), {**options, **_mixed(q.get("ignore"))}
 
 
 def _aqlm(q: ModelConfig) -> tuple[float, Options]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.formats import packed_names
-from harness.methods import _kernels, refusals
+from harness.methods import _kernels, against_source, refusals
 from harness.models import build
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from harness.methods.base import LoadRequest
+    from harness.methods.base import LoadRequest, QuantizeRequest
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
@@ -36,6 +36,11 @@ def bits_per_weight(scheme: Scheme) -> float:
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return packed_names.ledger(artifact_dir)
+
+
+def weights(request: QuantizeRequest) -> list[HeldWeight]:
+    """Shapes of packed layers as far as their names tell."""
+    return against_source.held(request.out_dir, packed_names.ledger(request.out_dir), packed_names.shapes(request.out_dir).get)
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import BodyWeight, LayerKernel, ModelShape, StoredTensor
+from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel_tree, refusals, reload
+from harness.methods import _gptqmodel_tree, against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import body, build, source
@@ -216,7 +216,8 @@ def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLi
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
-    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load (dequantized)."""
+    """Kernel proof per quantized layer, and every decoder layer that is a plain Linear after load: dequantized, where the
+    artifact holds it packed."""
     proofs = []
     for name, module in quantized_modules(model):
         kind = type(module).__name__
@@ -234,6 +235,12 @@ def kernels(model: PreTrainedModel) -> list[LayerKernel]:
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return gptq_file.ledger(artifact_dir)
+
+
+def weights(request: QuantizeRequest) -> list[HeldWeight]:
+    """An artifact's weights, for the comparison with the source."""
+    read = gptq_file.Reader(request.out_dir)
+    return against_source.held(request.out_dir, gptq_file.ledger(request.out_dir), read.shape, read.weight)
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
@@ -284,6 +291,7 @@ def row(
     calibrated: bool = True,
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
+    folds: bool = False,
 ) -> Method:
     """A row whose artifacts are in the GPTQ or AWQ format and run on GPTQModel's kernels."""
     return Method(
@@ -300,6 +308,8 @@ def row(
         supports=supports,
         bits_per_weight=bits_per_weight,
         ledger=ledger,
+        weights=weights,
+        folds=folds,
         kernels=kernels,
         calibrated=calibrated,
         requirements=REQUIREMENTS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel
@@ -42,3 +44,9 @@ def of_modules(model: PreTrainedModel) -> list[LayerKernel]:
         wide = held_wide(largest) and type(largest.data) is torch.Tensor
         proofs.append(proof(name, kind, largest, op="aten::linear" if wide else f"{kind}.forward", dequantized=wide))
     return proofs
+
+
+def among(proofs: Iterable[LayerKernel], packed: Collection[str]) -> list[LayerKernel]:
+    """The proofs of a model of whose layers the artifact holds these `packed`: a layer that it keeps in 16 bits or wider is
+    held so because it was never quantized, which simulates nothing."""
+    return [replace(each, dequantized=each.dequantized and each.layer in packed) for each in proofs]

@@ -131,6 +131,7 @@ def row(
     summary: str,
     source: str,
     kernel_cuda: Mapping[float, Kernel] = _gptqmodel.KERNEL_CUDA,
+    folds: bool = False,
 ) -> Method:
     """A row whose `library` (an importable name) quantizes in the environment of the originals; `loaded_by` loads it."""
     main = _gptqmodel.row(
@@ -142,6 +143,7 @@ def row(
         quantize=quantize,
         supports=supports,
         kernel_cuda=kernel_cuda,
+        folds=folds,
         summary=summary,
         source=source,
     )

@@ -105,6 +105,7 @@ METHOD = _transformers4.row(
     supports=supports,
     loaded_by="awq",
     library="awq",
+    folds=True,
     summary="the original AWQ library, unmaintained; its checkpoints run on GPTQModel's kernels",
     source="Lin et al. 2023, arXiv:2306.00978; github.com/casper-hansen/AutoAWQ",
 )

@@ -176,6 +176,7 @@ METHOD = _gptqmodel.row(
     kernel_cuda={8: "real", 4: "real", 3: "slow", 2: "slow"},
     quantize=quantize,
     supports=supports,
+    folds=True,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

@@ -6,12 +6,12 @@ A method file imports nothing but the standard library and `harness` at its top:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor, WeightKind
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor, WeightKind
 from harness.methods import _defaults
 from harness.spec import OptionValue, Origin, OriginKind, Running, Scheme
 
@@ -93,6 +93,10 @@ class Method:
     # estimate for the quantized layers, scales and zeros included
     bits_per_weight: Callable[[Scheme], float] = _defaults.bits_per_weight
     ledger: Callable[[Path, Scheme], list[StoredTensor]] = _defaults.ledger  # every tensor stored in the artifact
+    # the source's weights as the artifact holds them, to be compared with the source; None: there is no source to compare with
+    weights: Callable[[QuantizeRequest], Iterable[HeldWeight]] | None = _defaults.weights
+    folds: bool = False  # may fold scales into norms and biases, and their reciprocals into the layers that follow
+    worse: Mapping[float, str] = field(default_factory=dict)  # bits at which it is known to be far off, with the reason
     kernels: Callable[[Any], list[LayerKernel]] = _defaults.kernels  # of what `load` returned
     takes: tuple[WeightKind, ...] = ("linear", "derived")  # what it quantizes of a model's body; `supports` may know more
     calibrated: bool = False  # takes calibration rows

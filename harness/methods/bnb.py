@@ -5,12 +5,13 @@ int8 at each call, outlier inputs kept in 16 bits). 4 bits: nf4 or fp4 codes in 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import safetensors_file
-from harness.methods import _defaults, refusals, reload
+from harness.methods import _defaults, against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
@@ -119,6 +120,22 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, roles)
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    return against_source.held(request.out_dir, ledger(request.out_dir, request.scheme), _shapes(request.out_dir).__getitem__)
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that packed layers stand for: stored so at 8 bits, named in JSON at 4."""
+    shapes = {}
+    for entry in safetensors_file.stored(folder):
+        layer, _, state = entry.name.partition(".weight.quant_state.")
+        if state:
+            shapes[layer] = tuple(json.loads(safetensors_file.tensor(entry).numpy().tobytes())["shape"])
+        elif entry.name.endswith(".weight") and entry.dtype == "I8":
+            shapes[entry.name.removesuffix(".weight")] = entry.shape
+    return shapes
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if scheme.bits == 8 and (scheme.options["type"] != "nf4" or scheme.options["double_quant"]):
         return "type and double_quant belong to 4 bits; at 8 bits bitsandbytes has one format (LLM.int8)"
@@ -159,6 +176,7 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=ledger,
+    weights=_weights,
     kernels=kernels,
     takes=("linear", "conv1d"),
     requirements=("bitsandbytes>=0.49",),

@@ -126,6 +126,7 @@ METHOD = Method(
     load=load,
     supports=_supports,
     ledger=_ledger,
+    weights=None,
     kernels=_kernels,
     summary="any OpenAI-compatible server: vLLM, SGLang, llama-server, Ollama, trtllm-serve, OpenVINO Model Server",
 )

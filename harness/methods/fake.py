@@ -117,6 +117,7 @@ METHOD = Method(
     load=load,
     supports=supports,
     ledger=ledger,
+    weights=None,
     kernels=kernels,
     modules=(),
 )

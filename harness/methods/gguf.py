@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_types, gguf_weights, safetensors_file
 from harness.formats.gguf_types import FILE_TYPES
 from harness.formats.gguf_vocabulary import SAMPLE
@@ -167,6 +167,25 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return rows
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    """Every tensor of the file but Llama-3's divisors of frequencies, its rows in the source's order. Types of 16 bits
+    and more are
+    kept, at their own precision."""
+    path, model = request.out_dir / FILE, gguf_export.decoder_of(request.model_dir)
+
+    def held(tensor: gguf_reader.GgufTensor, name: str) -> HeldWeight:
+        plain = tensor.type in UNQUANTIZED
+        return HeldWeight(
+            name=name,
+            shape=tensor.shape,
+            quantized=not plain,
+            read=(lambda: gguf_weights.values(path, tensor, name, model)) if plain else None,
+        )
+
+    named = [(tensor, gguf_names.source_name(tensor.name)) for tensor in gguf_reader.header(path).tensors]
+    return [held(tensor, name) for tensor, name in named if name is not None]
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     kind = str(scheme.options["type"])
     bits = FILE_TYPES[kind][0]
@@ -193,7 +212,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return f"{reason}, the blocks of {kind}; choose another type: {small}"
 
 
-def _bits_per_weight(scheme: Scheme) -> float:
+def bits_per_weight(scheme: Scheme) -> float:
     """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape."""
     main, others = FILE_TYPES[str(scheme.options["type"])][1]
     total = 0.0
@@ -236,8 +255,9 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
-    bits_per_weight=_bits_per_weight,
+    bits_per_weight=bits_per_weight,
     ledger=ledger,
+    weights=_weights,
     kernels=kernels,
     calibrated=True,
     requirements=("llama-cpp-python>=0.3.36", "gguf>=0.19"),

@@ -10,11 +10,12 @@ anything is measured its shape is compared with the source's, and the divergence
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import ModelShape
-from harness.errors import BadInput, MissingPackage
-from harness.formats import config_json, gguf_types
+from harness.artifact import ModelShape, StoredTensor
+from harness.errors import BadInput, MissingPackage, Unsupported
+from harness.formats import config_json, gguf_export, gguf_reader, gguf_types
 from harness.formats.config_json import ModelConfig
 from harness.formats.gguf_reader import shape_of
 from harness.formats.quantization_config import KEY, quantization
@@ -30,8 +31,11 @@ FORMAT = "gguf"
 
 
 def scheme(config: ModelConfig) -> Scheme:
-    """The scheme of a file whose `shape_of` gave `config`."""
-    file_type = str(config_json.mapping(config, KEY)["type"])
+    """The scheme of a file whose `shape_of` gave `config`. Unsupported names why a file cannot be measured."""
+    described = config_json.mapping(config, KEY)
+    if described.get("refused"):
+        raise Unsupported(str(described["refused"]))
+    file_type = str(described["type"])
     if file_type in gguf_types.FILE_TYPES:
         bits = gguf_types.FILE_TYPES[file_type][0]
     else:  # a mixture without a name: its most frequent block
@@ -58,7 +62,19 @@ def load(request: LoadRequest) -> Weights:
                 f"{path.resolve()} has {has} {what} and the model it is given as a quantization `of` has {text[name]}: "
                 "it was made of another one; correct `of`"
             )
-    return gguf.load(request)
+    weights = gguf.load(request)
+    # What the file says is not the model's: with less than the source has, its inputs would be cut otherwise than the baseline's.
+    weights.context_length = max(weights.context_length, config_json.integer(text, "max_position_embeddings"))
+    return weights
+
+
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+    """As gguf's, but by their own names alone where the architecture is none whose source names are known here."""
+    rows = gguf.ledger(artifact_dir, scheme)
+    kind = gguf_reader.header(artifact_dir / gguf.FILE).metadata.get("general.architecture")
+    if kind in gguf_export.ARCHITECTURES.values():
+        return rows
+    return [StoredTensor(name=row.name, layer="", role="other", bits=row.bits) for row in rows]
 
 
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
@@ -70,6 +86,11 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return None
 
 
+def _bits_per_weight(scheme: Scheme) -> float:
+    """Of a file type that llama.cpp names its usual mixture, else the bits of the most frequent block."""
+    return gguf.bits_per_weight(scheme) if scheme.options.get("type") in gguf_types.FILE_TYPES else float(scheme.bits)
+
+
 METHOD = Method(
     name=NAME,
     title="GGUF file, as given",
@@ -77,7 +98,9 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
-    ledger=gguf.ledger,
+    bits_per_weight=_bits_per_weight,
+    ledger=ledger,
+    weights=None,
     kernels=gguf.kernels,
     requirements=gguf.METHOD.requirements,
     extra=gguf.METHOD.extra,

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, Role, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import library_tensors, safetensors_file
-from harness.methods import refusals, reload
+from harness.methods import against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
@@ -148,6 +148,12 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES))
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    layers = library_tensors.settings(request.out_dir, META)["layers"]
+    rows = _ledger(request.out_dir, request.scheme)
+    return against_source.held(request.out_dir, rows, lambda layer: (layers[layer][1], layers[layer][0]))
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     if device != "cpu":
         return refusals.quantized(shape) or "it is offered on the CPU only"
@@ -179,6 +185,8 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
+    weights=_weights,
+    worse={8.0: "Neural Compressor's own rounding to 8 bits is known to be that far off (docs/environments.md)"},
     kernels=_kernels,
     calibrated=True,
     environment="inc",

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape
+from harness.artifact import HeldWeight, LayerKernel, ModelShape
 from harness.errors import BadInput
 from harness.formats import compressed_tensors
-from harness.methods import _defaults, refusals, reload
+from harness.methods import _defaults, against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import held_wide, proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
@@ -31,6 +31,7 @@ from harness.spec import Scheme
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0, 3.0, 2.0)
@@ -149,6 +150,17 @@ def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     return proofs
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    def dense(layer: str) -> Tensor:
+        return compressed_tensors.weight(request.out_dir, layer, int(request.scheme.bits))
+
+    def shape(layer: str) -> tuple[int, ...]:
+        return tuple(dense(layer).shape)
+
+    rows = compressed_tensors.ledger(request.out_dir, request.scheme)
+    return against_source.held(request.out_dir, rows, shape, dense)
+
+
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     options, kind = scheme.options, str(scheme.options["type"])
     group, smooth = int(options["group_size"]), float(options["smooth"])
@@ -224,6 +236,8 @@ METHOD = Method(
     supports=supports,
     bits_per_weight=bits_per_weight,
     ledger=compressed_tensors.ledger,
+    weights=_weights,
+    folds=True,
     kernels=kernels,
     calibrated=True,
     environment="llmcompressor",

@@ -20,10 +20,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape
+from harness.artifact import HeldWeight, LayerKernel, ModelShape
 from harness.formats import safetensors_file
-from harness.formats.modelopt_checkpoint import dequantize, inputs_of, ledger, read, rounded
-from harness.methods import refusals, reload
+from harness.formats.modelopt_checkpoint import dequantize, inputs_of, ledger, read, rounded, weight
+from harness.methods import against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
@@ -136,6 +136,16 @@ def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
     return proofs
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    def dense(layer: str) -> Tensor:
+        return weight(request.out_dir, layer)
+
+    def shape(layer: str) -> tuple[int, ...]:
+        return tuple(dense(layer).shape)
+
+    return against_source.held(request.out_dir, ledger(request.out_dir, request.scheme), shape, dense)
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     kind, group = str(scheme.options["type"]), int(scheme.options["group_size"])
     bits = 8.0 if kind in _EIGHT else 4.0
@@ -189,6 +199,8 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=ledger,
+    weights=_weights,
+    folds=True,
     kernels=_kernels,
     calibrated=True,
     environment="modelopt",

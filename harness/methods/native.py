@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.formats import config_json, safetensors_file
 from harness.formats.quantization_config import quantization
-from harness.methods import reload
+from harness.methods import against_source, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, QuantizeRequest
 from harness.models import build, source
@@ -115,6 +115,10 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return [StoredTensor(name=t.name, layer="", role="other", bits=t.bits) for t in stored]
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    return against_source.held(request.out_dir, _ledger(request.out_dir, request.scheme))
+
+
 def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
     """The linear layers of the decoder: nothing is quantized, so nothing is dequantized."""
     return [
@@ -137,6 +141,7 @@ def _method(name: str, title: str, bits: int, summary: str) -> Method:
         supports=_supports,
         bits_per_weight=lambda scheme: float(bits),
         ledger=_ledger,
+        weights=_weights,
         kernels=_kernels,
         modules=("torch", "transformers", "safetensors"),
         unquantized=True,

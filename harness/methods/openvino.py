@@ -11,13 +11,15 @@ configuration beside it). NNCF's and OpenVINO's reports home are switched off (`
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
-from harness.formats import config_json, openvino_export, openvino_ir
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
+from harness.formats import config_json, openvino_export, openvino_ir, safetensors_file
 from harness.formats.safetensors_file import brief
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
@@ -133,6 +135,27 @@ def _write_answers(request: QuantizeRequest, vectors: Mapping[str, Tensor], matr
     reload.write(model, rows, request.out_dir, by=f"the IR's constants, unpacked here and run by torch in {name}", noisy=noisy)
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    """The matrices, which keep their names in the IR, and of 16 bits their values. Vectors do not: they are folded into other
+    shapes. That they are the source's the reload check has compared: its answers are those of the source's vectors."""
+    plain = request.scheme.bits == 16
+    vectors = [e for e in safetensors_file.checkpoint(request.model_dir).values() if len(e.shape) < 2]
+    held = [HeldWeight(name=entry.name, shape=entry.shape, quantized=True) for entry in vectors]
+    for constant in openvino_ir.constants(request.out_dir):
+        if constant.parameter and constant.role == "weight" and not constant.adapter:
+            read = partial(_values, request.out_dir, constant) if plain else None
+            shape = (constant.shape[0], math.prod(constant.shape[1:]))
+            held.append(HeldWeight(name=constant.parameter, shape=shape, quantized=not plain, read=read))
+    return held
+
+
+def _values(folder: Path, constant: openvino_ir.Constant) -> Tensor:
+    import torch
+
+    values = torch.from_numpy(openvino_ir.values(folder, constant))
+    return values.half() if constant.type == "f16" else values
+
+
 def load(request: LoadRequest) -> Program:
     from harness.runtimes.openvino import Program
 
@@ -229,6 +252,7 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
+    weights=_weights,
     kernels=_kernels,
     calibrated=True,
     requirements=("openvino>=2026.4", "nncf>=3.4"),

@@ -13,6 +13,7 @@ divergence from it tells a sound checkpoint from garbage.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import BadInput, MissingPackage
 from harness.formats import gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
-from harness.formats.quantization_config import bits_and_options, quantization
+from harness.formats.quantization_config import KEY, bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
 from harness.methods.base import LoadRequest, Method, QuantizeRequest
 from harness.models import find
@@ -37,6 +38,9 @@ _OURS = re.compile(rf"artifact\.json|verified-\w+\.json|{re.escape(reload.FILE)}
 
 _FORMAT = "prequantized_format"
 """The attribute by which a loaded model keeps its checkpoint's format for the kernel proof."""
+
+_PACKED = "checkpoint_layers"
+"""The attribute by which it keeps the names of its packed layers."""
 
 _LINKED = {".json", ".jinja", ".txt", ".model"}
 
@@ -80,6 +84,7 @@ def label(name: str, scheme: Scheme) -> str:
         parts.append(f"g{options['group_size']}")
     parts += [str(options["type"])] if options.get("type") not in (None, "int") else []
     parts += [f"a{options['activations']}"] if "activations" in options else []
+    parts += ["mixed"] if options.get("mixed") else []
     return " ".join(parts)
 
 
@@ -94,6 +99,8 @@ def quantize(request: QuantizeRequest) -> None:
             (request.out_dir / path.name).symlink_to(path.resolve())
     for path in safetensors_file.weight_files(request.model_dir):
         (request.out_dir / path.name).symlink_to(path.resolve())
+    if name == "awq":
+        _say_what_is_left(request.out_dir)
     if name not in ("gptq", "awq"):
         reload.skip(request.out_dir, f"{name}: given as it is, and read by nothing but its own library")
         return
@@ -108,6 +115,32 @@ def quantize(request: QuantizeRequest) -> None:
     reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
+def _say_what_is_left(folder: Path) -> None:
+    """Has the loader leave alone what an AWQ checkpoint holds unpacked: it takes no notice of `modules_to_not_convert`,
+    and would make
+    a packed layer of random codes. The tensors tell, whatever the config says."""
+    packed = gptq_file.packed_layers(folder)
+    shapes = {e.name.removesuffix(".weight"): e.shape for e in safetensors_file.stored(folder) if e.name.endswith(".weight")}
+    kinds = {layer.rpartition(".")[2] for layer in packed}
+    inside = {layer.rpartition(".")[0] for layer in packed}
+    left = sorted(
+        layer
+        for layer, shape in shapes.items()
+        if len(shape) == 2 and layer not in packed and (layer.rpartition(".")[0] in inside or layer.rpartition(".")[2] in kinds)
+    )
+    if not left:
+        return
+    for name in ("config.json", "quantize_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        config = json.loads(path.read_text(encoding="utf-8"))
+        settings = config.get(KEY, config)
+        settings["dynamic"] = {**(settings.get("dynamic") or {}), **{f"-:^{re.escape(layer)}$": {} for layer in left}}
+        path.unlink()  # a link to the checkpoint's own
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
 def load(request: LoadRequest) -> PreTrainedModel:
     name = str(request.scheme.options["format"])
     if name in ("gptq", "awq"):
@@ -117,13 +150,16 @@ def load(request: LoadRequest) -> PreTrainedModel:
     else:
         model = _defaults.load(request)
     vars(model)[_FORMAT] = name
+    vars(model)[_PACKED] = {row.layer for row in ledger(request.artifact_dir, request.scheme) if row.layer}
     return model
 
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
-    """As the loader of the checkpoint's format proves them."""
+    """As the loader of the checkpoint's format proves them; layers that the checkpoint keeps in 16 bits are not dequantized."""
     known = {"gptq": _gptqmodel.kernels, "awq": _gptqmodel.kernels, "bitsandbytes": bnb.kernels}
-    return known.get(vars(model)[_FORMAT], _kernels.of_modules)(model)
+    proofs = known.get(vars(model)[_FORMAT], _kernels.of_modules)(model)
+    packed = vars(model)[_PACKED]
+    return _kernels.among(proofs, packed) if packed else proofs
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
@@ -148,11 +184,13 @@ def _bits_per_weight(scheme: Scheme) -> float:
 METHOD = Method(
     name=NAME,
     title="Quantized already",
+    version="2",
     quantize=quantize,
     load=load,
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=ledger,
+    weights=None,
     kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     preload=_gptqmodel.PRELOAD,

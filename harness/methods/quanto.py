@@ -19,9 +19,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.formats import library_tensors, safetensors_file
-from harness.methods import refusals, reload
+from harness.methods import against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
@@ -166,6 +166,12 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    layers = library_tensors.settings(request.out_dir, META)["layers"]
+    rows = _ledger(request.out_dir, request.scheme)
+    return against_source.held(request.out_dir, rows, lambda layer: tuple(layers[layer]))
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     group = int(scheme.options["group_size"])
     if reason := refusals.quantized(shape):
@@ -216,6 +222,7 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
+    weights=_weights,
     kernels=_kernels,
     requirements=("optimum-quanto>=0.2.7",),
     extra="quanto",

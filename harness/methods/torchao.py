@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.formats import library_tensors, safetensors_file
-from harness.methods import refusals, reload
+from harness.methods import against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
@@ -190,6 +190,15 @@ def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, _roles)
 
 
+def _weights(request: QuantizeRequest) -> list[HeldWeight]:
+    codes = {
+        t.name.removesuffix(".qdata"): t.shape for t in safetensors_file.stored(request.out_dir) if t.name.endswith(".qdata")
+    }
+    packed = 2 if kind(request.scheme) == "Int4" else 1  # codes to a byte, along the inputs
+    rows = _ledger(request.out_dir, request.scheme)
+    return against_source.held(request.out_dir, rows, lambda layer: (codes[layer][0], codes[layer][1] * packed))
+
+
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     wish, group = str(scheme.options["type"]), int(scheme.options["group_size"])
     if reason := refusals.quantized(shape):
@@ -242,6 +251,7 @@ METHOD = Method(
     supports=_supports,
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
+    weights=_weights,
     kernels=_kernels,
     requirements=("torchao>=0.18,<0.19",),
     extra="torchao",

@@ -270,7 +270,7 @@ def stored_bytes(source: Model) -> int | None:
     if folder is None:
         return None
     if is_gguf(folder):
-        return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
+        return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)  # not asked of a file that is refused
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
 
 

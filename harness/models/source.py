@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
-VERSION = 1
+VERSION = 3
 """Raised when the same folder gives another view."""
 
 FACTS = "source.json"
@@ -47,7 +47,9 @@ FACTS = "source.json"
 class Source:
     """What transformers loads of a checkpoint. `parameters` counts every parameter of the loaded model once, tied ones too,
     buffers not. `unread`: the stored tensors that it does not load. `rows`: those of the embedding. `body`: what quantizing is
-    about (models/body.py). `renamed`: how the loaded model calls stored tensors, where it does so otherwise."""
+    about (models/body.py). `renamed`: how the loaded model calls stored tensors, where it does so otherwise. `transposed`: the
+    stored weights of layers that hold them as [inputs, outputs] (GPT-2's Conv1D). `tied`: the loaded model's names of weights
+    that are others'."""
 
     folder: Path
     parameters: int
@@ -55,6 +57,8 @@ class Source:
     rows: int
     body: tuple[BodyWeight, ...]
     renamed: Mapping[str, str]
+    transposed: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     def share(self, ledger: Iterable[StoredTensor]) -> float:
         """The share of the body that is quantized in an artifact with this ledger, whose layers have the names of the loaded
@@ -84,6 +88,8 @@ def known(folder: Path) -> Source | None:
             rows=int(facts["rows"]),
             body=tuple(decode(BodyWeight, weight) for weight in facts["body"]),
             renamed=dict(facts["renamed"]),
+            transposed=tuple(facts["transposed"]),
+            tied=tuple(facts["tied"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -104,6 +110,8 @@ def make(model_dir: Path, folder: Path) -> Source:
             "rows": cast("Tensor", model.get_input_embeddings().weight).shape[0],
             "body": to_json(body.of_model(model)),
             "renamed": {name: loaded for name in sorted(stored) if (loaded := name_of(name)) != name},
+            "transposed": _transposed(model, stored),
+            "tied": [] if untied else sorted(getattr(model, "all_tied_weights_keys", {})),
         }
         (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     view = known(folder)
@@ -290,6 +298,27 @@ def _tied(model: PreTrainedModel, stored: Mapping[str, HeaderEntry]) -> tuple[se
         else:
             untied = True
     return copies, untied
+
+
+def _transposed(model: PreTrainedModel, stored: Collection[str]) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [name for name, module in model.named_modules() if isinstance(module, Conv1D)]
+    return [_as_stored(f"{layer}.weight", stored) for layer in layers]
+
+
+def loaded_names(model_dir: Path, names: Sequence[str]) -> dict[str, str]:
+    """The names of the loaded model's tensors that tensors under `names` become, those of its parts where several become one.
+    A name that transformers has no rule for stays."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    model, _ = hollow(model_dir)
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    others = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix, state = model.base_model_prefix, model.state_dict()
+    return {name: rename_source_key(name, renamings, others, prefix, state)[0] for name in names}
 
 
 def _parameters(model: PreTrainedModel, untied: bool) -> int:

@@ -16,6 +16,7 @@ is given beside them. Needs Linux; Unsupported elsewhere, and where no peak can 
 
 Versions
 1  2026-11-21  first definition
+2  2026-11-29  resident weights are read after the last phase; formats that unpack in the first forward pass were read before it
 """
 
 from __future__ import annotations
@@ -82,12 +83,9 @@ def measure(session: Session, question: Question) -> Answer:
 
     with session.phase("load"):
         loaded = session.loaded
-        engine = loaded.facts()
         # Mapped weights come into memory only as they are read. A model that can answer has them there, mapped or not.
         whole = memory_phases.populate(_weight_roots(session))
     beyond["load"] = _beyond(session, start)
-    if engine.simulated:
-        raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
     _release_leftovers(session)
     with session.phase("prefill"):
         prefill = loaded.run_phase("prefill", **asked)
@@ -96,6 +94,9 @@ def measure(session: Session, question: Question) -> Answer:
     with session.phase("decode"):
         decode = loaded.run_phase("decode", **asked)
     beyond["decode"] = _beyond(session, start)
+    engine = loaded.facts()  # after the first forward pass, by which some formats are unpacked
+    if engine.simulated:
+        raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
 
     on_device = engine.device.startswith("cuda")
     measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
@@ -309,7 +310,7 @@ def _give_back_free_heap() -> None:
 PROBE = Probe(
     name="memory",
     title=GROUP.title,
-    version="1",
+    version="2",
     metrics=GROUP.metrics,
     isolation="memory",
     questions=questions,

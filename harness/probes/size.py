@@ -33,6 +33,9 @@ from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Metric, Question
 
 CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".onnx", ".onnx_data", ".ggml")
+TOLERANCE = 0.05
+"""Share by which stored bits per weight may differ from the plan's estimate before the record is marked."""
+
 _NOT_WEIGHTS = ("tokenizer", "training_args", "optimizer", "scheduler", "openvino_tokenizer", "openvino_detokenizer", "rng_state")
 
 
@@ -85,11 +88,15 @@ def measure(session: Session, question: Question) -> Answer:
         "parameters_quantized": quantized_parameters,
         "share_quantized": quantized_parameters / source.parameters,
         "bpw_by_layer": _spread(layer_bits, layer_parameters),
+        "parts": _parts(ledger, counts),
         "files": sorted(path.name for path in files),
         "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
         "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
+    planned = None if method.unquantized else _unlike_the_plan(method.bits_per_weight(scheme), ledger, counts)
+    if planned is not None:
+        facts["marks"] = [planned]
     return Answer(measurements=tuple(measured), facts=facts)
 
 
@@ -151,13 +158,16 @@ class _Counts:
         """The share of the body that an artifact with this ledger holds quantized."""
         return body.share(ledger, self.body) if self.view is None else self.view.share(ledger)
 
+    def loaded(self, layer: str) -> str:
+        """The loaded model's name of a layer."""
+        return layer if self.view is None else self.view.loaded(layer)
+
     def of(self, layer: str) -> int:
         """Parameters of the weight of one layer; BadInput if the source has no such layer."""
         known = {entry.name: entry.rows * entry.columns for entry in self.source.linears}
-        loaded = layer if self.view is None else self.view.loaded(layer)
         parameters = (
             known.get(layer)
-            or body.weights_of(loaded, {weight.name: weight for weight in self.body})
+            or body.weights_of(self.loaded(layer), {weight.name: weight for weight in self.body})
             or self.stored.get(f"{layer}.weight")
             or self.stored.get(layer)
         )
@@ -170,6 +180,39 @@ def _spread(bits: Mapping[str, int], parameters: Mapping[str, int]) -> dict[str,
     """Smallest, median and largest bits per weight of single layers: shows mixed precision."""
     each = sorted(total / parameters[layer] for layer, total in bits.items())
     return {"least": each[0], "median": each[len(each) // 2], "most": each[-1], "layers": len(each)} if each else None
+
+
+def _body(ledger: Iterable[StoredTensor], counts: _Counts) -> dict[str, int]:
+    """Stored bits of every layer of the body, packed or not, by its name."""
+    layers = {layer.name for layer in counts.source.linears} | {weight.name for weight in counts.body}
+    bits: dict[str, int] = {}
+    for tensor in ledger:
+        layer = _layer(tensor)
+        if tensor.role != "other" or layer in layers or counts.loaded(layer) in layers:
+            bits[layer] = bits.get(layer, 0) + tensor.bits
+    return bits
+
+
+def _parts(ledger: Iterable[StoredTensor], counts: _Counts) -> dict[str, dict[str, int]]:
+    """Layers of the body, and their parameters, by the bits per weight that they take (to a tenth): what a mixture is made of."""
+    parts: dict[str, dict[str, int]] = {}
+    for layer, bits in sorted(_body(ledger, counts).items()):
+        parameters = counts.of(layer)
+        part = parts.setdefault(f"{bits / parameters:.1f}", {"layers": 0, "parameters": 0})
+        part["layers"] += 1
+        part["parameters"] += parameters
+    return parts
+
+
+def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts) -> str | None:
+    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Indices are left
+    out: no estimate counts them, because their share depends on the number of rows."""
+    stored_bits = _body([tensor for tensor in ledger if tensor.role != "index"], counts)
+    parameters = sum(map(counts.of, stored_bits))
+    stored = sum(stored_bits.values()) / parameters if parameters else estimate
+    if abs(stored / estimate - 1) <= TOLERANCE:
+        return None
+    return f"its linear layers take {stored:.2f} bits per weight, where {estimate:.2f} were planned"
 
 
 def _by_role(ledger: Iterable[StoredTensor]) -> dict[str, int]:

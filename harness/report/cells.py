@@ -87,6 +87,12 @@ class CellView:
     def label(self) -> str:
         return self.cell.label
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is to be said of the cell wherever it is shown, each once."""
+        given = (outcome.facts.get("marks") for outcome in self.outcomes)
+        return tuple(dict.fromkeys(str(mark) for marks in given if isinstance(marks, list) for mark in marks))
+
 
 def withheld(outcome: Outcome, *metrics: Metric) -> bool:
     """Whether none of these metrics (by default all that its probe measures) may be shown of an outcome: the cell's weights are

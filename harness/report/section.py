@@ -81,6 +81,8 @@ def scheme(view: View, cell: CellView) -> Markup:
     if cell.simulated:
         tip = "Weights are held dequantized at run time: accuracy is real, memory and speed are not shown."
         notes.append(el("span", "simulated", cls="tag", data_tip=tip, tabindex="0"))
+    if cell.marks:
+        notes.append(el("span", "marked", cls="tag", data_tip="; ".join(cell.marks), tabindex="0"))
     return el("span", mark(view, cell), el("span", cell.label, cls="label"), *notes, cls="scheme")
 
 

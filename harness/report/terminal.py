@@ -38,6 +38,7 @@ def terminal_table(view: View) -> Table:
     if sequential:
         order, scored = " / ".join(VERDICTS.values()), effort(view)
         notes.append(f"verdicts: tasks {order}, margin {margin_points(view)}{f'; {scored}' if scored else ''}")
+    notes += [_plain(f"{cell.label}: {mark}") for cell in view.cells for mark in cell.marks]
     table = Table(
         title=_plain(view.title or view.suite),
         title_justify="left",
@@ -59,6 +60,7 @@ def terminal_table(view: View) -> Table:
     for cell in view.cells:
         name = _plain(cell.cell.name if len(view.models) > 1 else cell.label)
         name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
+        name += ", marked" if cell.marks else ""
         texts = [Text(name, style="bold" if cell.baseline else "")]
         for column in chosen:
             value = cell.values[column.key]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import envs, plugins
+from harness.child.bound import VERSION as BOUND_VERSION
+from harness.child.bound import Rounding, bounded, rounding
 from harness.child.job import stored_baseline_name
 from harness.measure import machine
 from harness.methods import METHODS
@@ -134,6 +136,18 @@ class Inputs:
         baseline = self.baseline(cell).cell
         name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{stored_baseline_name(self.resolved(question))}"
         return self.cache / "baselines" / digest(name)[:32]
+
+    def bound(self, cell: Cell) -> Path:
+        """Where the baseline's answers to the fixed tokens are cached, against which cells are held (see `child/bound.py`)."""
+        baseline = self.baseline(cell).cell
+        return self.cache / "bounds" / digest([self.artifact(baseline).name, baseline.running, BOUND_VERSION])[:32]
+
+    def roundings(self, cell: Cell) -> tuple[Rounding, ...]:
+        """The plain roundings that cells of the same model are compared with."""
+        theirs = [p.cell for p in self.plan.cells if p.cell.model == cell.model]
+        baseline = self.baseline(cell).cell
+        wanted = (rounding(each) for each in theirs if bounded(each, baseline))
+        return tuple(dict.fromkeys(each for each in wanted if each is not None))
 
     def _loader(self, method: str) -> dict[str, str]:
         """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import envs
 from harness.artifact import MANIFEST
+from harness.child.bound import bounded
 from harness.child.job import (
     Baseline,
     BaselineItems,
@@ -69,6 +70,8 @@ class JobFolders:
             },
             baseline_items=items or {},
             calibration=self._calibration(planned.cell),
+            bound=inputs.bound(planned.cell) if bounded(planned.cell, inputs.baseline(planned.cell).cell) else None,
+            roundings=inputs.roundings(planned.cell) if planned.baseline else (),
         )
         write_job(folder, job)
         return folder

@@ -17,6 +17,7 @@ from pathlib import Path
 from harness import plugins
 from harness.artifact import verified
 from harness.child import job as jobs
+from harness.child.bound import bounded, complete, rounding
 from harness.child.events import Answered, Begun, Event
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome, Stage
@@ -109,6 +110,7 @@ class _Pipeline:
             self.recorder.fail(planned, questions, artifact)
             return
         if not planned.baseline:
+            self._bound(planned, questions)
             self._store_baselines(planned, [q for q in questions if PROBES[q.probe].needs_stored_baseline])
         answerable, items = self._paired(planned, questions)
         for group in _groups(answerable):
@@ -179,6 +181,24 @@ class _Pipeline:
             wrong = self._run_stage("baseline", baseline, artifact, phase="baseline", questions=[question])
             if wrong is not None:
                 self.observer.note(f"{wrong.kind}: {baseline.cell.name}: stored baseline {question.subject}: {wrong.message}")
+
+    def _bound(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
+        """Has the baseline leave its answers to the fixed tokens where it has not (its own questions were answered
+        before) and the
+        cell loads a model. Where it fails, cells are not held against it, and their records say nothing of it."""
+        baseline = self.inputs.baseline(planned.cell)
+        if not bounded(planned.cell, baseline.cell) or not any(PROBES[q.probe].needs_model for q in questions):
+            return
+        folder = self.inputs.bound(planned.cell)
+        if complete(folder, [each for each in [rounding(planned.cell)] if each is not None]):
+            return
+        artifact = self._artifact(baseline)
+        if isinstance(artifact, Failure):
+            return
+        self.observer.doing(baseline.cell, "fixed tokens")
+        wrong = self._run_stage("bound", baseline, artifact, phase="answers")
+        if wrong is not None:
+            self.observer.note(f"{wrong.kind}: {baseline.cell.name}: fixed tokens: {wrong.message}")
 
     def _run_stage(
         self, stage: Stage, planned: PlannedCell, artifact: Path, *, phase: str, questions: Sequence[Question] = ()

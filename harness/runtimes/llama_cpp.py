@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import BadInput, Unsupported
-from harness.formats.gguf_reader import GgufHeader, header
+from harness.formats.gguf_reader import GgufHeader, header, kv_widths
 from harness.formats.gguf_types import BLOCKS, TYPES
 
 if TYPE_CHECKING:
@@ -181,13 +181,9 @@ class Weights:
 
     def kv_bytes(self, cells: int) -> int:
         """Bytes of keys and values of `cells` tokens in all layers."""
-        meta = self.header.metadata
-        name = meta["general.architecture"]
         block = BLOCKS[self.kv_type.upper()]
-        heads = int(meta[f"{name}.attention.head_count_kv"])
-        widths = (int(meta[f"{name}.attention.key_length"]), int(meta[f"{name}.attention.value_length"]))
-        layers = int(meta[f"{name}.block_count"])
-        return sum(layers * cells * (heads * width // block.weights) * block.size for width in widths)
+        numbers = [width for layer in kv_widths(self.header) for width in layer]
+        return sum(cells * (width // block.weights) * block.size for width in numbers)
 
     @property
     def pointer(self) -> lib.llama_model_p:
@@ -301,9 +297,10 @@ class Context:
         """What sequence `source` holds belongs to `target` too; in a shared buffer nothing is copied."""
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def forget(self, sequence: int, first: int) -> None:
-        """Drops positions `first` and later of a sequence."""
-        lib.llama_memory_seq_rm(self._memory, sequence, first, -1)
+    def forget(self, sequence: int, first: int) -> bool:
+        """Drops positions `first` and later of a sequence. False where the memory cannot be cut there: a recurrent state has no
+        positions. It is left as it is then."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, first, -1))
 
     def free(self) -> None:
         if self._pointer:

@@ -217,7 +217,9 @@ class LlamaCppLM(PlannedLM):
         for number in sorted(range(len(prompts)), key=prompts.__getitem__):
             prompt = prompts[number]
             keep = min(common_prefix(held, prompt), len(prompt) - 1)
-            context.forget(0, keep)
+            if not context.forget(0, keep):  # a recurrent state: begin anew
+                context.clear()
+                keep = 0
             answers[number] = self._continue(context, prompt, keep, most, stops)
             held = [*prompt, *answers[number][:-1]]
         return answers
