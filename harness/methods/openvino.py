@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
-from harness.formats import openvino_export, openvino_ir
+from harness.errors import Unsupported
+from harness.formats import attention_rules, openvino_export, openvino_ir
 from harness.formats.safetensors_file import brief
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
@@ -47,6 +48,9 @@ def quantize(request: QuantizeRequest) -> None:
 
     model = build.plain(request.model_dir, torch.float32, request.device)
     config = model.config.get_text_config()
+    why = openvino_export.refusal(config.to_dict())
+    if why is not None:  # what `plan` could not see in config.json
+        raise Unsupported(why)
     linears = list(build.decoder_linears(model))
     vectors = {name: t.detach().clone() for name, t in build.own_state(model).items() if t.dim() < 2}
     if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
@@ -172,7 +176,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return None
     if reason := refusals.quantized(shape):
         return reason
-    return openvino_export.refusal(shape.config) or refusals.undivided_groups(shape, group)
+    return openvino_export.refusal(attention_rules.complete(shape.config)) or refusals.undivided_groups(shape, group)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:

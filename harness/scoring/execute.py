@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from harness.errors import is_out_of_memory
-from harness.scoring.head import Split
+from harness.formats import attention_rules
+from harness.scoring.head import Split, apart
 from harness.scoring.plan import Ints, Plan, Row, header_order
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class Executor:
         self.budget_tokens = budget_tokens(split, self.bytes_per_token)
         self.cache_bytes_per_token = cache_bytes_per_token(split)
         self.call_tokens = CALL_TOKENS if plain_linears(split.model) else PACKED_CALL_TOKENS
+        self.side = attention_rules.of_loaded(split.model.config).side
+        self.alone = not split.together
+        """Whether every row is answered in a batch of its own, because neighbours change its answers."""
         self.calls = 0
         self.padded_tokens = 0
         self.out_of_memory = 0
@@ -87,14 +91,16 @@ class Executor:
         return logprob, greedy
 
     def deviation(self, plan: Plan) -> float:
-        """How far packed execution is from plain on the plan's deepest input that shares anything: root mean square of the
-        difference of its final hidden states below its header, relative to their size."""
-        number = max(
-            (n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain), key=lambda n: int(plan.rows[n].depth[-1])
-        )
+        """How far packed execution is from plain where the plan asks most of it: in the rows that reach furthest, with and without
+        headers, at the last branch (none stands further from its prefix) and at the deepest. See `apart`."""
+        shared = [n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain]
+        kinds = ([n for n in shared if plan.rows[n].header >= 0], [n for n in shared if plan.rows[n].header < 0])
+        chosen = {max(numbers, key=plan.reach) for numbers in kinds if numbers}
+        chosen |= {max(numbers, key=lambda n: int(plan.rows[n].depth.max())) for numbers in kinds if numbers}
+        return max((self._row_deviation(plan, number) for number in sorted(chosen)), default=0.0)
+
+    def _row_deviation(self, plan: Plan, number: int) -> float:
         row = plan.rows[number]
-        leaf = int(row.depth.argmax())
-        path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
         above: list[int] = []
         header = row.header
         while header >= 0:
@@ -103,11 +109,51 @@ class Executor:
         cache: KeyValues | None = None
         for header in reversed(above):
             _, cache = self._header(plan, header, cache)
-        packed = self._forward([row], cache)[0, self._on(path)].float()
-        whole = np.concatenate([*(plan.headers[header].tokens for header in reversed(above)), row.tokens[path]])
-        plain = self.body(self._on(whole)[None])[0, -len(path) :].float()
-        gap = (packed - plain).pow(2).mean().sqrt() / plain.pow(2).mean().sqrt()
-        return float(gap) if torch.isfinite(plain).all() else float(not torch.equal(packed.isnan(), plain.isnan()))
+        packed = self._forward([row], cache)[0]
+        before = np.concatenate([*(plan.headers[header].tokens for header in reversed(above)), np.empty(0, np.int64)])
+        worst = 0.0
+        for leaf in {len(row.tokens) - 1, int(row.depth.argmax())}:
+            path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
+            plain = self.body(self._on(np.concatenate([before, row.tokens[path]]))[None])[0, -len(path) :]
+            # What stands where it stands alone cannot differ, and would hide what does.
+            displaced = np.flatnonzero(path != np.arange(len(path)))
+            part = self._on(displaced if len(displaced) else np.arange(len(path)))
+            worst = max(worst, apart(packed[self._on(path)][part], plain[part]))
+        return worst
+
+    def company(self, plan: Plan) -> float:
+        """How far an input's hidden states in a batch are from those that it has alone: of the batch whose rows differ most in
+        length, the shortest beside the longest. 0 where every row is alone. See `apart`."""
+        below: dict[int, list[int]] = {}
+        for number, row in enumerate(plan.rows):
+            below.setdefault(row.header, []).append(number)
+        pairs = [
+            (max(batch, key=lambda n: len(plan.rows[n].tokens)), min(batch, key=lambda n: len(plan.rows[n].tokens)))
+            for numbers in below.values()
+            for batch in self.batches(plan.rows, numbers)
+            if len(batch) > 1
+        ]
+        if not pairs:
+            return 0.0
+        long, short = max(pairs, key=lambda pair: len(plan.rows[pair[0]].tokens) - len(plan.rows[pair[1]].tokens))
+        if long == short:  # all of one length
+            long = next(n for batch in self.batches(plan.rows, below[plan.rows[short].header]) for n in batch if n != short)
+        cache, above = None, []
+        header = plan.rows[short].header
+        while header >= 0:
+            above.append(header)
+            header = plan.headers[header].parent
+        for header in reversed(above):
+            _, cache = self._header(plan, header, cache)
+        length = len(plan.rows[short].tokens)
+        both = self._forward([plan.rows[long], plan.rows[short]], cache)[1, :length]
+        return apart(both, self._forward([plan.rows[short]], cache)[0, :length])
+
+    def batches(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[list[int]]:
+        """Rows that may be answered together; see the function `batches`."""
+        if self.alone:
+            return [[number] for number in sorted(numbers, key=lambda n: -len(rows[n].tokens))]
+        return batches(rows, numbers, self.budget_tokens, self.call_tokens, side=self.side)
 
     def _header(self, plan: Plan, number: int, above: KeyValues | None) -> tuple[torch.Tensor, KeyValues]:
         """Runs one header after the one above it: (hidden states [1, T, H], keys and values of both)."""
@@ -122,7 +168,7 @@ class Executor:
         header: KeyValues | None,
         answer: Callable[[Sequence[int], torch.Tensor], None],
     ) -> None:
-        todo = batches(plan.rows, numbers, self.budget_tokens, self.call_tokens)[::-1]
+        todo = self.batches(plan.rows, numbers)[::-1]
         while todo:
             batch = todo.pop()
             try:
@@ -134,7 +180,7 @@ class Executor:
                 rest = [number for later in reversed(todo) for number in later]
                 longest = max(len(plan.rows[number].tokens) for number in batch)
                 self.budget_tokens = max(LEAST_TOKENS, len(batch) * longest // 2)
-                todo = batches(plan.rows, batch + rest, self.budget_tokens, self.call_tokens)[::-1]
+                todo = self.batches(plan.rows, batch + rest)[::-1]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
@@ -168,14 +214,26 @@ class Executor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.split.device)
 
 
-def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int, call_tokens: int) -> list[list[int]]:
+def batches(
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    budget_tokens: int,
+    call_tokens: int,
+    *,
+    side: Callable[[int], int] = lambda length: 0,
+) -> list[list[int]]:
     """Cuts rows into batches of at most `budget_tokens` padded tokens (one row at least), at the least cost of padding and calls.
 
-    Rows with several branches stay apart from plain ones, which need no mask. Longest first: memory runs out early if it does.
+    Rows with several branches stay apart from plain ones, which need no mask, and so do inputs whose length is of another `side`.
+    Longest first: memory runs out early if it does.
     """
     all_cuts: list[list[int]] = []
-    for chain in (True, False):
-        order = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
+    kinds: dict[tuple[bool, int], list[int]] = {}
+    for number in numbers:
+        row = rows[number]
+        kinds.setdefault((not row.chain, -side(int(row.depth.max()) + 1)), []).append(number)
+    for _, members in sorted(kinds.items()):
+        order = sorted(members, key=lambda n: (-len(rows[n].tokens), n))
         widths = [len(rows[n].tokens) for n in order]
         best, start = [0.0] * (len(order) + 1), [0] * (len(order) + 1)
         for end in range(1, len(order) + 1):
