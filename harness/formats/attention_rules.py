@@ -141,14 +141,12 @@ def _class_values(module: ast.Module, model_type: str) -> dict[str, object]:
             continue
         values: dict[str, object] = {}
         for line in node.body:
-            if isinstance(line, ast.AnnAssign):
-                target, value = line.target, line.value
-            elif isinstance(line, ast.Assign):
-                target, value = line.targets[0], line.value
-            else:
+            if not isinstance(line, (ast.Assign, ast.AnnAssign)):
                 continue
-            if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-                values[target.id] = value.value
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            for target in targets:
+                if isinstance(target, ast.Name) and isinstance(line.value, ast.Constant):
+                    values[target.id] = line.value.value
         if values.get("model_type") == model_type:
             return values
     return {}

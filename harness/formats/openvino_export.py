@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+
 def refusal(config: ModelConfig) -> str | None:
     """Why a model with this configuration is not exported, or None. Takes one that transformers has loaded or that
     `attention_rules.complete` has filled: a window may be a default that config.json does not name."""

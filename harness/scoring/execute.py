@@ -20,7 +20,7 @@ from harness.scoring.head import Split, apart
 from harness.scoring.plan import Ints, Plan, Row, header_order
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.cache_utils import Cache
 
 HOST_BYTES = 64 << 20
@@ -91,8 +91,8 @@ class Executor:
         return logprob, greedy
 
     def deviation(self, plan: Plan) -> float:
-        """How far packed execution is from plain where the plan asks most of it: in the rows that reach furthest, with and without
-        headers, at the last branch (none stands further from its prefix) and at the deepest. See `apart`."""
+        """How far packed execution is from plain where the plan asks most of it: in the rows that reach furthest, with and
+        without headers, at the last branch (none stands further from its prefix) and at the deepest. See `apart`."""
         shared = [n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain]
         kinds = ([n for n in shared if plan.rows[n].header >= 0], [n for n in shared if plan.rows[n].header < 0])
         chosen = {max(numbers, key=plan.reach) for numbers in kinds if numbers}
@@ -101,16 +101,8 @@ class Executor:
 
     def _row_deviation(self, plan: Plan, number: int) -> float:
         row = plan.rows[number]
-        above: list[int] = []
-        header = row.header
-        while header >= 0:
-            above.append(header)
-            header = plan.headers[header].parent
-        cache: KeyValues | None = None
-        for header in reversed(above):
-            _, cache = self._header(plan, header, cache)
+        before, cache = self._above(plan, row.header)
         packed = self._forward([row], cache)[0]
-        before = np.concatenate([*(plan.headers[header].tokens for header in reversed(above)), np.empty(0, np.int64)])
         worst = 0.0
         for leaf in {len(row.tokens) - 1, int(row.depth.argmax())}:
             path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
@@ -121,30 +113,28 @@ class Executor:
             worst = max(worst, apart(packed[self._on(path)][part], plain[part]))
         return worst
 
+    def _above(self, plan: Plan, header: int) -> tuple[Ints, KeyValues | None]:
+        """Tokens of a header (-1: none) and of those above it, with their keys and values."""
+        if header < 0:
+            return np.empty(0, np.int64), None
+        before, cache = self._above(plan, plan.headers[header].parent)
+        return np.concatenate([before, plan.headers[header].tokens]), self._header(plan, header, cache)[1]
+
     def company(self, plan: Plan) -> float:
         """How far an input's hidden states in a batch are from those that it has alone: of the batch whose rows differ most in
         length, the shortest beside the longest. 0 where every row is alone. See `apart`."""
         below: dict[int, list[int]] = {}
         for number, row in enumerate(plan.rows):
             below.setdefault(row.header, []).append(number)
-        pairs = [
-            (max(batch, key=lambda n: len(plan.rows[n].tokens)), min(batch, key=lambda n: len(plan.rows[n].tokens)))
-            for numbers in below.values()
-            for batch in self.batches(plan.rows, numbers)
-            if len(batch) > 1
-        ]
+        pairs: list[tuple[int, int]] = []
+        for numbers in below.values():
+            for batch in self.batches(plan.rows, numbers):
+                ordered = sorted(batch, key=lambda n: len(plan.rows[n].tokens))
+                pairs += [(ordered[0], ordered[-1])] if len(batch) > 1 else []
         if not pairs:
             return 0.0
-        long, short = max(pairs, key=lambda pair: len(plan.rows[pair[0]].tokens) - len(plan.rows[pair[1]].tokens))
-        if long == short:  # all of one length
-            long = next(n for batch in self.batches(plan.rows, below[plan.rows[short].header]) for n in batch if n != short)
-        cache, above = None, []
-        header = plan.rows[short].header
-        while header >= 0:
-            above.append(header)
-            header = plan.headers[header].parent
-        for header in reversed(above):
-            _, cache = self._header(plan, header, cache)
+        short, long = max(pairs, key=lambda pair: len(plan.rows[pair[1]].tokens) - len(plan.rows[pair[0]].tokens))
+        _, cache = self._above(plan, plan.rows[short].header)
         length = len(plan.rows[short].tokens)
         both = self._forward([plan.rows[long], plan.rows[short]], cache)[1, :length]
         return apart(both, self._forward([plan.rows[short]], cache)[0, :length])
@@ -297,7 +287,7 @@ def bytes_per_token(split: Split) -> int:
     """Activations that live at once per token: residual stream, projections, the widest of the feed-forward layer, some slack."""
     config = split.model.config.get_text_config()
     hidden = int(getattr(config, "hidden_size", 0) or split.hidden_size)
-    wide = int(getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0) or 4 * hidden)
+    wide = _largest(config, "intermediate_size") or _largest(config, "ffn_dim") or 4 * hidden
     width = split.vocab_size if split.kind == "full" else 0
     return (8 * hidden + 3 * wide + 2 * width) * int(split.hidden_dtype.itemsize)
 
@@ -306,10 +296,16 @@ def cache_bytes_per_token(split: Split) -> int:
     """Keys and values of one token in all layers, at most (models without grouped heads)."""
     config = split.model.config.get_text_config()
     hidden, layers = int(getattr(config, "hidden_size", split.hidden_size)), int(getattr(config, "num_hidden_layers", 1))
-    heads = int(getattr(config, "num_attention_heads", 1) or 1)
-    grouped = int(getattr(config, "num_key_value_heads", heads) or heads)
+    heads = _largest(config, "num_attention_heads") or 1
+    grouped = _largest(config, "num_key_value_heads") or heads
     width = int(getattr(config, "head_dim", None) or hidden // heads)
     return max(1, 2 * layers * grouped * width * int(split.hidden_dtype.itemsize))
+
+
+def _largest(config: PreTrainedConfig, name: str) -> int:
+    """A number of a configuration, the largest where each layer has its own; 0 where it names none."""
+    value = getattr(config, name, None) or 0
+    return int(max(value) if isinstance(value, (list, tuple)) else value)
 
 
 def budget_tokens(split: Split, per_token: int) -> int:

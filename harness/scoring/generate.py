@@ -255,8 +255,8 @@ def together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts
     pair = sorted(lengths[length])[:: len(lengths[length]) - 1][:2]
     both_ids, both = logits(pair)
     worst = 0.0
-    for row, prompt in enumerate(pair):
-        ids, alone = logits([prompt])
+    for row, one in enumerate(pair):
+        ids, alone = logits([one])
         # Beyond the first token that differs, the two answer different questions.
         same = int((ids[0] == both_ids[row]).long().cumprod(dim=0).sum()) + 1
         worst = max(worst, *(apart(a, b) for a, b in zip(both[row, :same], alone[0, :same], strict=True)))
@@ -274,8 +274,8 @@ def generate_plain(
     rows: int = GENERATION_ROWS,
     before: Callable[[int], None] = lambda length: None,
 ) -> list[list[int]]:
-    """`transformers.generate` on groups of equal prompt length, at most `rows` at once, so that nothing is padded; every row stops
-    for itself. `before` is told the length of the prompts to come."""
+    """`transformers.generate` on groups of equal prompt length, at most `rows` at once, so that nothing is padded; every row
+    stops for itself. `before` is told the length of the prompts to come."""
     given = dict(sampling)
     if not given.get("do_sample"):
         given["do_sample"] = False

@@ -331,9 +331,9 @@ def canary_ids(model: PreTrainedModel, rows: int, tokens: int) -> torch.Tensor:
 
 DEVIATION = 1e-3
 DEVIATION_ROUNDED = 0.05
-"""How far the same states, computed in another way, may be from plain ones, relative to their size: in float32 with plain weights,
-and where 16 bits or packed weights round on the way. Seen on a trained model: 5e-7 in float32, 7e-3 in bfloat16 if all is well,
-0.5 in either if masks or positions are wrong."""
+"""How far the same states, computed in another way, may be from plain ones, relative to their size: in float32 with plain
+weights, and where 16 bits or packed weights round on the way. Seen on a trained model: 5e-7 in float32, 7e-3 in bfloat16 if all
+is well, 0.5 in either if masks or positions are wrong."""
 
 
 def allowed_deviation(model: PreTrainedModel, dtype: torch.dtype) -> float:

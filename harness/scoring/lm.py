@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ALONE = "one input at a time"
+
+
 @register_model("fastlm")
 class FastLM(PlannedLM):
     """An `lm_eval.api.model.LM` over a causal transformers model.
@@ -104,12 +107,13 @@ class FastLM(PlannedLM):
                 chat_template_args=chat_template_args or {},
             ),
         )
-        if self.split.kind != "direct":
-            self.notes.append(f"output head: {self.split.note}")
-        if self.sharing.remark:
-            self.notes.append(self.sharing.remark)
-        if self.executor.alone:
-            self._every_row_alone("a row of the canary batch is not answered as it is alone")
+        self.notes += self._remarks()
+
+    def _remarks(self) -> list[str]:
+        """What is to be said of the model before it is asked anything."""
+        head = "" if self.split.kind == "direct" else f"output head: {self.split.note}"
+        alone = f"{ALONE}: a row of the canary batch is not answered as it is alone" if self.executor.alone else ""
+        return [remark for remark in (head, self.sharing.remark, alone) if remark]
 
     def report(self) -> dict[str, object]:
         """What was done, as plain data for a record: how the head was cut, what was shared and why not, work counted."""
@@ -130,17 +134,14 @@ class FastLM(PlannedLM):
         rows. Once a batch changes answers, every row runs alone."""
         why = self.sharing.why_alone(plan)
         if why is not None:
-            self._every_row_alone(why)
+            self.executor.alone = True
+            self.notes.append(f"{ALONE}: {why}")
         why = self.sharing.why_plain(plan)
         if why is None:
             return True
         self.share = False
         self.notes.append(f"plain rows: {why}")
         return False
-
-    def _every_row_alone(self, why: str) -> None:
-        self.executor.alone = True
-        self.notes.append(f"one input at a time: {why}")
 
     def _generate(self, prompts: list[list[int]], asked: Generation) -> list[list[int]]:
         """Greedy continuations (the default) go through the shared-prefix engine, others through `transformers.generate`, in

@@ -79,7 +79,7 @@ class Plan:
 
     Position p is scored in row `owner[p]` (or header `-1 - owner[p]`) at token `offset[p]`; pair m asks at `position[m]`
     (ascending) for the log-probability of `target[m]`; request r is the sum over pairs
-    `request_pairs[request_start[r]:request_start[r + 1]]`. `cut` counts the requests that were longer than the longest input.
+    `request_pairs[request_start[r]:request_start[r + 1]]`. Of `asked` requests, `cut` were longer than the longest input.
     """
 
     headers: tuple[Header, ...]
@@ -92,6 +92,7 @@ class Plan:
     request_start: Ints
     plain_tokens: int
     deepest: int
+    asked: int
     cut: int
 
     @property
@@ -149,7 +150,7 @@ class Plan:
             "target": self.target,
             "request_pairs": self.request_pairs,
             "request_start": self.request_start,
-            "facts": np.array([self.plain_tokens, self.deepest, self.cut], np.int64),
+            "facts": np.array([self.plain_tokens, self.deepest, self.asked, self.cut], np.int64),
         }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -180,7 +181,8 @@ class Plan:
                 **{name: a[name] for name in ("owner", "offset", "position", "target", "request_pairs", "request_start")},
                 plain_tokens=int(a["facts"][0]),
                 deepest=int(a["facts"][1]),
-                cut=int(a["facts"][2]),
+                asked=int(a["facts"][2]),
+                cut=int(a["facts"][3]),
             )
         except (KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
             raise ValueError(f"not a scoring plan: {problem}") from problem
@@ -379,6 +381,7 @@ class _Builder:
             request_start=np.array(starts, np.int64),
             plain_tokens=sum(len(self.sequences[i]) for i, _ in asked),
             deepest=max((len(sequence) for sequence in self.sequences), default=0),
+            asked=len(asked),
             cut=cut,
         )
 

@@ -122,6 +122,8 @@ class PlannedLM(RequestsLM):
         return dataclasses.replace(plan, request_start=plan.request_start[np.array(encoded.bounds)])
 
     def _run(self, plan: Plan) -> list[Answer]:
+        self._must_fit(plan.deepest)
+        self._count(plan.asked, plan.cut)
         self._work.plain += plan.plain_tokens
         self._work.run += plan.tokens
         self._work.scored += len(plan.target)
@@ -134,7 +136,8 @@ class PlannedLM(RequestsLM):
         """The part of `report` that all planned scorers have."""
         return {
             "prefix_sharing": self.share,
-            "notes": list(self.notes),
+            "notes": self._said(),
+            **self._limits(),
             "plans_made": self.plans.made,
             "plans_from_disk": self.plans.from_disk,
             "tokens_of_plain_rows": self._work.plain,

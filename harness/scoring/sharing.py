@@ -170,6 +170,7 @@ def _unasked(headers: tuple[Header, ...], row: Row) -> Plan:
         request_start=np.zeros(1, np.int64),
         plain_tokens=len(row.tokens),
         deepest=CANARY_DEPTH,
+        asked=0,
         cut=0,
     )
 
