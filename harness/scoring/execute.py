@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from harness.errors import is_out_of_memory
 from harness.formats import attention_rules
-from harness.scoring.head import Split, apart
+from harness.scoring.head import DEVIATION, Split, apart
 from harness.scoring.plan import Ints, Plan, Row, header_order
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ PACKED_CALL_TOKENS = 256
 whole weight on every call). It decides how much padding is taken to save a call, and which headers are worth one."""
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """How far hidden states are from those of the same input in a row of its own, relative to their size (`apart`): because of
+    what else is in its row (`packed`), and because of the other rows of its batch (`company`)."""
+
+    packed: float
+    company: float
 
 
 class Executor:
@@ -90,28 +100,58 @@ class Executor:
             self._rows(plan, below.get(number, []), live[number], answer)
         return logprob, greedy
 
-    def deviation(self, plan: Plan) -> float:
-        """How far packed execution is from plain where the plan asks most of it: in the rows that reach furthest, with and
-        without headers, at the last branch (none stands further from its prefix) and at the deepest. See `apart`."""
-        shared = [n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain]
-        kinds = ([n for n in shared if plan.rows[n].header >= 0], [n for n in shared if plan.rows[n].header < 0])
-        chosen = {max(numbers, key=plan.reach) for numbers in kinds if numbers}
-        chosen |= {max(numbers, key=lambda n: int(plan.rows[n].depth.max())) for numbers in kinds if numbers}
-        return max((self._row_deviation(plan, number) for number in sorted(chosen)), default=0.0)
-
-    def _row_deviation(self, plan: Plan, number: int) -> float:
-        row = plan.rows[number]
-        before, cache = self._above(plan, row.header)
-        packed = self._forward([row], cache)[0]
-        worst = 0.0
-        for leaf in {len(row.tokens) - 1, int(row.depth.argmax())}:
-            path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
-            plain = self.body(self._on(np.concatenate([before, row.tokens[path]]))[None])[0, -len(path) :]
-            # What stands where it stands alone cannot differ, and would hide what does.
-            displaced = np.flatnonzero(path != np.arange(len(path)))
-            part = self._on(displaced if len(displaced) else np.arange(len(path)))
-            worst = max(worst, apart(packed[self._on(path)][part], plain[part]))
+    def deviation(self, plan: Plan) -> Deviation:
+        """How far rows are from plain ones where the plan asks most of them: in the batches that reach furthest, at the last branch
+        of the furthest row (none stands further from its prefix) and of the shortest row beside it."""
+        worst = Deviation(packed=0.0, company=0.0)
+        for batch in self._furthest(plan):
+            here = self._batch_deviation(plan, batch)
+            worst = Deviation(packed=max(worst.packed, here.packed), company=max(worst.company, here.company))
         return worst
+
+    def _furthest(self, plan: Plan) -> list[list[int]]:
+        """Of the rows below headers, of other rows with branches, and of plain ones: the row that reaches furthest, with the shortest
+        one that is answered together with it."""
+        below: dict[int, list[int]] = {}
+        for number, row in enumerate(plan.rows):
+            below.setdefault(row.header, []).append(number)
+        best: dict[tuple[bool, bool], tuple[tuple[int, int], list[int]]] = {}
+        for header, numbers in below.items():
+            for batch in self.batches(plan.rows, numbers):
+                longest, shortest = (pick(batch, key=plan.reach) for pick in (max, min))
+                far = plan.reach(longest), plan.reach(longest) - plan.reach(shortest)
+                kind = header >= 0, plan.rows[longest].chain
+                if kind not in best or far > best[kind][0]:
+                    best[kind] = far, [longest, shortest] if len(batch) > 1 else [longest]
+        return [pair for _, pair in best.values()]
+
+    def _batch_deviation(self, plan: Plan, batch: list[int]) -> Deviation:
+        rows = [plan.rows[number] for number in batch]
+        before, cache = self._above(plan, rows[0].header)
+        together = self._forward(rows, cache)
+        packed = company = 0.0
+        for place, row in enumerate(rows):
+            if row.chain and cache is None:
+                if place:  # the longest of plain rows is padded with nothing
+                    company = max(company, self._apart_from_plain(row, before, together[place]))
+                continue
+            gap = self._apart_from_plain(row, before, together[place])
+            if gap > DEVIATION and len(rows) > 1:  # which of the two is it?
+                by_itself = self._forward([row], cache)[0]
+                company = max(company, apart(together[place, : len(row.tokens)], by_itself))
+                gap = self._apart_from_plain(row, before, by_itself)
+            packed = max(packed, gap)
+        return Deviation(packed=packed, company=company)
+
+    def _apart_from_plain(self, row: Row, before: Ints, states: torch.Tensor) -> float:
+        """How far the states [T, H] of a row's last branch are from those of the same input in a row of its own."""
+        leaf = len(row.tokens) - 1
+        path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
+        plain = self.body(self._on(np.concatenate([before, row.tokens[path]]))[None])[0, -len(path) :]
+        # What stands where it stands alone cannot differ, and would hide what does.
+        displaced = np.flatnonzero(path != np.arange(len(path)))
+        part = self._on(displaced if len(displaced) else np.arange(len(path)))
+        return apart(states[self._on(path)][part], plain[part])
 
     def _above(self, plan: Plan, header: int) -> tuple[Ints, KeyValues | None]:
         """Tokens of a header (-1: none) and of those above it, with their keys and values."""
@@ -119,25 +159,6 @@ class Executor:
             return np.empty(0, np.int64), None
         before, cache = self._above(plan, plan.headers[header].parent)
         return np.concatenate([before, plan.headers[header].tokens]), self._header(plan, header, cache)[1]
-
-    def company(self, plan: Plan) -> float:
-        """How far an input's hidden states in a batch are from those that it has alone: of the batch whose rows differ most in
-        length, the shortest beside the longest. 0 where every row is alone. See `apart`."""
-        below: dict[int, list[int]] = {}
-        for number, row in enumerate(plan.rows):
-            below.setdefault(row.header, []).append(number)
-        pairs: list[tuple[int, int]] = []
-        for numbers in below.values():
-            for batch in self.batches(plan.rows, numbers):
-                ordered = sorted(batch, key=lambda n: len(plan.rows[n].tokens))
-                pairs += [(ordered[0], ordered[-1])] if len(batch) > 1 else []
-        if not pairs:
-            return 0.0
-        short, long = max(pairs, key=lambda pair: len(plan.rows[pair[1]].tokens) - len(plan.rows[pair[0]].tokens))
-        _, cache = self._above(plan, plan.rows[short].header)
-        length = len(plan.rows[short].tokens)
-        both = self._forward([plan.rows[long], plan.rows[short]], cache)[1, :length]
-        return apart(both, self._forward([plan.rows[short]], cache)[0, :length])
 
     def batches(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[list[int]]:
         """Rows that may be answered together; see the function `batches`."""

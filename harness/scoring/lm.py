@@ -132,15 +132,14 @@ class FastLM(PlannedLM):
     def _holds(self, plan: Plan) -> bool:
         """Whether packed execution gives the model's own hidden states on this data; once it does not, everything runs as plain
         rows. Once a batch changes answers, every row runs alone."""
-        why = self.sharing.why_alone(plan)
-        if why is not None:
+        refused = self.sharing.check(plan)
+        if refused.company is not None and not self.executor.alone:
             self.executor.alone = True
-            self.notes.append(f"{ALONE}: {why}")
-        why = self.sharing.why_plain(plan)
-        if why is None:
+            self.notes.append(f"{ALONE}: {refused.company}")
+        if refused.packed is None or not self.share:
             return True
         self.share = False
-        self.notes.append(f"plain rows: {why}")
+        self.notes.append(f"plain rows: {refused.packed}")
         return False
 
     def _generate(self, prompts: list[list[int]], asked: Generation) -> list[list[int]]:

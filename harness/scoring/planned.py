@@ -84,17 +84,22 @@ class PlannedLM(RequestsLM):
         return self._tokenizer_digest
 
     def _holds(self, plan: Plan) -> bool:
-        """Whether the executor answers this plan as it would answer plain rows. False only after `share` was switched off."""
+        """Whether the executor answers this plan as it would answer plain rows. False only where it has just switched `share`
+        off, so that the plan is made again."""
         return True
 
     def _answers(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> list[Answer]:
-        plan = self._load_or_make(kind, texts, encode)
-        return self._run(plan if self._holds(plan) else self._load_or_make(kind, texts, encode))
+        return self._run(self._proven(lambda: self._load_or_make(kind, texts, encode)))
 
     def _token_answers(self, pairs: Sequence[Pair]) -> list[Answer]:
         encoded = Encoded(pairs=pairs)
-        plan = self._make(encoded)
-        return self._run(plan if self._holds(plan) else self._make(encoded))
+        return self._run(self._proven(lambda: self._make(encoded)))
+
+    def _proven(self, make: Callable[[], Plan]) -> Plan:
+        plan = make()
+        while not self._holds(plan):
+            plan = make()
+        return plan
 
     def _load_or_make(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> Plan:
         """Found on disk, or made (and kept there)."""

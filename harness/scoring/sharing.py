@@ -11,6 +11,7 @@ compared with its shortest row alone in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,14 @@ def share_limit(config: PreTrainedConfig) -> tuple[int, str]:
     return limit, "; ".join(reasons)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Why a plan must not run packed, and why its rows must not share a batch; None where they may."""
+
+    packed: str | None
+    company: str | None
+
+
 class Sharing:
     """What one model may share, proven as far as its data needs.
 
@@ -66,7 +75,6 @@ class Sharing:
         self._edges = attention_rules.of_loaded(model.config).edges
         self._proven_edge = 0
         self._proven_reach = 0
-        self._proven_batch = 0
         self._proven_generation = 0
         self.limit, self.remark = self._begin() if wanted else (0, "prefix sharing is switched off")
 
@@ -78,44 +86,38 @@ class Sharing:
         why = _caught("packed rows failed on the canary batch", lambda: _canary_differs(self._model, self._executor))
         return (limit, reason) if why is None else (0, f"plain rows: {why}")
 
-    def why_plain(self, plan: Plan) -> str | None:
-        """Why a plan must not run packed, or None. Asked again only where data reaches further than what was proven: beyond the
-        next length at which a rule acts, or twice as far."""
-        if not plan.shared:
-            return None
-        reach = max(plan.reach(n) for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain) if plan.rows else 0
+    def check(self, plan: Plan) -> Refused:
+        """What of packing and of batches must not be used on a plan. Asked again only where data reaches further than what was
+        proven: beyond the next length at which a rule acts, or twice as far."""
+        reach = max((plan.reach(number) for number in range(len(plan.rows))), default=0)
         edge = max((edge for edge in self._edges if edge < reach), default=0)
-        if edge > self._proven_edge:
-            why = _caught(f"rows of more than {edge} tokens failed", lambda: self._beyond(edge))
-            if why is not None:
-                return why
+        packed = None
+        if plan.shared and edge > self._proven_edge:
+            packed = _caught(f"rows of more than {edge} tokens failed", lambda: self._beyond(edge))
             self._proven_edge = edge
-        if reach > 2 * self._proven_reach:
-            deviation = self._executor.deviation(plan)
-            if deviation > self._allowed:
-                return f"at {reach} tokens, packed hidden states differ from plain ones by {deviation:.3g} of their size"
+        if packed is not None or reach <= 2 * self._proven_reach:
+            return Refused(packed=packed, company=None)
+        far = self._executor.deviation(plan)
+        company = None
+        if far.packed > self._allowed:
+            packed = f"at {reach} tokens, packed hidden states differ from plain ones by {far.packed:.3g} of their size"
+        else:
             self._proven_reach = reach
-        return None
+        if far.company > self._allowed:
+            company = (
+                f"in a batch, an input differs from the same input alone by {far.company:.3g} of the size of its hidden states"
+            )
+        return Refused(packed=packed, company=company)
 
     def _beyond(self, edge: int) -> str | None:
         """Whether a branch keeps its answer where its prefix stands more than `edge` places before it."""
-        gap = max(self._executor.deviation(plan) for plan in _displaced(self._model, edge))
+        gap = max(self._executor.deviation(plan).packed for plan in _displaced(self._model, edge))
         if gap <= self._allowed:
             return None
         return (
             f"more than {edge} places from its prefix in a row, a branch differs from the same input alone by {gap:.3g} of the "
             "size of its hidden states"
         )
-
-    def why_alone(self, plan: Plan) -> str | None:
-        """Why rows must not share a batch, or None. Asked again only where data is twice as deep as what was proven."""
-        if self._executor.alone or plan.deepest <= 2 * self._proven_batch:
-            return None
-        gap = self._executor.company(plan)
-        if gap > self._allowed:
-            return f"in a batch, an input differs from the same input alone by {gap:.3g} of the size of its hidden states"
-        self._proven_batch = plan.deepest
-        return None
 
     def why_not_generate(self, deepest: int, company: Callable[[], float]) -> str | None:
         """Why prompts must not go on from a shared cache, or None. `company` measures it; asked again where prompts and their new

@@ -47,7 +47,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sliding window": ("Mistral", {**SIZES, "sliding_window": WINDOW}),
     "sliding window in every second layer": ("Gemma2", {**SIZES, "head_dim": 16, "sliding_window": WINDOW}),
-    "sliding window in five of six layers": ("Gemma3", {**SIZES, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": WINDOW}),
+    "sliding window in five of six layers": (
+        "Gemma3",
+        {**SIZES, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": WINDOW},
+    ),
     "sliding window and no positions elsewhere": ("Cohere2", {**SIZES, "sliding_window": WINDOW}),
     "sliding window with sinks": (
         "GptOss",
@@ -59,7 +62,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"no_rope_layers": [1, 1, 1, 0], "attn_temperature_tuning": True, "floor_scale": WINDOW, "pad_token_id": 0},
     ),
     "linear biases of Bloom": ("Bloom", {"vocab_size": VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 4, **ENDS}),
-    "linear biases of MPT": ("Mpt", {"vocab_size": VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, **ENDS}),
+    "linear biases of MPT": (
+        "Mpt",
+        {"vocab_size": VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 512, **ENDS},
+    ),
     "linear biases of Falcon": (
         "Falcon",
         {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True, **ENDS},
