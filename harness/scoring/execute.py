@@ -101,8 +101,8 @@ class Executor:
         return logprob, greedy
 
     def deviation(self, plan: Plan) -> Deviation:
-        """How far rows are from plain ones where the plan asks most of them: in the batches that reach furthest, at the last branch
-        of the furthest row (none stands further from its prefix) and of the shortest row beside it."""
+        """How far rows are from plain ones where the plan asks most of them: in the batches that reach furthest, at the last
+        branch of the furthest row (none stands further from its prefix) and of the shortest row beside it."""
         worst = Deviation(packed=0.0, company=0.0)
         for batch in self._furthest(plan):
             here = self._batch_deviation(plan, batch)
@@ -110,8 +110,8 @@ class Executor:
         return worst
 
     def _furthest(self, plan: Plan) -> list[list[int]]:
-        """Of the rows below headers, of other rows with branches, and of plain ones: the row that reaches furthest, with the shortest
-        one that is answered together with it."""
+        """Of the rows below headers, of other rows with branches, and of plain ones: the row that reaches furthest, with the
+        shortest one that is answered together with it."""
         below: dict[int, list[int]] = {}
         for number, row in enumerate(plan.rows):
             below.setdefault(row.header, []).append(number)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from harness.formats import attention_rules
 from harness.scoring import FastLM
 from harness.scoring.requests import Generation
 from tests.tiny_llama import VOCAB, tokenizer
@@ -83,6 +84,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "positions by the longest input so far": (
         "Llama",
         {**SIZES, "max_position_embeddings": WINDOW, "rope_parameters": {**ROPE, "rope_type": "dynamic", "rope_theta": 100.0}},
+    ),
+    "a mask that goes by the longest of a batch": (
+        "Doge",
+        {**SIZES, "num_hidden_layers": 2, "keep_window_size": WINDOW},
+    ),
+    "recurrent state beside attention": (
+        "Jamba",
+        {**SIZES, "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8}
+        | {"num_experts_per_tok": 1, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     ),
     "recurrent state": ("Mamba", {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, **ENDS}),
     "recurrent state that is wrong in a batch": (
@@ -162,3 +172,41 @@ def test_a_prompt_among_others_goes_on_as_it_does_alone(name: str) -> None:
     asked = Generation(until=[], most=most, end=None, sampling={"do_sample": False})
     assert lm._generate(prompts, asked) == expected, lm.report()["notes"]
     assert len({tuple(new) for new in expected}) > 3
+
+
+def test_a_rule_that_the_configuration_does_not_name_is_seen_on_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-Neo's window under a name that nobody knows: the canary is shorter than it, the data is not."""
+    monkeypatch.setattr(attention_rules, "_windows", lambda *_: [])
+    built, asked = model("local attention by place in the row"), pairs()
+    lm = FastLM(built, tokenizer=tokenizer(), max_length=500)
+    assert lm.share_limit > 500
+    found = [value for value, _ in lm._token_answers(asked)]
+    assert not lm.share
+    assert any("packed hidden states differ" in note for note in lm.notes)
+    expected = [alone(built, *pair) for pair in asked]
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_window_by_place_is_seen_before_rows_reach_beyond_it(dtype: torch.dtype) -> None:
+    """No input is longer than the window, but the rows that they are packed in are."""
+    built = model("local attention by place in the row").to(dtype)
+    short = [pair for pair in pairs() if len(pair[0]) + len(pair[1]) <= WINDOW]
+    lm = FastLM(built, tokenizer=tokenizer(), max_length=500)
+    assert lm.share
+    lm._token_answers(short[:4])
+    assert lm.share
+    lm._token_answers(short)
+    assert not lm.share
+    assert any(f"more than {WINDOW} places from its prefix" in note for note in lm.notes)
+
+
+def test_what_a_batch_changes_is_said() -> None:
+    rwkv = FastLM(model("recurrent state that is wrong in a batch"), tokenizer=tokenizer(), max_length=500)
+    asked = Generation(until=[], most=3, end=None, sampling={"do_sample": False})
+    rwkv._generate([[5, 6, 7], [8, 9, 10]], asked)
+    assert any("generation one prompt at a time" in note for note in rwkv.report()["notes"])  # type: ignore[attr-defined]
+    doge = FastLM(model("a mask that goes by the longest of a batch"), tokenizer=tokenizer(), max_length=500)
+    doge._token_answers(pairs())
+    assert any("one input at a time" in note for note in doge.report()["notes"])  # type: ignore[attr-defined]
+    assert not doge.report()["batches"]
