@@ -120,7 +120,7 @@ def without_its_window(folder: Path, **changes: Any) -> Path:
 
 def test_a_plan_refuses_an_export_for_a_window_that_is_a_class_default(tmp_path: Path) -> None:
     source = without_its_window(tmp_path, max_position_embeddings=8192)
-    why = METHODS["openvino"].supports(cell("openvino", 16).scheme, find.shape_of(source), "cpu")  # type: ignore[attr-defined]
+    why = METHODS["openvino"].supports(cell("openvino", 16).scheme, find.shape_of(source), "cpu")
     assert why is not None
     assert "sliding_window: 4096 tokens" in why
 
