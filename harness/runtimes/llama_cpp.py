@@ -301,9 +301,10 @@ class Context:
         """What sequence `source` holds belongs to `target` too; in a shared buffer nothing is copied."""
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def forget(self, sequence: int, first: int) -> None:
-        """Drops positions `first` and later of a sequence."""
-        lib.llama_memory_seq_rm(self._memory, sequence, first, -1)
+    def forget(self, sequence: int, first: int) -> bool:
+        """Drops positions `first` and later of a sequence, and says whether that was done: a recurrent state cannot be cut in
+        part, only dropped as a whole (`first` 0)."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, first, -1))
 
     def free(self) -> None:
         if self._pointer:

@@ -10,18 +10,19 @@ compared with its shortest row alone in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from harness.errors import is_out_of_memory
 from harness.formats import attention_rules
+from harness.scoring import plan_canary
 from harness.scoring.execute import Executor
 from harness.scoring.head import allowed_deviation, canary_ids
-from harness.scoring.plan import Header, Plan, Row, make_plan
+from harness.scoring.plan import Header, Plan, Row
+from harness.scoring.plan_canary import caught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -83,7 +84,7 @@ class Sharing:
         limit, reason = share_limit(self._model.config)
         if limit < CANARY_DEPTH:
             return 0, f"plain rows: {reason}"
-        why = _caught("packed rows failed on the canary batch", lambda: _canary_differs(self._model, self._executor))
+        why = caught("packed rows failed on the canary batch", lambda: _canary_differs(self._model, self._executor))
         return (limit, reason) if why is None else (0, f"plain rows: {why}")
 
     def check(self, plan: Plan) -> Refused:
@@ -93,7 +94,7 @@ class Sharing:
         edge = max((edge for edge in self._edges if edge < reach), default=0)
         packed = None
         if plan.shared and edge > self._proven_edge:
-            packed = _caught(f"rows of more than {edge} tokens failed", lambda: self._beyond(edge))
+            packed = caught(f"rows of more than {edge} tokens failed", lambda: self._beyond(edge))
             self._proven_edge = edge
         if packed is not None or reach <= 2 * self._proven_reach:
             return Refused(packed=packed, company=None)
@@ -129,20 +130,10 @@ class Sharing:
             gap = company()
             return None if gap <= self._allowed else f"cached states differ from plain ones by {gap:.3g} of their size"
 
-        why = _caught("generation from a shared cache failed", differs)
+        why = caught("generation from a shared cache failed", differs)
         if why is None:
             self._proven_generation = deepest
         return why
-
-
-def _caught(what: str, proof: Callable[[], str | None]) -> str | None:
-    """What a proof says. A failure inside a foreign model means the same as a difference; running out of memory does not."""
-    try:
-        return proof()
-    except Exception as problem:
-        if is_out_of_memory(problem):
-            raise
-        return f"{what} ({type(problem).__name__}: {problem})"
 
 
 def _displaced(model: PreTrainedModel, edge: int) -> Iterator[Plan]:
@@ -187,23 +178,12 @@ def _canary(model: PreTrainedModel, executor: Executor) -> tuple[float, float]:
 
     What may pass follows from the model's own noise (plain rows alone against plain rows in a batch) and its precision.
     """
-    ids = canary_ids(model, 1, 96)[0].tolist()
-    requests = []
-    for question in range(4):
-        context = ids[:20] + ids[20 + question : 30 + 2 * question]
-        requests += [(context, ids[50 + 7 * choice + question : 54 + 8 * choice + question]) for choice in range(3)]
-
-    def plain_rows(asked: Sequence[tuple[list[int], list[int]]]) -> Plan:
-        return make_plan(asked, max_length=4096, hidden_size=256, share=False)
-
-    packed = make_plan(requests, max_length=4096, hidden_size=256, header_overhead=0.0, row_tokens=40)
-    assert packed.headers, "the canary exercises headers"
-    assert any(not row.chain for row in packed.rows), "and trees"
-    plain = plain_rows(requests)
-    answers = np.array([a for a, _ in packed.collect(*executor.run(packed))])
-    expected = np.array([a for a, _ in plain.collect(*executor.run(plain))])
-    one = plain_rows(requests[-1:])
-    alone = one.collect(*executor.run(one))[0][0]
+    asked = plan_canary.requests(canary_ids(model, 1, plan_canary.TOKENS)[0].tolist())
+    packed = plan_canary.packed(asked, row_tokens=40)
+    assert any(not row.chain for row in packed.rows), "the canary exercises trees"
+    answers = plan_canary.answers(executor, packed)
+    expected = plan_canary.answers(executor, plan_canary.plain(asked))
+    alone = float(plan_canary.answers(executor, plan_canary.plain(asked[-1:]))[0])
     fine = np.isfinite(expected)
     if not (fine == np.isfinite(answers)).all():
         return float("inf"), 0.0
