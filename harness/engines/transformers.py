@@ -54,7 +54,7 @@ def load(method: Method, request: LoadRequest) -> Transformers:
     unwrap(model).generation_config = build.generation_config(request.model_dir)
     tokenizer = load_tokenizer(request.model_dir)
     _refuse_unknown_ids(unwrap(model), tokenizer)
-    return Transformers(model, tokenizer, kernels=lambda: method.kernels(model))
+    return Transformers(model, tokenizer, model_dir=request.model_dir, kernels=lambda: method.kernels(model))
 
 
 def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,14 +73,20 @@ def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 class Transformers:
     """A loaded causal LM that answers (the engines' `Loaded`, and `Rerun`). `model` is any transformers causal LM in eval mode on
-    its device."""
+    its device, `model_dir` the source model, for its limits (None: the model's own)."""
 
     def __init__(
-        self, model: object, tokenizer: PreTrainedTokenizerBase, *, kernels: Callable[[], list[LayerKernel]] = list
+        self,
+        model: object,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model_dir: Path | None = None,
+        kernels: Callable[[], list[LayerKernel]] = list,
     ) -> None:
         self.model = model
         self._inner = unwrap(model)
         self._tokenizer = tokenizer
+        self._model_dir = model_dir
         self._kernels = kernels
         self._split: Split | None = None
         self._lm: FastLM | None = None
@@ -184,7 +190,8 @@ class Transformers:
                 raise Unsupported(
                     f"windows of {length} tokens do not fit the model's context of {context}; choose a smaller `window`"
                 )
-            most = min(limit, max(1, budget // length))
+            # Where neighbours change an answer, a window stands alone.
+            most = min(limit, max(1, budget // length)) if cut.together else 1
             stop = start + 1
             while stop < len(windows) and stop - start < most and len(windows[stop]) == length:
                 stop += 1
@@ -248,8 +255,12 @@ class Transformers:
         """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned."""
         if self._lm is None:
             from harness.scoring import FastLM
+            from harness.scoring.requests import longest_input, source_config
 
-            self._lm = FastLM(pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split)
+            longest = None if self._model_dir is None else longest_input(source_config(self._model_dir), self._tokenizer)
+            self._lm = FastLM(
+                pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split, max_length=longest
+            )
         return self._lm
 
     # ------------------------------------------------------------------ cost

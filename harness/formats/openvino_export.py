@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from harness.formats.config_json import ModelConfig, mapping, words
+from harness.formats import attention_rules
+from harness.formats.config_json import ModelConfig, integer, text_part, words
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -20,24 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-PLAIN = {"full_attention", "attention"}
-
 
 def refusal(config: ModelConfig) -> str | None:
-    """Why a model with this configuration is not exported, or None."""
-    layers = words(config, "layer_types")
-    other = set(layers) - PLAIN
-    window = config.get("sliding_window")
-    if "sliding_attention" in other or (window and not layers and config.get("use_sliding_window") is not False):
-        return "its layers attend to a sliding window; the export writes a plain causal mask"
+    """Why a model with this configuration is not exported, or None. Takes one that transformers has loaded or that
+    `attention_rules.complete` has filled: a window may be a default that config.json does not name."""
+    text = text_part(config)
+    rules = attention_rules.of(config)
+    context = integer(text, "max_position_embeddings") or float("inf")
+    for name, tokens in rules.windows.items():
+        if tokens < context:  # a wider one never acts
+            return f"its layers attend to a sliding window ({name}: {tokens} tokens); the export writes a plain causal mask"
+    other = set(words(text, "layer_types")) - attention_rules.PLAIN_LAYERS
     if other:
         return f"it has layers that are no plain attention ({', '.join(sorted(other))}); the export knows plain ones"
-    if config.get("alibi"):
+    if rules.alibi:
         return "its positions are ALiBi, which the export's mask does not carry"
-    rope = mapping(config, "rope_parameters") or mapping(config, "rope_scaling")
-    kind = rope.get("rope_type", rope.get("type"))
-    if kind in ("dynamic", "longrope"):
-        return f"its rotary positions ({kind}) change with the length of the input, and a traced graph has one of them"
+    if rules.rope:
+        return f"its rotary positions ({rules.rope}) change with the length of the input, and a traced graph has one of them"
     return None
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
-from harness.formats import gguf_export, gguf_names, gguf_reader, gguf_types, gguf_weights, safetensors_file
+from harness.formats import attention_rules, gguf_export, gguf_names, gguf_reader, gguf_types, gguf_weights, safetensors_file
 from harness.formats.gguf_types import FILE_TYPES
 from harness.formats.gguf_vocabulary import SAMPLE
 from harness.methods import refusals, reload
@@ -201,7 +201,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return None
     if reason := refusals.quantized(shape):
         return reason
-    why = gguf_export.refusal({**shape.config, "architectures": [shape.architecture]})
+    why = gguf_export.refusal({**attention_rules.complete(shape.config), "architectures": [shape.architecture]})
     if why is not None or kind in UNQUANTIZED:
         return why
     reason = refusals.undivided(shape, columns=gguf_types.BLOCKS[FILE_TYPES[kind][1][0]].weights)

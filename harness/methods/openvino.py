@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
-from harness.formats import config_json, openvino_export, openvino_ir, safetensors_file
+from harness.errors import Unsupported
+from harness.formats import attention_rules, config_json, openvino_export, openvino_ir, safetensors_file
 from harness.formats.safetensors_file import brief
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
@@ -49,6 +50,9 @@ def quantize(request: QuantizeRequest) -> None:
 
     model = build.plain(request.model_dir, torch.float32, request.device)
     config = model.config.get_text_config()
+    why = openvino_export.refusal(config.to_dict())
+    if why is not None:  # what `plan` could not see in config.json
+        raise Unsupported(why)
     linears = list(build.decoder_linears(model))
     vectors = {name: t.detach().clone() for name, t in build.own_state(model).items() if t.dim() < 2}
     if request.scheme.bits == 16:  # as they are saved; what NNCF has compressed keeps its vectors in float32
@@ -197,7 +201,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return reason
     if config_json.mapping(shape.config, "text_config"):
         return "the model has parts for other inputs than text, and the export takes language models alone"
-    return openvino_export.refusal(shape.config) or refusals.undivided_groups(shape, group)
+    return openvino_export.refusal(attention_rules.complete(shape.config)) or refusals.undivided_groups(shape, group)
 
 
 def _bits_per_weight(scheme: Scheme) -> float:

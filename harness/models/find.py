@@ -21,7 +21,7 @@ from harness import reference
 from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.files import write_atomically
-from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
+from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
 from harness.models import random_weights
@@ -354,7 +354,7 @@ def _loaded(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) ->
     masks, frequencies, layers beyond the last, the copy of a tied head."""
     text = config_json.text_part(config)
     layers = config_json.integer(text, "num_hidden_layers", "n_layer")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is True
+    tied = _tied(config, unknown=False)
     shapes = [sizes for name, (_, sizes) in stored.items() if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name)]
 
     def loads(name: str, dtype: str, sizes: list[int]) -> bool:
@@ -364,6 +364,14 @@ def _loaded(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) ->
         return not (beyond or copy or _DERIVED.search(name) or dtype.startswith(("BOOL", "I", "U")))
 
     return {name: (dtype, sizes) for name, (dtype, sizes) in stored.items() if loads(name, dtype, sizes)}
+
+
+def _tied(config: ModelConfig, *, unknown: bool) -> bool:
+    """Whether the output head is the embedding: as config.json says, or the default of its class, or else `unknown`."""
+    for part in (config, config_json.text_part(config), attention_rules.complete(config)):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return unknown
 
 
 def _shape(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> ModelShape:
@@ -383,7 +391,7 @@ def _shape(config: ModelConfig, stored: Mapping[str, tuple[str, list[int]]]) -> 
         hidden=config_json.integer(text, "hidden_size", "n_embd"),
         layers=config_json.integer(text, "num_hidden_layers", "n_layer"),
         vocab=config_json.integer(text, "vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        tied=_tied(config, unknown=True),
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else "?",
         config=config,
     )

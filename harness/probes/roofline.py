@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.engines.base import EngineFacts
 from harness.errors import BadInput
-from harness.formats import config_json
+from harness.formats import attention_rules, config_json
 from harness.measure import bandwidth
 from harness.models.find import shape_of, tensors
 from harness.probes.base import Session
@@ -87,7 +87,7 @@ def active_weight_bytes(model_dir: Path, resident: int) -> int | str:
         stored = tensors(model_dir)
     except (BadInput, OSError) as error:
         return f"the source model's shape cannot be read: {error}"
-    config = config_json.text_part(shape.config)
+    config = config_json.text_part(attention_rules.complete(shape.config))
     if config_json.integer(config, "num_experts", "num_local_experts", "n_routed_experts"):
         return "a mixture of experts: how many weights a step reads depends on the token"
     if shape.tied:

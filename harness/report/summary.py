@@ -352,6 +352,7 @@ def _notes_of(outcome: Outcome) -> list[str]:
     notes += [f"{outcome.question.probe} withheld: {n}" for n in _texts(facts.get("withheld"))]
     notes += _texts(plain_table(facts.get("engine")).get("notes"))
     notes += _texts(facts.get("marks"))
+    notes += [f"{outcome.question.probe}: {n}" for n in _texts(plain_table(facts.get("lm")).get("notes"))]
     if facts.get("marked") == "nonfinite":
         notes.append(f"{outcome.question.probe}: some answers were NaN or infinite; they are left out or counted as wrong")
     return notes

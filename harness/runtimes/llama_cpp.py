@@ -298,8 +298,8 @@ class Context:
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def forget(self, sequence: int, first: int) -> bool:
-        """Drops positions `first` and later of a sequence. False where the memory cannot be cut there: a recurrent state has no
-        positions. It is left as it is then."""
+        """Drops positions `first` and later of a sequence, and says whether that was done: a recurrent state cannot be cut in
+        part, only dropped as a whole (`first` 0)."""
         return bool(lib.llama_memory_seq_rm(self._memory, sequence, first, -1))
 
     def free(self) -> None:

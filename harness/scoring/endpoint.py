@@ -40,6 +40,7 @@ class EndpointLM(RequestsLM):
         """Equal inputs are asked once."""
         # A model's input is all but the last token, cut from the left to the longest that it takes: lm-eval's rule.
         inputs = [tuple((context + continuation)[-(self.max_length + 1) :]) for context, continuation in pairs]
+        self._count(len(pairs), sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs))
         distinct = sorted(set(inputs))
         began = time.perf_counter()
         scores = dict(zip(distinct, self.server.score(distinct), strict=True))
@@ -80,6 +81,8 @@ class EndpointLM(RequestsLM):
         """What was asked, as plain data for a record."""
         return {
             "engine": "endpoint",
+            "notes": self._said(),
+            **self._limits(),
             "prompts": self.server.prompts.note,
             "greedy": self.server.greedy,
             "requests": self.requests,

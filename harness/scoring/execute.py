@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from harness.errors import is_out_of_memory
-from harness.scoring.head import Split
+from harness.formats import attention_rules
+from harness.scoring.head import DEVIATION, Split, apart
 from harness.scoring.plan import Ints, Plan, Row, header_order
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.cache_utils import Cache
 
 HOST_BYTES = 64 << 20
@@ -36,6 +38,15 @@ whole weight on every call). It decides how much padding is taken to save a call
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """How far hidden states are from those of the same input in a row of its own, relative to their size (`apart`): because of
+    what else is in its row (`packed`), and because of the other rows of its batch (`company`)."""
+
+    packed: float
+    company: float
+
+
 class Executor:
     """Answers plans with one model. Counts what it ran in `calls`, `padded_tokens` and `out_of_memory`."""
 
@@ -45,6 +56,9 @@ class Executor:
         self.budget_tokens = budget_tokens(split, self.bytes_per_token)
         self.cache_bytes_per_token = cache_bytes_per_token(split)
         self.call_tokens = CALL_TOKENS if plain_linears(split.model) else PACKED_CALL_TOKENS
+        self.side = attention_rules.of_loaded(split.model.config).side
+        self.alone = not split.together
+        """Whether every row is answered in a batch of its own, because neighbours change its answers."""
         self.calls = 0
         self.padded_tokens = 0
         self.out_of_memory = 0
@@ -86,28 +100,71 @@ class Executor:
             self._rows(plan, below.get(number, []), live[number], answer)
         return logprob, greedy
 
-    def deviation(self, plan: Plan) -> float:
-        """How far packed execution is from plain on the plan's deepest input that shares anything: root mean square of the
-        difference of its final hidden states below its header, relative to their size."""
-        number = max(
-            (n for n, row in enumerate(plan.rows) if row.header >= 0 or not row.chain), key=lambda n: int(plan.rows[n].depth[-1])
-        )
-        row = plan.rows[number]
-        leaf = int(row.depth.argmax())
+    def deviation(self, plan: Plan) -> Deviation:
+        """How far rows are from plain ones where the plan asks most of them: in the batches that reach furthest, at the last
+        branch of the furthest row (none stands further from its prefix) and of the shortest row beside it."""
+        worst = Deviation(packed=0.0, company=0.0)
+        for batch in self._furthest(plan):
+            here = self._batch_deviation(plan, batch)
+            worst = Deviation(packed=max(worst.packed, here.packed), company=max(worst.company, here.company))
+        return worst
+
+    def _furthest(self, plan: Plan) -> list[list[int]]:
+        """Of the rows below headers, of other rows with branches, and of plain ones: the row that reaches furthest, with the
+        shortest one that is answered together with it."""
+        below: dict[int, list[int]] = {}
+        for number, row in enumerate(plan.rows):
+            below.setdefault(row.header, []).append(number)
+        best: dict[tuple[bool, bool], tuple[tuple[int, int], list[int]]] = {}
+        for header, numbers in below.items():
+            for batch in self.batches(plan.rows, numbers):
+                longest, shortest = (pick(batch, key=plan.reach) for pick in (max, min))
+                far = plan.reach(longest), plan.reach(longest) - plan.reach(shortest)
+                kind = header >= 0, plan.rows[longest].chain
+                if kind not in best or far > best[kind][0]:
+                    best[kind] = far, [longest, shortest] if len(batch) > 1 else [longest]
+        return [pair for _, pair in best.values()]
+
+    def _batch_deviation(self, plan: Plan, batch: list[int]) -> Deviation:
+        rows = [plan.rows[number] for number in batch]
+        before, cache = self._above(plan, rows[0].header)
+        together = self._forward(rows, cache)
+        packed = company = 0.0
+        for place, row in enumerate(rows):
+            if row.chain and cache is None:
+                if place:  # the longest of plain rows is padded with nothing
+                    company = max(company, self._apart_from_plain(row, before, together[place]))
+                continue
+            gap = self._apart_from_plain(row, before, together[place])
+            if gap > DEVIATION and len(rows) > 1:  # which of the two is it?
+                by_itself = self._forward([row], cache)[0]
+                company = max(company, apart(together[place, : len(row.tokens)], by_itself))
+                gap = self._apart_from_plain(row, before, by_itself)
+            packed = max(packed, gap)
+        return Deviation(packed=packed, company=company)
+
+    def _apart_from_plain(self, row: Row, before: Ints, states: torch.Tensor) -> float:
+        """How far the states [T, H] of a row's last branch are from those of the same input in a row of its own."""
+        leaf = len(row.tokens) - 1
         path = np.flatnonzero((np.arange(len(row.tokens)) <= leaf) & (leaf < row.last))
-        above: list[int] = []
-        header = row.header
-        while header >= 0:
-            above.append(header)
-            header = plan.headers[header].parent
-        cache: KeyValues | None = None
-        for header in reversed(above):
-            _, cache = self._header(plan, header, cache)
-        packed = self._forward([row], cache)[0, self._on(path)].float()
-        whole = np.concatenate([*(plan.headers[header].tokens for header in reversed(above)), row.tokens[path]])
-        plain = self.body(self._on(whole)[None])[0, -len(path) :].float()
-        gap = (packed - plain).pow(2).mean().sqrt() / plain.pow(2).mean().sqrt()
-        return float(gap) if torch.isfinite(plain).all() else float(not torch.equal(packed.isnan(), plain.isnan()))
+        plain = self.body(self._on(np.concatenate([before, row.tokens[path]]))[None])[0, -len(path) :]
+        # What stands where it stands alone cannot differ, and would hide what does.
+        displaced = np.flatnonzero(path != np.arange(len(path)))
+        part = self._on(displaced if len(displaced) else np.arange(len(path)))
+        return apart(states[self._on(path)][part], plain[part])
+
+    def _above(self, plan: Plan, header: int) -> tuple[Ints, KeyValues | None]:
+        """Tokens of a header (-1: none) and of those above it, with their keys and values."""
+        if header < 0:
+            return np.empty(0, np.int64), None
+        before, cache = self._above(plan, plan.headers[header].parent)
+        return np.concatenate([before, plan.headers[header].tokens]), self._header(plan, header, cache)[1]
+
+    def batches(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[list[int]]:
+        """Rows that may be answered together; see the function `batches`."""
+        if self.alone:
+            return [[number] for number in sorted(numbers, key=lambda n: -len(rows[n].tokens))]
+        return batches(rows, numbers, self.budget_tokens, self.call_tokens, side=self.side)
 
     def _header(self, plan: Plan, number: int, above: KeyValues | None) -> tuple[torch.Tensor, KeyValues]:
         """Runs one header after the one above it: (hidden states [1, T, H], keys and values of both)."""
@@ -122,7 +179,7 @@ class Executor:
         header: KeyValues | None,
         answer: Callable[[Sequence[int], torch.Tensor], None],
     ) -> None:
-        todo = batches(plan.rows, numbers, self.budget_tokens, self.call_tokens)[::-1]
+        todo = self.batches(plan.rows, numbers)[::-1]
         while todo:
             batch = todo.pop()
             try:
@@ -134,7 +191,7 @@ class Executor:
                 rest = [number for later in reversed(todo) for number in later]
                 longest = max(len(plan.rows[number].tokens) for number in batch)
                 self.budget_tokens = max(LEAST_TOKENS, len(batch) * longest // 2)
-                todo = batches(plan.rows, batch + rest, self.budget_tokens, self.call_tokens)[::-1]
+                todo = self.batches(plan.rows, batch + rest)[::-1]
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
@@ -168,14 +225,26 @@ class Executor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.split.device)
 
 
-def batches(rows: Sequence[Row], numbers: Sequence[int], budget_tokens: int, call_tokens: int) -> list[list[int]]:
+def batches(
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    budget_tokens: int,
+    call_tokens: int,
+    *,
+    side: Callable[[int], int] = lambda length: 0,
+) -> list[list[int]]:
     """Cuts rows into batches of at most `budget_tokens` padded tokens (one row at least), at the least cost of padding and calls.
 
-    Rows with several branches stay apart from plain ones, which need no mask. Longest first: memory runs out early if it does.
+    Rows with several branches stay apart from plain ones, which need no mask, and so do inputs whose length is of another `side`.
+    Longest first: memory runs out early if it does.
     """
     all_cuts: list[list[int]] = []
-    for chain in (True, False):
-        order = sorted((n for n in numbers if rows[n].chain == chain), key=lambda n: (-len(rows[n].tokens), n))
+    kinds: dict[tuple[bool, int], list[int]] = {}
+    for number in numbers:
+        row = rows[number]
+        kinds.setdefault((not row.chain, -side(int(row.depth.max()) + 1)), []).append(number)
+    for _, members in sorted(kinds.items()):
+        order = sorted(members, key=lambda n: (-len(rows[n].tokens), n))
         widths = [len(rows[n].tokens) for n in order]
         best, start = [0.0] * (len(order) + 1), [0] * (len(order) + 1)
         for end in range(1, len(order) + 1):
@@ -239,7 +308,7 @@ def bytes_per_token(split: Split) -> int:
     """Activations that live at once per token: residual stream, projections, the widest of the feed-forward layer, some slack."""
     config = split.model.config.get_text_config()
     hidden = int(getattr(config, "hidden_size", 0) or split.hidden_size)
-    wide = int(getattr(config, "intermediate_size", 0) or getattr(config, "ffn_dim", 0) or 4 * hidden)
+    wide = _largest(config, "intermediate_size") or _largest(config, "ffn_dim") or 4 * hidden
     width = split.vocab_size if split.kind == "full" else 0
     return (8 * hidden + 3 * wide + 2 * width) * int(split.hidden_dtype.itemsize)
 
@@ -248,10 +317,16 @@ def cache_bytes_per_token(split: Split) -> int:
     """Keys and values of one token in all layers, at most (models without grouped heads)."""
     config = split.model.config.get_text_config()
     hidden, layers = int(getattr(config, "hidden_size", split.hidden_size)), int(getattr(config, "num_hidden_layers", 1))
-    heads = int(getattr(config, "num_attention_heads", 1) or 1)
-    grouped = int(getattr(config, "num_key_value_heads", heads) or heads)
+    heads = _largest(config, "num_attention_heads") or 1
+    grouped = _largest(config, "num_key_value_heads") or heads
     width = int(getattr(config, "head_dim", None) or hidden // heads)
     return max(1, 2 * layers * grouped * width * int(split.hidden_dtype.itemsize))
+
+
+def _largest(config: PreTrainedConfig, name: str) -> int:
+    """A number of a configuration, the largest where each layer has its own; 0 where it names none."""
+    value = getattr(config, name, None) or 0
+    return int(max(value) if isinstance(value, (list, tuple)) else value)
 
 
 def budget_tokens(split: Split, per_token: int) -> int:

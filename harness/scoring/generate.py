@@ -2,7 +2,8 @@
 
 Each row gets what it would get alone: `transformers.generate` with greedy search, stopped as lm-eval stops a batch of one (a stop
 string appears in the decoded last tokens, or an end-of-sequence id is generated). What asks for more than greedy search, or
-cannot share, goes through `generate_plain`: `transformers.generate` on rows of equal length.
+cannot share, goes through `generate_plain`: `transformers.generate` on rows of equal length. Both are proven before they are
+used, by `company` and `together`: a cache can be wrong for a batch and right for each of its rows (RWKV's is).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import transformers
 
 from harness.scoring.execute import Executor, KeyValues, held, new_cache
-from harness.scoring.head import device_of
+from harness.scoring.head import apart, device_of
 from harness.scoring.plan import common_prefix
 
 if TYPE_CHECKING:
@@ -23,8 +24,18 @@ if TYPE_CHECKING:
 CACHE_BYTES = 256 << 20
 """Keys and values of one batch, on a host."""
 
+GENERATION_ROWS = 16
+"""Prompts that `transformers.generate` gets at once, where that changes no answer."""
+
+PROOF_TOKENS = 4
+"""New tokens that a proof looks at: the second already comes from a cache."""
+
 LEAST_HEADER = 32
 """A shared prefix below this many tokens is not worth a call of its own."""
+
+
+Watch = Callable[[tuple[int, ...], torch.Tensor], None]
+"""Is told a prompt, and the final hidden state [H] that its next token is chosen from."""
 
 
 class Stops:
@@ -52,11 +63,17 @@ class Stops:
 
 
 def generate(
-    executor: Executor, prompts: Sequence[Sequence[int]], *, most: int, finished: Callable[[Sequence[int]], bool]
+    executor: Executor,
+    prompts: Sequence[Sequence[int]],
+    *,
+    most: int,
+    finished: Callable[[Sequence[int]], bool],
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """New token ids (at most `most`, the finishing ones included) of every prompt, greedy, in the order given.
 
-    For models whose cache and masks were verified: prompts are padded on the left, below the prefix that they share.
+    For models whose cache and masks were verified: prompts are padded on the left, below the prefix that they share. `watch` is
+    shown every hidden state that a new token is chosen from.
     """
     answers: dict[tuple[int, ...], list[int]] = {tuple(prompt): [] for prompt in prompts}
     ordered = sorted(answers)
@@ -70,9 +87,29 @@ def generate(
         while waiting:
             rows = min(len(waiting), rows_at_once(executor, len(waiting[0]) + most))
             batch, waiting = waiting[:rows], waiting[rows:]
-            for prompt, new in zip(batch, _batch(executor, batch, shared, header, most, finished), strict=True):
+            for prompt, new in zip(batch, _batch(executor, batch, shared, header, most, finished, watch), strict=True):
                 answers[prompt] = new
     return [answers[tuple(prompt)] for prompt in prompts]
+
+
+def company(executor: Executor, prompts: Sequence[Sequence[int]], *, most: int) -> float:
+    """How far hidden states that new tokens are chosen from are from those of a plain row, for the longest and the shortest of
+    the prompts that would share a cache, together; see `apart`."""
+    members, _ = max(clusters(sorted(set(map(tuple, prompts)))), key=lambda run: len(run[0]))
+    pair = list(dict.fromkeys([max(members, key=len), min(members, key=len), members[0], members[-1]]))[:2]
+    states: dict[tuple[int, ...], list[torch.Tensor]] = {prompt: [] for prompt in pair}
+    found = generate(
+        executor,
+        pair,
+        most=min(most, PROOF_TOKENS),
+        finished=lambda new: False,
+        watch=lambda prompt, hidden: states[prompt].append(hidden),
+    )
+    worst = 0.0
+    for prompt, new in zip(pair, found, strict=True):
+        plain = executor.body(_ids(executor, [[*prompt, *new[:-1]]]))[0, len(prompt) - 1 :]
+        worst = max(worst, apart(torch.stack(states[prompt]), plain))
+    return worst
 
 
 def clusters(ordered: Sequence[tuple[int, ...]]) -> list[tuple[list[tuple[int, ...]], int]]:
@@ -114,6 +151,7 @@ def _batch(
     header: KeyValues | None,
     most: int,
     finished: Callable[[Sequence[int]], bool],
+    watch: Watch | None,
 ) -> list[list[int]]:
     suffixes = [list(prompt[shared:]) for prompt in batch]
     width = max(map(len, suffixes))
@@ -127,8 +165,10 @@ def _batch(
     for _ in range(most):
         hidden = executor.body(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         chosen = executor.split.head(hidden[:, -1]).argmax(dim=-1)
-        for row, token in zip(alive, chosen.tolist(), strict=True):
+        for place, (row, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
             if row in open_rows:
+                if watch is not None:
+                    watch(batch[row], hidden[place, -1])
                 new[row].append(token)
                 if finished(new[row]):
                     open_rows.discard(row)
@@ -186,6 +226,43 @@ def is_greedy(sampling: Mapping[str, object], config: GenerationConfig | None) -
     return True
 
 
+def together(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> float | None:
+    """How far the logits of two prompts of equal length that `transformers.generate` continues together are from those of each
+    alone; see `apart`. None where no two different prompts have one length."""
+    lengths: dict[int, set[tuple[int, ...]]] = {}
+    for prompt in prompts:
+        lengths.setdefault(len(prompt), set()).add(tuple(prompt))
+    length = max((length for length, members in lengths.items() if len(members) > 1), default=None)
+    if length is None:
+        return None
+
+    def logits(batch: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(new ids [B, T], logits [B, T, V]): those of the model, before any rule of decoding."""
+        ids = torch.tensor(batch, dtype=torch.long, device=device_of(model))
+        with torch.no_grad():
+            out = cast("Callable[..., Any]", model.generate)(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=PROOF_TOKENS,
+                min_new_tokens=PROOF_TOKENS,
+                pad_token_id=tokenizer.pad_token_id,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, dim=1)
+
+    pair = sorted(lengths[length])[:: len(lengths[length]) - 1][:2]
+    both_ids, both = logits(pair)
+    worst = 0.0
+    for row, one in enumerate(pair):
+        ids, alone = logits([one])
+        # Beyond the first token that differs, the two answer different questions.
+        same = int((ids[0] == both_ids[row]).long().cumprod(dim=0).sum()) + 1
+        worst = max(worst, *(apart(a, b) for a, b in zip(both[row, :same], alone[0, :same], strict=True)))
+    return worst
+
+
 def generate_plain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -194,9 +271,11 @@ def generate_plain(
     sampling: Mapping[str, Any],
     most: int,
     finished: Stops,
-    rows: int = 16,
+    rows: int = GENERATION_ROWS,
+    before: Callable[[int], None] = lambda length: None,
 ) -> list[list[int]]:
-    """`transformers.generate` on groups of equal prompt length, so that nothing is padded; every row stops for itself."""
+    """`transformers.generate` on groups of equal prompt length, at most `rows` at once, so that nothing is padded; every row
+    stops for itself. `before` is told the length of the prompts to come."""
     given = dict(sampling)
     if not given.get("do_sample"):
         given["do_sample"] = False
@@ -217,6 +296,7 @@ def generate_plain(
                 ) -> torch.Tensor:
                     return torch.tensor([finished(row[length:].tolist()) for row in input_ids], device=input_ids.device)
 
+            before(length)
             with torch.no_grad():
                 out = cast("Callable[..., torch.Tensor]", model.generate)(
                     input_ids=ids,

@@ -86,7 +86,8 @@ class LlamaExecutor:
         for number, enter in header_order(plan):
             header = plan.headers[number]
             if not enter:
-                context.forget(0, header.start)
+                if not context.forget(0, header.start):
+                    raise RuntimeError("llama.cpp cannot drop a part of this model's state")
                 continue
             places = header.start + np.arange(len(header.tokens))
             decode(header.tokens, places, np.zeros(len(places), np.int32), plan.scored(-1 - number, len(places)))
@@ -191,7 +192,6 @@ class LlamaCppLM(PlannedLM):
             tokenizer,
             config=config,
             executor=self.llama,
-            # llama.cpp's sequences see exactly what is theirs: there is nothing to prove.
             rules=PlanRules(
                 name=("llamacpp", ROW_TOKENS),
                 hidden_size=int(config.get_text_config().hidden_size),

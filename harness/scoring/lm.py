@@ -7,8 +7,9 @@ Tasks, prompts, filters and metrics stay lm-eval's, tokenization follows its `hf
 differs is the work: prefixes are computed once, the output head runs where a token is scored, log-probabilities are taken in
 float32 whatever the model's dtype.
 
-Sharing is proven before it is used: a canary batch is answered packed and plain at construction, and the deepest input of the
-data once more. What cannot share (windows shorter than an input, recurrent layers, ALiBi) runs as plain rows; `report()` says so.
+Sharing is proven before it is used (`harness.scoring.sharing`): packed rows against plain ones, batches against single inputs, on
+a canary and on the data. What cannot share (windows shorter than an input, recurrent layers, ALiBi) runs as plain rows, what
+cannot share a batch runs alone; `report()` says so.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from lm_eval.api.registry import register_model
 
 from harness.errors import Unsupported
 from harness.scoring.execute import Executor
-from harness.scoring.generate import Stops, generate, generate_plain, is_greedy
-from harness.scoring.head import Split, device_of, split, unwrap
+from harness.scoring.generate import GENERATION_ROWS, Stops, company, generate, generate_plain, is_greedy, together
+from harness.scoring.head import Split, allowed_deviation, device_of, split, unwrap
 from harness.scoring.plan import HEADER_OVERHEAD, Plan
 from harness.scoring.planned import PlannedLM, PlanRules
 from harness.scoring.requests import Generation, HfSettings, ends_of
-from harness.scoring.sharing import allowed_deviation, proven_limit
+from harness.scoring.sharing import Sharing
 from harness.scoring.widened import products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+ALONE = "one input at a time"
 
 
 @register_model("fastlm")
@@ -79,8 +83,9 @@ class FastLM(PlannedLM):
             tokenizer = _tokenizer(own if tokenizer is None else os.fspath(tokenizer), revision, add_bos_token)
         self.split = split(self.model) if cut is None else cut
         self.executor = Executor(self.split)
-        self.share_limit, remark = proven_limit(self.model, self.executor) if share else (0, "prefix sharing is switched off")
-        self._verified_depth = 0
+        self.sharing = Sharing(self.model, self.executor, wanted=share)
+        self.share_limit = self.sharing.limit
+        self._plain_rows: int | None = None
         super().__init__(
             tokenizer,
             config=self.model.config,
@@ -102,10 +107,13 @@ class FastLM(PlannedLM):
                 chat_template_args=chat_template_args or {},
             ),
         )
-        if self.split.kind != "direct":
-            self.notes.append(f"output head: {self.split.note}")
-        if remark:
-            self.notes.append(remark)
+        self.notes += self._remarks()
+
+    def _remarks(self) -> list[str]:
+        """What is to be said of the model before it is asked anything."""
+        head = "" if self.split.kind == "direct" else f"output head: {self.split.note}"
+        alone = f"{ALONE}: a row of the canary batch is not answered as it is alone" if self.executor.alone else ""
+        return [remark for remark in (head, self.sharing.remark, alone) if remark]
 
     def report(self) -> dict[str, object]:
         """What was done, as plain data for a record: how the head was cut, what was shared and why not, work counted."""
@@ -114,6 +122,7 @@ class FastLM(PlannedLM):
             "head": self.split.facts(),
             **self._planned(),
             "prefix_sharing_limit": self.share_limit if self.share else 0,
+            "batches": not self.executor.alone,
             "tokens_with_padding": self.executor.padded_tokens,
             "model_calls": self.executor.calls,
             "batch_tokens": self.executor.budget_tokens,
@@ -121,30 +130,57 @@ class FastLM(PlannedLM):
         }
 
     def _holds(self, plan: Plan) -> bool:
-        """Whether packed execution gives the model's own hidden states at the depth of this data. Asked again only when data is
-        twice as deep as what was verified; once it fails, everything runs as plain rows."""
-        if not plan.shared or plan.deepest <= 2 * self._verified_depth:
-            return True
-        deviation = self.executor.deviation(plan)
-        if deviation <= allowed_deviation(self.split.hidden_dtype):
-            self._verified_depth = plan.deepest
+        """Whether packed execution gives the model's own hidden states on this data; once it does not, everything runs as plain
+        rows. Once a batch changes answers, every row runs alone."""
+        refused = self.sharing.check(plan)
+        if refused.company is not None and not self.executor.alone:
+            self.executor.alone = True
+            self.notes.append(f"{ALONE}: {refused.company}")
+        if refused.packed is None or not self.share:
             return True
         self.share = False
-        self.notes.append(
-            f"plain rows: at {plan.deepest} tokens, packed hidden states differ from plain ones by {deviation:.3g} of their size"
-        )
+        self.notes.append(f"plain rows: {refused.packed}")
         return False
 
     def _generate(self, prompts: list[list[int]], asked: Generation) -> list[list[int]]:
         """Greedy continuations (the default) go through the shared-prefix engine, others through `transformers.generate`, in
-        groups of equal prompt length."""
+        groups of equal prompt length, or one by one where a group changes answers."""
         config = getattr(self.model, "generation_config", None)
         stops = Stops(self.tokenizer, asked.until, ends_of(config))
         deepest = max(map(len, prompts)) + asked.most
-        if self.share and deepest <= self.share_limit and is_greedy(asked.sampling, config):
-            return generate(self.executor, prompts, most=asked.most, finished=stops)
+        if self.share and not self.executor.alone and deepest <= self.share_limit and is_greedy(asked.sampling, config):
+            why = self.sharing.why_not_generate(deepest, lambda: company(self.executor, prompts, most=asked.most))
+            if why is None:
+                return generate(self.executor, prompts, most=asked.most, finished=stops)
+            self.share = False
+            self.notes.append(f"plain rows: {why}")
         with products(self.device, self.split.hidden_dtype):
-            return generate_plain(self.model, self.tokenizer, prompts, sampling=asked.sampling, most=asked.most, finished=stops)
+            rows = self._rows_of_generation(prompts)
+            return generate_plain(
+                self.model,
+                self.tokenizer,
+                prompts,
+                sampling=asked.sampling,
+                most=asked.most,
+                finished=stops,
+                rows=rows,
+                before=self.split.forget,
+            )
+
+    def _rows_of_generation(self, prompts: list[list[int]]) -> int:
+        """Prompts of one length that `transformers.generate` may take together, proven on two of them."""
+        if self._plain_rows is None:
+            gap = 0.0 if self.executor.alone else together(self.model, self.tokenizer, prompts)
+            if gap is None:  # no two prompts of one length: nothing to prove, and nothing that would share a batch
+                return 1
+            self._plain_rows = 1 if self.executor.alone else GENERATION_ROWS
+            if gap > allowed_deviation(self.model, self.split.hidden_dtype):
+                self._plain_rows = 1
+                self.notes.append(
+                    f"generation one prompt at a time: beside another prompt, transformers' logits differ from those of the "
+                    f"same prompt alone by {gap:.3g} of their size"
+                )
+        return self._plain_rows
 
 
 def _loaded(

@@ -104,7 +104,6 @@ class OpenVinoLM(PlannedLM):
             tokenizer,
             config=config,
             executor=OpenVinoExecutor(program),
-            # A kept state is the runtime's own: there is nothing to prove.
             rules=PlanRules(
                 name=("openvino",),
                 hidden_size=int(config.get_text_config().hidden_size),

@@ -28,7 +28,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 ROW_TOKENS = 512
 """Rows with several branches stay below this, unless one input alone is longer."""
@@ -79,7 +79,7 @@ class Plan:
 
     Position p is scored in row `owner[p]` (or header `-1 - owner[p]`) at token `offset[p]`; pair m asks at `position[m]`
     (ascending) for the log-probability of `target[m]`; request r is the sum over pairs
-    `request_pairs[request_start[r]:request_start[r + 1]]`.
+    `request_pairs[request_start[r]:request_start[r + 1]]`. Of `asked` requests, `cut` were longer than the longest input.
     """
 
     headers: tuple[Header, ...]
@@ -92,6 +92,8 @@ class Plan:
     request_start: Ints
     plain_tokens: int
     deepest: int
+    asked: int
+    cut: int
 
     @property
     def requests(self) -> int:
@@ -106,6 +108,12 @@ class Plan:
     def shared(self) -> bool:
         """Whether anything but plain rows is in it."""
         return bool(self.headers) or any(not row.chain for row in self.rows)
+
+    def reach(self, number: int) -> int:
+        """Places of a row, those of its headers included: so far from a prefix does its last branch stand."""
+        row = self.rows[number]
+        above = 0 if row.header < 0 else self.headers[row.header].start + len(self.headers[row.header].tokens)
+        return above + len(row.tokens)
 
     def scored(self, owner: int, length: int) -> Ints:
         """For each of the `length` tokens of a row (or of header -1 - owner) the index of its scored position, or -1."""
@@ -142,7 +150,7 @@ class Plan:
             "target": self.target,
             "request_pairs": self.request_pairs,
             "request_start": self.request_start,
-            "facts": np.array([self.plain_tokens, self.deepest], np.int64),
+            "facts": np.array([self.plain_tokens, self.deepest, self.asked, self.cut], np.int64),
         }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -173,6 +181,8 @@ class Plan:
                 **{name: a[name] for name in ("owner", "offset", "position", "target", "request_pairs", "request_start")},
                 plain_tokens=int(a["facts"][0]),
                 deepest=int(a["facts"][1]),
+                asked=int(a["facts"][2]),
+                cut=int(a["facts"][3]),
             )
         except (KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
             raise ValueError(f"not a scoring plan: {problem}") from problem
@@ -196,6 +206,7 @@ def make_plan(
     """
     inputs: dict[Tokens, int] = {}
     asked: list[tuple[int, Sequence[int]]] = []  # (input, continuation)
+    cut = 0
     for context, continuation in requests:
         if not context or not continuation or len(continuation) > max_length:
             raise ValueError(
@@ -203,6 +214,7 @@ def make_plan(
                 f"got {len(context)} and {len(continuation)}"
             )
         tokens = tuple((list(context) + list(continuation))[-(max_length + 1) :][:-1])
+        cut += len(context) + len(continuation) > max_length + 1
         asked.append((inputs.setdefault(tokens, len(inputs)), continuation))
 
     sequences = list(inputs)
@@ -215,7 +227,7 @@ def make_plan(
         builder.tree(shareable)
     for i in alone:
         builder.row([i], header=-1)
-    return builder.finish(asked)
+    return builder.finish(asked, cut)
 
 
 class _Builder:
@@ -333,7 +345,7 @@ class _Builder:
             Row(header=header, tokens=np.array(tokens, np.int32), depth=np.array(depth, np.int32), last=np.array(last, np.int32))
         )
 
-    def finish(self, asked: list[tuple[int, Sequence[int]]]) -> Plan:
+    def finish(self, asked: list[tuple[int, Sequence[int]]], cut: int) -> Plan:
         """Scored positions and pairs, each once, in order of position."""
         keys: dict[tuple[int, int, int], int] = {}
         pairs: list[int] = []
@@ -369,6 +381,8 @@ class _Builder:
             request_start=np.array(starts, np.int64),
             plain_tokens=sum(len(self.sequences[i]) for i, _ in asked),
             deepest=max((len(sequence) for sequence in self.sequences), default=0),
+            asked=len(asked),
+            cut=cut,
         )
 
 

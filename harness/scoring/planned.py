@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,18 +18,11 @@ import torch
 from harness.models.corpora import tokenizer_digest
 from harness.scoring.plan import HEADER_OVERHEAD, ROW_TOKENS, Plan, make_plan
 from harness.scoring.plan_cache import PlanCache
+from harness.scoring.plan_canary import PlanExecutor, plans_differ
 from harness.scoring.requests import Answer, Encoded, HfSettings, Pair, RequestsLM, Text
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
-
-class PlanExecutor(Protocol):
-    """What runs plans."""
-
-    def run(self, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(log-probability in nats, is-the-argmax) of every pair of the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +69,7 @@ class PlannedLM(RequestsLM):
         self.plans = PlanCache(plan_folder, self.notes)
         self._tokenizer_digest: str | None = None
         self._work = Work()
+        self._proven = False
 
     def tokenizer_digest(self) -> str:
         """SHA-256 of all that decides how the tokenizer encodes."""
@@ -84,17 +78,31 @@ class PlannedLM(RequestsLM):
         return self._tokenizer_digest
 
     def _holds(self, plan: Plan) -> bool:
-        """Whether the executor answers this plan as it would answer plain rows. False only after `share` was switched off."""
-        return True
+        """Whether the executor answers this plan as it would answer plain rows. False only where it has just switched `share`
+        off, so that the plan is made again. Here: a canary, packed and each of its inputs alone, before anything is shared."""
+        if self._proven or not plan.shared:
+            return True
+        self._proven = True
+        vocabulary = int(self.config.get_text_config().vocab_size)
+        why = plans_differ(self.plan_executor, vocabulary=vocabulary, row_tokens=self.rules.row_tokens)
+        if why is None:
+            return True
+        self.share = False
+        self.notes.append(f"plain rows: {why}")
+        return False
 
     def _answers(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> list[Answer]:
-        plan = self._load_or_make(kind, texts, encode)
-        return self._run(plan if self._holds(plan) else self._load_or_make(kind, texts, encode))
+        return self._run(self._checked(lambda: self._load_or_make(kind, texts, encode)))
 
     def _token_answers(self, pairs: Sequence[Pair]) -> list[Answer]:
         encoded = Encoded(pairs=pairs)
-        plan = self._make(encoded)
-        return self._run(plan if self._holds(plan) else self._make(encoded))
+        return self._run(self._checked(lambda: self._make(encoded)))
+
+    def _checked(self, make: Callable[[], Plan]) -> Plan:
+        plan = make()
+        while not self._holds(plan):
+            plan = make()
+        return plan
 
     def _load_or_make(self, kind: str, texts: Sequence[Text], encode: Callable[[], Encoded]) -> Plan:
         """Found on disk, or made (and kept there)."""
@@ -122,6 +130,8 @@ class PlannedLM(RequestsLM):
         return dataclasses.replace(plan, request_start=plan.request_start[np.array(encoded.bounds)])
 
     def _run(self, plan: Plan) -> list[Answer]:
+        self._must_fit(plan.deepest)
+        self._count(plan.asked, plan.cut)
         self._work.plain += plan.plain_tokens
         self._work.run += plan.tokens
         self._work.scored += len(plan.target)
@@ -134,7 +144,8 @@ class PlannedLM(RequestsLM):
         """The part of `report` that all planned scorers have."""
         return {
             "prefix_sharing": self.share,
-            "notes": list(self.notes),
+            "notes": self._said(),
+            **self._limits(),
             "plans_made": self.plans.made,
             "plans_from_disk": self.plans.from_disk,
             "tokens_of_plain_rows": self._work.plain,

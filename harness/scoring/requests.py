@@ -29,6 +29,8 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 
+from harness.errors import Unsupported
+
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -76,8 +78,9 @@ class HfSettings:
 class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """The lm-eval side of a scorer.
 
-    `config`: the source model's configuration. `context_length`: what the runtime takes at most, where that may be less than
-    the source's limit.
+    `config`: the source model's configuration. Its limit is that of every cell of the model, in every engine: an input that is
+    longer is cut from the left, as lm-eval does, in all of them alike, and counted. `context_length`: what this runtime or file
+    takes at most; an input that is longer than that and fits the model is Unsupported, because other cells answer it whole.
     """
 
     def __init__(
@@ -98,8 +101,9 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         # lm-eval's command line gives strings.
         self.think_end_token = int(think) if isinstance(think, str) and think.isdigit() else think
         self.chat_template_args = dict(settings.chat_template_args)
-        longest = settings.max_length or int(resolve_max_length(config, self.tokenizer))
-        self._max_length = longest if context_length is None else min(longest, context_length)
+        self._max_length = settings.max_length or longest_input(config, self.tokenizer)
+        self._context_length = context_length
+        self._inputs = self._inputs_cut = 0
         self._prefix_token_id = settings.prefix_token_id
         self._device = device or torch.device("cpu")
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
@@ -125,6 +129,35 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @abstractmethod
     def report(self) -> dict[str, object]:
         """What was done, as plain data for a record."""
+
+    # ---- what does not fit ----
+
+    def _count(self, inputs: int, cut: int) -> None:
+        """Counts inputs that were asked, and those that were cut to the longest."""
+        self._inputs += inputs
+        self._inputs_cut += cut
+
+    def _must_fit(self, tokens: int) -> None:
+        """Unsupported where an input of so many tokens, new ones included, is longer than this runtime takes."""
+        if self._context_length is not None and tokens > self._context_length:
+            raise Unsupported(
+                f"an input of {tokens} tokens does not fit the context of {self._context_length} that this artifact has, and the "
+                f"model itself takes {self.max_length}; cut here and whole in other cells, the answers could not be compared"
+            )
+
+    def _said(self) -> list[str]:
+        """The notes, and how many inputs were cut."""
+        if not self._inputs_cut:
+            return list(self.notes)
+        return [
+            *self.notes,
+            f"{self._inputs_cut} of {self._inputs} inputs are longer than the {self.max_length} tokens that the model takes; "
+            "their beginnings were cut, in every cell of the model alike",
+        ]
+
+    def _limits(self) -> dict[str, object]:
+        """The part of `report` on what fits."""
+        return {"longest_input": self.max_length, "inputs": self._inputs, "inputs_cut": self._inputs_cut}
 
     # ---- what lm-eval asks of a model ----
 
@@ -214,6 +247,7 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for numbers in groups.values():
             asked = self._generation(requests[numbers[0]].args[1])
             prompts = [self._prompt(requests[number].args[0], self.max_length - asked.most) for number in numbers]
+            self._must_fit(max(map(len, prompts)) + asked.most)
             began = time.perf_counter()
             generated = self._generate(prompts, asked)
             self.model_seconds += time.perf_counter() - began
@@ -288,6 +322,7 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Ids of a generation's prompt, cut from the left."""
         flag = False if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)) else self.add_bos_token
         ids: list[int] = self.tokenizer(text, **_flag(flag))["input_ids"]
+        self._count(1, len(ids) > longest)
         return ids[-longest:]
 
     # ---- generation ----
@@ -319,6 +354,11 @@ def source_config(model_dir: Path) -> PreTrainedConfig:
     """The source model's configuration; code that a checkpoint brings along is never run."""
     config: PreTrainedConfig = transformers.AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
     return config
+
+
+def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest input of a model in tokens, as lm-eval's `hf` reads it: derived from the source for all cells of a model."""
+    return int(resolve_max_length(config, tokenizer))
 
 
 def ends_of(config: object) -> list[int]:
