@@ -149,6 +149,9 @@ def plan(
     out.print(table)
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for p in planned.cells:
+        if p.note:
+            cli_env.say(f"note         {p.cell.name}: {p.note}")
     for status in states:
         name, cells = status.environment.name, places.count(status.environment.name)
         if status.unwell:

@@ -37,6 +37,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
     all_squares = [square for source in sources for square in squares(source, choices, frame)]
     _check_baselines(written, sources, all_squares)
+    _check_labels(written, all_squares)
     return Plan(
         suite=suite,
         file=path,
@@ -62,6 +63,19 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             f"{written.where('baseline')}: the baseline {wanted!r} of model {source.name!r} cannot be measured: "
             f"{reasons[0] if reasons else 'it is excluded'}"
         )
+
+
+def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:
+    """BadInput where two cells of a model have one label: a report could not tell them apart."""
+    seen: set[tuple[str, str]] = set()
+    for square in squares:
+        place = (square.cell.model.name, square.cell.label)
+        if place in seen:
+            raise BadInput(
+                f"{written.where('models')}: two cells of model {place[0]!r} are called {place[1]!r}; give the checkpoint or the "
+                "server another name: name: ..."
+            )
+        seen.add(place)
 
 
 def choose_device(wish: str) -> str:
