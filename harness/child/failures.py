@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.child.job import Outcome
-from harness.errors import BadReload, HarnessError, MissingPackage, Nonfinite, ServerTrouble, Unsupported, is_out_of_memory
+from harness.errors import (
+    BadInput,
+    BadReload,
+    HarnessError,
+    MissingPackage,
+    Nonfinite,
+    ServerTrouble,
+    Unsupported,
+    is_out_of_memory,
+)
 from harness.files import tail
 from harness.spec import Answer, Failure, FailureKind
 
@@ -44,6 +53,8 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "nonfinite"
     if isinstance(error, (MissingPackage, ImportError)):
         return "environment"
+    if isinstance(error, BadInput):
+        return "input"
     return "error"
 
 

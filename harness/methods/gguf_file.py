@@ -51,14 +51,20 @@ def quantize(request: QuantizeRequest) -> None:
 def load(request: LoadRequest) -> Weights:
     """The file in llama.cpp, once its shape is that of the source model."""
     path = request.artifact_dir / gguf.FILE
-    ours, text = shape_of(path), config_json.text_part(config_json.read(request.model_dir))
+    if why := another_model(shape_of(path), config_json.read(request.model_dir)):
+        raise BadInput(f"{path.resolve()} {why}; correct `of`")
+    return gguf.load(request)
+
+
+def another_model(ours: ModelShape, config: ModelConfig) -> str | None:
+    """Why a file of this shape was not made of the model with this config.json, or None."""
+    text = config_json.text_part(config)
     for what, has, name in (("layers", ours.layers, "num_hidden_layers"), ("hidden units", ours.hidden, "hidden_size")):
         if name in text and text[name] != has:
-            raise BadInput(
-                f"{path.resolve()} has {has} {what} and the model it is given as a quantization `of` has {text[name]}: "
-                "it was made of another one; correct `of`"
+            return (
+                f"has {has} {what} and the model it is given as a quantization `of` has {text[name]}: it was made of another one"
             )
-    return gguf.load(request)
+    return None
 
 
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:

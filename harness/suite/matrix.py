@@ -12,6 +12,7 @@ from pathlib import Path
 from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
+from harness.suite import inputs
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
@@ -32,6 +33,7 @@ def plan(path: Path, *, device: str, shapes: Mapping[str, ModelShape | None] | N
     choices, calibrations = choices_of(written)
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
     sources = looked_at(sources, written, shapes)
+    inputs.check(written, sources, texts, requests.corpora)
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
@@ -78,12 +80,19 @@ def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:
         seen.add(place)
 
 
-def choose_device(wish: str) -> str:
-    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said."""
+def choose_device(wish: str, *, here: bool) -> str:
+    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said. BadInput for one that is
+    none, and where the device must be `here`, for a GPU that the driver does not list."""
     if not re.fullmatch(DEVICE, wish):
         raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
-    if wish != "auto":
+    if wish == "cpu" or not (here or wish == "auto"):
         return wish
     from harness.measure.nvidia import gpus
 
-    return "cuda" if gpus() else "cpu"
+    count = len(gpus())
+    if wish == "auto":
+        return "cuda" if count else "cpu"
+    if int(wish.partition(":")[2] or 0) >= count:
+        listed = f"lists {count} GPU{'s' if count > 1 else ''}" if count else "lists no GPU"
+        raise BadInput(f"device {wish}: the driver (nvidia-smi) {listed} here; write --device cpu, or mend the driver")
+    return wish

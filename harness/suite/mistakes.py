@@ -111,8 +111,8 @@ _ELSEWHERE = {
 def sentences(
     errors: Iterable[ErrorDetails], data: object, *, lines: Mapping[Place, int], path: Path, keys: Mapping[str, Sequence[str]]
 ) -> list[str]:
-    """One sentence for each mistake. `data`: the suite as YAML has it. `lines`: the line of each place. `keys`: the keys that each
-    mapping of a suite may have, by its place (the suite itself has none)."""
+    """One sentence for each mistake. `data`: the suite as YAML has it. `lines`: the line of each place. `keys`: the keys that
+    each mapping of a suite may have, by its place (the suite itself has none)."""
     by_place: dict[Place, ErrorDetails] = {}
     for error in errors:
         by_place.setdefault(tuple(part for part in error["loc"] if part not in _UNION_ARMS), error)
@@ -161,7 +161,7 @@ def _value(data: object, place: Place) -> object:
         if not isinstance(data, (Mapping, list)):
             return None
         try:
-            data = data[part]  # type: ignore[call-overload, index]  # a list is asked for a name where the author mixed them up
+            data = data[part]  # type: ignore[index]  # a list is asked for a name where the author mixed them up
         except (LookupError, TypeError):
             return None
     return data

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.errors import Unsupported
+from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized
 from harness.methods.base import Method, running_of, running_values
 from harness.models import find
@@ -117,9 +119,15 @@ def given(source: Source, frame: Frame) -> Square:
         cell=Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme)),
         questions=frame.asked(source, "given", baseline=source.of is None),
         baseline=source.of is None,
-        estimated_bpw=method.bits_per_weight(origin.scheme),
+        estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
         estimated_bytes=find.stored_bytes(source.model),
     )
+
+
+def _stored_bits(source: Source) -> float | None:
+    """Bits per weight that a given GGUF file stores: a mixture has a name and not one width. None for any other checkpoint."""
+    path = None if source.model.path is None else Path(source.model.path)
+    return gguf_reader.bits_per_weight(path) if path is not None and find.is_gguf(path) else None
 
 
 def served(source: Source, choice: Choice, frame: Frame) -> Square:
