@@ -44,7 +44,7 @@ def run(
     from harness.suite.matrix import choose_device, plan
 
     path = find(str(suite))
-    planned = plan(path, device=choose_device(device or load(path).suite.device))
+    planned = plan(path, device=choose_device(device or load(path).suite.device, here=True))
     settings = runner.Settings(
         results=Path(results),
         cache=workspace.default_cache() if cache is None else Path(cache),

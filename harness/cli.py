@@ -93,7 +93,9 @@ def run(
     from harness.run import runner, workspace
 
     cache = cache or workspace.default_cache()
-    planned = _plan(suite, device, cache)
+    planned = _plan(suite, device, cache, here=True)
+    target = report or Path("reports") / f"{planned.suite.name}.html"
+    _check_writable(target)
     _list_unsupported(planned)
     settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads)
     started = time.monotonic()
@@ -103,16 +105,20 @@ def run(
     except KeyboardInterrupt:
         err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    target = report or Path("reports") / f"{planned.suite.name}.html"
     _write_report(path, target)
     from harness import store
-    from harness.report import terminal_table
+    from harness.report import failed, terminal_table
     from harness.report.view import view
 
-    out.print(terminal_table(view(store.read(path))))
+    shown = view(store.read(path))
+    out.print(terminal_table(shown))
+    for line in failed.lines(shown):
+        cli_env.say(line)
     out.print(f"results  {path}", soft_wrap=True, highlight=False)
     out.print(f"report   {target}", soft_wrap=True, highlight=False)
     out.print(f"took     {_clock(time.monotonic() - started)}", highlight=False)
+    if failed.all_on_bad_input(shown):
+        raise BadInput("every question failed on what it was given; correct that (see above), and run the same command again")
 
 
 @app.command(epilog="Examples: quant-harness plan quick · quant-harness plan suites/llama-3.2-1b.yaml --json")
@@ -128,7 +134,7 @@ def plan(
     from harness.spec import to_json
 
     cache = cache or workspace.default_cache()
-    planned = _plan(suite, device, cache)
+    planned = _plan(suite, device, cache, here=False)
     places = [cli_env.place_of(p.cell.method) for p in planned.cells]
     states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
     if as_json:
@@ -149,6 +155,9 @@ def plan(
     out.print(table)
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for p in planned.cells:
+        if p.note:
+            cli_env.say(f"note         {p.cell.name}: {p.note}")
     for status in states:
         name, cells = status.environment.name, places.count(status.environment.name)
         if status.unwell:
@@ -278,11 +287,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_BUG)
 
 
-def _plan(suite: str, device: str | None, cache: Path) -> Plan:
+def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:
+    """The plan of a suite; `here`: the device has to be in this machine."""
     from harness.suite import file, matrix
 
     path = file.find(suite)
-    return matrix.plan(path, device=matrix.choose_device(device or file.load(path).suite.device), cache=cache)
+    chosen = matrix.choose_device(device or file.load(path).suite.device, here=here)
+    return matrix.plan(path, device=chosen, cache=cache)
 
 
 def _budget(planned: Plan) -> list[str]:
@@ -311,6 +322,19 @@ def _write_file(target: Path, data: bytes) -> None:
         target.write_bytes(data)
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
+
+
+def _check_writable(target: Path) -> None:
+    """BadInput now for a report that could not be written when everything is measured."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = not target.exists()
+        with target.open("ab"):
+            pass
+        if new:
+            target.unlink()
+    except OSError as error:
+        raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file with --report") from None
 
 
 def _kernels(by_bits: Mapping[float, str]) -> str:

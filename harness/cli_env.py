@@ -146,7 +146,7 @@ def build(
         from harness.suite import file, matrix
 
         path = file.find(suite)
-        planned = matrix.plan(path, device=matrix.choose_device(file.load(path).suite.device))
+        planned = matrix.plan(path, device=matrix.choose_device(file.load(path).suite.device, here=False))
         wanted += envs.needed(p.cell.method for p in planned.cells)
     elif not wanted:
         raise BadInput(f"say what to build: a name, or --suite SUITE for all that a suite needs; names: {_known()}")

@@ -49,7 +49,8 @@ class UnknownName(BadInput):
 
     def __init__(self, what: str, name: str, known: Iterable[str], where: str = "") -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        plain = {n.lower(): n for n in names}
+        near = [plain[n] for n in difflib.get_close_matches(name.lower(), plain, n=3, cutoff=0.5)]
         place = f"{where}: " if where else ""
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
         super().__init__(f"{place}unknown {what} {name!r}; {hint}")

@@ -31,7 +31,7 @@ Json: TypeAlias = Any
 OptionValue: TypeAlias = bool | int | float | str | None
 """What an option of a method can be set to."""
 
-FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
+FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "input", "error"]
 
 Better = Literal["lower", "higher", "neither"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.child.job import Outcome
 from harness.errors import (
     BadAnswers,
+    BadInput,
     BadLedger,
     BadReload,
     HarnessError,
@@ -58,6 +59,8 @@ def failure_kind(error: BaseException) -> FailureKind:
         return "nonfinite"
     if isinstance(error, (MissingPackage, ImportError)):
         return "environment"
+    if isinstance(error, BadInput):
+        return "input"
     return "error"
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeAlias
 
 from harness.artifact import ModelShape
 from harness.errors import BadInput, Unsupported
+from harness.formats import gguf_names
 from harness.formats.gguf_types import FILE_TYPE_NAMES, FILE_TYPES, TYPES
 
 Value: TypeAlias = str | int | float | bool | tuple[int | float | bool, ...]
@@ -204,6 +205,13 @@ def kv_widths(header: GgufHeader) -> list[tuple[int, int]]:
     usual = hidden // max(1, *heads)
     key, value = (by_layer(f"attention.{name}_length", [usual] * layers) for name in ("key", "value"))
     return [(kv_heads[i] * key[i], kv_heads[i] * value[i]) for i in range(layers)]
+
+
+def bits_per_weight(path: Path) -> float | None:
+    """Bits that a weight of the decoder's linear layers takes in the file, scales included; None where it has no such layer."""
+    layers = [tensor for tensor in header(path).tensors if gguf_names.linear(tensor.name) is not None]
+    weights = sum(math.prod(tensor.shape) for tensor in layers)
+    return 8 * sum(tensor.bytes for tensor in layers) / weights if weights else None
 
 
 def _file_type(header: GgufHeader) -> str:

@@ -23,15 +23,20 @@ Kernel = Literal["real", "slow", "simulated", "none"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
-    `defaults` holds the widths whose default is another one."""
+    `defaults` holds the widths whose default is another one; `bits` those at which the option means anything (None = all)."""
 
     default: OptionValue
     choices: tuple[OptionValue, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
-    bits: tuple[float, ...] | None = None  # the bit widths that it belongs to; a label names its value there, default or not
+    bits: tuple[float, ...] | None = None
+    named: bool = False  # a label names its value, the default too
     defaults: Mapping[float, OptionValue] = field(default_factory=dict)
     check: Callable[[OptionValue], str | None] | None = None  # why a value cannot be, or None; also asked of the default
+
+    def applies(self, bits: float) -> bool:
+        """Whether the option means anything at a bit width."""
+        return self.bits is None or bits in self.bits
 
     def at(self, bits: float) -> OptionValue:
         """The default at a bit width."""

@@ -163,6 +163,7 @@ METHOD = Method(
             default="nf4",
             choices=("nf4", "fp4"),
             bits=(4,),
+            named=True,
             help="the 16 code values of 4 bits: normal quantiles or a tiny float",
         ),
         "double_quant": Option(

@@ -7,8 +7,8 @@ index has.
 They are in METHODS only when the environment variable QUANT_HARNESS_FAKES is set; no user meets them. Their "artifact" is
 their options; the fake probe (probes/fake.py) reads them back in the child that measures. Scripts are short strings: ``ok``,
 ``sleep:SECONDS``, ``crash`` (segmentation fault), ``kill`` (SIGKILL to itself, as the kernel's out-of-memory killer does),
-``exit:CODE``, ``raise:TEXT``, ``env:NAME`` (raises with the variable's value), ``memory`` (MemoryError), ``torn`` (half an
-artifact, then a crash), ``nan``.
+``exit:CODE``, ``raise:TEXT``, ``input:TEXT`` (bad input), ``env:NAME`` (raises with the variable's value), ``memory``
+(MemoryError), ``torn`` (half an artifact, then a crash), ``nan``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
+from harness.errors import BadInput
 from harness.methods import reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
 from harness.spec import Json, Scheme
@@ -46,6 +47,8 @@ def act(script: str) -> None:
         os._exit(int(rest))
     elif verb == "raise":
         raise RuntimeError(rest)
+    elif verb == "input":
+        raise BadInput(rest)
     elif verb == "env":
         raise RuntimeError(f"{rest} is {os.environ.get(rest)}")
     elif verb == "memory":

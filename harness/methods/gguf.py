@@ -233,7 +233,7 @@ METHOD = Method(
             default="Q4_K_M",
             defaults=DEFAULTS,
             choices=tuple(FILE_TYPES),
-            bits=tuple(DEFAULTS),
+            named=True,
             help="llama.cpp's file type, which belongs to one bit width; by default the K-quant of that width",
         ),
         "imatrix": Option(

@@ -54,18 +54,24 @@ def quantize(request: QuantizeRequest) -> None:
 
 def load(request: LoadRequest) -> Weights:
     """The file in llama.cpp, once its shape is that of the source model."""
-    path = request.artifact_dir / gguf.FILE
-    ours, text = shape_of(path), config_json.text_part(config_json.read(request.model_dir))
-    for what, has, name in (("layers", ours.layers, "num_hidden_layers"), ("hidden units", ours.hidden, "hidden_size")):
-        if name in text and text[name] != has:
-            raise BadInput(
-                f"{path.resolve()} has {has} {what} and the model it is given as a quantization `of` has {text[name]}: "
-                "it was made of another one; correct `of`"
-            )
-    weights = gguf.load(request)
+    path, config = request.artifact_dir / gguf.FILE, config_json.read(request.model_dir)
+    if why := another_model(shape_of(path), config):
+        raise BadInput(f"{path.resolve()} {why}; correct `of`")
+    weights, text = gguf.load(request), config_json.text_part(config)
     # What the file says is not the model's: with less than the source has, its inputs would be cut otherwise than the baseline's.
     weights.context_length = max(weights.context_length, config_json.integer(text, "max_position_embeddings"))
     return weights
+
+
+def another_model(ours: ModelShape, config: ModelConfig) -> str | None:
+    """Why a file of this shape was not made of the model with this config.json, or None."""
+    text = config_json.text_part(config)
+    for what, has, name in (("layers", ours.layers, "num_hidden_layers"), ("hidden units", ours.hidden, "hidden_size")):
+        if name in text and text[name] != has:
+            return (
+                f"has {has} {what} and the model it is given as a quantization `of` has {text[name]}: it was made of another one"
+            )
+    return None
 
 
 def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:

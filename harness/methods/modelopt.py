@@ -182,7 +182,7 @@ METHOD = Method(
             default="w4a16_awq",
             defaults={8.0: "w8a8_sq"},
             choices=tuple(_PRESETS),
-            bits=BITS,
+            named=True,
             help="bits of weights and activations, sq = SmoothQuant; fp8, w4a8_awq and nvfp4 round activations to floats",
         ),
         "group_size": Option(

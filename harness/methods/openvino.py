@@ -213,6 +213,9 @@ def _bits_per_weight(scheme: Scheme) -> float:
     return ratio * four + (1 - ratio) * 8
 
 
+_GROUPED = (4.0,)
+"""Bit widths with groups and searches."""
+
 _REAL: dict[float, Kernel] = {16.0: "real", 8.0: "real", 4.0: "real"}
 
 METHOD = Method(
@@ -224,22 +227,27 @@ METHOD = Method(
             default="int4_asym",
             defaults={16.0: "f16", 8.0: "int8_asym", 4.0: "int4_asym"},
             choices=tuple(BITS),
-            bits=tuple(_REAL),
+            named=True,
             help="NNCF's mode, which belongs to one bit width; asym has zero points, sym has none",
         ),
         "group_size": Option(
             default=128,
             defaults={16.0: -1, 8.0: -1},
             choices=(-1, 16, 32, 64, 128, 256),
+            bits=_GROUPED,
             help="weights that share one scale; -1 = an output channel",
         ),
-        "ratio": Option(default=1.0, types=(int, float), help="share of the layers at 4 bits, the most sensitive others at 8"),
-        "awq": Option(default=False, choices=(True, False), help="NNCF's activation-aware scaling"),
-        "scale_estimation": Option(
-            default=False, choices=(True, False), help="scales that lower the error of each layer's output"
+        "ratio": Option(
+            default=1.0, types=(int, float), bits=_GROUPED, help="share of the layers at 4 bits, the most sensitive others at 8"
         ),
-        "gptq": Option(default=False, choices=(True, False), help="NNCF's error-compensated rounding"),
-        "lora_correction": Option(default=False, choices=(True, False), help="8-bit adapters that take back a part of the error"),
+        "awq": Option(default=False, choices=(True, False), bits=_GROUPED, help="NNCF's activation-aware scaling"),
+        "scale_estimation": Option(
+            default=False, choices=(True, False), bits=_GROUPED, help="scales that lower the error of each layer's output"
+        ),
+        "gptq": Option(default=False, choices=(True, False), bits=_GROUPED, help="NNCF's error-compensated rounding"),
+        "lora_correction": Option(
+            default=False, choices=(True, False), bits=_GROUPED, help="8-bit adapters that take back a part of the error"
+        ),
     },
     running_options={
         "execution": Option(

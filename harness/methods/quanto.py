@@ -211,9 +211,15 @@ METHOD = Method(
     options={
         "type": Option(default="int", choices=("int", "float"), help="int, or at 8 bits float8 (e4m3)"),
         "group_size": Option(
-            default=128, defaults={8.0: -1}, choices=GROUPS, help="weights that share one scale and shift; -1 = an output channel"
+            default=128,
+            defaults={8.0: -1},
+            choices=GROUPS,
+            bits=(4.0, 2.0),
+            help="weights that share one scale and shift; -1 = an output channel",
         ),
-        "optimizer": Option(default="max", choices=("max", "hqq"), help="how 4 and 2 bits fit scale and shift to a group"),
+        "optimizer": Option(
+            default="max", choices=("max", "hqq"), bits=(4.0, 2.0), help="how 4 and 2 bits fit scale and shift to a group"
+        ),
     },
     kernel_cpu={8.0: "real", 4.0: "real", 2.0: "slow"},
     kernel_cuda={8.0: "slow", 4.0: "real", 2.0: "slow"},

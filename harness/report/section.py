@@ -21,6 +21,7 @@ STATUS_WORDS = {
     "nonfinite": "not finite",
     "unsupported": "unsupported",
     "environment": "no environment",
+    "input": "bad input",
     "error": "error",
     "not run": "not run",
     "simulated": "simulated",

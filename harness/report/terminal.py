@@ -22,6 +22,7 @@ SHORT = {
     "not comparable": "–",
     "absent": "–",
     "environment": "no env",
+    "input": "input",
 }
 
 

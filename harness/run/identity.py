@@ -159,6 +159,8 @@ class Inputs:
         identity = cell.origin.identity()
         calibration = cell.scheme.options.get("calibration")
         if calibration is not None:
+            drawn = {name: value for name, value in calibration.items() if name != "corpus"}
+            identity["options"] = {**cell.scheme.options, "calibration": drawn}
             identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
         if isinstance(cell.origin, Given):
             identity["checkpoint"] = self.weights[cell.origin.checkpoint.name]

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import BadInput, UnknownName
+from harness.suite import mistakes
 
 
 def unique(names: Sequence[str], what: str) -> None:
@@ -170,7 +171,7 @@ class SuiteFile:
 
     def where(self, *keys: str | int) -> str:
         """`suite.yaml, line 7`: the line of a key, or of the longest part of it that is written there."""
-        return f"{self.path}, line {line_of(self.lines, keys)}"
+        return f"{self.path}, line {mistakes.line_of(self.lines, keys)}"
 
 
 def load(path: Path) -> SuiteFile:
@@ -181,33 +182,31 @@ def load(path: Path) -> SuiteFile:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        tabs = "; indent with blanks, not with tabs" if "\\t" in str(getattr(error, "problem", "")) else ""
+        raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}{tabs}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path}, line 1: a suite is a mapping with `name`, `models` and `methods`")
+    if again := mistakes.twice(yaml.compose(raw, Loader=yaml.SafeLoader)):
+        key, first, second = again
+        raise BadInput(f"{path}, line {second}: {key!r} is written twice, in lines {first} and {second}; keep one")
     try:
         return SuiteFile(path=path, suite=Suite.model_validate(data), lines=lines(raw))
     except ValidationError as error:
-        raise BadInput("\n".join(_problems(path, lines(raw), error))) from None
+        wrong = mistakes.sentences(error.errors(), data, lines=lines(raw), path=path, keys=_KEYS)
+        raise BadInput("\n".join(wrong)) from None
 
 
-def _problems(path: Path, places: Mapping[tuple[str | int, ...], int], error: ValidationError) -> list[str]:
-    """What is wrong with a suite, one line for each mistake."""
-    problems = []
-    for item in error.errors():
-        where = tuple(part for part in item["loc"] if part not in _UNION_ARMS)
-        if item["type"] == "extra_forbidden":
-            known = ", ".join(sorted(Suite.model_fields)) if len(where) == 1 else "see docs/suites.md"
-            message = f"unknown key {where[-1]!r}; known: {known}"
-        else:
-            message = f"{'.'.join(map(str, where))}: {item['msg'].removeprefix('Value error, ')}"
-        problems.append(f"{path}, line {line_of(places, where)}: {message}")
-    return list(dict.fromkeys(problems))
-
-
-_UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]"}
-"""What pydantic puts into an error's place for each arm of a union; people know nothing of them."""
+_KEYS = {
+    "": tuple(Suite.model_fields),
+    "calibration": tuple(Calibration.model_fields),
+    "corpora.*": tuple(CorpusEntry.model_fields),
+    "tasks.*": tuple(TaskEntry.model_fields),
+    "latency": tuple(Latency.model_fields),
+    "memory": tuple(Memory.model_fields),
+    "serving": tuple(Serving.model_fields),
+}
 
 
 def lines(raw: str) -> dict[tuple[str | int, ...], int]:
@@ -229,11 +228,3 @@ def lines(raw: str) -> dict[tuple[str | int, ...], int]:
     if node is not None:
         walk(node, ())
     return places
-
-
-def line_of(places: Mapping[tuple[str | int, ...], int], keys: Sequence[str | int]) -> int:
-    """Line of the longest known prefix of `keys`."""
-    for length in range(len(keys), -1, -1):
-        if tuple(keys[:length]) in places:
-            return places[tuple(keys[:length])]
-    return 1

@@ -15,6 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
+from harness.suite import inputs
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
@@ -37,11 +38,13 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
+    inputs.check(written, sources, texts, requests.corpora)
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
     all_squares = [square for source in sources for square in squares(source, choices, frame)]
     _check_baselines(written, sources, all_squares)
+    _check_labels(written, all_squares)
     return Plan(
         suite=suite,
         file=path,
@@ -74,12 +77,32 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
         )
 
 
-def choose_device(wish: str) -> str:
-    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said."""
+def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:
+    """BadInput where two cells of a model have one label: a report could not tell them apart."""
+    seen: set[tuple[str, str]] = set()
+    for square in squares:
+        place = (square.cell.model.name, square.cell.label)
+        if place in seen:
+            raise BadInput(
+                f"{written.where('models')}: two cells of model {place[0]!r} are called {place[1]!r}; give the checkpoint or the "
+                "server another name: name: ..."
+            )
+        seen.add(place)
+
+
+def choose_device(wish: str, *, here: bool) -> str:
+    """`auto` becomes `cuda` where the driver lists a GPU, else `cpu`; any other device is taken as said. BadInput for one that is
+    none, and where the device must be `here`, for a GPU that the driver does not list."""
     if not re.fullmatch(DEVICE, wish):
         raise BadInput(f"unknown device {wish!r}; write auto, cpu, cuda or cuda:N")
-    if wish != "auto":
+    if wish == "cpu" or not (here or wish == "auto"):
         return wish
     from harness.measure.nvidia import gpus
 
-    return "cuda" if gpus() else "cpu"
+    count = len(gpus())
+    if wish == "auto":
+        return "cuda" if count else "cpu"
+    if int(wish.partition(":")[2] or 0) >= count:
+        listed = f"lists {count} GPU{'s' if count > 1 else ''}" if count else "lists no GPU"
+        raise BadInput(f"device {wish}: the driver (nvidia-smi) {listed} here; write --device cpu, or mend the driver")
+    return wish

@@ -17,13 +17,15 @@ from harness.suite.file import BUILT_IN, Suite
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:
-    """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here)."""
+    """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here).
+    `note`: what the plan changed of what the suite leaves open."""
 
     cell: Cell
     questions: tuple[Question, ...]
     baseline: bool
     estimated_bpw: float
     estimated_bytes: int | None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import NoneType
 
 from pydantic import ValidationError
@@ -17,18 +18,28 @@ from harness.methods.base import Method, Option, resolve_options, running_of, ru
 from harness.models import corpora
 from harness.models.corpora import Corpus
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
+from harness.suite import mistakes
 from harness.suite.file import Calibration, SuiteFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
-    where the suite has only one."""
+    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins."""
 
     origin: Quantized | Served
     running: Running
     label: str
     of: str = ""
+    written: frozenset[str] = frozenset()
+    twin: str = ""
+
+    def grouped_by(self, group: int) -> Choice:
+        """The same choice in groups of another size, with the label that says so."""
+        scheme = self.origin.scheme
+        scheme = replace(scheme, options={**scheme.options, "group_size": group})
+        label = _label(METHODS[scheme.method], scheme, self.running) + self.twin
+        return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +56,38 @@ def choices_of(written: SuiteFile) -> tuple[list[Choice], dict[str, Corpus]]:
     calibrations: dict[str, Corpus] = {}
     choices: list[Choice] = []
     for entry in _entries(written):
+        _check_meaning(entry)
         for values in itertools.product(*entry.axes.values()):
             given = dict(zip(entry.axes, values, strict=True))
             choice = _choice(entry, given, written, calibrations)
             if _identity(choice) not in map(_identity, choices):
                 choices.append(choice)
+    choices += _implied(written, choices)
     return _told_apart(choices), calibrations
+
+
+def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
+    """The baseline that the suite names and does not list under `methods`: an unquantized row, which needs no options."""
+    method = METHODS.get(written.suite.baseline)
+    if method is None or not method.unquantized or any(choice.label == method.name for choice in choices):
+        return []
+    scheme = Scheme(method=method.name, bits=method.bits[0], options=resolve_options(method, {}, method.bits[0]))
+    running = running_of(method, {}, scheme.bits)
+    return [Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))]
+
+
+def _check_meaning(entry: Entry) -> None:
+    """BadInput for an option that means nothing at any of the widths that the entry asks for."""
+    options = _options(entry.method)
+    widths = [bits for bits in map(_number, entry.axes["bits"]) if bits in entry.method.bits]
+    for name in entry.axes:
+        option = options.get(name)
+        if option is None or option.bits is None or not widths or any(map(option.applies, widths)):
+            continue
+        asked, meant = (" and ".join(f"{b:g}" for b in some) for some in (widths, option.bits))
+        raise BadInput(
+            f"{entry.where}: {entry.method.name}: {name} means nothing at {asked} bits; remove it, or ask for {meant} bits too"
+        )
 
 
 def check_served_models(written: SuiteFile, choices: Sequence[Choice], names: Sequence[str]) -> None:
@@ -104,6 +141,8 @@ def _with_bits(
                 raise BadInput(f"{where}: {method.name}: bits: {width!r} is no bit width; leave it out where it is not known")
         return {**axes, "bits": asked if asked is not None else [0.0]}
     for width in asked or ():
+        if isinstance(width, str) and (meant := mistakes.bits_meant(width)) is not None:
+            raise BadInput(f"{where}: {method.name}: bits: {width!r} is a text and no number; write bits: {meant}")
         if width not in method.bits:
             offered = ", ".join(f"{b:g}" for b in method.bits)
             raise BadInput(f"{where}: {method.name} does not offer {width} bits; it offers {offered}: write bits: [{offered}]")
@@ -116,6 +155,8 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calib
     """One choice with its options checked. `calibrations` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
+    known = _options(method)
+    values = {name: value for name, value in values.items() if known[name].applies(bits)}
     options, running = resolve_options(method, values, bits), running_of(method, values, bits)
     _check_values(method, {**options, **running_values(running)}, where)
     if not method.calibrated and "calibration" in given:
@@ -126,7 +167,13 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calib
         return Choice(origin=server, running=running, label=label, of=str(options["of"]))
     calibration = _calibration(given.get("calibration"), written, where, calibrations) if method.calibrated else {}
     scheme = Scheme(method=method.name, bits=bits, options={**options, **calibration})
-    return Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))
+    label = _label(method, scheme, running)
+    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values))
+
+
+def _number(value: object) -> float | None:
+    """A bit width as written, or None for what is none."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _width(bits: object, entry: Entry) -> float:
@@ -178,27 +225,45 @@ def _calibration(
         wanted = Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
     except ValidationError as error:
         raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
-    source = corpora.corpus(wanted.corpus, written.folder, "calibrate", where)
+    source = _named_apart(corpora.corpus(wanted.corpus, written.folder, "calibrate", where), calibrations)
     calibrations[source.name] = source
     return {"calibration": {**wanted.model_dump(), "corpus": source.name}}
 
 
 def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
-    """The choices with labels that differ: what still tells twins apart is added."""
-    named = list(choices)
-    for index, choice in enumerate(named):
-        twins = [_values(c) for c in named if c.label == choice.label]
-        if len(twins) > 1:
-            own = _values(choice)
-            differing = sorted(name for name in own if len({str(t.get(name)) for t in twins}) > 1)
-            extra = " ".join(f"{name}={_short(own[name])}" for name in differing)
-            named[index] = replace(choice, label=f"{choice.label} {extra}")
+    """The choices with labels that differ: each of several twins gets the values in which they differ."""
+    named = []
+    for choice in choices:
+        twins = [_values(c) for c in choices if c.label == choice.label]
+        own = _values(choice)
+        differing = sorted(name for name in own if len({str(t.get(name)) for t in twins}) > 1)
+        twin = "".join(f" {name}={_short(own[name])}" for name in differing)
+        named.append(replace(choice, label=choice.label + twin, twin=twin))
     return named
+
+
+def _named_apart(source: Corpus, others: Mapping[str, Corpus]) -> Corpus:
+    """The text under a name that no other text has: its file's stem, or as much of its path as tells it from its namesakes.
+
+    A text of the same content is the same text, and keeps the first name."""
+    if source.path is None:
+        return source
+    for other in others.values():
+        if other.path is not None and corpora.digest(Path(other.path)) == corpora.digest(Path(source.path)):
+            return other
+    if source.name not in others:
+        return source
+    parts = Path(source.path).parts
+    names = ["/".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+    return replace(source, name=next(name for name in names if name not in others))
 
 
 def _values(choice: Choice) -> dict[str, object]:
     """What decides a choice, by the names that a suite uses."""
     values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
+    calibration = values.pop("calibration", None)
+    if isinstance(calibration, Mapping):
+        values |= {f"calibration {name}": value for name, value in calibration.items()}
     if isinstance(choice.origin, Served):
         values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
     return values
@@ -216,9 +281,7 @@ def _label(method: Method, scheme: Scheme, running: Running) -> str:
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
             parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
-        elif value != option.at(scheme.bits) or (
-            option.bits is not None and scheme.bits in option.bits and isinstance(value, str)
-        ):
+        elif value != option.at(scheme.bits) or (option.named and option.applies(scheme.bits)):
             switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
             parts.append(name if value is True else f"no-{name}" if switched_off else _short(value))
     return " ".join(parts)

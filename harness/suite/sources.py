@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
@@ -13,6 +14,9 @@ from harness.formats.quantization_config import quantization
 from harness.models import body, find
 from harness.spec import Model
 from harness.suite.file import SuiteFile, unique
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ def sources_of(written: SuiteFile) -> list[Source]:
     entry that names no model."""
     entries = [dict(e) if isinstance(e, dict) else e for e in written.suite.models]
     made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in entries]
-    models = [find.model(entry, written.folder) for entry in entries]
+    models = [_placed(find.model, written)(entry, written.folder) for entry in entries]
     unique([m.name for m in models], f"{written.where('models')}: model name")
     plain = {m.name: m for m, of in zip(models, made_of, strict=True) if of is None}
     for of in made_of:
@@ -64,8 +68,9 @@ def looked_at(
     """The sources with their shapes, read from disk or taken from `shapes` (tests); with `bodies` also what holds the weights in
     transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
     that transformers cannot load."""
-    known = [replace(s, shape=find.shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
-    known = _with_bodies(known, cache) if bodies else known
+    shape = _placed(find.shape, written)
+    known = [replace(s, shape=shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
+    known = _placed(_with_bodies, written)(known, cache) if bodies else known
     for source in known:
         if source.of is not None and not source.quantized:
             raise BadInput(
@@ -87,3 +92,15 @@ def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:
     configs = {name: shape.config for name, shape in asked.items() if shape.body is None}
     of = body.of_configs(configs, cache=cache)
     return [s if s.name not in of else replace(s, shape=replace(asked[s.name], body=of[s.name])) for s in sources]
+
+
+def _placed(ask: Callable[P, T], written: SuiteFile) -> Callable[P, T]:
+    """`ask`, whose BadInput says where in the suite the models are."""
+
+    def asked(*given: P.args, **named: P.kwargs) -> T:
+        try:
+            return ask(*given, **named)
+        except BadInput as error:
+            raise BadInput(f"{written.where('models')}: {error}") from None
+
+    return asked

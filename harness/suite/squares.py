@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.errors import Unsupported
+from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
 from harness.methods.base import Method, running_of, running_values
 from harness.models import find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Given, OriginKind, Question, Scheme, Served
+from harness.spec import Cell, Given, OriginKind, Question, Scheme, Served, digest
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
 from harness.suite.schemes import Choice
@@ -36,10 +38,14 @@ class Frame:
 
 
 def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
-    """All squares of one model, its baseline first: the others need its answers. What the suite excludes is left out."""
+    """All squares of one model, its baseline first: the others need its answers. What the suite excludes is left out, and what a
+    group size that fell makes the same as another."""
+    seen: set[str] = set()
     for square in _all(source, choices, frame):
-        if not any(_matches(square.cell, pattern) for pattern in frame.suite.exclude):
+        own = digest(square.cell.identity())
+        if own not in seen and not any(_matches(square.cell, pattern) for pattern in frame.suite.exclude):
             yield square
+        seen.add(own)
 
 
 def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
@@ -56,23 +62,47 @@ def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Sq
 
 def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     """The source's weights, quantized here: unsupported where the method or a kernel does not take them."""
+    method, baseline = METHODS[choice.origin.scheme.method], choice.label == frame.suite.baseline
+    choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
-    method = METHODS[cell.method]
-    reason = (
-        _lacking(method, cell.scheme, frame.device)
-        or (refusals.left(source.shape, method.takes, method.name) if cell.bits < 16 else None)
-        or method.supports(cell.scheme, source.shape, frame.device)
-    )
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
-    baseline, bpw = choice.label == frame.suite.baseline, method.bits_per_weight(cell.scheme)
+    bpw = method.bits_per_weight(cell.scheme)
     return PlannedCell(
         cell=cell,
         questions=frame.asked(source, "quantized", baseline=baseline),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
+        note=note,
     )
+
+
+def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: Frame) -> tuple[Choice, str | None, str]:
+    """(the choice, why it cannot be, what was changed of it). A group size that the suite does not name falls to the largest one
+    below that fits the model; one that it names stays, and the sizes that would fit are told."""
+    scheme = choice.origin.scheme
+    reason = _lacking(method, scheme, frame.device)
+    if reason is None and scheme.bits < 16:
+        reason = refusals.left(source.shape, method.takes, method.name)
+    if reason is not None:
+        return choice, reason, ""
+    reason = method.supports(scheme, source.shape, frame.device)
+    option = method.options.get("group_size")
+    if reason is None or option is None or not option.applies(scheme.bits):
+        return choice, reason, ""
+    sizes = sorted((size for size in option.choices or () if isinstance(size, int)), reverse=True)
+    others = {size: choice.grouped_by(size) for size in sizes if size != scheme.options["group_size"]}
+    fitting = [size for size, other in others.items() if method.supports(other.origin.scheme, source.shape, frame.device) is None]
+    why = reason.removesuffix("; choose a smaller group_size")
+    if fitting and "group_size" in choice.written:
+        told = ", ".join(f"{size} (an output channel)" if size == -1 else f"{size}" for size in fitting)
+        return choice, f"{why}; what fits: group_size: {told}", ""
+    default = scheme.options["group_size"]
+    smaller = [size for size in fitting if 0 < size < default]
+    if not smaller:
+        return choice, reason, ""
+    return others[smaller[0]], None, f"groups of {smaller[0]} in place of the default {default}: {why}"
 
 
 def given(source: Source, frame: Frame) -> Square:
@@ -91,9 +121,15 @@ def given(source: Source, frame: Frame) -> Square:
         cell=Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme)),
         questions=frame.asked(source, "given", baseline=source.of is None),
         baseline=source.of is None,
-        estimated_bpw=method.bits_per_weight(origin.scheme),
+        estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
         estimated_bytes=find.stored_bytes(source.model),
     )
+
+
+def _stored_bits(source: Source) -> float | None:
+    """Bits per weight that a given GGUF file stores: a mixture has a name and not one width. None for any other checkpoint."""
+    path = None if source.model.path is None else Path(source.model.path)
+    return gguf_reader.bits_per_weight(path) if path is not None and find.is_gguf(path) else None
 
 
 def served(source: Source, choice: Choice, frame: Frame) -> Square:

@@ -1,0 +1,81 @@
+"""What can be wrong with a suite's texts and files and is known before anything runs: an empty text, a window that no model's
+context holds, a GGUF file that was made of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import BadInput
+from harness.formats import config_json
+from harness.methods import gguf_file
+from harness.models import corpora, find
+from harness.models.corpora import Corpus
+from harness.probes.requests import CorpusRequest
+from harness.suite.file import SuiteFile
+from harness.suite.sources import Source
+
+READ_AT_MOST = 1 << 20
+"""Bytes. A larger text is not read for a plan: it is long enough for any window."""
+
+BYTES_OF_A_TOKEN = 16
+"""A text with more bytes per wanted token than this is taken to be long enough; fewer are counted."""
+
+
+def check(written: SuiteFile, sources: Sequence[Source], texts: Mapping[str, Corpus], asked: Iterable[CorpusRequest]) -> None:
+    """BadInput, with the line, for the first thing that is wrong."""
+    for index, request in enumerate(asked):
+        place = written.where("corpora", index)
+        _check_window(place, request, sources)
+        _check_length(place, request, texts[request.name], sources)
+    for source in sources:
+        if source.of is not None:
+            _check_origin(written.where("models"), source, next(s for s in sources if s.model == source.of))
+
+
+def _check_window(place: str, request: CorpusRequest, sources: Sequence[Source]) -> None:
+    for source in sources:
+        context = config_json.text_part(source.config).get("max_position_embeddings")
+        if isinstance(context, int) and not isinstance(context, bool) and 0 < context < request.window:
+            raise BadInput(
+                f"{place}: window: {request.window} tokens are more than the context of model {source.name!r}, {context}; "
+                f"write window: {context}"
+            )
+
+
+def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: Sequence[Source]) -> None:
+    """A text of fewer tokens than a window. A token stands for at least one byte, so that few bytes are few tokens; where more of
+    them may be too few, a model's tokenizer counts."""
+    path = None if corpus.path is None else Path(corpus.path)
+    if path is None or path.is_dir() or path.stat().st_size > READ_AT_MOST:
+        return
+    text = corpora.text(path)
+    size = len(text.encode())
+    if size > BYTES_OF_A_TOKEN * request.window:
+        return
+    counts = [size, *(_tokens(text, source) for source in sources)]
+    if min(counts) < request.window:
+        what = f"{min(counts)} tokens" if min(counts) < size else f"{size} bytes of text"
+        remedy = "use a longer text or a smaller `window`" if size else "write a text into it, or name another one"
+        raise BadInput(f"{place}: {path} holds {what}, fewer than one window of {request.window} tokens; {remedy}")
+
+
+def _tokens(text: str, source: Source) -> int:
+    """Tokens of the text for a model whose tokenizer is here, or a number that is large enough."""
+    folder = find.locate(source.model)
+    file = None if folder is None else folder / "tokenizer.json"
+    if file is None or not file.is_file():
+        return len(text.encode())
+    from tokenizers import Tokenizer
+
+    try:
+        return len(Tokenizer.from_file(str(file)).encode(text).ids)
+    except Exception:  # the library has no type of its own for a damaged file, which is not this check's to tell
+        return len(text.encode())
+
+
+def _check_origin(place: str, source: Source, made_of: Source) -> None:
+    if source.shape is None or made_of.shape is None or not find.is_gguf(Path(str(source.model.path or ""))):
+        return
+    if why := gguf_file.another_model(source.shape, made_of.config):
+        raise BadInput(f"{place}: {source.name!r} {why}; correct `of`")

@@ -1,0 +1,234 @@
+"""A mistake in a suite -> one sentence: the line, what is written there, and the nearest right spelling.
+
+pydantic finds the mistakes; its own texts speak of types and of arms of unions, which mean nothing to the author of a YAML file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic_core import ErrorDetails
+
+Place = tuple[str | int, ...]
+
+_UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]", "constrained-str", "none"}
+"""What pydantic puts into an error's place for each arm of a union; people know nothing of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What belongs under a key, and how it is written."""
+
+    what: str
+    example: str
+
+
+WANTED: dict[str, Wanted] = {
+    "name": Wanted("a name of letters, digits, dots and dashes", "name: mine"),
+    "title": Wanted("a text", "title: My model on my laptop"),
+    "models": Wanted("a list of models", "models: [reference]"),
+    "models.*": Wanted("a model", "models: [reference, {path: ./my-model}]"),
+    "baseline": Wanted("the label of a cell", "baseline: bf16"),
+    "bits": Wanted("a list of bit widths", "bits: [8, 4, 3]"),
+    "bits.*": Wanted("a bit width", "bits: [8, 4, 3]"),
+    "methods": Wanted("a mapping of methods to their options", "methods: {bf16: , gptq: {group_size: 64}}"),
+    "methods.*": Wanted("a mapping of options, or a list of such mappings", "gptq: {group_size: 64}"),
+    "include": Wanted("a list of cells", "include: [{method: gptq, bits: 4}]"),
+    "exclude": Wanted("a list of patterns of cells", "exclude: [{method: gptq, bits: 2}]"),
+    "calibration": Wanted("a mapping", "calibration: {samples: 128, length: 512}"),
+    "calibration.corpus": Wanted("a text", "corpus: {path: ./my-text.txt}"),
+    "calibration.samples": Wanted("a whole number of at least 1", "samples: 128"),
+    "calibration.length": Wanted("a whole number of at least 8 tokens", "length: 512"),
+    "calibration.seed": Wanted("a whole number", "seed: 0"),
+    "corpora": Wanted("a list of texts", "corpora: [{path: ./my-text.txt}]"),
+    "corpora.*": Wanted("a text", "corpora: [{path: ./my-text.txt}]"),
+    "corpora.*.window": Wanted("a whole number of at least 2 tokens", "window: 2048"),
+    "corpora.*.tokens": Wanted("a whole number of at least 2 tokens", "tokens: 65536"),
+    "tasks": Wanted("a list of tasks", "tasks: [arc_easy]"),
+    "tasks.*": Wanted("a task", "tasks: [{task: arc_easy, limit: 500}]"),
+    "tasks.*.task": Wanted("the name of a task", "task: arc_easy"),
+    "tasks.*.shots": Wanted("a whole number of at least 0", "shots: 5"),
+    "tasks.*.limit": Wanted("a whole number of at least 1", "limit: 500"),
+    "tasks.*.include": Wanted("a folder", "include: ./my-tasks"),
+    "tasks.*.budget": Wanted("fixed or auto", "budget: auto"),
+    "limit": Wanted("a whole number of at least 1", "limit: 500"),
+    "budget": Wanted("fixed or auto", "budget: auto"),
+    "margin": Wanted("a number", "margin: 0.01"),
+    "alpha": Wanted("a number", "alpha: 0.05"),
+    "beta": Wanted("a number", "beta: 0.05"),
+    "latency": Wanted("a mapping", "latency: {prompt: [128, 512], new: 64, batch: [1]}"),
+    "latency.prompt": Wanted("a list of token counts", "prompt: [128, 512]"),
+    "latency.new": Wanted("a whole number of at least 2", "new: 64"),
+    "latency.batch": Wanted("a list of batch sizes", "batch: [1, 8]"),
+    "latency.budget": Wanted("a number of seconds above 0", "budget: 30"),
+    "memory": Wanted("a mapping", "memory: {prompt: 512, new: 64, batch: 1}"),
+    "memory.prompt": Wanted("a whole number of at least 1", "prompt: 512"),
+    "memory.new": Wanted("a whole number of at least 1", "new: 64"),
+    "memory.batch": Wanted("a whole number of at least 1", "batch: 1"),
+    "serving": Wanted("a mapping", "serving: {concurrency: [1, 4], requests: 24}"),
+    "serving.concurrency": Wanted("a list of client counts", "concurrency: [1, 2, 4, 8]"),
+    "serving.concurrency.*": Wanted("a whole number from 1 to 1024", "concurrency: [1, 2, 4, 8]"),
+    "serving.prompt": Wanted("a whole number of at least 1", "prompt: 128"),
+    "serving.new": Wanted("a whole number of at least 2", "new: 64"),
+    "serving.requests": Wanted("a whole number of at least 1", "requests: 24"),
+    "serving.budget": Wanted("a number of seconds above 0", "budget: 60"),
+    "probes": Wanted("a list of probes", "probes: [size, perplexity, tasks]"),
+    "probes.*": Wanted("the name of a probe", "probes: [size, perplexity, tasks]"),
+    "device": Wanted("auto, cpu, cuda or cuda:N", "device: cuda"),
+    "seed": Wanted("a whole number", "seed: 0"),
+    "timeout": Wanted("a number of seconds above 0", "timeout: 3600"),
+    "quantize_timeout": Wanted("a number of seconds above 0", "quantize_timeout: 14400"),
+}
+"""By place; `*` stands for an item of a list or a name that the author chose."""
+
+_ELSEWHERE = {
+    "group_size": "an option of a method: methods: {gptq: {group_size: 64}}",
+    "sym": "an option of a method: methods: {gptq: {sym: true}}",
+    "model": "written under models: models: [reference]",
+    "method": "written under methods: methods: {bf16: , gptq: }",
+    "window": "a setting of a text: corpora: [{path: ./my-text.txt, window: 2048}]",
+    "tokens": "a setting of a text: corpora: [{path: ./my-text.txt, tokens: 65536}]",
+    "corpus": "written under corpora: corpora: [wikitext2]",
+    "dataset": "written under corpora: corpora: [wikitext2]",
+    "shots": "a setting of a task: tasks: [{task: arc_easy, shots: 5}]",
+    "num_fewshot": "called shots, and a setting of a task: tasks: [{task: arc_easy, shots: 5}]",
+    "samples": "a setting of calibration: calibration: {samples: 128}",
+    "length": "a setting of calibration: calibration: {length: 512}",
+    "prompt": "a setting of latency: latency: {prompt: [128, 512]}",
+    "batch": "a setting of latency: latency: {batch: [1, 8]}",
+    "batch_size": "called batch, and a setting of latency: latency: {batch: [1, 8]}",
+    "path": "a setting of a model or a text: models: [{path: ./my-model}]",
+}
+"""Keys that people write at the top of a suite, and where they belong."""
+
+
+def sentences(
+    errors: Iterable[ErrorDetails], data: object, *, lines: Mapping[Place, int], path: Path, keys: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """One sentence for each mistake. `data`: the suite as YAML has it. `lines`: the line of each place. `keys`: the keys that
+    each mapping of a suite may have, by its place (the suite itself has none)."""
+    by_place: dict[Place, ErrorDetails] = {}
+    for error in errors:
+        by_place.setdefault(tuple(part for part in error["loc"] if part not in _UNION_ARMS), error)
+    # Each arm of a union complains. The arm that went deepest is the one that the author meant.
+    deepest = [place for place in by_place if not any(other[: len(place)] == place != other for other in by_place)]
+    return [f"{path}, line {line_of(lines, place)}: {_sentence(place, by_place[place], data, keys)}" for place in deepest]
+
+
+def _sentence(place: Place, error: ErrorDetails, data: object, keys: Mapping[str, Sequence[str]]) -> str:
+    key, own = ".".join(map(str, place)), _pattern(place)
+    if error["type"] == "extra_forbidden":
+        return _unknown(str(place[-1]), _pattern(place[:-1]), keys)
+    wanted = WANTED.get(own)
+    if error["type"] == "missing":
+        return f"{key} is missing; write {wanted.example if wanted else key}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" or wanted is None:
+        return f"{key}: {message}"
+    value = _value(data, place)
+    right = _respelt(own, place, value)
+    return f"{key}: {_shown(value)} is not {wanted.what}; write {right or wanted.example}"
+
+
+def _unknown(key: str, parent: str, keys: Mapping[str, Sequence[str]]) -> str:
+    known = sorted(keys.get(parent, ()))
+    below = f" under {parent.removesuffix('.*')}" if parent else ""
+    lower = key.lower().replace("-", "_")
+    near = [lower] if lower in known else difflib.get_close_matches(lower, known, n=1, cutoff=0.6)
+    if near:
+        return f"unknown key {key!r}{below}; did you mean {near[0]!r}?"
+    if not parent and lower in _ELSEWHERE:
+        return f"unknown key {key!r}; it is {_ELSEWHERE[lower]}"
+    return f"unknown key {key!r}{below}; known: {', '.join(known)}"
+
+
+def _pattern(place: Place) -> str:
+    """A place as `WANTED` names it."""
+    parts = ["*" if isinstance(part, int) else part for part in place]
+    if parts[:1] == ["methods"] and len(parts) > 1:
+        parts = ["methods", "*"]
+    return ".".join(parts)
+
+
+def _value(data: object, place: Place) -> object:
+    for part in place:
+        if not isinstance(data, (Mapping, list)):
+            return None
+        try:
+            data = data[part]  # type: ignore[index]  # a list is asked for a name where the author mixed them up
+        except (LookupError, TypeError):
+            return None
+    return data
+
+
+def _shown(value: object) -> str:
+    """The value as the author wrote it, about."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _respelt(own: str, place: Place, value: object) -> str | None:
+    """What the author means, written right; None where that cannot be told."""
+    key = str(place[-1])
+    if own == "device":
+        return _device(value)
+    if own == "methods" and isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return f"methods: {{{', '.join(f'{name}: ' for name in value)}}}"
+    if own == "name":
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-.")[:64]
+        return f'name: "{name}"' if not re.search(r"[A-Za-z]", name) else f"name: {name}"
+    if own in ("bits", "bits.*", "latency.prompt", "latency.batch", "serving.concurrency"):
+        numbers = [n for n in re.findall(r"\d+(?:\.\d+)?", json.dumps(value, default=str)) if float(n) > 0]
+        return f"{'bits' if own == 'bits.*' else key}: [{', '.join(numbers)}]" if numbers else None
+    if own in ("models", "tasks", "corpora", "probes") and isinstance(value, str) and value:
+        return f"{key}: [{', '.join(re.split(r'[,; ]+', value.strip()))}]"
+    if own in ("include", "exclude", "models", "tasks", "corpora") and isinstance(value, dict):
+        return f"{key}: [{yaml.safe_dump(value, default_flow_style=True, width=1000).strip()}]"
+    return None
+
+
+def _device(value: object) -> str | None:
+    text = str(value).lower()
+    number = re.search(r"\d+", text)
+    if "cuda" in text or "gpu" in text:
+        return f"device: cuda{f':{number[0]}' if number else ''}"
+    return "device: cpu" if "cpu" in text else None
+
+
+def bits_meant(value: object) -> str | None:
+    """The bit width that a text such as "4", "int4" or "4bit" means, as it is written; None where it means none."""
+    numbers = re.findall(r"\d+(?:\.\d+)?", value) if isinstance(value, str) else []
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def twice(node: yaml.Node | None) -> tuple[str, int, int] | None:
+    """The first key that a mapping holds twice, with both lines (from 1): YAML would keep the second without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    return key.value, seen[key.value], line
+                seen[key.value] = line
+            if below := twice(value):
+                return below
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            if below := twice(item):
+                return below
+    return None
+
+
+def line_of(lines: Mapping[Place, int], place: Sequence[str | int]) -> int:
+    """Line of the longest known prefix of a place."""
+    for length in range(len(place), -1, -1):
+        if tuple(place[:length]) in lines:
+            return lines[tuple(place[:length])]
+    return 1

@@ -1,0 +1,126 @@
+"""Mistakes that people make in suites, and the table of what each is answered with: ``python -m tests.mistakes`` writes
+docs/mistakes.md anew."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from harness.errors import BadInput
+from harness.suite import matrix
+
+PAGE = Path(__file__).parents[1] / "docs" / "mistakes.md"
+START = "name: mine\nmodels: [reference]\n"
+TWO = "methods: {bf16: , rtn: }\n"
+
+MISTAKES: tuple[str, ...] = (
+    'name: mine\nmodels: [reference]\nbits: "4"\n' + TWO,
+    "name: mine\nmodels: [reference]\nbits: int4\n" + TWO,
+    "name: mine\nmodels: [reference]\nbits: 4\n" + TWO,
+    "name: mine\nmodels: [reference]\nbits: [8, four]\n" + TWO,
+    START + 'methods: {bf16: , rtn: {bits: "4"}}',
+    START + "methods: {bf16: , rtn: {bits: int4}}",
+    START + "methods: {bf16: , rtn: {bits: 5}}",
+    START + "methods: [bf16, rtn]",
+    START + "methods: rtn",
+    START + "methods: {bf16: , RTN: }",
+    START + "methods: {bf16: , gtpq: }",
+    START + "methods: {bf16: , rtn: 4}",
+    START + "methods: {bf16: , rtn: {groupsize: 64}}",
+    START + "methods: {bf16: , rtn: {group_size: 100}}",
+    START + 'methods: {bf16: , rtn: {sym: "yes"}}',
+    START + "methods: {bf16: , rtn: {calibration: {samples: 8}}}",
+    START + "methods: {bf16: , gptq: {calibration: 8}}",
+    START + "methods: {bf16: , quanto: {bits: 8, group_size: 64}}",
+    START + "methods: {bf16: , bnb: {bits: 8, double_quant: true}}",
+    START + TWO + "method: {rtn: }",
+    START + TWO + "Bits: [4]",
+    START + TWO + "group_size: 64",
+    START + TWO + "window: 512",
+    START + TWO + "num_fewshot: 5",
+    START + TWO + "batch_size: 8",
+    START + TWO + "bits: [4]\nbits: [3]",
+    START + TWO + "device: gpu",
+    START + TWO + "device: cuda0",
+    START + TWO + "baseline: fp17",
+    START + TWO + "tasks: arc_easy",
+    START + TWO + "tasks: [reference_fact]",
+    START + TWO + "tasks: [{task: reference_facts, shot: 5}]",
+    START + TWO + "tasks: [{name: reference_facts}]",
+    START + TWO + "tasks: [5]",
+    START + TWO + "tasks: {task: reference_facts}",
+    START + TWO + "corpora: wikitext2",
+    START + TWO + "corpora: [wikitext3]",
+    START + TWO + "corpora: [{path: nowhere.txt}]",
+    START + TWO + "corpora: [{corpus: reference, windw: 256}]",
+    START + TWO + "corpora: [{corpus: reference, window: 100000}]",
+    START + TWO + "limit: none",
+    START + TWO + "limit: 0",
+    START + TWO + "margin: 0.02",
+    START + TWO + "budget: all",
+    START + TWO + "budget: auto\nmargin: 1 point",
+    START + TWO + "budget: auto\nmargin: 1",
+    START + TWO + "latency: {prompt: 128}",
+    START + TWO + "latency: {promt: [128]}",
+    START + TWO + "memory: 512",
+    START + TWO + "serving: {concurrency: [0]}",
+    START + TWO + "calibration: 128",
+    START + TWO + "calibration: {sample: 128}",
+    START + TWO + "probes: size",
+    START + TWO + "probes: [sizes]",
+    START + TWO + "timeout: 1h",
+    START + TWO + "seed: x",
+    START + TWO + "include: {method: rtn, bits: 8}",
+    START + TWO + "include: [{bits: 8}]",
+    "name: my suite\nmodels: [reference]\n" + TWO,
+    "models: [reference]\n" + TWO,
+    "name: mine\n" + TWO,
+    "name: mine\nmodels: reference\n" + TWO,
+    "name: mine\nmodels: [{path: nowhere}]\n" + TWO,
+    START + "methods:\n\tbf16:",
+    START + "methods: {bf16: , rtn: {bits: [4, 3}}",
+    "- name: mine",
+    "",
+)
+
+
+def answer(text: str, folder: Path) -> str:
+    """What a suite is answered with, its file called mine.yaml."""
+    path = folder / "mine.yaml"
+    path.write_text(text + "\n")
+    try:
+        matrix.plan(path, device="cpu")
+    except BadInput as error:
+        return str(error).replace(f"{folder}/", "")
+    return "no mistake"
+
+
+def page() -> str:
+    """The table as Markdown."""
+    head = (
+        "# Mistakes in suites\n\n"
+        "What `quant-harness plan` and `run` answer to a suite that is not one. Made by `python -m tests.mistakes`; a test "
+        "compares it with what is answered today.\n\n| what is written | what is answered |\n|---|---|\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [(text, answer(text, Path(folder).resolve())) for text in MISTAKES]
+    return head + "".join(f"| {_code(_shown(text))} | {_cell(said)} |\n" for text, said in rows)
+
+
+def _shown(text: str) -> str:
+    """The lines that matter: without those that every suite here has."""
+    lines = text.removeprefix(START).split("\n")
+    kept = [line for line in lines if line + "\n" not in (TWO,)]
+    return "\n".join(kept).strip("\n") or "(nothing)"
+
+
+def _code(text: str) -> str:
+    return "<br>".join(f"`{line}`".replace("|", "\\|").replace("\t", "→") for line in text.split("\n") if line)
+
+
+def _cell(text: str) -> str:
+    return "<br>".join(text.replace("|", "\\|").replace("<", "&lt;").split("\n"))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
