@@ -1,20 +1,22 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
-A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
-a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers,
-never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
+A model is the embedded one (``reference``), a local folder, a hub repository at a revision, or one GGUF file of either. Only
+safetensors and GGUF are taken: a pickle checkpoint is refused with the reason. Shapes come from the headers, never from loading
+weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import reference
@@ -24,15 +26,12 @@ from harness.files import write_atomically
 from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
-from harness.models import random_weights
+from harness.models import hub, random_weights
 from harness.spec import Model, digest
 
 SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
 """Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
 templates, the index of the shards. Which of them a library reads is its own affair, so all of them count."""
-
-FILES = ("*.safetensors", *(f"*{end}" for end in SETTINGS))
-"""What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
 
 TEMPLATES = "additional_chat_templates"
 """The folder in which transformers keeps the chat templates of a tokenizer beyond the first."""
@@ -53,11 +52,14 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
-    unknown = sorted(set(entry) - {"path", "repo", "shape", "name", "revision"})
+    unknown = sorted(set(entry) - set(_KEYS))
     if unknown:
-        raise UnknownName("key of a model", unknown[0], ["path", "repo", "shape", "name", "revision"])
+        raise UnknownName("key of a model", unknown[0], _KEYS)
     if sum(entry.get(kind) is not None for kind in ("path", "repo", "shape")) != 1:
         raise BadInput(f"a model names one of path, repo and shape, this one: {dict(entry)}")
+    for_the_hub = [key for key in ("file", "revision") if entry.get(key) is not None and entry.get("repo") is None]
+    if for_the_hub:
+        raise BadInput(f"a model's `{for_the_hub[0]}` belongs to a `repo` of the hub, and this one has none: {dict(entry)}")
     if entry.get("shape") is not None:
         return _shaped(str(entry["shape"]), entry.get("name"), base)
     if entry.get("path") is not None:
@@ -66,10 +68,18 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
     repo = str(entry["repo"])
     if not _HUB_ID.fullmatch(repo):
         raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
-    revision = entry.get("revision")
+    revision, file = entry.get("revision"), entry.get("file")
+    if file is not None and not is_gguf(Path(str(file))):
+        raise BadInput(f"a model's `file` names one GGUF file of its repository, and {file!r} is none: {dict(entry)}")
     return Model(
-        name=str(entry.get("name") or repo.split("/")[-1]), repo=repo, revision=None if revision is None else str(revision)
+        name=str(entry.get("name") or Path(str(file or repo)).name),
+        repo=repo,
+        revision=None if revision is None else str(revision),
+        file=None if file is None else str(file),
     )
+
+
+_KEYS = ("path", "repo", "shape", "name", "revision", "file")
 
 
 def _shaped(wish: str, name: object, base: Path) -> Model:
@@ -86,11 +96,17 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
+def is_one_file(source: Model) -> bool:
+    """Whether a model is a GGUF file, here or on the hub."""
+    return is_gguf(Path(source.file or source.path or ""))
+
+
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
     if is_gguf(folder):
         if not folder.is_file():
             raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
+        gguf_reader.parts(folder)
         return
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf")):
         raise BadInput(
@@ -111,7 +127,7 @@ def check_folder(folder: Path, name: str) -> None:
     why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
     if why_not:
         raise BadInput(f"model {name!r}: {folder}: {why_not}")
-    if not any(path.name.startswith(_TOKENIZERS) or path.suffix == ".tiktoken" for path in settings(folder)):
+    if not any(_of_a_tokenizer(path.name) for path in settings(folder)):
         raise BadInput(
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
@@ -119,6 +135,10 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 _TOKENIZERS = ("tokenizer", "spiece.", "sentencepiece", "vocab", "tekken.")
+
+
+def _of_a_tokenizer(name: str) -> bool:
+    return name.startswith(_TOKENIZERS) or name.endswith(".tiktoken")
 
 
 def _several_checkpoints(folder: Path) -> str | None:
@@ -178,40 +198,147 @@ def locate(source: Model) -> Path | None:
         return None
     if source.path is not None:
         return Path(source.path)
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
-    if not isinstance(config, str):
+    snapshot = _snapshot(source)
+    if snapshot is None or not snapshot.folder.is_dir() or not _is_whole(source, snapshot):
         return None
-    folder = Path(config).parent
-    return folder if any(folder.glob("*.safetensors")) else None
+    return snapshot.folder / (source.file or "")
 
 
-def fetch(source: Model, cache: Path) -> Path:
-    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. BadInput says why it
-    cannot be had."""
+def pinned(source: Model) -> Model:
+    """A hub model with the commit that its revision names now; any other model as it is. BadInput says what the hub refuses."""
+    if source.repo is None:
+        return source
+    return replace(source, commit=hub.commit(source.repo, source.revision, what=f"model {source.name!r}"))
+
+
+def fetch(source: Model, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Path:
+    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. `tell` hears how much is
+    here. BadInput says why it cannot be had."""
     if source.random:
         return random_weights.folder(Path(str(source.path)), cache)
     if source.path is not None:
         check_folder(Path(source.path), source.name)
         return Path(source.path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    what = f"model {source.name!r}"
+    snapshot = _snapshot(source)
+    names = None if snapshot is None else _wanted(source, snapshot)
+    if snapshot is None or names is None:
+        place = locate(source)  # a cache that was filled by an older library holds no list of files
+        if place is None:
+            raise hub.unreachable(str(source.repo), what=what, instead=hub.LOCAL_MODEL)
+    else:
+        place = hub.fetch(snapshot, names, what=what, tell=tell) / (source.file or "")
+    check_folder(place, source.name)
+    return place
 
-    try:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(FILES)))
-    except LocalEntryNotFoundError:
+
+def bytes_to_fetch(source: Model) -> int:
+    """Bytes that `fetch` would download: 0 for what is here, and for what nobody can say without the hub."""
+    snapshot = _snapshot(source)
+    names = None if snapshot is None else _wanted(source, snapshot)
+    if snapshot is None or names is None:
+        return 0
+    known = hub.files(snapshot, what=f"model {source.name!r}") or {}
+    return hub.lacking(snapshot, [known[name] for name in names])
+
+
+def _snapshot(source: Model) -> hub.Snapshot | None:
+    """The hub model's repository at its commit; None for another model, and where the commit is not known."""
+    if source.repo is None or source.commit is None:
+        return None
+    return hub.Snapshot(repo=source.repo, commit=source.commit)
+
+
+def _wanted(source: Model, snapshot: hub.Snapshot) -> list[str] | None:
+    """The names of the files to fetch of a hub model: the weights that transformers reads and all `settings` beside them, or all
+    parts of a GGUF file; never code or pickles. None where the hub cannot be reached for the list. BadInput where the repository
+    holds no model that may be loaded."""
+    what = f"model {source.name!r}"
+    known = hub.files(snapshot, what=what)
+    if known is None:
+        return None
+    if source.file is not None:
+        return _gguf_files(source, source.file, known)
+    weights = _weight_names(source, snapshot, known)
+    if weights is None:
+        return None
+    beside = [name for name in known if "/" not in name and name.endswith(SETTINGS)]
+    templates = [name for name in known if re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", name)]
+    if "config.json" not in known:
+        raise BadInput(f"{what}: {source.repo} has no config.json, so it is not a transformers checkpoint")
+    if not any(_of_a_tokenizer(name) for name in beside):
         raise BadInput(
-            f"model {source.name!r}: {source.repo} is not in the local cache and the hub cannot be reached; connect, or give a "
-            "local folder: models: [{path: ./folder}]"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+            f"{what}: {source.repo} holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it (hf download {source.repo} "
+            "--local-dir DIR), add the tokenizer of the model that it was made of, and give the folder as `path`"
+        )
+    return sorted({*weights, *beside, *templates})
+
+
+def _gguf_files(source: Model, file: str, known: Mapping[str, hub.HubFile]) -> list[str]:
+    """The GGUF file of a repository that a suite names, with all its parts."""
+    if file not in known:
+        offered = [name for name in known if is_gguf(Path(name))]
+        if not offered:
+            raise BadInput(f"model {source.name!r}: {source.repo} holds no GGUF file; drop `file`, or correct `repo`")
+        raise UnknownName(f"file of {source.repo}", file, offered, f"model {source.name!r}")
+    folder, name = file[: file.rfind("/") + 1], Path(file).name
+    names = [folder + part for part in gguf_reader.part_names(name)]
+    missing = [part for part in names if part not in known]
+    if missing:
+        raise BadInput(f"model {source.name!r}: {source.repo} lacks parts of {name}: {', '.join(missing)}; choose another file")
+    return names
+
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+
+
+def _weight_names(source: Model, snapshot: hub.Snapshot, known: Mapping[str, hub.HubFile]) -> list[str] | None:
+    """The weight files of a repository, as `safetensors_file.weight_files` chooses them in a folder."""
+    what = f"model {source.name!r}"
+    if INDEX in known:
+        index = hub.one(snapshot, INDEX, what=what)
+        if index is None:
+            return None
+        try:
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadInput(f"{what}: {INDEX} of {source.repo} is damaged; tell its owner, or give another revision") from None
+        names = sorted({Path(str(name)).name for name in named})
+        lost = [name for name in names if name not in known]
+        if lost:
+            raise BadInput(f"{what}: {source.repo} lacks {brief(lost)}, which {INDEX} names; give another revision")
+        return names
+    if MODEL in known:
+        return [MODEL]
+    loose = [name for name in known if "/" not in name and name.endswith(".safetensors")]
+    if loose:
+        return loose
+    files = [name for name in known if is_gguf(Path(name))]
+    if files:
         raise BadInput(
-            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the "
-            "revision, and for a gated model log in once with: hf auth login"
-        ) from None
-    check_folder(folder, source.name)
-    return folder
+            f"{what}: {source.repo} holds GGUF files ({brief(files)}); name one of them with `file`, and with `of` the model that it "
+            "was made of"
+        )
+    pickled = sorted(name for name in known if name.endswith(_PICKLES))
+    why = f"only pickled weights ({brief(pickled)}), which can run code when loaded" if pickled else "no weights"
+    raise BadInput(
+        f"{what}: {source.repo} holds {why}; look for a repository or a revision with safetensors (on many pickled ones, "
+        "revision: refs/pr/1), or convert it yourself: "
+        'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
+    )
+
+
+def _is_whole(source: Model, snapshot: hub.Snapshot) -> bool:
+    """Whether all files of a hub model are in the local cache: of a fetch that was stopped, only some are."""
+    with contextlib.suppress(BadInput):  # what is wrong with it is said where it is fetched
+        names = _wanted(source, snapshot)
+        if names is not None:
+            return all((snapshot.folder / name).exists() for name in names)
+        # The cache was filled by an older library, which leaves no list of files.
+        if source.file is not None:
+            return all(path.is_file() for path in gguf_reader.parts(snapshot.folder / source.file))
+        return (snapshot.folder / "config.json").is_file() and bool(safetensors_file.weight_files(snapshot.folder))
+    return False
 
 
 def modeling_modules(sources: Iterable[Model]) -> list[str]:
@@ -242,19 +369,33 @@ def shape(source: Model) -> ModelShape | None:
     if folder is not None:
         check_folder(folder, source.name)
         return shape_of(folder)
-    if source.random or os.environ.get("HF_HUB_OFFLINE") == "1":
-        return None
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    looked_at = None if source.random else _on_the_hub(source)
+    return None if looked_at is None else looked_at[0]
 
-    try:
-        config = config_json.read(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent)
-        metadata = get_safetensors_metadata(source.repo, revision=source.revision)
-    except Exception:  # any refusal of the network means the same here: not known yet
+
+@functools.lru_cache(maxsize=64)  # a commit never changes
+def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
+    """Shape and bytes of the tensors of a hub model, from the headers of its files, which alone are fetched. None where the hub
+    cannot be reached; BadInput says what it refuses, or what is wrong with the repository."""
+    what = f"model {source.name!r}"
+    snapshot = _snapshot(source)
+    names = None if snapshot is None else _wanted(source, snapshot)
+    if snapshot is None or names is None:
         return None
-    tensors = {
-        name: (info.dtype, list(info.shape)) for file in metadata.files_metadata.values() for name, info in file.tensors.items()
-    }
-    return _shape(config, tensors)
+    if source.file is not None:
+        known = hub.files(snapshot, what=what) or {}
+        headers = []
+        for name in names:
+            with hub.beginning(snapshot, name, what=what) as file:
+                headers.append(gguf_reader.read(file, known[name].bytes, f"{source.repo}: {name}"))
+        header = gguf_reader.joined(headers, f"{source.repo}: {source.file}")
+        return gguf_reader.shape(header), sum(tensor.bytes for tensor in header.tensors)
+    config = hub.one(snapshot, "config.json", what=what)
+    if config is None:
+        return None
+    held = hub.tensors(snapshot, [name for name in names if name.endswith(".safetensors")], what=what)
+    bits = sum(safetensors_file.BITS[dtype] * math.prod(sizes) for dtype, sizes in held.values())
+    return _shape(config_json.read(config.parent), held), bits // 8
 
 
 def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
@@ -265,10 +406,11 @@ def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = 
 
 
 def stored_bytes(source: Model) -> int | None:
-    """Bytes of the checkpoint's tensors; None when it is not in the local cache yet."""
+    """Bytes of the checkpoint's tensors; None when it is on a hub that cannot be reached from here."""
     folder = locate(source)
     if folder is None:
-        return None
+        looked_at = None if source.random else _on_the_hub(source)
+        return None if looked_at is None else looked_at[1]
     if is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
@@ -293,13 +435,16 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    for path in [folder] if is_gguf(folder) else sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
+    gguf = gguf_reader.parts(folder) if is_gguf(folder) else []
+    for path in gguf or sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
         stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
             if _stamp(path) != stamp:
                 raise BadInput(f"{path}: changed while it was read; run again when it is written")
-        parts["" if path == folder else path.relative_to(folder).as_posix()] = known[stamp]  # a GGUF file has any name
+        # A GGUF file has any name; its parts have their numbers.
+        name = str(gguf.index(path) or "") if gguf else path.relative_to(folder).as_posix()
+        parts[name] = known[stamp]
         if _young(path):
             del known[stamp]
     memo.parent.mkdir(parents=True, exist_ok=True)

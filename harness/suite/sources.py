@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
@@ -56,14 +55,23 @@ def sources_of(written: SuiteFile) -> list[Source]:
 def looked_at(sources: Sequence[Source], written: SuiteFile, shapes: Mapping[str, ModelShape | None] | None) -> list[Source]:
     """The sources with their shapes, read from disk or taken from `shapes` (tests). BadInput for a file that is not what the
     suite says it is."""
-    known = [replace(s, shape=find.shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
+    if shapes is None:
+        commits = {s.model: find.pinned(s.model) for s in sources}
+        pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
+        known = [replace(s, shape=find.shape(s.model)) for s in pinned]
+    else:
+        known = [replace(s, shape=shapes[s.name]) for s in sources]
     for source in known:
         if source.of is not None and not source.quantized:
             raise BadInput(
                 f"{written.where('models')}: {source.name!r} is given as a quantization of {source.of.name!r}, but "
-                + ("it is not here yet: fetch it first" if source.shape is None else "its config.json names no quantization")
+                + (
+                    "it is not in the local cache, and the hub cannot be reached to look at it"
+                    if source.shape is None
+                    else "its config.json names no quantization"
+                )
             )
-        if source.of is None and source.model.path is not None and find.is_gguf(Path(source.model.path)):
+        if source.of is None and find.is_one_file(source.model):
             raise BadInput(
                 f"{written.where('models')}: {source.name!r} is a GGUF file, which is asked with the tokenizer of the model that "
                 "it was made of: give that one as a model too, and name it here with `of`"
