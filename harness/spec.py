@@ -31,6 +31,10 @@ Json: TypeAlias = Any
 OptionValue: TypeAlias = bool | int | float | str | None
 """What an option of a method can be set to."""
 
+DATA_SETS = "data_sets"
+"""The option of a question that names the hub's data sets it is made of, `OWNER/NAME@REVISION`, each with its commit (`hub` until
+that is known)."""
+
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "error"]
 
 Better = Literal["lower", "higher", "neither"]

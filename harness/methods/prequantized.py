@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor

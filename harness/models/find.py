@@ -268,8 +268,9 @@ def _wanted(source: Model, snapshot: hub.Snapshot) -> list[str] | None:
         raise BadInput(f"{what}: {source.repo} has no config.json, so it is not a transformers checkpoint")
     if not any(_of_a_tokenizer(name) for name in beside):
         raise BadInput(
-            f"{what}: {source.repo} holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it (hf download {source.repo} "
-            "--local-dir DIR), add the tokenizer of the model that it was made of, and give the folder as `path`"
+            f"{what}: {source.repo} holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it "
+            f"(hf download {source.repo} --local-dir DIR), add the tokenizer of the model that it was made of, and give the "
+            "folder as `path`"
         )
     return sorted({*weights, *beside, *templates})
 
@@ -316,8 +317,8 @@ def _weight_names(source: Model, snapshot: hub.Snapshot, known: Mapping[str, hub
     files = [name for name in known if is_gguf(Path(name))]
     if files:
         raise BadInput(
-            f"{what}: {source.repo} holds GGUF files ({brief(files)}); name one of them with `file`, and with `of` the model that it "
-            "was made of"
+            f"{what}: {source.repo} holds GGUF files ({brief(files)}); name one of them with `file`, and with `of` the model "
+            "that it was made of"
         )
     pickled = sorted(name for name in known if name.endswith(_PICKLES))
     why = f"only pickled weights ({brief(pickled)}), which can run code when loaded" if pickled else "no weights"

@@ -50,7 +50,7 @@ class Snapshot:
     def _storage(self) -> Path:
         from huggingface_hub.file_download import repo_folder_name
 
-        return cache() / repo_folder_name(repo_id=self.repo, repo_type=self.kind)
+        return cache() / str(repo_folder_name(repo_id=self.repo, repo_type=self.kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,9 @@ def offline() -> bool:
 
 
 def commit(repo: str, revision: str | None, *, kind: Kind = "model", what: str) -> str | None:
-    """The commit that a branch or tag names now (None: the default branch). Where the hub cannot be reached, the one that the local
-    cache remembers; None where it remembers none. `what` begins a message: "model 'mine'". BadInput says what the hub refuses."""
+    """The commit that a branch or tag names now (None: the default branch). Where the hub cannot be reached, the one that the
+    local cache remembers; None where it remembers none. `what` begins a message: "model 'mine'". BadInput says what the hub
+    refuses."""
     from huggingface_hub import resolve_revision
     from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 
@@ -141,8 +142,8 @@ def lacking(snapshot: Snapshot, wanted: Sequence[HubFile]) -> int:
 def fetch(snapshot: Snapshot, wanted: Sequence[str], *, what: str, tell: Fetching = quiet, instead: str = LOCAL_MODEL) -> Path:
     """Fetches the wanted files, those that are not in the local cache; returns the snapshot's folder.
 
-    A connection that breaks is taken up again where it broke. Files that are whole stay when a fetch is stopped; the next one goes
-    on with the others. BadInput says why they cannot be had.
+    A connection that breaks is taken up again where it broke. Files that are whole stay when a fetch is stopped; the next one
+    goes on with the others. BadInput says why they cannot be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -220,26 +221,26 @@ def rows(repo: str, config: str | None, commit: str, *, load: Callable[..., Any]
 
 
 def refusal(error: BaseException, repo: str, revision: str | None, *, kind: Kind, what: str) -> BadInput:
-    """What the hub's answer means, and what to do. The library's own text is left out: it may quote an address that was signed."""
+    """What the hub's answer means, and what to do. The library's own text is left out: it may quote a signed address."""
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    page = _page(repo, kind)
     thing = "data set" if kind == "dataset" else "model"
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
         if status == 403:
-            why = f"{repo} is gated, and your token has no access to it; open {page}, ask for access, and run again when it is given"
+            why = f"{repo} is gated, and your token has no access to it; ask for it at {page}, and run again when you have it"
         else:
             why = (
-                f"{repo} is gated: it is given to those who accept its conditions; open {page}, accept them, and log in once with: "
-                "hf auth login (or set HF_TOKEN)"
+                f"{repo} is gated: it is given to those who accept its conditions; open {page}, accept them, and log in once "
+                "with: hf auth login (or set HF_TOKEN)"
             )
     elif isinstance(error, errors.RevisionNotFoundError):
         why = f"{repo} has no revision {revision!r}; its branches and tags are listed at {page}/tree/main"
     elif isinstance(error, errors.RepositoryNotFoundError):
         why = (
-            f"the hub at {constants.ENDPOINT} has no {thing} {repo}, or it is private and you are not logged in; check the id, and "
-            "for a private one log in once with: hf auth login (or set HF_TOKEN)"
+            f"the hub at {constants.ENDPOINT} has no {thing} {repo}, or it is private and you are not logged in; check the id, "
+            "and for a private one log in once with: hf auth login (or set HF_TOKEN)"
         )
     elif status == 401:
         why = f"the hub refuses the token that it was sent for {repo}; log in again with: hf auth login (or correct HF_TOKEN)"
@@ -250,6 +251,27 @@ def refusal(error: BaseException, repo: str, revision: str | None, *, kind: Kind
     else:
         why = f"{repo} cannot be fetched ({type(error).__name__}); what is fetched already is kept: run again to go on"
     return BadInput(f"{what}: {why}")
+
+
+def refusal_of_data(error: BaseException, repo: str, revision: str, *, what: str, instead: str) -> BadInput:
+    """As `refusal`, of what `datasets` raises: it puts its own error around the hub's."""
+    from huggingface_hub import errors
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, errors.HfHubHTTPError):
+            return refusal(cause, repo, revision, kind="dataset", what=what)
+    if any(_no_answer(cause) for cause in causes):
+        return unreachable(repo, what=what, instead=instead)
+    return BadInput(f"{what}: {repo} cannot be fetched ({type(error).__name__}); look at {_page(repo, 'dataset')}, or {instead}")
+
+
+def _page(repo: str, kind: Kind) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
 
 def _status(error: BaseException) -> int | None:
