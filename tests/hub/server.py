@@ -1,4 +1,4 @@
-"""A hub on the loopback address, as far as huggingface_hub and datasets ask one: what a revision is, which files there are, files.
+"""A hub on the loopback address, as far as huggingface_hub and datasets ask one: revisions, lists of files, files.
 
 Repositories live in memory: commits with files, branches that name commits. A file is sent as the hub sends it: with its commit
 and ETag, in the range that was asked for, gated and private ones only to the token that may see them. A large file is redirected
@@ -57,7 +57,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.break_after: dict[str, int] = {}
-        """Names of files whose next connection ends after so many bytes."""
+        """Names of files whose next connection ends after so many bytes; not one for a part of the file."""
         self.hold: dict[str, int] = {}
         """Names of files that are sent up to so many bytes, and then no more until `released` is set; parts are not held."""
         self.held, self.released = threading.Event(), threading.Event()
@@ -69,6 +69,7 @@ class Hub:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked was killed
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def model(self, repo: str) -> Repo:
@@ -240,13 +241,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(file, data[start:end])
 
     def _send(self, file: str, data: bytes) -> None:
-        cut = self.served.break_after.pop(file, None)
+        whole = self.headers.get("Range") is None
+        cut = self.served.break_after.pop(file, None) if whole else None
         if cut is not None:
             self.wfile.write(data[:cut])
             self.wfile.flush()
             self.close_connection = True  # the rest never comes
             return
-        pause = self.served.hold.get(file) if self.headers.get("Range") is None else None
+        pause = self.served.hold.get(file) if whole else None
         if pause is not None:
             self.wfile.write(data[:pause])
             self.wfile.flush()
