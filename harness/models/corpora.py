@@ -101,9 +101,8 @@ def _check_keys(entry: Mapping[str, object], kind: str, where: str) -> None:
 
 
 def _of_the_hub(entry: Mapping[str, object], use: Use, where: str) -> Corpus:
-    twice = [key for key in ("path", "corpus") if entry.get(key) is not None]
-    if twice:
-        raise BadInput(f"{where}: a corpus names one of path, corpus and repo, this one `repo` and `{twice[0]}`")
+    if entry.get("corpus") is not None:
+        raise BadInput(f"{where}: a corpus names one of path, corpus and repo, this one `repo` and `corpus`")
     repo = str(entry["repo"])
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
         raise BadInput(f"{where}: {repo!r} is no id of a data set on the hub (owner/name)")
@@ -134,6 +133,7 @@ def fetch(source: Corpus, cache: Path) -> Path:
     target = cache / "corpora" / f"{text.repo.replace('/', '--')}-{place}.txt"
     if target.is_file():
         return target
+    hub.check_access(text.repo, kind="dataset", what=what)
     rows = _rows(text, split, commit, what)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, "\n\n".join(row for row in rows if row is not None))
@@ -153,7 +153,7 @@ def _rows(text: HubText, split: str, commit: str, what: str) -> Sequence[str | N
         said = " ".join(str(error).split())
         raise BadInput(f"{what}: {text.repo} ({text.config or 'default'}, {split}) cannot be read: {said}") from None
     except Exception as error:  # the library raises its own errors, the hub's and its HTTP client's for the same cause
-        raise hub.refusal_of_data(error, text.repo, commit, what=what, instead=_LOCAL_TEXT) from None
+        raise hub.refusal_of_data(error, text.repo, what=what, instead=_LOCAL_TEXT) from None
     if text.column not in held.column_names:
         raise BadInput(f"{what}: {text.repo} has no column {text.column!r}; its columns: {', '.join(held.column_names)}")
     rows: Sequence[str | None] = held[text.column]

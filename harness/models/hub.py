@@ -94,6 +94,20 @@ def commit(repo: str, revision: str | None, *, kind: Kind = "model", what: str) 
     return str(resolved.resolved)
 
 
+def check_access(repo: str, *, kind: Kind, what: str) -> None:
+    """BadInput where the hub does not give the content of a repository whose name and list of files it shows: a gated one. Says
+    nothing where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    if offline():
+        return
+    try:
+        HfApi().auth_check(repo, repo_type=kind)
+    except Exception as error:  # see `commit`
+        if not _no_answer(error):
+            raise refusal(error, repo, None, kind=kind, what=what) from None
+
+
 def unreachable(repo: str, *, what: str, instead: str) -> BadInput:
     """What is said where the cache does not hold what the hub would have to be asked for."""
     why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
@@ -253,17 +267,9 @@ def refusal(error: BaseException, repo: str, revision: str | None, *, kind: Kind
     return BadInput(f"{what}: {why}")
 
 
-def refusal_of_data(error: BaseException, repo: str, revision: str, *, what: str, instead: str) -> BadInput:
-    """As `refusal`, of what `datasets` raises: it puts its own error around the hub's."""
-    from huggingface_hub import errors
-
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    for cause in causes:
-        if isinstance(cause, errors.HfHubHTTPError):
-            return refusal(cause, repo, revision, kind="dataset", what=what)
-    if any(_no_answer(cause) for cause in causes):
+def refusal_of_data(error: BaseException, repo: str, *, what: str, instead: str) -> BadInput:
+    """As `refusal`, of what `datasets` raises: its own errors in the place of the hub's."""
+    if _no_answer(error):
         return unreachable(repo, what=what, instead=instead)
     return BadInput(f"{what}: {repo} cannot be fetched ({type(error).__name__}); look at {_page(repo, 'dataset')}, or {instead}")
 

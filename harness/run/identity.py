@@ -199,6 +199,7 @@ def _data_commits(plan: Plan) -> dict[str, str]:
         commit = hub.commit(repo, None if revision == "main" else revision, kind="dataset", what=f"task {task!r}")
         if commit is None:
             raise hub.unreachable(repo, what=f"task {task!r}", instead="take the task out of the suite")
+        hub.check_access(repo, kind="dataset", what=f"task {task!r}")
         commits[name] = commit
     return commits
 

@@ -97,7 +97,7 @@ class Hub:
             thread.join()
 
 
-_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
+_API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(auth-check)|/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
 _STORAGE = re.compile(r"/storage/([0-9a-f]{64})/(.+)")
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
@@ -158,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         return name
 
     def _api(self, asked: re.Match[str], body: bytes, token: str | None) -> None:
-        kind, name, what, revision, below = asked.groups()
-        repo = self._repo(kind, name, token, content=False)
+        kind, name, access, what, revision, below = asked.groups()
+        repo = self._repo(kind, name, token, content=access is not None)
         commit = None if repo is None else self._commit(repo, revision or "main")
         if repo is None or commit is None:
             return

@@ -126,8 +126,8 @@ def test_a_gated_model_is_measured_with_a_token_which_is_in_no_file_and_message_
     # One cell crashes: its log ends up in a record.
     suite = user.suite("[lab/tiny]").read_text().replace("{bits: 4}", "{bits: 4}, {bits: 4, on_a: crash}, {bits: 4, on_a: error}")
     (user.folder / "mine.yaml").write_text(suite)
-    said = user.harness("plan", "mine.yaml", **environment)
-    said += user.harness("run", "mine.yaml", **environment)
+    said = user.harness("plan", "mine.yaml", code=0, **environment)
+    said += user.harness("run", "mine.yaml", code=0, **environment)
     assert {r.failure is None for r in user.records()} == {True, False}
     files = [p for p in user.folder.rglob("*") if p.is_file() and p != login]
     assert len(files) > 10

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,16 @@ class User:
         assert process.returncode == code, f"{arguments} ended with {process.returncode}\n{out}\n{err}"
         assert "Traceback" not in out + err
         return out + err
+
+    def python(self, code: str, **environment: str) -> str:
+        """What a program says, in the user's environment; BadInput as `error: ...`."""
+        caught = "except BadInput as error:\n    print(f'error: {error}')"
+        program = f"from harness.errors import BadInput\ntry:\n{textwrap.indent(code, '    ')}\n{caught}"
+        command = [sys.executable, "-c", program]
+        environment = self.environment(**environment)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def planned(self, suite: Path, **environment: str) -> list[dict[str, object]]:
         """The cells that `plan` shows."""
