@@ -128,7 +128,8 @@ def test_a_task_names_the_data_sets_of_the_hub_that_it_is_made_of(user: User, hu
         "name: mine\nmodels: [reference]\nmethods: {bf16: }\nprobes: [tasks]\ntasks: [{task: both, include: tasks}]\n"
     )
     (cell,) = user.planned(user.folder / "mine.yaml")
-    (question,) = cell["questions"]  # type: ignore[misc]
+    assert isinstance(cell["questions"], list)
+    (question,) = cell["questions"]
     assert question["options"]["data_sets"] == {"lab/questions@main": "hub", "lab/questions@v1": "hub"}
     said = user.harness("run", "mine.yaml", code=2)
     assert "error: task 'both': the hub at" in said
