@@ -92,6 +92,11 @@ class _Reader:
         return data
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
+    return path.suffix.lower() == ".gguf"
+
+
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 
 

@@ -7,7 +7,6 @@ weights; for a hub model that is not in the local cache, `plan` asks the hub for
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -26,15 +25,8 @@ from harness.files import write_atomically
 from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
-from harness.models import hub, random_weights
+from harness.models import hub, random_weights, repository
 from harness.spec import Model, digest
-
-SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
-"""Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
-templates, the index of the shards. Which of them a library reads is its own affair, so all of them count."""
-
-TEMPLATES = "additional_chat_templates"
-"""The folder in which transformers keeps the chat templates of a tokenizer beyond the first."""
 
 _BOOKKEEPING = re.compile(r"artifact\.json|reload_check\.json|verified-\w+\.json")
 """What this project writes beside an artifact; it decides no answer of a model that is made of one."""
@@ -69,7 +61,7 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
     if not _HUB_ID.fullmatch(repo):
         raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
     revision, file = entry.get("revision"), entry.get("file")
-    if file is not None and not is_gguf(Path(str(file))):
+    if file is not None and not gguf_reader.is_gguf(Path(str(file))):
         raise BadInput(f"a model's `file` names one GGUF file of its repository, and {file!r} is none: {dict(entry)}")
     return Model(
         name=str(entry.get("name") or Path(str(file or repo)).name),
@@ -91,19 +83,14 @@ def _shaped(wish: str, name: object, base: Path) -> Model:
     return Model(name=f"{label} (random weights)", path=str(path), random=True)
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
-    return path.suffix.lower() == ".gguf"
-
-
 def is_one_file(source: Model) -> bool:
     """Whether a model is a GGUF file, here or on the hub."""
-    return is_gguf(Path(source.file or source.path or ""))
+    return gguf_reader.is_gguf(Path(source.file or source.path or ""))
 
 
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
-    if is_gguf(folder):
+    if gguf_reader.is_gguf(folder):
         if not folder.is_file():
             raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
         gguf_reader.parts(folder)
@@ -127,18 +114,11 @@ def check_folder(folder: Path, name: str) -> None:
     why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
     if why_not:
         raise BadInput(f"model {name!r}: {folder}: {why_not}")
-    if not any(_of_a_tokenizer(path.name) for path in settings(folder)):
+    if not any(repository.of_a_tokenizer(path.name) for path in settings(folder)):
         raise BadInput(
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         )
-
-
-_TOKENIZERS = ("tokenizer", "spiece.", "sentencepiece", "vocab", "tekken.")
-
-
-def _of_a_tokenizer(name: str) -> bool:
-    return name.startswith(_TOKENIZERS) or name.endswith(".tiktoken")
 
 
 def _several_checkpoints(folder: Path) -> str | None:
@@ -198,8 +178,8 @@ def locate(source: Model) -> Path | None:
         return None
     if source.path is not None:
         return Path(source.path)
-    snapshot = _snapshot(source)
-    if snapshot is None or not snapshot.folder.is_dir() or not _is_whole(source, snapshot):
+    snapshot = repository.snapshot_of(source)
+    if snapshot is None or not snapshot.folder.is_dir() or not repository.is_whole(source, snapshot):
         return None
     return snapshot.folder / (source.file or "")
 
@@ -220,8 +200,8 @@ def fetch(source: Model, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Path
         check_folder(Path(source.path), source.name)
         return Path(source.path)
     what = f"model {source.name!r}"
-    snapshot = _snapshot(source)
-    names = None if snapshot is None else _wanted(source, snapshot)
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
     if snapshot is None or names is None:
         place = locate(source)  # a cache that was filled by an older library holds no list of files
         if place is None:
@@ -234,112 +214,12 @@ def fetch(source: Model, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Path
 
 def bytes_to_fetch(source: Model) -> int:
     """Bytes that `fetch` would download: 0 for what is here, and for what nobody can say without the hub."""
-    snapshot = _snapshot(source)
-    names = None if snapshot is None else _wanted(source, snapshot)
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
     if snapshot is None or names is None:
         return 0
     known = hub.files(snapshot, what=f"model {source.name!r}") or {}
     return hub.lacking(snapshot, [known[name] for name in names])
-
-
-def _snapshot(source: Model) -> hub.Snapshot | None:
-    """The hub model's repository at its commit; None for another model, and where the commit is not known."""
-    if source.repo is None or source.commit is None:
-        return None
-    return hub.Snapshot(repo=source.repo, commit=source.commit)
-
-
-def _wanted(source: Model, snapshot: hub.Snapshot) -> list[str] | None:
-    """The names of the files to fetch of a hub model: the weights that transformers reads and all `settings` beside them, or all
-    parts of a GGUF file; never code or pickles. None where the hub cannot be reached for the list. BadInput where the repository
-    holds no model that may be loaded."""
-    what = f"model {source.name!r}"
-    known = hub.files(snapshot, what=what)
-    if known is None:
-        return None
-    if source.file is not None:
-        return _gguf_files(source, source.file, known)
-    weights = _weight_names(source, snapshot, known)
-    if weights is None:
-        return None
-    beside = [name for name in known if "/" not in name and name.endswith(SETTINGS)]
-    templates = [name for name in known if re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", name)]
-    if "config.json" not in known:
-        raise BadInput(f"{what}: {source.repo} has no config.json, so it is not a transformers checkpoint")
-    if not any(_of_a_tokenizer(name) for name in beside):
-        raise BadInput(
-            f"{what}: {source.repo} holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it "
-            f"(hf download {source.repo} --local-dir DIR), add the tokenizer of the model that it was made of, and give the "
-            "folder as `path`"
-        )
-    return sorted({*weights, *beside, *templates})
-
-
-def _gguf_files(source: Model, file: str, known: Mapping[str, hub.HubFile]) -> list[str]:
-    """The GGUF file of a repository that a suite names, with all its parts."""
-    if file not in known:
-        offered = [name for name in known if is_gguf(Path(name))]
-        if not offered:
-            raise BadInput(f"model {source.name!r}: {source.repo} holds no GGUF file; drop `file`, or correct `repo`")
-        raise UnknownName(f"file of {source.repo}", file, offered, f"model {source.name!r}")
-    folder, name = file[: file.rfind("/") + 1], Path(file).name
-    names = [folder + part for part in gguf_reader.part_names(name)]
-    missing = [part for part in names if part not in known]
-    if missing:
-        raise BadInput(f"model {source.name!r}: {source.repo} lacks parts of {name}: {', '.join(missing)}; choose another file")
-    return names
-
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-
-
-def _weight_names(source: Model, snapshot: hub.Snapshot, known: Mapping[str, hub.HubFile]) -> list[str] | None:
-    """The weight files of a repository, as `safetensors_file.weight_files` chooses them in a folder."""
-    what = f"model {source.name!r}"
-    if INDEX in known:
-        index = hub.one(snapshot, INDEX, what=what)
-        if index is None:
-            return None
-        try:
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{what}: {INDEX} of {source.repo} is damaged; tell its owner, or give another revision") from None
-        names = sorted({Path(str(name)).name for name in named})
-        lost = [name for name in names if name not in known]
-        if lost:
-            raise BadInput(f"{what}: {source.repo} lacks {brief(lost)}, which {INDEX} names; give another revision")
-        return names
-    if MODEL in known:
-        return [MODEL]
-    loose = [name for name in known if "/" not in name and name.endswith(".safetensors")]
-    if loose:
-        return loose
-    files = [name for name in known if is_gguf(Path(name))]
-    if files:
-        raise BadInput(
-            f"{what}: {source.repo} holds GGUF files ({brief(files)}); name one of them with `file`, and with `of` the model "
-            "that it was made of"
-        )
-    pickled = sorted(name for name in known if name.endswith(_PICKLES))
-    why = f"only pickled weights ({brief(pickled)}), which can run code when loaded" if pickled else "no weights"
-    raise BadInput(
-        f"{what}: {source.repo} holds {why}; look for a repository or a revision with safetensors (on many pickled ones, "
-        "revision: refs/pr/1), or convert it yourself: "
-        'AutoModelForCausalLM.from_pretrained(...).save_pretrained("DIR")'
-    )
-
-
-def _is_whole(source: Model, snapshot: hub.Snapshot) -> bool:
-    """Whether all files of a hub model are in the local cache: of a fetch that was stopped, only some are."""
-    with contextlib.suppress(BadInput):  # what is wrong with it is said where it is fetched
-        names = _wanted(source, snapshot)
-        if names is not None:
-            return all((snapshot.folder / name).exists() for name in names)
-        # The cache was filled by an older library, which leaves no list of files.
-        if source.file is not None:
-            return all(path.is_file() for path in gguf_reader.parts(snapshot.folder / source.file))
-        return (snapshot.folder / "config.json").is_file() and bool(safetensors_file.weight_files(snapshot.folder))
-    return False
 
 
 def modeling_modules(sources: Iterable[Model]) -> list[str]:
@@ -379,8 +259,8 @@ def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
     """Shape and bytes of the tensors of a hub model, from the headers of its files, which alone are fetched. None where the hub
     cannot be reached; BadInput says what it refuses, or what is wrong with the repository."""
     what = f"model {source.name!r}"
-    snapshot = _snapshot(source)
-    names = None if snapshot is None else _wanted(source, snapshot)
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
     if snapshot is None or names is None:
         return None
     if source.file is not None:
@@ -401,7 +281,7 @@ def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
 
 def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
-    if is_gguf(folder):
+    if gguf_reader.is_gguf(folder):
         return gguf_reader.shape_of(folder)
     return _shape(config_json.read(folder), tensors(folder) if stored is None else stored)
 
@@ -412,7 +292,7 @@ def stored_bytes(source: Model) -> int | None:
     if folder is None:
         looked_at = None if source.random else _on_the_hub(source)
         return None if looked_at is None else looked_at[1]
-    if is_gguf(folder):
+    if gguf_reader.is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
 
@@ -436,7 +316,7 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    gguf = gguf_reader.parts(folder) if is_gguf(folder) else []
+    gguf = gguf_reader.parts(folder) if gguf_reader.is_gguf(folder) else []
     for path in gguf or sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
         stamp = _stamp(path)
         if stamp not in known:
@@ -474,9 +354,9 @@ def _young(path: Path) -> bool:
 
 
 def settings(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder beside its weights that can change an answer; see `SETTINGS`."""
-    places = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
-    return sorted(p for p in places if p.suffix in SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
+    """The files of a checkpoint's folder beside its weights that can change an answer; see `repository.SETTINGS`."""
+    places = (*folder.iterdir(), *(folder / repository.TEMPLATES).glob("*.jinja"))
+    return sorted(p for p in places if p.suffix in repository.SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
 
 
 def _sha256(path: Path) -> str:

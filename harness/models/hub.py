@@ -44,10 +44,11 @@ class Snapshot:
     @property
     def folder(self) -> Path:
         """Where its files lie in the local cache; of a snapshot that was never fetched, where they would."""
-        return self._storage / "snapshots" / self.commit
+        return self.storage / "snapshots" / self.commit
 
     @property
-    def _storage(self) -> Path:
+    def storage(self) -> Path:
+        """Its repository's folder in the local cache."""
         from huggingface_hub.file_download import repo_folder_name
 
         return cache() / str(repo_folder_name(repo_id=self.repo, repo_type=self.kind))
@@ -148,7 +149,7 @@ def _listed(snapshot: Snapshot) -> Mapping[str, HubFile]:
 
 def lacking(snapshot: Snapshot, wanted: Sequence[HubFile]) -> int:
     """Bytes of the wanted files that have to be fetched: those whose bytes no commit in the cache shares."""
-    blobs = snapshot._storage / "blobs"
+    blobs = snapshot.storage / "blobs"
     missing = {f.blob: f.bytes for f in wanted if not ((blobs / f.blob).exists() or (snapshot.folder / f.name).exists())}
     return sum(missing.values())
 
@@ -326,7 +327,7 @@ def _watched(snapshot: Snapshot, wanted: Sequence[HubFile], what: str, tell: Fet
             yield
         return
     total = sum(f.bytes for f in {f.blob: f for f in wanted}.values())
-    blobs = snapshot._storage / "blobs"
+    blobs = snapshot.storage / "blobs"
     stop = threading.Event()
 
     def here() -> int:

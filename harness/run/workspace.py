@@ -9,6 +9,7 @@ from pathlib import Path
 from harness import files
 from harness.artifact import MANIFEST
 from harness.errors import BadInput
+from harness.formats import gguf_reader
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.models import find, hub
@@ -29,7 +30,7 @@ def whole(artifact: Path, model_dir: Path) -> bool:
     if not (artifact / MANIFEST).is_file():
         return False
     links = [p for p in artifact.iterdir() if p.is_symlink()]
-    if find.is_gguf(model_dir):  # a model in one file
+    if gguf_reader.is_gguf(model_dir):  # a model in one file
         return all(p.resolve() == model_dir.resolve() and p.exists() for p in links)
     return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in links)
 
