@@ -234,6 +234,11 @@ def test_a_hub_that_is_not_there_is_one_sentence_and_what_is_in_the_cache_is_mea
     said = user.harness("run", str(user.suite("[lab/other]", name="cold")), code=2, HF_ENDPOINT=nowhere)
     assert "lab/other is not (or not whole) in the local cache" in said
     assert "and the hub cannot be reached; connect, or give a local folder" in said
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_out_of_order_is_one_sentence(user: User, hub: Hub) -> None:
+    """The library asks five times, with longer and longer pauses."""
     hub.fails_with = 503
     said = user.harness("plan", str(user.suite("[{repo: lab/tiny, revision: '" + "0" * 40 + "'}]", name="down")), code=2)
     assert "model 'tiny': the hub answers 503 for lab/tiny; try again later" in said
