@@ -34,6 +34,9 @@ CHANGES_NUMBERS = False
 
 INTERRUPTED = 130
 
+TOLD_SECONDS = 10.0
+"""Between two lines that say how much of a model is fetched, where lines cannot be overwritten."""
+
 app = typer.Typer(
     name="quant-harness",
     no_args_is_help=True,
@@ -374,6 +377,7 @@ class _Progress:
         self._total = 0
         self._started = time.monotonic()
         self._answered = 0
+        self._told: dict[str, float] = {}  # when a line said last how much of something is fetched
 
     def __enter__(self) -> _Progress:
         return self
@@ -381,6 +385,15 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def fetching(self, what: str, done: int, total: int) -> None:
+        line = f"fetching {what}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        if out.is_terminal:
+            end = "\n" if done == total else ""
+            out.print(f"\r{line}", end=end, markup=False, highlight=False, soft_wrap=True)
+        elif what not in self._told or done == total or time.monotonic() - self._told[what] > TOLD_SECONDS:
+            self._told[what] = time.monotonic()
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, *, run: Path, questions: int, stored: int) -> None:
         self._done, self._total, self._started = stored, questions, time.monotonic()

@@ -31,6 +31,10 @@ Json: TypeAlias = Any
 OptionValue: TypeAlias = bool | int | float | str | None
 """What an option of a method can be set to."""
 
+DATA_SETS = "data_sets"
+"""The option of a question that names the hub's data sets it is made of, `OWNER/NAME@REVISION`, each with its commit (`hub` until
+that is known)."""
+
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "input", "error"]
 
 Better = Literal["lower", "higher", "neither"]
@@ -52,13 +56,16 @@ Samples = Literal["losses", "tokens", "items"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports. `random`: a
-    shape (`path` is its config) filled with random weights, which has a speed and a size and no quality."""
+    shape (`path` is its config) filled with random weights, which has a speed and a size and no quality. `file` names one GGUF
+    file of the repository; `commit` is what the revision was when the suite was planned, None where nobody could say."""
 
     name: str
     repo: str | None = None
     path: str | None = None
     revision: str | None = None
     random: bool = False
+    file: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

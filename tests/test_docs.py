@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
 import shlex
@@ -105,6 +106,10 @@ def test_every_other_command_of_the_pages_names_what_exists() -> None:
             assert done.returncode == 0, f"{line}\n{done.stderr}"
         elif program == "python" and arguments[0] == "-m":
             assert importlib.util.find_spec(arguments[1]) is not None, line
+        elif line == "hf auth login":
+            assert importlib.metadata.entry_points(group="console_scripts", name="hf")
+        elif re.fullmatch(r"HF_\w+=\S+", program):
+            assert arguments[0] == "quant-harness", line  # tests/hub/test_the_page_of_the_hub.py runs it
         elif [program, *arguments[:1]] == ["pip", "install"] and arguments[1].startswith("./"):
             assert (ROOT / arguments[1] / "pyproject.toml").is_file(), line
         else:

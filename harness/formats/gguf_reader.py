@@ -9,6 +9,8 @@ structs.
 from __future__ import annotations
 
 import math
+import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -97,16 +99,67 @@ class _Reader:
         return data
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
+    return path.suffix.lower() == ".gguf"
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all files of a model whose first file is called `name`: itself alone, or, of one that was written in parts
+    (`big-00001-of-00003.gguf`), all of them in order. BadInput for the name of another part than the first."""
+    split = _PART.fullmatch(name)
+    if split is None:
+        return [name]
+    if int(split[2]) != 1:
+        raise BadInput(f"{name}: is a part of a model; name its first one: {split[1]}-00001-of-{split[3]}.gguf")
+    return [f"{split[1]}-{number:05d}-of-{split[3]}.gguf" for number in range(1, int(split[3]) + 1)]
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of the model at `path` (links are followed to the name that tells of parts). BadInput when one is missing."""
+    place = path
+    while len(names := part_names(place.name)) == 1 and place.is_symlink():
+        place = place.parent / os.readlink(place)
+    if len(names) == 1:
+        return [path]
+    files = [place.with_name(name) for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise BadInput(f"{place}: of its {len(files)} parts are missing: {', '.join(missing)}; put them beside it")
+    return files
+
+
 def header(path: Path) -> GgufHeader:
-    """The header of one GGUF file. BadInput when it is damaged or cut off, Unsupported when it holds types that this version does
-    not know."""
+    """The header of a GGUF file, of one in parts that of all. BadInput when one is damaged, cut off or missing, Unsupported
+    when one holds types that this version does not know."""
+    headers = []
+    for part in parts(path):
+        with part.open("rb") as file:
+            headers.append(read(file, part.stat().st_size, str(part)))
+    return joined(headers, str(path))
+
+
+def read(file: BinaryIO, size: int, name: str) -> GgufHeader:
+    """The header of an open file of `size` bytes. `name` begins the message of a BadInput or an Unsupported."""
     try:
-        with path.open("rb") as file:
-            return _header(_Reader(file), path.stat().st_size)
+        return _header(_Reader(file), size)
     except KeyError as error:
-        raise Unsupported(f"{path}: it holds the type {error}, which this version does not know") from None
+        raise Unsupported(f"{name}: it holds the type {error}, which this version does not know") from None
     except (ValueError, struct.error, OverflowError) as error:
-        raise BadInput(f"{path}: is no GGUF file that this version reads: {error}; fetch or make it again") from None
+        raise BadInput(f"{name}: is no GGUF file that this version reads: {error}; fetch or make it again") from None
+
+
+def joined(headers: Sequence[GgufHeader], name: str) -> GgufHeader:
+    """The headers of a model's parts as one. BadInput where the first says that there are more: a part was renamed."""
+    said = _number(headers[0].metadata.get("split.count"), 1)
+    if said > len(headers):
+        raise BadInput(
+            f"{name}: is the first of {said} parts; give all of them the names that they had (NAME-00001-of-{said:05d}.gguf)"
+        )
+    return GgufHeader(metadata=headers[0].metadata, tensors=tuple(tensor for part in headers for tensor in part.tensors))
 
 
 def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
@@ -144,18 +197,10 @@ def _header(reader: _Reader, file_bytes: int) -> GgufHeader:
 
 
 def shape_of(path: Path) -> ModelShape:
-    """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are. Of
-    a file that
-    cannot be measured the quantization names the reason, under `refused`."""
+    """What the file's header says, in the words of a checkpoint. Its linear layers are not listed: the source's are. Of a file
+    that cannot be measured the quantization names the reason, under `refused`."""
     try:
-        read = header(path)
-        file_type = _file_type(read)
-        parts = _number(read.metadata.get("split.count"))
-        if parts > 1:
-            raise Unsupported(
-                f"{path} is one of the {parts} files of a model in parts; join them: "
-                "llama-gguf-split --merge FIRST-PART JOINED.gguf"
-            )
+        return shape(header(path))
     except Unsupported as error:
         refused = {"quant_method": "gguf", "type": "?", "refused": str(error)}
         return ModelShape(
@@ -169,6 +214,11 @@ def shape_of(path: Path) -> ModelShape:
             dtype="?",
             config={"quantization_config": refused},
         )
+
+
+def shape(read: GgufHeader) -> ModelShape:
+    """What a header says, as `shape_of` has it. Unsupported where it holds no decoder layers."""
+    file_type = _file_type(read)
     meta = read.metadata
     kind = str(meta.get("general.architecture", "?"))
     return ModelShape(

@@ -147,10 +147,19 @@ def available_memory_bytes(*, proc: Path = PROC, cgroup: Path = SYS / "fs/cgroup
 
 def free_disk_bytes(path: Path) -> int:
     """Bytes that may be written at `path` (which need not exist yet: the nearest folder that does is asked)."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
     where = path.absolute()
     while not where.exists() and where != where.parent:
         where = where.parent
-    return shutil.disk_usage(where).free
+    return where
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two places, which need not exist yet, share the room that is free."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
 
 
 def read_line(path: Path) -> str | None:

@@ -48,7 +48,8 @@ def quantize(request: QuantizeRequest) -> None:
     for package in ("llama_cpp", "gguf"):
         if importlib.util.find_spec(package) is None:
             raise MissingPackage(package, "a GGUF file", 'pip install "llm-quant-harness[gguf]"')
-    (request.out_dir / gguf.FILE).symlink_to(request.model_dir.resolve())
+    # Not resolved further: the name of the first part tells of the others, and a hub's cache keeps bytes under other names.
+    (request.out_dir / gguf.FILE).symlink_to(request.model_dir.absolute())
     reload.skip(request.out_dir, "gguf: given as it is, and read by nothing but llama.cpp")
 
 

@@ -70,8 +70,8 @@ def scheme(config: ModelConfig) -> Scheme:
 
 def origin(checkpoint: Model, config: ModelConfig) -> Given:
     """A quantized checkpoint, or a GGUF file whose header gave `config`. Unsupported names a format that cannot be read."""
-    is_file = checkpoint.path is not None and find.is_gguf(Path(checkpoint.path))
-    return Given(scheme=gguf_file.scheme(config) if is_file else scheme(config), checkpoint=checkpoint)
+    read = gguf_file.scheme if find.is_one_file(checkpoint) else scheme
+    return Given(scheme=read(config), checkpoint=checkpoint)
 
 
 def label(name: str, scheme: Scheme) -> str:

@@ -1,8 +1,8 @@
 """Texts: what perplexity and divergence are measured on, and what calibrated methods see.
 
-A corpus is ``reference`` (the embedded held-out text), a known hub data set (``wikitext2``), or a local file or folder
-(.txt; .jsonl, JSON Lines with a ``text`` field; .parquet with a ``text`` column). Measuring and calibrating never use the same
-text: a known corpus names one for each use.
+A corpus is ``reference`` (the embedded held-out text), a data set of the hub (``wikitext2``, or any by its id), or a local file
+or folder (.txt; .jsonl, JSON Lines with a ``text`` field; .parquet with a ``text`` column). Measuring and calibrating never use
+the same text: a known corpus names one for each use.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from harness import reference
 from harness.errors import BadInput, UnknownName, Unsupported
 from harness.files import draft_file, write_atomically
+from harness.models import hub
+from harness.spec import digest as digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +35,10 @@ class HubText:
     """A text column of a hub data set; `splits` by use. Rows are joined by two newlines, as the field does for WikiText."""
 
     repo: str
-    config: str
+    config: str | None
     splits: Mapping[Use, str]
     column: str = "text"
+    revision: str | None = None
 
 
 HUB: dict[str, HubText] = {
@@ -46,11 +50,20 @@ HUB: dict[str, HubText] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Where a text comes from. `path` is a local file or folder, or None for a hub data set that is named by `name`."""
+    """Where a text comes from: a local file or folder (`path`), or a data set of the hub (`hub`)."""
 
     name: str
     use: Use
     path: str | None
+    hub: HubText | None = None
+
+    @property
+    def place(self) -> str:
+        """Stands for a hub text in a plan, which has no digest until it is here."""
+        text = self.hub
+        if text is None or HUB.get(self.name) == text:
+            return f"hub:{self.name}"
+        return "hub:" + " ".join(str(p) for p in (text.repo, text.config, text.splits[self.use], text.column, text.revision))
 
 
 def known() -> list[str]:
@@ -60,38 +73,93 @@ def known() -> list[str]:
 def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str = "") -> Corpus:
     """A suite's entry as a `Corpus`. UnknownName for a name that is not known, BadInput for a path that does not exist."""
     if isinstance(entry, Mapping) and entry.get("path") is not None:
+        _check_keys(entry, "path", where)
         path = (base / Path(str(entry["path"])).expanduser()).resolve()
         if not path.exists():
             raise BadInput(f"{where}: no such corpus: {path}; correct `path`")
         return Corpus(name=str(entry.get("name") or path.stem), use=use, path=str(path))
+    if isinstance(entry, Mapping) and entry.get("repo") is not None:
+        return _of_the_hub(entry, use, where)
     name = entry if isinstance(entry, str) else str(entry.get("corpus"))
+    if isinstance(entry, Mapping):
+        _check_keys(entry, "corpus", where)
     if name == "reference":
         return Corpus(name=name, use=use, path=str(reference.HELDOUT_TEXT if use == "measure" else reference.CALIBRATION_TEXT))
     if name not in HUB:
         raise UnknownName("corpus", name, known(), where)
-    return Corpus(name=name, use=use, path=None)
+    return Corpus(name=name, use=use, path=None, hub=HUB[name])
+
+
+_FOR_THE_HUB = ("repo", "config", "split", "column", "revision")
+
+
+def _check_keys(entry: Mapping[str, object], kind: str, where: str) -> None:
+    """BadInput where an entry names its text twice, or says of one that is not on the hub what is for the hub."""
+    others = [key for key in ("path", "corpus", *_FOR_THE_HUB) if key != kind and entry.get(key) is not None]
+    if others:
+        raise BadInput(f"{where}: a corpus with `{kind}` takes no `{others[0]}`; a data set of the hub is written with `repo`")
+
+
+def _of_the_hub(entry: Mapping[str, object], use: Use, where: str) -> Corpus:
+    if entry.get("corpus") is not None:
+        raise BadInput(f"{where}: a corpus names one of path, corpus and repo, this one `repo` and `corpus`")
+    repo = str(entry["repo"])
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repo):
+        raise BadInput(f"{where}: {repo!r} is no id of a data set on the hub (owner/name)")
+    if entry.get("split") is None:
+        raise BadInput(f"{where}: {repo}: name a `split`, such as {'test' if use == 'measure' else 'train'}")
+    text = HubText(
+        repo=repo,
+        config=None if entry.get("config") is None else str(entry["config"]),
+        splits={use: str(entry["split"])},
+        column=str(entry.get("column") or "text"),
+        revision=None if entry.get("revision") is None else str(entry["revision"]),
+    )
+    return Corpus(name=str(entry.get("name") or repo.split("/")[-1]), use=use, path=None, hub=text)
 
 
 def fetch(source: Corpus, cache: Path) -> Path:
-    """The corpus as one local UTF-8 text file or folder; a hub data set is written into `cache` once."""
+    """The corpus as one local UTF-8 text file or folder; of a hub data set, the text at the commit that its revision names now,
+    written into `cache` once for each commit. BadInput says why it cannot be had."""
     if source.path is not None:
         return Path(source.path)
-    hub = HUB[source.name]
-    target = cache / "corpora" / f"{source.name}-{source.use}.txt"
+    text, what = source.hub, f"corpus {source.name!r}"
+    assert text is not None
+    commit = hub.commit(text.repo, text.revision, kind="dataset", what=what)
+    if commit is None:
+        raise hub.unreachable(text.repo, what=what, instead=_LOCAL_TEXT)
+    split = text.splits[source.use]
+    place = digest_of([text.repo, text.config, split, text.column, commit])[:32]
+    target = cache / "corpora" / f"{text.repo.replace('/', '--')}-{place}.txt"
     if target.is_file():
         return target
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(hub.repo, hub.config, split=hub.splits[source.use])[hub.column]
-    except Exception as error:  # datasets raises its own, hub's and requests' errors for the same cause
-        raise BadInput(
-            f"corpus {source.name!r}: {hub.repo} ({hub.config}) cannot be fetched ({type(error).__name__}); connect, "
-            "or name a local file: corpora: [{path: text.txt}]"
-        ) from None
+    hub.check_access(text.repo, kind="dataset", what=what)
+    rows = _rows(text, split, commit, what)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, "\n\n".join(row for row in rows if row is not None))
     return target
+
+
+_LOCAL_TEXT = "name a local file: corpora: [{path: text.txt}]"
+
+
+def _rows(text: HubText, split: str, commit: str, what: str) -> Sequence[str | None]:
+    """The texts of a data set's column at a commit."""
+    import datasets
+
+    try:
+        held: Any = hub.rows(text.repo, text.config, commit, load=datasets.load_dataset, split=split)
+    except ValueError as error:  # no such configuration or split: the library lists those that there are
+        said = " ".join(str(error).split())
+        raise BadInput(f"{what}: {text.repo} ({text.config or 'default'}, {split}) cannot be read: {said}") from None
+    except Exception as error:  # the library raises its own errors, the hub's and its HTTP client's for the same cause
+        raise hub.refusal_of_data(error, text.repo, what=what, instead=_LOCAL_TEXT) from None
+    if text.column not in held.column_names:
+        raise BadInput(f"{what}: {text.repo} has no column {text.column!r}; its columns: {', '.join(held.column_names)}")
+    rows: Sequence[str | None] = held[text.column]
+    if any(row is not None and not isinstance(row, str) for row in rows):
+        raise BadInput(f"{what}: column {text.column!r} of {text.repo} holds no text; name another one with `column`")
+    return rows
 
 
 READER_VERSION = 2

@@ -1,20 +1,21 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
-A model is the embedded one (``reference``), a local folder, or a hub repository at a revision. Only safetensors are taken:
-a pickle checkpoint is refused with the reason. Shapes come from the safetensors headers,
-never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
+A model is the embedded one (``reference``), a local folder, a hub repository at a revision, or one GGUF file of either. Only
+safetensors and GGUF are taken: a pickle checkpoint is refused with the reason. Shapes come from the headers, never from loading
+weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import reference
@@ -24,18 +25,8 @@ from harness.files import write_atomically
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
-from harness.models import random_weights
+from harness.models import hub, random_weights, repository
 from harness.spec import Model, digest
-
-SETTINGS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
-"""Ends of the names of the files beside the weights that can change an answer: configuration, generation rules, tokenizer, chat
-templates, the index of the shards. Which of them a library reads is its own affair, so all of them count."""
-
-FILES = ("*.safetensors", *(f"*{end}" for end in SETTINGS))
-"""What is fetched of a hub repository: weights as safetensors, configuration, tokenizer; never code or pickles."""
-
-TEMPLATES = "additional_chat_templates"
-"""The folder in which transformers keeps the chat templates of a tokenizer beyond the first."""
 
 _BOOKKEEPING = re.compile(r"artifact\.json|reload_check\.json|verified-\w+\.json")
 """What this project writes beside an artifact; it decides no answer of a model that is made of one."""
@@ -53,11 +44,14 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
-    unknown = sorted(set(entry) - {"path", "repo", "shape", "name", "revision"})
+    unknown = sorted(set(entry) - set(_KEYS))
     if unknown:
-        raise UnknownName("key of a model", unknown[0], ["path", "repo", "shape", "name", "revision"])
+        raise UnknownName("key of a model", unknown[0], _KEYS)
     if sum(entry.get(kind) is not None for kind in ("path", "repo", "shape")) != 1:
         raise BadInput(f"a model names one of path, repo and shape, this one: {dict(entry)}")
+    for_the_hub = [key for key in ("file", "revision") if entry.get(key) is not None and entry.get("repo") is None]
+    if for_the_hub:
+        raise BadInput(f"a model's `{for_the_hub[0]}` belongs to a `repo` of the hub, and this one has none: {dict(entry)}")
     if entry.get("shape") is not None:
         return _shaped(str(entry["shape"]), entry.get("name"), base)
     if entry.get("path") is not None:
@@ -66,10 +60,18 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
     repo = str(entry["repo"])
     if not _HUB_ID.fullmatch(repo):
         raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
-    revision = entry.get("revision")
+    revision, file = entry.get("revision"), entry.get("file")
+    if file is not None and not gguf_reader.is_gguf(Path(str(file))):
+        raise BadInput(f"a model's `file` names one GGUF file of its repository, and {file!r} is none: {dict(entry)}")
     return Model(
-        name=str(entry.get("name") or repo.split("/")[-1]), repo=repo, revision=None if revision is None else str(revision)
+        name=str(entry.get("name") or Path(str(file or repo)).name),
+        repo=repo,
+        revision=None if revision is None else str(revision),
+        file=None if file is None else str(file),
     )
+
+
+_KEYS = ("path", "repo", "shape", "name", "revision", "file")
 
 
 def _shaped(wish: str, name: object, base: Path) -> Model:
@@ -81,16 +83,17 @@ def _shaped(wish: str, name: object, base: Path) -> Model:
     return Model(name=f"{label} (random weights)", path=str(path), random=True)
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether a model's path is a GGUF file: a model in one file, instead of a folder."""
-    return path.suffix.lower() == ".gguf"
+def is_one_file(source: Model) -> bool:
+    """Whether a model is a GGUF file, here or on the hub."""
+    return gguf_reader.is_gguf(Path(source.file or source.path or ""))
 
 
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
-    if is_gguf(folder):
+    if gguf_reader.is_gguf(folder):
         if not folder.is_file():
             raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
+        gguf_reader.parts(folder)
         return
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf")):
         raise BadInput(
@@ -111,14 +114,11 @@ def check_folder(folder: Path, name: str) -> None:
     why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
     if why_not:
         raise BadInput(f"model {name!r}: {folder}: {why_not}")
-    if not any(path.name.startswith(_TOKENIZERS) or path.suffix == ".tiktoken" for path in settings(folder)):
+    if not any(repository.of_a_tokenizer(path.name) for path in settings(folder)):
         raise BadInput(
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         )
-
-
-_TOKENIZERS = ("tokenizer", "spiece.", "sentencepiece", "vocab", "tekken.")
 
 
 def _several_checkpoints(folder: Path) -> str | None:
@@ -178,40 +178,48 @@ def locate(source: Model) -> Path | None:
         return None
     if source.path is not None:
         return Path(source.path)
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(source.repo, "config.json", revision=source.revision)
-    if not isinstance(config, str):
+    snapshot = repository.snapshot_of(source)
+    if snapshot is None or not snapshot.folder.is_dir() or not repository.is_whole(source, snapshot):
         return None
-    folder = Path(config).parent
-    return folder if any(folder.glob("*.safetensors")) else None
+    return snapshot.folder / (source.file or "")
 
 
-def fetch(source: Model, cache: Path) -> Path:
-    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. BadInput says why it
-    cannot be had."""
+def pinned(source: Model) -> Model:
+    """A hub model with the commit that its revision names now; any other model as it is. BadInput says what the hub refuses."""
+    if source.repo is None:
+        return source
+    return replace(source, commit=hub.commit(source.repo, source.revision, what=f"model {source.name!r}"))
+
+
+def fetch(source: Model, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Path:
+    """Downloads a hub model (or finds it in the local cache), or fills a shape, and returns the folder. `tell` hears how much is
+    here. BadInput says why it cannot be had."""
     if source.random:
         return random_weights.folder(Path(str(source.path)), cache)
     if source.path is not None:
         check_folder(Path(source.path), source.name)
         return Path(source.path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    what = f"model {source.name!r}"
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
+    if snapshot is None or names is None:
+        place = locate(source)  # a cache that was filled by an older library holds no list of files
+        if place is None:
+            raise hub.unreachable(str(source.repo), what=what, instead=hub.LOCAL_MODEL)
+    else:
+        place = hub.fetch(snapshot, names, what=what, tell=tell) / (source.file or "")
+    check_folder(place, source.name)
+    return place
 
-    try:
-        folder = Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(FILES)))
-    except LocalEntryNotFoundError:
-        raise BadInput(
-            f"model {source.name!r}: {source.repo} is not in the local cache and the hub cannot be reached; connect, or give a "
-            "local folder: models: [{path: ./folder}]"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BadInput(
-            f"model {source.name!r}: {source.repo} cannot be fetched ({type(error).__name__}); check the id and the "
-            "revision, and for a gated model log in once with: hf auth login"
-        ) from None
-    check_folder(folder, source.name)
-    return folder
+
+def bytes_to_fetch(source: Model) -> int:
+    """Bytes that `fetch` would download: 0 for what is here, and for what nobody can say without the hub."""
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
+    if snapshot is None or names is None:
+        return 0
+    known = hub.files(snapshot, what=f"model {source.name!r}") or {}
+    return hub.lacking(snapshot, [known[name] for name in names])
 
 
 def modeling_modules(sources: Iterable[Model]) -> list[str]:
@@ -242,34 +250,49 @@ def shape(source: Model) -> ModelShape | None:
     if folder is not None:
         check_folder(folder, source.name)
         return shape_of(folder)
-    if source.random or os.environ.get("HF_HUB_OFFLINE") == "1":
-        return None
-    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    looked_at = None if source.random else _on_the_hub(source)
+    return None if looked_at is None else looked_at[0]
 
-    try:
-        config = config_json.read(Path(hf_hub_download(source.repo, "config.json", revision=source.revision)).parent)
-        metadata = get_safetensors_metadata(source.repo, revision=source.revision)
-    except Exception:  # any refusal of the network means the same here: not known yet
+
+@functools.lru_cache(maxsize=64)  # a commit never changes
+def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
+    """Shape and bytes of the tensors of a hub model, from the headers of its files, which alone are fetched. None where the hub
+    cannot be reached; BadInput says what it refuses, or what is wrong with the repository."""
+    what = f"model {source.name!r}"
+    snapshot = repository.snapshot_of(source)
+    names = None if snapshot is None else repository.wanted(source, snapshot)
+    if snapshot is None or names is None:
         return None
-    tensors = {
-        name: (info.dtype, list(info.shape)) for file in metadata.files_metadata.values() for name, info in file.tensors.items()
-    }
-    return _shape(config, tensors)
+    if source.file is not None:
+        known = hub.files(snapshot, what=what) or {}
+        headers = []
+        for name in names:
+            with hub.beginning(snapshot, name, what=what) as file:
+                headers.append(gguf_reader.read(file, known[name].bytes, f"{source.repo}: {name}"))
+        header = gguf_reader.joined(headers, f"{source.repo}: {source.file}")
+        return gguf_reader.shape(header), sum(tensor.bytes for tensor in header.tensors)
+    config = hub.one(snapshot, "config.json", what=what)
+    if config is None:
+        return None
+    held = hub.tensors(snapshot, [name for name in names if name.endswith(".safetensors")], what=what)
+    bits = sum(safetensors_file.BITS[dtype] * math.prod(sizes) for dtype, sizes in held.values())
+    return _shape(config_json.read(config.parent), held), bits // 8
 
 
 def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
     """Shape of the checkpoint in a local folder; `stored` takes the place of what its headers say."""
-    if is_gguf(folder):
+    if gguf_reader.is_gguf(folder):
         return gguf_reader.shape_of(folder)
     return _shape(config_json.read(folder), tensors(folder) if stored is None else stored)
 
 
 def stored_bytes(source: Model) -> int | None:
-    """Bytes of the checkpoint's tensors; None when it is not in the local cache yet."""
+    """Bytes of the checkpoint's tensors; None when it is on a hub that cannot be reached from here."""
     folder = locate(source)
     if folder is None:
-        return None
-    if is_gguf(folder):
+        looked_at = None if source.random else _on_the_hub(source)
+        return None if looked_at is None else looked_at[1]
+    if gguf_reader.is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)  # not asked of a file that is refused
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
 
@@ -293,13 +316,16 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    for path in [folder] if is_gguf(folder) else sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
+    gguf = gguf_reader.parts(folder) if gguf_reader.is_gguf(folder) else []
+    for path in gguf or sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
         stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
             if _stamp(path) != stamp:
                 raise BadInput(f"{path}: changed while it was read; run again when it is written")
-        parts["" if path == folder else path.relative_to(folder).as_posix()] = known[stamp]  # a GGUF file has any name
+        # A GGUF file has any name; its parts have their numbers.
+        name = str(gguf.index(path) or "") if gguf else path.relative_to(folder).as_posix()
+        parts[name] = known[stamp]
         if _young(path):
             del known[stamp]
     memo.parent.mkdir(parents=True, exist_ok=True)
@@ -328,9 +354,9 @@ def _young(path: Path) -> bool:
 
 
 def settings(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder beside its weights that can change an answer; see `SETTINGS`."""
-    places = (*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja"))
-    return sorted(p for p in places if p.suffix in SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
+    """The files of a checkpoint's folder beside its weights that can change an answer; see `repository.SETTINGS`."""
+    places = (*folder.iterdir(), *(folder / repository.TEMPLATES).glob("*.jinja"))
+    return sorted(p for p in places if p.suffix in repository.SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
 
 
 def _sha256(path: Path) -> str:

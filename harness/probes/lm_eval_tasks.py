@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from harness.errors import BadInput, Unsupported
+from harness.models import hub
 from harness.probes import taskfiles
 from harness.probes.taskfiles import TaskConfig
 
@@ -30,12 +31,13 @@ Results: TypeAlias = Mapping[str, Any]
 """What `lm_eval.evaluate` returns: "samples", "results", "versions", "n-shot" by task, "groups" by group."""
 
 
-def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> LoadedTasks:
+def load(name: str, folder: Path | None, cache: Path, shots: int | None, commits: Mapping[str, str] | None = None) -> LoadedTasks:
     """The tasks of a name. Only the YAMLs that it needs are indexed: all of them take ten
     seconds.
 
     `folder`: where a foreign task lies; its YAMLs are checked, and its data read through `cache`. `shots`: what `configure` will
-    be asked for; where there are none, lm-eval is spared listing the documents to draw examples from.
+    be asked for; where there are none, lm-eval is spared listing the documents to draw examples from. `commits`: those of the
+    hub's data sets, by `OWNER/NAME@REVISION`; a data set is read at its commit and at no other.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -61,7 +63,8 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> Load
     if name not in manager.task_index:
         raise BadInput(f"{root}: lm-eval finds no task, group or tag {name!r} in {', '.join(map(str, configs))}")
     try:
-        loaded: LoadedTasks = manager.load([name])
+        with _at_commits(commits or {}):
+            loaded: LoadedTasks = manager.load([name])
     except (OSError, ConnectionError) as error:  # datasets' and the hub's errors are of these kinds
         raise Unsupported(f"task {name!r}: its data set cannot be had here: {error}") from error
     except (DatasetsError, StopIteration, ValueError) as error:
@@ -70,6 +73,26 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None) -> Load
         first = next(iter(configs))
         raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {first} names") from error
     return loaded
+
+
+@contextlib.contextmanager
+def _at_commits(commits: Mapping[str, str]) -> Iterator[None]:
+    """lm-eval asks `datasets` for the data sets of its tasks by name alone; meanwhile they come from their commits."""
+    import datasets
+
+    plain = datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, *, revision: str | None = None, **options: Any) -> Any:
+        commit = commits.get(f"{path}@{revision or 'main'}")
+        if commit is None:
+            return plain(path, name, **({} if revision is None else {"revision": revision}), **options)
+        return hub.rows(path, name, commit, load=plain, **options)
+
+    datasets.load_dataset = load_dataset
+    try:
+        yield
+    finally:
+        datasets.load_dataset = plain
 
 
 def configure(tasks: LoadedTasks, shots: int | None) -> None:

@@ -23,7 +23,8 @@ class CorpusRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
     """A task of lm-eval, with the task's own shots where `shots` is None and all its items where `limit` is. `folder` holds its
-    YAML where it does not come with lm-eval; `digest` is that of the task. `verdict` is None where all items are scored."""
+    YAML where it does not come with lm-eval; `digest` is that of the task. `verdict` is None where all items are scored.
+    `data_sets` are those of the hub that it is made of, as `taskfiles.hub_data` writes them."""
 
     name: str
     shots: int | None
@@ -31,6 +32,7 @@ class TaskRequest:
     folder: str | None
     digest: str
     verdict: VerdictRequest | None
+    data_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

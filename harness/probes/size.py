@@ -20,6 +20,7 @@ from pathlib import Path
 
 from harness.artifact import BodyWeight, ModelShape, StoredTensor
 from harness.errors import BadInput
+from harness.formats import gguf_reader
 from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
 from harness.methods.base import Method
@@ -110,8 +111,10 @@ def carriers(folder: Path) -> list[Path]:
             continue
         if safe and name.startswith("pytorch_model"):
             continue
-        info = path.stat()  # follows links: the same blob reached twice is one file
-        carried.setdefault((info.st_dev, info.st_ino), path)
+        # An artifact links to the first part of a GGUF file that was given in parts; the others carry tensors too.
+        for part in gguf_reader.parts(path) if path.suffix == ".gguf" and path.is_symlink() else [path]:
+            info = part.stat()  # follows links: the same blob reached twice is one file
+            carried.setdefault((info.st_dev, info.st_ino), part)
     return list(carried.values())
 
 

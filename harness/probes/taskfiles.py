@@ -35,6 +35,9 @@ _YAML_LIMIT = 1 << 20
 _BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """Readers of plain data. `pandas` unpickles, and others fetch."""
 
+_OTHER_BUILDERS = ("pandas", "xml", "webdataset", "imagefolder", "audiofolder", "videofolder")
+"""Other readers that `datasets` knows by name; no data set of the hub is meant by them."""
+
 _GENERATION = {
     "until",
     "max_gen_toks",
@@ -98,6 +101,20 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     if folder is None:
         parts["lm_eval"] = importlib.metadata.version("lm_eval")
     return digest({"task": name, "files": parts})
+
+
+def hub_data(name: str, folder: Path | None = None) -> list[str]:
+    """The data sets of the hub that a task, group or tag is made of, as `OWNER/NAME@REVISION` (`main` where the YAML names none),
+    sorted. Those that a task's own Python fetches are not seen."""
+    named: set[str] = set()
+    for config in configs(name, lm_eval_tasks() if folder is None else folder).values():
+        source, kwargs = config.get("dataset_path"), config.get("dataset_kwargs")
+        if not isinstance(source, str) or config.get("custom_dataset") is not None or source in (*_BUILDERS, *_OTHER_BUILDERS):
+            continue
+        if _HUB_ID.fullmatch(source):
+            revision = kwargs.get("revision") if isinstance(kwargs, dict) else None
+            named.add(f"{source}@{revision or 'main'}")
+    return sorted(named)
 
 
 def configs(name: str, root: Path) -> dict[Path, TaskConfig]:

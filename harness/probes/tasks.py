@@ -32,15 +32,15 @@ from harness.probes.items import Item, baseline_items, side_car
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
 from harness.probes.requests import ProbeRequests
 from harness.probes.taskchunks import Chunks
-from harness.probes.taskfiles import known_tasks, task_digest
+from harness.probes.taskfiles import hub_data, known_tasks, task_digest
 from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
-from harness.spec import Answer, Json, Measurement, Question, digest, to_json
+from harness.spec import DATA_SETS, Answer, Json, Measurement, Question, digest, to_json
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.api.task import Task
 
-__all__ = ["PROBE", "known_tasks", "task_digest"]
+__all__ = ["PROBE", "hub_data", "known_tasks", "task_digest"]
 
 
 CLUSTERS = ("cluster", "passage_id", "story_id", "document_id", "passage", "article", "story")
@@ -61,6 +61,7 @@ def questions(requests: ProbeRequests) -> list[Question]:
                 "shots": task.shots,
                 "limit": task.limit,
                 "task_digest": task.digest,
+                **({DATA_SETS: dict.fromkeys(task.data_sets, "hub")} if task.data_sets else {}),
                 **({} if task.verdict is None else sequential.options(task.verdict)),
             },
         )
@@ -89,6 +90,8 @@ def measure(session: Session, question: Question) -> Answer:
         rules = build.generation_config(session.model_dir).to_diff_dict()
         rules.pop("transformers_version", None)
         answer = replace(answer, facts={**answer.facts, "decoding": to_json(rules)})
+    if DATA_SETS in question.options:
+        answer = replace(answer, facts={**answer.facts, DATA_SETS: question.options[DATA_SETS]})
     report = getattr(lm, "report", None)
     return answer if report is None else Answer(measurements=answer.measurements, facts={**answer.facts, "lm": report()})
 

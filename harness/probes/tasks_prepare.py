@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.forking import die_with_parent, let_go
 from harness.probes.lm_eval_tasks import LoadedTasks, configure, load, seed, templates
-from harness.spec import Question, digest
+from harness.spec import DATA_SETS, Question, digest
 
 PREPARE_SECONDS = 60.0
 """No further task is begun after that: a run should begin, and a branch that takes twice as long is given up."""
@@ -89,6 +89,6 @@ def key_of(question: Question, folder: Path | None) -> str:
 
 def configured(question: Question, folder: Path | None, cache: Path) -> LoadedTasks:
     shots = question.options["shots"]
-    tasks = load(str(question.options["task"]), folder, cache / "datasets", shots)
+    tasks = load(str(question.options["task"]), folder, cache / "datasets", shots, question.options.get(DATA_SETS))
     configure(tasks, shots)
     return tasks

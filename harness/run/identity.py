@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import envs, plugins
@@ -18,10 +18,10 @@ from harness.child.bound import Rounding, bounded, rounding
 from harness.child.job import stored_baseline_name
 from harness.measure import machine
 from harness.methods import METHODS
-from harness.models import corpora, find, source
+from harness.models import corpora, find, hub, source
 from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
-from harness.spec import Cell, Given, Json, Question, RunContext, digest, to_json
+from harness.spec import DATA_SETS, Cell, Given, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 from harness.version import __version__
 
@@ -46,6 +46,8 @@ class Inputs:
     calibration_digests: Mapping[str, str]
     packages: Mapping[str, str]
     environments: dict[str, Mapping[str, str]]
+    data_commits: Mapping[str, str] = field(default_factory=dict)
+    """Commits of the hub's data sets that tasks are made of, by `OWNER/NAME@REVISION`."""
 
     def installed(self, method: str) -> Mapping[str, str] | None:
         """The packages of the environment that a method runs in; None when it is not built yet."""
@@ -71,10 +73,15 @@ class Inputs:
         return next(p for p in self.plan.cells if p.baseline and p.cell.model == cell.model)
 
     def resolved(self, question: Question) -> Question:
-        """The question with the digest of a hub corpus in the place of its name, now that the text is here."""
-        if not str(question.options.get("corpus_digest", "")).startswith("hub:"):
+        """The question with the digest of a hub corpus in the place of its name, now that the text is here, and with the commits
+        of the hub's data sets."""
+        options = dict(question.options)
+        if str(options.get("corpus_digest", "")).startswith("hub:"):
+            options["corpus_digest"] = self.text_digests[question.subject]
+        if DATA_SETS in options:
+            options[DATA_SETS] = {name: self.data_commits[name] for name in options[DATA_SETS]}
+        if options == question.options:
             return question
-        options = {**question.options, "corpus_digest": self.text_digests[question.subject]}
         return Question(probe=question.probe, subject=question.subject, options=options)
 
     def key(self, cell: Cell, question: Question) -> str:
@@ -176,9 +183,11 @@ def _offered_by(methods: Sequence[str], probes: Sequence[str]) -> dict[str, Json
     return {"offered_by": offered} if offered else {}
 
 
-def gather(plan: Plan, cache: Path) -> Inputs:
-    """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests."""
-    folders = {m.name: find.fetch(m, cache) for m in dict.fromkeys([*(p.cell.model for p in plan.cells), *plan.checkpoints])}
+def gather(plan: Plan, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Inputs:
+    """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests. `tell` hears how much of
+    what is fetched is here."""
+    commits = _data_commits(plan)  # first: what cannot be had is said before anything is fetched
+    folders = {m.name: find.fetch(m, cache, tell=tell) for m in plan.models}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
     built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.method for p in plan.cells)}
@@ -193,7 +202,22 @@ def gather(plan: Plan, cache: Path) -> Inputs:
         calibration_digests={name: corpora.digest(path) for name, path in calibrations.items()},
         packages=machine.packages(),
         environments={name: packages for name, packages in built.items() if packages is not None},
+        data_commits=commits,
     )
+
+
+def _data_commits(plan: Plan) -> dict[str, str]:
+    """The commits that the revisions of the tasks' data sets name now. BadInput for one that cannot be had."""
+    tasks = {name: q.subject for p in plan.cells for q in p.questions for name in q.options.get(DATA_SETS, {})}
+    commits = {}
+    for name, task in tasks.items():
+        repo, _, revision = name.rpartition("@")
+        commit = hub.commit(repo, None if revision == "main" else revision, kind="dataset", what=f"task {task!r}")
+        if commit is None:
+            raise hub.unreachable(repo, what=f"task {task!r}", instead="take the task out of the suite")
+        hub.check_access(repo, kind="dataset", what=f"task {task!r}")
+        commits[name] = commit
+    return commits
 
 
 def context(plan: Plan, *, packages: Mapping[str, str], threads: int) -> RunContext:

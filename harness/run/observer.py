@@ -11,6 +11,9 @@ from harness.spec import Cell, Record
 class Observer(Protocol):
     """Who watches a run: the command line's progress display, or nobody."""
 
+    def fetching(self, what: str, done: int, total: int) -> None:
+        """Before a run begins, now and then while a model is fetched: bytes that are here, and bytes in all."""
+
     def begin(self, *, run: Path, questions: int, stored: int) -> None: ...
 
     def doing(self, cell: Cell, what: str) -> None: ...
@@ -22,6 +25,9 @@ class Observer(Protocol):
 
 class Silent:
     """Watches nothing."""
+
+    def fetching(self, what: str, done: int, total: int) -> None:
+        pass
 
     def begin(self, *, run: Path, questions: int, stored: int) -> None:
         pass

@@ -52,10 +52,11 @@ def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Pat
 
     BadInput before anything starts when inputs cannot be had or the disk is too small; everything after that is a record."""
     cache = settings.cache.expanduser().resolve()
+    watching = observer or Silent()
     check_disk(plan, cache)
     sweep(cache)
-    inputs = identity.gather(plan, cache)
-    with _Pipeline(inputs, settings, observer or Silent()) as pipeline:
+    inputs = identity.gather(plan, cache, tell=watching.fetching)
+    with _Pipeline(inputs, settings, watching) as pipeline:
         return pipeline.run()
 
 

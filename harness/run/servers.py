@@ -19,7 +19,7 @@ from harness.models import find
 from harness.probes import PROBES
 from harness.run.identity import Inputs
 from harness.run.observer import Observer
-from harness.spec import Cell, Failure
+from harness.spec import DATA_SETS, Cell, Failure
 from harness.suite.plan import Plan
 
 
@@ -147,5 +147,6 @@ class Servers:
 def _network(plan: Plan) -> dict[str, str]:
     """Models and texts are here before a child starts, so only tasks that lm-eval fetches need the hub. Otherwise children
     are told that there is none: libraries ask it about local folders too, and wait minutes for an answer behind a firewall."""
-    tasks = {q.subject for p in plan.cells for q in p.questions if q.probe == "tasks"}
-    return {} if tasks - set(plan.task_folders) else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    tasks = {q.subject: q.options for p in plan.cells for q in p.questions if q.probe == "tasks"}
+    fetched = [name for name, options in tasks.items() if DATA_SETS in options or name not in plan.task_folders]
+    return {} if fetched else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

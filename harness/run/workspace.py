@@ -9,9 +9,10 @@ from pathlib import Path
 from harness import files
 from harness.artifact import MANIFEST
 from harness.errors import BadInput
+from harness.formats import gguf_reader
 from harness.measure import machine
 from harness.methods import METHODS
-from harness.models import find
+from harness.models import find, hub
 from harness.spec import Quantized, digest
 from harness.suite.plan import Plan
 
@@ -29,7 +30,7 @@ def whole(artifact: Path, model_dir: Path) -> bool:
     if not (artifact / MANIFEST).is_file():
         return False
     links = [p for p in artifact.iterdir() if p.is_symlink()]
-    if find.is_gguf(model_dir):  # a model in one file
+    if gguf_reader.is_gguf(model_dir):  # a model in one file
         return all(p.resolve() == model_dir.resolve() and p.exists() for p in links)
     return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in links)
 
@@ -40,13 +41,33 @@ def check_disk(plan: Plan, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"the cache folder {cache} cannot be made ({error.strerror}); choose another with --cache DIR") from None
-    made = [p for p in plan.cells if isinstance(p.cell.origin, Quantized) and not METHODS[p.cell.method].unquantized]
-    need = sum({digest([p.cell.model, p.cell.origin]): p.estimated_bytes or 0 for p in made}.values())
-    have = machine.free_disk_bytes(cache)
+    need, have = _artifact_bytes(plan), machine.free_disk_bytes(cache)
     if need > have:
         raise BadInput(
             f"the artifacts of this matrix need about {need / 1e9:.1f} GB and {cache} has {have / 1e9:.1f} GB free: no space "
             "left on that disk; free some, choose another disk with --cache DIR, or take cells out of the suite"
+        )
+    _check_downloads(plan, cache, need)
+
+
+def _artifact_bytes(plan: Plan) -> int:
+    made = [p for p in plan.cells if isinstance(p.cell.origin, Quantized) and not METHODS[p.cell.method].unquantized]
+    return sum({digest([p.cell.model, p.cell.origin]): p.estimated_bytes or 0 for p in made}.values())
+
+
+def _check_downloads(plan: Plan, cache: Path, artifacts: int) -> None:
+    """BadInput when what is to be fetched and what is to be made do not fit on their disks, or not together on the one they
+    share."""
+    downloads = {m.name: size for m in plan.models if (size := find.bytes_to_fetch(m))}
+    if not downloads:
+        return
+    place, need = hub.cache(), sum(downloads.values())
+    have, shared = machine.free_disk_bytes(place), machine.same_disk(place, cache)
+    if need + (artifacts if shared else 0) > have:
+        also = f" (with the artifacts {(need + artifacts) / 1e9:,.1f} GB)" if shared and artifacts else ""
+        raise BadInput(
+            f"{', '.join(downloads)}: {need / 1e9:,.1f} GB{also} are still to be fetched, and {place} has {have / 1e9:,.1f} GB "
+            "free; free some, name a folder on another disk with HF_HOME=DIR, or take models out of the suite"
         )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.errors import BadInput, Unsupported
-from harness.formats.gguf_reader import GgufHeader, header, kv_widths
+from harness.formats.gguf_reader import GgufHeader, header, kv_widths, parts
 from harness.formats.gguf_types import BLOCKS, TYPES
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Weights:
             params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
             params.main_gpu = int(device.partition(":")[2] or 0)
         _said.clear()
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        self._model = _loaded(path, params)
         if not self._model:
             raise BadInput(f"{path}: llama.cpp cannot load it: {_why()}")
         vocabulary = lib.llama_model_get_vocab(self._model)
@@ -314,12 +314,22 @@ def system_info() -> str:
     return said.decode("utf-8", errors="replace").strip()
 
 
+def _loaded(path: Path, params: lib.llama_model_params) -> int | None:
+    """llama.cpp's model of a file, or of all its parts: their names are the cache's, and it would not find them by itself."""
+    files = [os.fsencode(part) for part in parts(path)]
+    if len(files) == 1:
+        single: int | None = lib.llama_model_load_from_file(files[0], params)
+        return single
+    several: int | None = lib.llama_model_load_from_splits((ctypes.c_char_p * len(files))(*files), len(files), params)
+    return several
+
+
 def same_ids(path: Path, text: str, ids: Sequence[int]) -> bool:
     """Whether llama.cpp reads the vocabulary in a GGUF file and gives `ids` for `text`."""
     params = lib.llama_model_default_params()
     params.vocab_only = True
     params.n_gpu_layers = 0
-    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    model = _loaded(path, params)
     if not model:
         return False
     try:

@@ -47,10 +47,16 @@ class Calibration(_Strict):
 
 
 class CorpusEntry(_Strict):
-    """A text to measure on. `window` in tokens; `tokens` limits how many are scored."""
+    """A text to measure on: a known one, a local file, or a data set of the hub. `window` in tokens; `tokens` limits how many are
+    scored."""
 
     corpus: str | None = None
     path: str | None = None
+    repo: str | None = None
+    config: str | None = None
+    split: str | None = None
+    column: str | None = None
+    revision: str | None = None
     name: str | None = None
     window: int = Field(default=2048, ge=2)
     tokens: int | None = Field(default=None, ge=2)

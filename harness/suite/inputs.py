@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.formats import config_json
+from harness.formats import config_json, gguf_reader
 from harness.methods import gguf_file
 from harness.models import corpora, find
 from harness.models.corpora import Corpus
@@ -75,7 +75,7 @@ def _tokens(text: str, source: Source) -> int:
 
 
 def _check_origin(place: str, source: Source, made_of: Source) -> None:
-    if source.shape is None or made_of.shape is None or not find.is_gguf(Path(str(source.model.path or ""))):
+    if source.shape is None or made_of.shape is None or not gguf_reader.is_gguf(Path(str(source.model.path or ""))):
         return
     if why := gguf_file.another_model(source.shape, made_of.config):
         raise BadInput(f"{place}: {source.name!r} {why}; correct `of`")

@@ -51,6 +51,11 @@ class Plan:
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
 
+    @property
+    def models(self) -> list[Model]:
+        """All models whose files the plan needs, each once."""
+        return list(dict.fromkeys([*(p.cell.model for p in self.cells), *self.checkpoints]))
+
     def record(self, weights: Mapping[str, str]) -> PlanRecord:
         """The plan line of a run file; `weights` are the digests of the models by name."""
         return PlanRecord(

@@ -78,7 +78,7 @@ def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[Corpus
             window=entry.window,
             tokens=entry.tokens,
             definition=entry.definition or f"gptq-{entry.window}",
-            digest=f"hub:{source.name}" if source.path is None else corpora.digest(Path(source.path)),
+            digest=source.place if source.path is None else corpora.digest(Path(source.path)),
         )
 
 
@@ -97,7 +97,7 @@ def _verdict(written: SuiteFile, budget: Budget) -> VerdictRequest | None:
 
 
 def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
-    from harness.probes.tasks import task_digest
+    from harness.probes.tasks import hub_data, task_digest
 
     suite = written.suite
     if not suite.tasks or "tasks" not in suite.probes:
@@ -114,6 +114,7 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
             folder=None if folder is None else str(folder),
             digest=task_digest(entry.task, folder),
             verdict=_verdict(written, entry.budget or suite.budget),
+            data_sets=tuple(hub_data(entry.task, folder)),
         )
     unique(names, f"{written.where('tasks')}: task")
 

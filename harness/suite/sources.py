@@ -68,16 +68,25 @@ def looked_at(
     """The sources with their shapes, read from disk or taken from `shapes` (tests); with `bodies` also what holds the weights in
     transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
     that transformers cannot load."""
-    shape = _placed(find.shape, written)
-    known = [replace(s, shape=shape(s.model) if shapes is None else shapes[s.name]) for s in sources]
+    if shapes is None:
+        pin, shape = _placed(find.pinned, written), _placed(find.shape, written)
+        commits = {s.model: pin(s.model) for s in sources}
+        pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
+        known = [replace(s, shape=shape(s.model)) for s in pinned]
+    else:
+        known = [replace(s, shape=shapes[s.name]) for s in sources]
     known = _placed(_with_bodies, written)(known, cache) if bodies else known
     for source in known:
         if source.of is not None and not source.quantized:
             raise BadInput(
                 f"{written.where('models')}: {source.name!r} is given as a quantization of {source.of.name!r}, but "
-                + ("it is not here yet: fetch it first" if source.shape is None else "its config.json names no quantization")
+                + (
+                    "it is not in the local cache, and the hub cannot be reached to look at it"
+                    if source.shape is None
+                    else "its config.json names no quantization"
+                )
             )
-        if source.of is None and source.model.path is not None and find.is_gguf(Path(source.model.path)):
+        if source.of is None and find.is_one_file(source.model):
             raise BadInput(
                 f"{written.where('models')}: {source.name!r} is a GGUF file, which is asked with the tokenizer of the model that "
                 "it was made of: give that one as a model too, and name it here with `of`"

@@ -129,7 +129,7 @@ def given(source: Source, frame: Frame) -> Square:
 def _stored_bits(source: Source) -> float | None:
     """Bits per weight that a given GGUF file stores: a mixture has a name and not one width. None for any other checkpoint."""
     path = None if source.model.path is None else Path(source.model.path)
-    return gguf_reader.bits_per_weight(path) if path is not None and find.is_gguf(path) else None
+    return gguf_reader.bits_per_weight(path) if path is not None and gguf_reader.is_gguf(path) else None
 
 
 def served(source: Source, choice: Choice, frame: Frame) -> Square:

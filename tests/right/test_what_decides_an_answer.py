@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.models import build, find
+from harness.models import build, find, repository
 from tests.right.cases import cell, checkpoint, edit, failures, loaded, quantized, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
@@ -61,9 +61,15 @@ def test_a_file_that_nothing_reads_is_not(name: str, model_folder: Path, tmp_pat
 
 def test_an_artifact_carries_the_sources_own_files_whatever_a_library_wrote(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    (source / find.TEMPLATES).mkdir(parents=True)
+    (source / repository.TEMPLATES).mkdir(parents=True)
     out.mkdir()
-    carried = ("generation_config.json", "tokenizer.json", "spiece.model", "chat_template.jinja", f"{find.TEMPLATES}/a.jinja")
+    carried = (
+        "generation_config.json",
+        "tokenizer.json",
+        "spiece.model",
+        "chat_template.jinja",
+        f"{repository.TEMPLATES}/a.jinja",
+    )
     for name in (*carried, "config.json", "hqq.json", "linked.model"):
         (source / name).write_text(f"the source's {name}")
     for name in ("generation_config.json", "config.json", "hqq.json"):
