@@ -143,6 +143,8 @@ def refusal(config: ModelConfig) -> str | None:
     settings = _rope_settings(config)
     if settings["rope_type"] not in ("default", "linear", "llama3"):
         return f"its rotary positions are scaled by {settings['rope_type']!r}; the conversion knows default, linear and llama3"
+    if settings["rope_type"] == "llama3" and ARCHITECTURES[name] != "llama":
+        return f"its rotary positions are scaled by 'llama3', which llama.cpp reads for llama and not for {ARCHITECTURES[name]}"
     if (settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
         return "only a part of each head is rotated, which llama.cpp's graph of this architecture does not have"
     if config.get("use_sliding_window") and config.get("sliding_window"):

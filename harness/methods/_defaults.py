@@ -9,7 +9,7 @@ from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.formats import packed_names
 from harness.methods import _kernels, against_source, refusals
 from harness.models import build
-from harness.spec import Scheme
+from harness.spec import Running, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +27,11 @@ def load(request: LoadRequest) -> PreTrainedModel:
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Any model that is not quantized yet."""
     return refusals.quantized(shape)
+
+
+def runs(running: Running, shape: ModelShape | None) -> str | None:
+    """In every way that its options name."""
+    return None
 
 
 def bits_per_weight(scheme: Scheme) -> float:

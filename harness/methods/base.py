@@ -95,6 +95,8 @@ class Method:
     load: Callable[[LoadRequest], Any] = _defaults.load  # what the engine runs: for transformers a causal LM in eval mode
     # (scheme, shape if known, device) -> why it cannot be, or None
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = _defaults.supports
+    # (way of running, shape if known) -> why it cannot be run like that, or None
+    runs: Callable[[Running, ModelShape | None], str | None] = _defaults.runs
     # estimate for the quantized layers, scales and zeros included
     bits_per_weight: Callable[[Scheme], float] = _defaults.bits_per_weight
     ledger: Callable[[Path, Scheme], list[StoredTensor]] = _defaults.ledger  # every tensor stored in the artifact

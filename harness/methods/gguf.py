@@ -16,14 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
-from harness.formats import attention_rules, gguf_export, gguf_names, gguf_reader, gguf_types, gguf_weights, safetensors_file
+from harness.formats import (
+    attention_rules,
+    config_json,
+    gguf_export,
+    gguf_names,
+    gguf_reader,
+    gguf_types,
+    gguf_weights,
+    safetensors_file,
+)
 from harness.formats.gguf_types import FILE_TYPES
 from harness.formats.gguf_vocabulary import SAMPLE
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
-from harness.spec import Scheme
+from harness.spec import Running, Scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,6 +221,22 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return f"{reason}, the blocks of {kind}; choose another type: {small}"
 
 
+def runs(running: Running, shape: ModelShape | None) -> str | None:
+    """Why llama.cpp cannot keep the keys and values in the type that is asked for: a row of a head is cut into blocks."""
+    block = gguf_types.BLOCKS.get(running.kv.upper())
+    if shape is None or block is None or block.weights == 1:
+        return None
+    text = config_json.text_part(attention_rules.complete(shape.config))
+    heads = config_json.integer(text, "num_attention_heads")
+    head = config_json.integer(text, "head_dim", default=shape.hidden // heads if heads else 0)
+    if head % block.weights == 0:
+        return None
+    return (
+        f"llama.cpp cuts the keys and values of a head into blocks of {block.weights} for {running.kv}, and the heads of this "
+        f"model have {head} numbers; write kv_cache: f16"
+    )
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape."""
     main, others = FILE_TYPES[str(scheme.options["type"])][1]
@@ -255,6 +280,7 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
+    runs=runs,
     bits_per_weight=bits_per_weight,
     ledger=ledger,
     weights=_weights,

@@ -65,6 +65,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     method, baseline = METHODS[choice.origin.scheme.method], choice.label == frame.suite.baseline
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
+    reason = reason or method.runs(cell.running, source.shape)
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     bpw = method.bits_per_weight(cell.scheme)
