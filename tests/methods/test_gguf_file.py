@@ -23,6 +23,7 @@ BITS_BY_HAND = {
     "Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5, "Q5_0": 5.5, "Q5_1": 6, "IQ4_NL": 4.5, "Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5,
     "Q5_K": 5.5, "Q6_K": 6.5625, "IQ4_XS": 4.25, "IQ3_S": 3.4375, "IQ3_XXS": 3.0625, "IQ2_S": 2.5625, "IQ2_XS": 2.3125,
     "IQ2_XXS": 2.0625, "IQ1_M": 1.75, "IQ1_S": 1.5625, "TQ1_0": 1.6875, "TQ2_0": 2.0625, "F32": 32, "F16": 16, "BF16": 16,
+    "MXFP4": 4.25, "NVFP4": 4.5, "Q1_0": 1.125, "Q8_1": 10, "Q8_K": 9.125, "I8": 8, "I16": 16, "I32": 32, "I64": 64, "F64": 64,
 }  # fmt: skip
 """As llama.cpp's documentation has them."""
 
@@ -59,7 +60,6 @@ def test_a_header_gives_names_types_shapes_and_bytes(tmp_path: Path) -> None:
         (b"GGML" + b"\0" * 40, "first bytes"),
         (file()[:60], "ends within its header"),
         (file()[:-1], "reaches beyond its end"),
-        (file(kind=99), "unknown type"),
         (file(shape=(255, 2)), "no whole blocks"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 60), "a string of"),
         (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "version 9"),
@@ -70,6 +70,12 @@ def test_a_damaged_file_is_bad_input(tmp_path: Path, content: bytes, why: str) -
     path.write_bytes(content)
     with pytest.raises(BadInput, match=why):
         gguf_reader.header(path)
+
+
+def test_a_type_that_is_not_known_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(file(kind=99))
+    with pytest.raises(Unsupported, match="the type 99, which this version does not know"):
+        gguf_reader.header(tmp_path / "m.gguf")
 
 
 def test_the_blocks_have_the_bits_that_llama_cpp_documents() -> None:

@@ -127,6 +127,7 @@ def test_a_file_of_another_shape_than_its_source_is_refused(tmp_path: Path, mode
 
 
 @llama_cpp
+@pytest.mark.slow
 def test_a_given_file_answers_as_the_cell_that_it_was(tmp_path: Path) -> None:
     source = tmp_path / "source"
     llama(dtype=torch.bfloat16).save_pretrained(source)

@@ -165,6 +165,7 @@ def weigh_each(source: Path, artifact: Path) -> None:
 
 
 @pytest.mark.skipif(memory_phases.resident() is None, reason="the kernel's counters are Linux's")
+@pytest.mark.slow
 def test_a_model_needs_the_same_memory_mapped_and_read_within_three_percent(tmp_path: Path) -> None:
     # 177 MiB, of which 3 % are more than an allocator's slack.
     shape = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 22, "num_attention_heads": HEADS}

@@ -143,6 +143,7 @@ def test_a_short_context_gets_shorter_windows(tmp_path: Path) -> None:
     assert sum(len(window) - 1 for window in windows) == 512
 
 
+@pytest.mark.slow
 def test_plain_rounding_is_that_of_rtn(tmp_path: Path) -> None:
     """The whole way: every record of a compared cell says how far it is, and rtn is as far as plain rounding."""
     checkpoint(tmp_path / "m", model=llama(hidden_size=128, tie_word_embeddings=False))

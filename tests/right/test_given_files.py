@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.engines.transformers import Transformers
-from harness.errors import Unsupported
+from harness.errors import BadInput, Unsupported
 from harness.formats import gguf_reader, gptq_file
 from harness.formats.quantization_config import Quantization, bits_and_options
 from harness.methods import gguf_file, prequantized
@@ -80,11 +80,11 @@ def refused(path: Path, said: str) -> None:
         gguf_file.scheme(gguf_reader.shape_of(path).config)
 
 
-def test_a_model_in_parts_is_refused_with_the_command_that_joins_them(tmp_path: Path) -> None:
-    refused(
-        written(tmp_path / "m-00001-of-00002.gguf", PLAIN, parts=2),
-        r"one of the 2 files of a model in parts; join them: llama-gguf",
-    )
+def test_a_model_of_whose_parts_one_is_missing_or_renamed_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"of its 2 parts are missing: m-00002-of-00002\.gguf; put them beside it"):
+        gguf_reader.shape_of(written(tmp_path / "m-00001-of-00002.gguf", PLAIN, parts=2))
+    with pytest.raises(BadInput, match="is the first of 2 parts; give all of them the names that they had"):
+        gguf_reader.shape_of(written(tmp_path / "other.gguf", PLAIN, parts=2))
 
 
 def test_a_block_type_that_nobody_knows_refuses_one_cell_and_deletes_nothing(tmp_path: Path) -> None:
