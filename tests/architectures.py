@@ -36,11 +36,11 @@ WINDOW = 64
 WIDE: dict[str, Any] = {**GROUPED, "hidden_size": 128, "intermediate_size": 256}
 
 
-def _of(name: str, **config: Any) -> Callable[[], Any]:
-    """The causal LM of transformers' `nameConfig`."""
+def _of(name: str, /, *, kind: str = "", **config: Any) -> Callable[[], Any]:
+    """The causal LM `nameForCausalLM` of transformers, of its config class or of that of another `kind`."""
 
     def make() -> Any:
-        return sharpened(getattr(hf, f"{name}ForCausalLM")(getattr(hf, f"{name}Config")(**config)))
+        return sharpened(getattr(hf, f"{name}ForCausalLM")(getattr(hf, f"{kind or name}Config")(**config)))
 
     return make
 
@@ -55,7 +55,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Qwen2": _of("Qwen2", **WIDE),
     "Qwen3": _of("Qwen3", **WIDE, head_dim=32),
     "Gemma 2": _of("Gemma2", **WIDE, head_dim=32, sliding_window=32, query_pre_attn_scalar=32),
-    "Gemma 3 (text)": _of("Gemma3", **WIDE, head_dim=32, sliding_window=32, query_pre_attn_scalar=32),
+    "Gemma 3 (text)": _of("Gemma3", kind="Gemma3Text", **WIDE, head_dim=32, sliding_window=32, query_pre_attn_scalar=32),
     "Gemma 3 (with vision)": families.gemma3,
     "Phi-3": _of("Phi3", **WIDE, original_max_position_embeddings=256),
     "Mixtral": families.mixtral,
@@ -136,7 +136,8 @@ def measured(name: str, folder: Path) -> dict[str, str]:
                 said["transformers"] = _compared(values["perplexity"], source, folder / "text.txt")
             if method != "fp32" and "kl_mean" in values and not said.get(method, "").startswith("fails"):
                 marks = record.answer.facts.get("marks") or []
-                said[method] = f"{values['kl_mean']:.3f}" + (f" (marked: {marks[0]})" if marks else "")
+                kl = values["kl_mean"]
+                said[method] = (f"{kl:.3f}" if kl >= 0.001 else f"{kl:.0e}") + (f" (marked: {marks[0]})" if marks else "")
     return said
 
 
@@ -165,9 +166,10 @@ def page(rows: dict[str, dict[str, str]]) -> str:
     """The table as Markdown; what does not fit a square is a note below it."""
     notes: list[str] = []
 
-    def square(said: str) -> str:
+    def square(said: str, method: str) -> str:
         if len(said) <= 8:
             return said
+        said = said.replace(f"{method} would leave", "it would leave")
         word = said.partition(":")[0] if not said[0].isdigit() else said.partition(" (")[0]
         if said not in notes:
             notes.append(said)
@@ -188,7 +190,7 @@ def page(rows: dict[str, dict[str, str]]) -> str:
         f"|---|---|{'---|' * len(METHODS)}",
     ]
     for name, said in rows.items():
-        squares = [square(said.get(column, "not measured")) for column in ("transformers", *METHODS)]
+        squares = [square(said.get(column, "not measured"), column) for column in ("transformers", *METHODS)]
         lines.append(f"| {name} | {' | '.join(squares)} |")
     lines += ["", "## Notes", ""]
     lines += [f"{number}. {note.replace('|', '&#124;')}" for number, note in enumerate(notes, 1)]

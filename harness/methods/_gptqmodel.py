@@ -278,6 +278,10 @@ def batch_size(request: QuantizeRequest) -> int:
     return max(1, 2048 // length)
 
 
+UNTAKEN = {"gpt_oss": "GPTQModel takes gpt-oss's experts apart and stores them under names that transformers does not load"}
+"""Architectures that no method of the library quantizes, by model type."""
+
+
 def row(
     *,
     name: str,
@@ -292,6 +296,7 @@ def row(
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
     folds: bool = False,
+    untaken: Mapping[str, str] = UNTAKEN,
 ) -> Method:
     """A row whose artifacts are in the GPTQ or AWQ format and run on GPTQModel's kernels."""
     return Method(
@@ -310,6 +315,7 @@ def row(
         ledger=ledger,
         weights=weights,
         folds=folds,
+        untaken=untaken,
         kernels=kernels,
         calibrated=calibrated,
         requirements=REQUIREMENTS,

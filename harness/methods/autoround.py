@@ -120,6 +120,13 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
     return _gptqmodel.supports(scheme, shape, device)
 
 
+UNTAKEN = {
+    **_gptqmodel.UNTAKEN,
+    "bloom": "AutoRound cannot run the blocks of Bloom by themselves, because their attention needs ALiBi's slopes",
+    "falcon": "AutoRound packs no layer of Falcon, whose linear layers are of a class of their own",
+}
+"""Architectures that AutoRound was tried on, by model type."""
+
 _ROW = _gptqmodel.row(
     name="autoround",
     version="2",
@@ -132,6 +139,7 @@ _ROW = _gptqmodel.row(
     },
     quantize=quantize,
     supports=supports,
+    untaken=UNTAKEN,
     summary="rounding learned block by block with calibration text",
     source="Cheng et al. 2023, arXiv:2309.05516; AutoRound",
 )

@@ -164,6 +164,16 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
     )
 
 
+UNTAKEN = {
+    **_gptqmodel.UNTAKEN,
+    "bloom": "GPTQModel's AWQ runs Bloom's attention without its residual, and ends",
+    "gemma3_text": "GPTQModel's AWQ runs Gemma 3's rotary positions without the type of the layer, and ends",
+    "gpt_neo": "GPTQModel's AWQ runs GPT-Neo's attention without its mask's length, and ends",
+    "opt": "GPTQModel's AWQ scales layers of OPT and divides none of the weights before them, so that its answers are wrong "
+    "at any width",
+}
+"""Architectures that GPTQModel 7.6 was tried on, by model type."""
+
 METHOD = _gptqmodel.row(
     name="awq",
     title="AWQ",
@@ -177,6 +187,7 @@ METHOD = _gptqmodel.row(
     quantize=quantize,
     supports=supports,
     folds=True,
+    untaken=UNTAKEN,
     summary="activation-aware scaling and clipping with a little calibration text",
     source="Lin et al. 2023, arXiv:2306.00978; GPTQModel",
 )

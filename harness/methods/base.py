@@ -106,6 +106,8 @@ class Method:
     worse: Mapping[float, str] = field(default_factory=dict)  # bits at which it is known to be far off, with the reason
     kernels: Callable[[Any], list[LayerKernel]] = _defaults.kernels  # of what `load` returned
     takes: tuple[WeightKind, ...] = ("linear", "derived")  # what it quantizes of a model's body; `supports` may know more
+    # architectures (`model_type` of the config) that the library was tried on and does not quantize right, each with the reason
+    untaken: Mapping[str, str] = field(default_factory=dict)
     calibrated: bool = False  # takes calibration rows
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them

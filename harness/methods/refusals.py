@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from harness.artifact import BodyWeight, ModelShape, WeightKind
 from harness.formats.config_json import text_part
@@ -25,6 +25,13 @@ _HELD: dict[WeightKind, str] = {
     "experts": "experts in one parameter of three dimensions",
     "other": "matrices of modules of the model's own",
 }
+
+
+def untaken(shape: ModelShape | None, reasons: Mapping[str, str]) -> str | None:
+    """Why a library that does not quantize the architecture right is not asked; tests/architectures.py tries them all."""
+    kind = None if shape is None else text_part(shape.config).get("model_type")
+    why = reasons.get(str(kind))
+    return None if why is None else f"{why}; choose another method"
 
 
 def left(shape: ModelShape | None, takes: Collection[WeightKind], method: str) -> str | None:

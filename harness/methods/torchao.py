@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.formats import library_tensors, safetensors_file
+from harness.formats.safetensors_file import brief
 from harness.methods import against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
@@ -214,6 +215,9 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return "scale_search belongs to intx and 4-bit tensors; 8-bit scales follow from the largest weight"
     if tensor == "Int4" and device.startswith("cuda"):
         return "packed 4 bits are this library's CPU format; on CUDA take type: intx, or another method at 4 bits"
+    derived = [w.name for w in (shape.body if shape is not None else None) or () if w.kind == "derived"]
+    if tensor == "Int4" and derived:
+        return f"{brief(derived)}: a layer of the model's own class, which packed 4 bits cannot run; take type: intx"
     if tensor == "Int4" and group < 0:
         return "packed 4 bits come in groups; write group_size: 32, 64 or 128"
     packing = refusals.undivided(shape, rows=16, columns=2) if tensor == "Int4" else None

@@ -85,7 +85,7 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
     scheme = choice.origin.scheme
     reason = _lacking(method, scheme, frame.device)
     if reason is None and scheme.bits < 16:
-        reason = refusals.left(source.shape, method.takes, method.name)
+        reason = refusals.left(source.shape, method.takes, method.name) or refusals.untaken(source.shape, method.untaken)
     if reason is not None:
         return choice, reason, ""
     reason = method.supports(scheme, source.shape, frame.device)
