@@ -95,11 +95,10 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldWeight:
-    """One tensor of an artifact as a weight of the source model, by the source's name. `shape` is that of the weight
-    that it stands
-    for (outputs, inputs); None where what is stored does not tell. `read` gives a torch tensor of that shape: the values of one
-    that is kept as it was; of a `quantized` one those that its codes stand for, or None where the row does not read them. `file`
-    holds it, where it is a tensor of a file by itself."""
+    """One tensor of an artifact as a weight of the source model, by the source's name. `shape` is that of the weight that it
+    stands for (outputs, inputs); None where what is stored does not tell. `read` gives a torch tensor of that shape: the values
+    of one that is kept as it was; of a `quantized` one those that its codes stand for, or None where the row does not read them.
+    `file` holds it, where it is a tensor of a file by itself."""
 
     name: str
     shape: tuple[int, ...] | None

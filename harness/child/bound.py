@@ -5,13 +5,11 @@ badly. So every cell answers 512 fixed tokens, and its mean KL(baseline || cell)
 
 - 8 bits and more: at most 0.05 nats, or ten times the noise floor where that is more. Beyond it the cell is a typed failure, or
   marked where its row says that it is known to be worse (`Method.worse`).
-- fewer bits: at most ten times what plain rounding of the same weights to the same bits gives, in groups of the cell's
-size. Beyond
-  it the cell is marked, in every record that the marked process answers, with words.
+- fewer bits: at most ten times what plain rounding of the same weights to the same bits gives, in groups of the cell's size.
+  Beyond it the cell is marked, in every record that the marked process answers, with words.
 
-The tokens are the first of the embedded held-out text, as the source's tokenizer cuts them; ids that the model's
-embedding does not
-have are replaced by seeded random ones. The floor is the baseline's own divergence under another legitimate execution. The
+The tokens are the first of the embedded held-out text, as the source's tokenizer cuts them; ids that the model's embedding does
+not have are replaced by seeded random ones. The floor is the baseline's own divergence under another legitimate execution. The
 baseline writes all of that once, where others find it.
 """
 
@@ -62,9 +60,8 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What the baseline leaves for the other cells: its tokens, its noise floor, and the KL of plain roundings by their
-    names, in nats
-    (None where its model has no layer that could be rounded)."""
+    """What the baseline leaves for the other cells: its tokens, its noise floor, and the KL of plain roundings by their names, in
+    nats (None where its model has no layer that could be rounded)."""
 
     windows: list[list[int]]
     floor: float
@@ -115,9 +112,8 @@ def complete(folder: Path, wanted: Sequence[Rounding]) -> bool:
 def keep(
     folder: Path, wanted: Sequence[Rounding], loaded: Loaded, fresh: Iterator[Loaded], *, model_dir: Path, cache: Path
 ) -> None:
-    """Has the baseline leave its answers in `folder`, and the KL of the roundings that are missing there. `fresh` gives
-    the baseline
-    loaded anew, to be rounded."""
+    """Has the baseline leave its answers in `folder`, and the KL of the roundings that are missing there. `fresh` gives the
+    baseline loaded anew, to be rounded."""
     kept = known(folder)
     if kept is None:
         windows = _windows(loaded, model_dir, cache)
@@ -138,9 +134,8 @@ def keep(
 
 
 def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
-    """The cell's answers held against the limit; None where they cannot be compared. BadAnswers beyond what 8 bits and
-    more allow,
-    Nonfinite where most are not finite."""
+    """The cell's answers held against the limit; None where they cannot be compared. BadAnswers beyond what 8 bits and more
+    allow, Nonfinite where most are not finite."""
     kept = known(folder)
     if kept is None or (isinstance(loaded, Partial) and loaded.lacks("distributions") is not None):
         return None

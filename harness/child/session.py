@@ -61,10 +61,9 @@ class WorkerSession:
         return self._loaded is not None
 
     def verify(self) -> None:
-        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads
-        but answers
-        otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the quality
-        probes, or in one of its own; never in one that measures memory or latency."""
+        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads but
+        answers otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the
+        quality probes, or in one of its own; never in one that measures memory or latency."""
         if self._wrong is None:
             passed = verified(self.artifact_dir, self.cell.running)
             if not passed.is_file():
@@ -120,9 +119,8 @@ class WorkerSession:
 
     @property
     def facts(self) -> EngineFacts | None:
-        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the
-        load makes the
-        first forward pass itself."""
+        """What the engine holds, once loaded: asked only when somebody wants to know, so that a probe which weighs the load makes
+        the first forward pass itself."""
         if self._facts is None and self._loaded is not None:
             self._facts = self._loaded.facts()
         return self._facts

@@ -24,9 +24,8 @@ from harness.formats import gguf_names
 from harness.formats.gguf_types import FILE_TYPE_NAMES, FILE_TYPES, TYPES
 
 Value: TypeAlias = str | int | float | bool | tuple[int | float | bool, ...]
-"""One metadata value. An array of numbers is a tuple where it has one entry for each layer, or fewer than LISTED; of
-others, which
-are vocabularies, only the length is kept."""
+"""One metadata value. An array of numbers is a tuple where it has one entry for each layer, or fewer than LISTED; of others,
+which are vocabularies, only the length is kept."""
 
 LISTED = 4096
 
@@ -237,9 +236,8 @@ def shape(read: GgufHeader) -> ModelShape:
 def kv_widths(header: GgufHeader) -> list[tuple[int, int]]:
     """(numbers of a key, numbers of a value) that a token takes in each layer of the file; layers without attention have 0 heads.
 
-    `head_count` and `head_count_kv` are one number or one for each layer; `key_length` and `value_length` are optional,
-    and then the
-    hidden units divided by the heads (ggml's docs/gguf.md)."""
+    `head_count` and `head_count_kv` are one number or one for each layer; `key_length` and `value_length` are optional, and then
+    the hidden units divided by the heads (ggml's docs/gguf.md)."""
     meta, kind = header.metadata, header.metadata.get("general.architecture")
 
     def by_layer(name: str, default: Sequence[float]) -> list[int]:

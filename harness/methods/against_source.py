@@ -1,12 +1,10 @@
 """Ledger: is every weight of the source in the artifact, exactly once?
 
-The reload check compares an artifact with itself, so a quantizer that drops a bias, replaces a norm or ties a head
-passes it. Here
-the artifact is compared with the *source*, once, when it is made. Every weight that the source stores is in it:
-quantized (then its
-shape is compared), kept (then its values are, at the artifact's dtype), or, where it is stored once more, equal to the
-tensor that
-it is tied to. Nothing else is in it but what models compute themselves and biases of zeros, which some formats always store.
+The reload check compares an artifact with itself, so a quantizer that drops a bias, replaces a norm or ties a head passes it.
+Here the artifact is compared with the *source*, once, when it is made. Every weight that the source stores is in it: quantized
+(then its shape is compared), kept (then its values are, at the artifact's dtype), or, where it is stored once more, equal to the
+tensor that it is tied to. Nothing else is in it but what models compute themselves and biases of zeros, which some formats always
+store.
 
 Some methods fold scales into norms and biases, and their reciprocals into the columns of the layer that follows (AWQ,
 SmoothQuant). Their rows say so (`Method.folds`), and there the product is compared. With a kept vector v that the source has as
@@ -36,9 +34,9 @@ if TYPE_CHECKING:
 
 SHRUNK, SPREAD, CLIPPED, DEVIATIONS = 0.05, 0.02, 2.0, 4.0
 """Of the columns of a layer after a folded scale: how far their common gain may be from 1, and single gains from the common one.
-To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2
-bits a column
-of small weights may round to nothing, so that little can be told there), and so many standard errors of a column's gain."""
+To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2 bits a
+column of small weights may round to nothing, so that little can be told there), and so many standard errors of a column's
+gain."""
 
 
 def held(
@@ -47,9 +45,8 @@ def held(
     shape_of: Callable[[str], tuple[int, ...] | None] = lambda layer: None,
     read: Callable[[str], Tensor] | None = None,
 ) -> list[HeldWeight]:
-    """The weights of an artifact in safetensors from the `rows` of its ledger: one for every quantized layer, and all
-    that belongs
-    to none. `shape_of` (layer) is the shape of its weight, `read` (layer) the weight that its codes stand for."""
+    """The weights of an artifact in safetensors from the `rows` of its ledger: one for every quantized layer, and all that
+    belongs to none. `shape_of` (layer) is the shape of its weight, `read` (layer) the weight that its codes stand for."""
     entries = {entry.name: entry for entry in safetensors_file.stored(folder)}
     rows = list(rows)
     layers = dict.fromkeys(row.layer for row in rows if row.layer)
@@ -109,9 +106,8 @@ def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False
 def _matched(
     stored: Mapping[str, HeaderEntry], by_name: Mapping[str, HeldWeight]
 ) -> tuple[list[tuple[HeaderEntry, HeldWeight]], dict[str, HeaderEntry], dict[str, HeldWeight]]:
-    """Pairs of a source's weight and the artifact's, what of the source has none, and what of the artifact. A class may
-    load under
-    another prefix than it stores; the rest of the name has to be equal."""
+    """Pairs of a source's weight and the artifact's, what of the source has none, and what of the artifact. A class may load
+    under another prefix than it stores; the rest of the name has to be equal."""
     pairs = [(stored[name], weight) for name, weight in by_name.items() if name in stored]
     missing = {name: entry for name, entry in stored.items() if name not in by_name}
     extra = {name: weight for name, weight in by_name.items() if name not in stored}
@@ -261,9 +257,8 @@ _COMPUTED = re.compile(r"(^|\.)(inv_freq|original_inv_freq|masked_bias|position_
 
 
 def _explained(weight: HeldWeight, stored: Mapping[str, HeaderEntry]) -> None:
-    """BadLedger for a tensor that the source does not have, unless it is computed by the model, a bias of zeros, or an
-    equal copy of
-    one that the source has (a tied head)."""
+    """BadLedger for a tensor that the source does not have, unless it is computed by the model, a bias of zeros, or an equal copy
+    of one that the source has (a tied head)."""
     import torch
 
     if _COMPUTED.search(weight.name):
@@ -376,11 +371,9 @@ def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gains:
-    """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns +
-    `rest`, the
-    scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding;
-    `share` [columns]
-    is the part of the squared weights that a column holds."""
+    """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns + `rest`,
+    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding; `share`
+    [columns] is the part of the squared weights that a column holds."""
 
     shape: tuple[int, ...]
     rows: Tensor

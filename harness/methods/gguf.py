@@ -177,9 +177,8 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
 
 
 def _weights(request: QuantizeRequest) -> list[HeldWeight]:
-    """Every tensor of the file but Llama-3's divisors of frequencies, its rows in the source's order. Types of 16 bits
-    and more are
-    kept, at their own precision."""
+    """Every tensor of the file but Llama-3's divisors of frequencies, its rows in the source's order. Types of 16 bits and more
+    are kept, at their own precision."""
     path, model = request.out_dir / FILE, gguf_export.decoder_of(request.model_dir)
 
     def held(tensor: gguf_reader.GgufTensor, name: str) -> HeldWeight:

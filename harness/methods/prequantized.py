@@ -116,9 +116,8 @@ def quantize(request: QuantizeRequest) -> None:
 
 
 def _say_what_is_left(folder: Path) -> None:
-    """Has the loader leave alone what an AWQ checkpoint holds unpacked: it takes no notice of `modules_to_not_convert`,
-    and would make
-    a packed layer of random codes. The tensors tell, whatever the config says."""
+    """Has the loader leave alone what an AWQ checkpoint holds unpacked: it takes no notice of `modules_to_not_convert`, and would
+    make a packed layer of random codes. The tensors tell, whatever the config says."""
     packed = gptq_file.packed_layers(folder)
     shapes = {e.name.removesuffix(".weight"): e.shape for e in safetensors_file.stored(folder) if e.name.endswith(".weight")}
     kinds = {layer.rpartition(".")[2] for layer in packed}

@@ -1,13 +1,12 @@
 """Peak memory of loading, prefill and decoding at a declared context, in a fresh process that has done nothing else.
 
-What is counted: the resident set's high-water mark within each phase (`harness.measure.memory_phases`), *beyond*
-what the process held
-before it loaded the model, and without the code pages of libraries that were touched on the way. A process forked from a
-server that has torch imported holds the server's pages from its first moment, and a runtime's hundreds of MB would drown a
-small model: both belong to the runtime, whose size is given apart (`runtime_bytes`), and not to the weights, the cache and
-the activations that quantizing is about. So that first use of the runtime is not taken for the model's, it is used once
-before the counting starts (the library's modules imported, a one-layer random model of the same architecture saved,
-loaded and run), and freed heap is given back.
+What is counted: the resident set's high-water mark within each phase (`harness.measure.memory_phases`), *beyond* what the process
+held before it loaded the model, and without the code pages of libraries that were touched on the way. A process forked from a
+server that has torch imported holds the server's pages from its first moment, and a runtime's hundreds of MB would drown a small
+model: both belong to the runtime, whose size is given apart (`runtime_bytes`), and not to the weights, the cache and the
+activations that quantizing is about. So that first use of the runtime is not taken for the model's, it is used once before the
+counting starts (the library's modules imported, a one-layer random model of the same architecture saved, loaded and run), and
+freed heap is given back.
 
 Every resident byte counts once, whatever stands behind it: anonymous memory, or pages of a mapped weight file; a file that a
 loader maps twice is counted once, and one that it has only copied from is counted in load and no longer. The same weights read

@@ -184,9 +184,8 @@ class _Pipeline:
                 self.observer.note(f"{wrong.kind}: {baseline.cell.name}: stored baseline {question.subject}: {wrong.message}")
 
     def _bound(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
-        """Has the baseline leave its answers to the fixed tokens where it has not (its own questions were answered
-        before) and the
-        cell loads a model. Where it fails, cells are not held against it, and their records say nothing of it."""
+        """Has the baseline leave its answers to the fixed tokens where it has not (its own questions were answered before) and
+        the cell loads a model. Where it fails, cells are not held against it, and their records say nothing of it."""
         baseline = self.inputs.baseline(planned.cell)
         if not bounded(planned.cell, baseline.cell) or not any(PROBES[q.probe].needs_model for q in questions):
             return
