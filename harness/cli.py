@@ -1,4 +1,4 @@
-"""The verbs of `quant-harness`; the only file that prints or exits."""
+"""The verbs of `quant-harness`. What a person reads is printed here and in `cli_env.py`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again, into a new run file.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask every question again, into a new run file; keep artifacts.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
 ) -> None:
     """Run a suite (or go on where it was stopped), then write its report."""

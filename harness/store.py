@@ -1,4 +1,4 @@
-"""Append-only runs and content-addressed blobs; the only file that knows the results/ format.
+"""Append-only runs and content-addressed blobs; the only file that reads and writes the lines of results/.
 
 ``results/<suite>/<run>.jsonl`` holds one JSON object per line::
 
