@@ -312,6 +312,15 @@ def test_children_of_a_run_that_needs_no_hub_are_told_that_there_is_none(
     assert "HF_HUB_OFFLINE is 1" in failure.message
 
 
+def test_children_of_a_run_that_needs_no_hub_get_no_token_for_it(
+    write_suite: WriteSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_person")
+    failure = record(run(write_suite("{bits: 4, on_a: 'env:HF_TOKEN'}"), tmp_path), "fake 4-bit", "a").failure
+    assert failure is not None
+    assert "HF_TOKEN is None" in failure.message
+
+
 def test_two_writers_of_one_run_are_refused(write_suite: WriteSuite, tmp_path: Path) -> None:
     suite = write_suite("{bits: 4}")
     first = run(suite, tmp_path)

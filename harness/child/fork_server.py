@@ -33,14 +33,15 @@ class Server:
     """One fork server: `python -m harness.child.serve MODULES` in an environment's interpreter."""
 
     def __init__(
-        self, *, python: Path, modules: Sequence[str], home: Path, env: dict[str, str], offered: Sequence[Plugin] = ()
+        self, *, python: Path, modules: Sequence[str], home: Path, env: Mapping[str, str | None], offered: Sequence[Plugin] = ()
     ) -> None:
-        """`home` gets the server's log and a folder with nothing but the `harness` package and those of the `offered` rows of
-        other packages, the only thing put on its path."""
+        """`env` is laid over this process's own variables; one that is None is taken away. `home` gets the server's log and a
+        folder with nothing but the `harness` package and those of the `offered` rows of other packages, the only thing put on its
+        path."""
         self._python = python
         self._modules = list(modules)
         self._home = home
-        self._env = env
+        self._env = dict(env)
         self._offered = list(offered)
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -50,8 +51,9 @@ class Server:
         """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk); returns what it then
         says. ServerFailed where it says nothing of the kind."""
         path = harness_alone(self._home, plugins.links(self._offered))
-        env = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
-        env[plugins.CHILDS] = plugins.for_child(self._offered)
+        laid = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
+        laid[plugins.CHILDS] = plugins.for_child(self._offered)
+        env = {name: value for name, value in laid.items() if value is not None}
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._python), "-m", "harness.child.serve", *self._modules],

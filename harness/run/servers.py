@@ -106,7 +106,8 @@ class Servers:
 
     def _start(self, environment: str) -> None:
         python = Path(sys.executable) if environment == envs.MAIN else self._environments[environment].python
-        env = {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false", **_network(self._plan)}
+        network = _network(self._plan)
+        env: dict[str, str | None] = {"OMP_NUM_THREADS": str(self._threads), "TOKENIZERS_PARALLELISM": "false", **network}
         if environment != envs.MAIN:  # tools that its packages call (a compiler's ninja) are those that came with them
             env["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         modules = self._modules(environment)
@@ -144,9 +145,14 @@ class Servers:
         return list(dict.fromkeys(names))
 
 
-def _network(plan: Plan) -> dict[str, str]:
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables in which people keep their token for the hub."""
+
+
+def _network(plan: Plan) -> dict[str, str | None]:
     """Models and texts are here before a child starts, so only tasks that lm-eval fetches need the hub. Otherwise children
-    are told that there is none: libraries ask it about local folders too, and wait minutes for an answer behind a firewall."""
+    are told that there is none, and get no token: libraries ask it about local folders too, and wait minutes for an answer behind
+    a firewall."""
     tasks = {q.subject: q.options for p in plan.cells for q in p.questions if q.probe == "tasks"}
     fetched = [name for name, options in tasks.items() if DATA_SETS in options or name not in plan.task_folders]
-    return {} if fetched else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {} if fetched else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **dict.fromkeys(_TOKENS)}
