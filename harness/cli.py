@@ -26,6 +26,7 @@ from harness.version import __version__
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from harness.envs import Missing
     from harness.spec import Cell, Measurement, Record
     from harness.suite.plan import Plan
 
@@ -146,7 +147,8 @@ def plan(
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
         del asked["weights"]  # known once the models are here
-        data = {"device": planned.device, **asked, "environments": wanted}
+        missing = [{"method": name, "packages": m.packages, "install": m.install} for name, m in _missing(planned).items()]
+        data = {"device": planned.device, **asked, "environments": wanted, "missing": missing}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
@@ -170,7 +172,20 @@ def plan(
         elif status.state != "ready":
             what = f"must be built first for {cells} cell{'s' if cells != 1 else ''}"
             cli_env.say(f"environment  {name} ({status.state}) {what}: `run` builds it, or quant-harness env build {name}")
+    for name, lacking in _missing(planned).items():
+        cells = sum(p.cell.method == name for p in planned.cells)
+        what = f"{' and '.join(lacking.packages)} {'is' if len(lacking.packages) == 1 else 'are'} not installed"
+        cli_env.say(f"missing      {name}: {what}, so {cells} cell{'s' if cells != 1 else ''} would fail: {lacking.install}")
     _list_unsupported(planned)
+
+
+def _missing(planned: Plan) -> dict[str, Missing]:
+    """What this environment lacks for the planned methods that run in it, by their names."""
+    from harness import envs
+    from harness.methods import METHODS
+
+    names = dict.fromkeys(p.cell.method for p in planned.cells)
+    return {name: lacking for name in names if (lacking := envs.missing(METHODS[name])) is not None}
 
 
 @app.command(epilog="Example: quant-harness report results/quick -o quick.html")

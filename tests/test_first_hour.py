@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from harness import cli, envs
 from harness.errors import BadInput
 from harness.suite import matrix, plan
 from tests import mistakes
@@ -120,6 +122,23 @@ def test_a_text_that_fills_no_window_is_refused_by_plan(text: str, says: str, tm
 def test_a_window_beyond_the_models_context_is_refused_by_plan(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"more than the context of model 'reference', (\d+); write window: \1"):
         planned(tmp_path, "name: mine\nmodels: [reference]\nmethods: {rtn: }\ncorpora: [{corpus: reference, window: 100000}]\n")
+
+
+def test_a_text_that_is_only_named_is_told_what_names_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"line 4: a corpus names one of corpus, path and repo; known as `corpus` are reference"):
+        planned(tmp_path, "name: mine\nmodels: [reference]\nmethods: {rtn: }\ncorpora: [{name: reference, window: 512}]\n")
+
+
+def test_plan_says_which_library_is_missing_and_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = envs._importable
+    monkeypatch.setattr(envs, "_importable", lambda module: module != "hqq" and there(module))
+    (tmp_path / "mine.yaml").write_text("name: mine\nmodels: [reference]\nbits: [8, 4]\nmethods: {hqq: , rtn: }\n")
+    suite, cache = str(tmp_path / "mine.yaml"), str(tmp_path / "cache")
+    said = CliRunner().invoke(cli.app, ["plan", suite, "--cache", cache]).output
+    assert 'hqq: hqq is not installed, so 2 cells would fail: pip install "llm-quant-harness[hqq]"' in " ".join(said.split())
+    assert "rtn: " not in said
+    listed = json.loads(CliRunner().invoke(cli.app, ["plan", suite, "--cache", cache, "--json"]).output)["missing"]
+    assert listed == [{"method": "hqq", "packages": ["hqq"], "install": 'pip install "llm-quant-harness[hqq]"'}]
 
 
 def test_a_gpu_that_is_not_here_is_refused_by_run_and_planned_for_by_plan(monkeypatch: pytest.MonkeyPatch) -> None:

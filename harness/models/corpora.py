@@ -80,7 +80,9 @@ def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str =
         return Corpus(name=str(entry.get("name") or path.stem), use=use, path=str(path))
     if isinstance(entry, Mapping) and entry.get("repo") is not None:
         return _of_the_hub(entry, use, where)
-    name = entry if isinstance(entry, str) else str(entry.get("corpus"))
+    if isinstance(entry, Mapping) and entry.get("corpus") is None:
+        raise BadInput(f"{where}: a corpus names one of corpus, path and repo; known as `corpus` are {', '.join(known())}")
+    name = entry if isinstance(entry, str) else str(entry["corpus"])
     if isinstance(entry, Mapping):
         _check_keys(entry, "corpus", where)
     if name == "reference":
