@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
-from harness.formats import gptq_file, quantization_config, safetensors_file
+from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
 from harness.methods import _gptqmodel_tree, against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
@@ -96,7 +96,7 @@ def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: b
     rows = None
     if request.calibration is not None:
         rows = [{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in request.calibration]
-    with _with_its_head(request) as folder:
+    with _with_its_head(request) as named, _with_padding(named) as folder:
         model = GPTQModel.load(str(folder), config, device=request.device, dtype=dtype, trust_remote_code=False)
         _each_layer_once(model)
         model.quantize(rows, **arguments)
@@ -129,12 +129,37 @@ def _with_its_head(request: QuantizeRequest) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="source-", dir=request.out_dir) as place:
         folder = Path(place)
-        for path in request.model_dir.iterdir():
-            if path.is_file() and path.suffix != ".safetensors" and path.name != safetensors_file.INDEX:
-                (folder / path.name).symlink_to(path.resolve())
+        _link(request.model_dir, folder, but=lambda path: path.suffix == ".safetensors" or path.name == safetensors_file.INDEX)
         tensors = [(other.get(entry.name, entry.name), entry.dtype, entry.shape) for entry in stored.values()]
         safetensors_file.write(folder / safetensors_file.MODEL, tensors, map(safetensors_file.tensor, stored.values()))
         yield folder
+
+
+@contextmanager
+def _with_padding(source: Path) -> Iterator[Path]:
+    """Inside, a checkpoint as a folder whose config.json names a token for padding that the embedding has. Where it names none,
+    the library takes the tokenizer's, and fails if that lies beyond the embedding: some classes add one to a vocabulary that has
+    none (Qwen2's `<|endoftext|>`). Nothing is padded here, so any token of the vocabulary will do."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(str(source), trust_remote_code=False).get_text_config()
+    named = getattr(config, "pad_token_id", None) is not None
+    tokenizer = None if named else AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    if tokenizer is None or (tokenizer.pad_token_id or 0) < config.vocab_size:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="padded-") as place:
+        folder = Path(place)
+        _link(source, folder, but=lambda path: path.name == "config.json")
+        config_json.write({**config_json.read(source), "pad_token_id": 0}, folder)
+        yield folder
+
+
+def _link(source: Path, folder: Path, *, but: Callable[[Path], bool]) -> None:
+    """Links to the files of a folder in another one, but for those that are written anew."""
+    for path in source.iterdir():
+        if path.is_file() and not but(path):
+            (folder / path.name).symlink_to(path.resolve())
 
 
 _HEAD = "lm_head.weight"
@@ -194,9 +219,10 @@ def load(request: LoadRequest) -> PreTrainedModel:
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    loaded = GPTQModel.load(
-        str(request.artifact_dir), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
-    )
+    with _with_padding(request.artifact_dir) as folder:
+        loaded = GPTQModel.load(
+            str(folder), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
+        )
     model: PreTrainedModel = loaded.model.eval()
     vars(model)[_PACKED] = gptq_file.packed_layers(request.artifact_dir)
     if request.device == "cpu":

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
-VERSION = 3
+VERSION = 4
 """Raised when the same folder gives another view."""
 
 FACTS = "source.json"
@@ -335,9 +335,10 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
         if not path.name.endswith(INDEX) and path.name not in ("config.json", FACTS):
             target.symlink_to(path.resolve())
     config = model_dir / "config.json"
-    if untied:
-        text = json.dumps(_said_to_be_untied(json.loads(config.read_text(encoding="utf-8"))), indent=2)
-        (out / "config.json").write_text(text, encoding="utf-8")
+    said = json.loads(config.read_text(encoding="utf-8"))
+    held = _without_attentions(_said_to_be_untied(said) if untied else said)
+    if held != said:
+        (out / "config.json").write_text(json.dumps(held, indent=2), encoding="utf-8")
     else:
         (out / "config.json").symlink_to(config.resolve())
     files = safetensors_file.weight_files(model_dir)
@@ -354,6 +355,14 @@ def _link(model_dir: Path, out: Path, *, left_out: Collection[str], untied: bool
     if set(index.values()) != {MODEL}:
         text = json.dumps({"metadata": {}, "weight_map": index})
         (out / INDEX).write_text(text, encoding="utf-8")
+
+
+def _without_attentions(config: object) -> object:
+    """A configuration that does not ask for attention weights beside the answers: they change no answer, cost memory, and
+    transformers saves no model that asks for them with its default attention."""
+    if isinstance(config, dict):
+        return {k: _without_attentions(v) for k, v in config.items() if k != "output_attentions" or not v}
+    return config
 
 
 def _said_to_be_untied(config: object) -> object:

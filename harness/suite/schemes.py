@@ -283,7 +283,9 @@ def _label(method: Method, scheme: Scheme, running: Running) -> str:
             parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
         elif value != option.at(scheme.bits) or (option.named and option.applies(scheme.bits)):
             switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
-            parts.append(name if value is True else f"no-{name}" if switched_off else _short(value))
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            said = f"{name}={_short(value)}" if number else _short(value)
+            parts.append(name if value is True else f"no-{name}" if switched_off else said)
     return " ".join(parts)
 
 

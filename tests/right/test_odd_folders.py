@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from harness.errors import BadInput
-from tests.right.cases import cell, checkpoint, failures, loaded, quantized, run, values
+from tests.right import families
+from tests.right.cases import cell, checkpoint, edit, failures, loaded, quantized, run, values
 from tests.tiny_llama import llama, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
@@ -131,3 +133,32 @@ def test_an_input_with_such_a_token_is_refused_in_words(tmp_path: Path) -> None:
     assert len(list(engine.score_windows([[5, 6, 7, 8]], None))) == 1
     with pytest.raises(BadInput, match=rf"gives the id {rows} \('river'\)"):
         list(engine.score_windows([[5, rows, 7, 8]], None))
+
+
+@pytest.mark.slow
+def test_a_config_that_asks_for_attention_weights_is_saved_by_every_library(tmp_path: Path) -> None:
+    """transformers saves no model that asks for them; they change no answer."""
+    for name in ("plain", "asks"):
+        checkpoint(tmp_path / name)
+    edit(tmp_path / "asks" / "config.json", output_attentions=True)
+    stored = run(tmp_path, models="[{path: plain}, {path: asks}]", methods="bnb: {bits: 4}, rtn: {bits: 4, group_size: 64}")
+    assert not failures(stored), [r.failure for r in failures(stored)]
+    apart = values(stored, "kl_mean")
+    for scheme in ("bnb 4-bit nf4", "rtn 4-bit g64"):
+        assert apart[f"asks / {scheme}"] == apart[f"plain / {scheme}"] > 0
+
+
+@pytest.mark.slow
+def test_a_padding_token_beyond_the_embedding_stops_no_library(tmp_path: Path) -> None:
+    """Qwen2's tokenizer class adds `<|endoftext|>` to a vocabulary without it, and GPTQModel takes it for padding."""
+    words = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    config = hf.Qwen2Config(**{**families.GROUPED, "pad_token_id": None, "vocab_size": len(words)}, intermediate_size=128)
+    folder = checkpoint(tmp_path / "m", model=families.sharpened(hf.Qwen2ForCausalLM(config)), words=words)
+    beyond = hf.AutoTokenizer.from_pretrained(folder).pad_token_id
+    assert beyond is not None
+    assert beyond >= config.vocab_size, "else the library has nothing to fail on"
+    stored = run(
+        tmp_path, models="[{path: m}]", methods="rtn: {bits: 8, group_size: 64}, autoround: {bits: 8, group_size: 64, iters: 0}"
+    )
+    assert not failures(stored), [r.failure for r in failures(stored)]
+    assert all(value < 0.05 for value in values(stored, "kl_mean").values())
