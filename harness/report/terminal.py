@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.cells import OK
+from harness.report.cells import OK, CellView
 from harness.report.numbers import VERDICTS
 from harness.report.section import column_display, number
 from harness.report.standing import headline, headline_axes
@@ -39,7 +39,11 @@ def terminal_table(view: View) -> Table:
     if sequential:
         order, scored = " / ".join(VERDICTS.values()), effort(view)
         notes.append(f"verdicts: tasks {order}, margin {margin_points(view)}{f'; {scored}' if scored else ''}")
-    notes += [_plain(f"{cell.label}: {mark}") for cell in view.cells for mark in cell.marks]
+    said: dict[str, list[str]] = {}
+    for cell in view.cells:
+        for mark in cell.marks:
+            said.setdefault(mark, []).append(_name(view, cell))
+    notes += [_plain(f"{', '.join(names)}: {mark}") for mark, names in said.items()]
     table = Table(
         title=_plain(view.title or view.suite),
         title_justify="left",
@@ -59,7 +63,7 @@ def terminal_table(view: View) -> Table:
     table.add_column("", justify="center")
     standing = headline(view)
     for cell in view.cells:
-        name = _plain(cell.cell.name if len(view.models) > 1 else cell.label)
+        name = _plain(_name(view, cell))
         name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
         name += ", marked" if cell.marks else ""
         texts = [Text(name, style="bold" if cell.baseline else "")]
@@ -76,6 +80,11 @@ def terminal_table(view: View) -> Table:
         texts.append(Text(MARKS[stand.status] if stand is not None else "", style="green"))
         table.add_row(*texts)
     return table
+
+
+def _name(view: View, cell: CellView) -> str:
+    """With its model where there are several."""
+    return cell.cell.name if len(view.models) > 1 else cell.label
 
 
 def _plain(text: str) -> str:

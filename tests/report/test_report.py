@@ -18,6 +18,7 @@ from rich.console import Console
 
 from harness import store
 from harness.report import View, render, render_view, terminal_table
+from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
 from harness.spec import Failure, PlanRecord, Record
@@ -268,6 +269,24 @@ def test_the_terminal_table_has_every_cell_and_marks_the_frontier(shown: View) -
     assert " oom" in drawn
     assert "inc 4-bit g64, simulated" in drawn
     assert "frontier" in drawn
+
+
+def test_what_several_cells_are_marked_with_is_said_once(shown: View) -> None:
+    def marked(cell: CellView) -> CellView:
+        outcomes = []
+        for outcome in cell.outcomes:
+            if outcome.record is not None and outcome.record.answer is not None:
+                answer = dataclasses.replace(outcome.record.answer, facts={**outcome.record.answer.facts, "marks": ["too wide"]})
+                outcome = dataclasses.replace(outcome, record=dataclasses.replace(outcome.record, answer=answer))
+            outcomes.append(outcome)
+        return dataclasses.replace(cell, outcomes=tuple(outcomes))
+
+    answered = [c for c in shown.cells if any(o.record is not None and o.record.answer is not None for o in c.outcomes)][:2]
+    cells = tuple(marked(c) if c in answered else c for c in shown.cells)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal_table(dataclasses.replace(shown, cells=cells)))
+    names = [c.cell.name if len(shown.models) > 1 else c.label for c in answered]
+    assert console.export_text().count(f"{names[0]}, {names[1]}: too wide") == 1
 
 
 # ---------------------------------------------------------------------- markup and numbers
