@@ -147,7 +147,7 @@ def plan(
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
         del asked["weights"]  # known once the models are here
-        missing = [{"method": name, "packages": m.packages, "install": m.install} for name, m in _missing(planned).items()]
+        missing = [{"packages": m.packages, "install": m.install, "cells": cells} for m, cells in _missing(planned).items()]
         data = {"device": planned.device, **asked, "environments": wanted, "missing": missing}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
@@ -172,20 +172,26 @@ def plan(
         elif status.state != "ready":
             what = f"must be built first for {cells} cell{'s' if cells != 1 else ''}"
             cli_env.say(f"environment  {name} ({status.state}) {what}: `run` builds it, or quant-harness env build {name}")
-    for name, lacking in _missing(planned).items():
-        cells = sum(p.cell.method == name for p in planned.cells)
-        what = f"{' and '.join(lacking.packages)} {'is' if len(lacking.packages) == 1 else 'are'} not installed"
-        cli_env.say(f"missing      {name}: {what}, so {cells} cell{'s' if cells != 1 else ''} would fail: {lacking.install}")
+    for lacking, cells in _missing(planned).items():
+        what = f"{' and '.join(lacking.packages)} {'is' if len(lacking.packages) == 1 else 'are'} not installed, so"
+        many = cells[0] if len(cells) == 1 else f"{len(cells)} cells ({cells[0]} ...)"
+        cli_env.say(f"missing      {what} {many} would fail: {lacking.install}")
     _list_unsupported(planned)
 
 
-def _missing(planned: Plan) -> dict[str, Missing]:
-    """What this environment lacks for the planned methods that run in it, by their names."""
+def _missing(planned: Plan) -> dict[Missing, list[str]]:
+    """What this environment lacks, with the names of the planned cells that need it."""
     from harness import envs
-    from harness.methods import METHODS
+    from harness.methods import METHODS, prequantized
 
-    names = dict.fromkeys(p.cell.method for p in planned.cells)
-    return {name: lacking for name in names if (lacking := envs.missing(METHODS[name])) is not None}
+    lacking: dict[Missing, list[str]] = {}
+    for p in planned.cells:
+        absent = envs.missing(METHODS[p.cell.method])
+        if absent is None and p.cell.method == prequantized.NAME and (package := prequantized.missing(p.cell.scheme)):
+            absent = envs.Missing(packages=(package.package,), install=package.install)
+        if absent is not None:
+            lacking.setdefault(absent, []).append(p.cell.name)
+    return lacking
 
 
 @app.command(epilog="Example: quant-harness report results/quick -o quick.html")

@@ -135,10 +135,11 @@ def test_plan_says_which_library_is_missing_and_what_installs_it(tmp_path: Path,
     (tmp_path / "mine.yaml").write_text("name: mine\nmodels: [reference]\nbits: [8, 4]\nmethods: {hqq: , rtn: }\n")
     suite, cache = str(tmp_path / "mine.yaml"), str(tmp_path / "cache")
     said = CliRunner().invoke(cli.app, ["plan", suite, "--cache", cache]).output
-    assert 'hqq: hqq is not installed, so 2 cells would fail: pip install "llm-quant-harness[hqq]"' in " ".join(said.split())
-    assert "rtn: " not in said
+    need = 'hqq is not installed, so 2 cells (reference / hqq 8-bit g64 ...) would fail: pip install "llm-quant-harness[hqq]"'
+    assert need in " ".join(said.split())
     listed = json.loads(CliRunner().invoke(cli.app, ["plan", suite, "--cache", cache, "--json"]).output)["missing"]
-    assert listed == [{"method": "hqq", "packages": ["hqq"], "install": 'pip install "llm-quant-harness[hqq]"'}]
+    cells = ["reference / hqq 8-bit g64", "reference / hqq 4-bit g64"]
+    assert listed == [{"packages": ["hqq"], "install": 'pip install "llm-quant-harness[hqq]"', "cells": cells}]
 
 
 def test_a_gpu_that_is_not_here_is_refused_by_run_and_planned_for_by_plan(monkeypatch: pytest.MonkeyPatch) -> None:

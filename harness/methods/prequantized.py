@@ -88,12 +88,18 @@ def label(name: str, scheme: Scheme) -> str:
     return " ".join(parts)
 
 
+def missing(scheme: Scheme) -> MissingPackage | None:
+    """The package that checkpoints of this format need and that is not installed here."""
+    name = str(scheme.options["format"])
+    package, install = _PACKAGES.get(name, ("transformers", ""))
+    return MissingPackage(package, f"a {name} checkpoint", install) if importlib.util.find_spec(package) is None else None
+
+
 def quantize(request: QuantizeRequest) -> None:
     """Links to the checkpoint in `request.model_dir`, and leaves the reload check."""
+    if (lacking := missing(request.scheme)) is not None:
+        raise lacking
     name = str(request.scheme.options["format"])
-    package, install = _PACKAGES.get(name, ("transformers", ""))
-    if importlib.util.find_spec(package) is None:
-        raise MissingPackage(package, f"a {name} checkpoint", install)
     for path in sorted(request.model_dir.iterdir()):
         if path.suffix in _LINKED and not _OURS.fullmatch(path.name):
             (request.out_dir / path.name).symlink_to(path.resolve())
