@@ -52,15 +52,16 @@ def terminal_table(view: View) -> Table:
         box=None,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("cell", no_wrap=True, vertical="bottom")
+    table.add_column("cell", overflow="fold", vertical="bottom")  # a long name is broken, a number never
     displays = {column.key: column_display(view, column) for column in chosen}
     for column in chosen:
         title, unit = column.metric.short or column.metric.title, displays[column.key].label
         told = " ".join(title.split()) == unit.replace("/", " per ")  # "bits per weight" needs no unit
-        table.add_column("\n".join(filter(None, (title, "" if told else unit))), justify="right", vertical="bottom")
+        head = "\n".join(filter(None, (title, "" if told else unit)))
+        table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
     if sequential:
-        table.add_column("verdicts", justify="right", vertical="bottom")
-    table.add_column("", justify="center")
+        table.add_column("verdicts", justify="right", vertical="bottom", no_wrap=True)
+    table.add_column("", justify="center", vertical="bottom", no_wrap=True)
     standing = headline(view)
     for cell in view.cells:
         name = _plain(_name(view, cell))

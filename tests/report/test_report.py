@@ -271,6 +271,21 @@ def test_the_terminal_table_has_every_cell_and_marks_the_frontier(shown: View) -
     assert "frontier" in drawn
 
 
+def test_a_long_name_in_the_terminal_is_broken_and_its_numbers_are_whole(shown: View) -> None:
+    def drawn(cells: tuple[CellView, ...]) -> str:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(terminal_table(dataclasses.replace(shown, cells=cells)))
+        return console.export_text()
+
+    long = dataclasses.replace(shown.cells[0].cell, label="a label of many words " * 4)
+    row = next(line for line in drawn(shown.cells).splitlines() if line.startswith(shown.cells[0].label))
+    numbers = re.findall(r"\d[\d.\u202f]*\d", row.removeprefix(shown.cells[0].label))
+    whole = drawn((dataclasses.replace(shown.cells[0], cell=long), *shown.cells[1:]))
+    assert len(numbers) >= 3
+    assert all(number in whole for number in numbers)
+    assert "…" not in whole
+
+
 def test_what_several_cells_are_marked_with_is_said_once(shown: View) -> None:
     def marked(cell: CellView) -> CellView:
         outcomes = []
