@@ -319,8 +319,8 @@ class Transformers:
         """(next greedy ids [batch, 1], cache): one forward of the model as its users call it, logits of the last position
         only."""
         takes = self._forward_takes
-        # Recurrent architectures keep their state under another name.
-        name = "past_key_values" if "past_key_values" in takes else "cache_params"
+        # Recurrent architectures keep their state under another name: Mamba in cache_params, RWKV in state.
+        name = next(name for name in ("past_key_values", "cache_params", "state") if name in takes)
         given: dict[str, object] = {} if cache is None else {name: cache}
         if "logits_to_keep" in takes:
             given["logits_to_keep"] = 1

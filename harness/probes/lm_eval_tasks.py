@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -72,7 +73,47 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None, commits
         reason = str(error) or "there is nothing in it"
         first = next(iter(configs))
         raise BadInput(f"task {name!r}: its data cannot be read: {reason}; check the files that {first} names") from error
+    except Exception as error:
+        if not _bare(error):
+            raise
+        raise _refused(error, f"task {name!r}: lm-eval cannot build it", next(iter(configs))) from error
     return loaded
+
+
+_CAUSES: tuple[tuple[str, str, str], ...] = (
+    ("IndexError", "string index", "a choice is empty; give each one a text"),
+    ("ValueError", "Sample larger than population", "it has fewer examples than `shots` asks for; ask for fewer"),
+    ("UnscorableRequest", "", "a choice adds no token to its context, or more than the model takes; give it another text"),
+    ("SecurityError", "", "a template reaches for Python, which a task may not; take that out"),
+    ("KeyError", "", "its rows have no such field; compare the fields that its templates name with its data"),
+    ("UndefinedError", "", "its rows have no such field; compare the fields that its templates name with its data"),
+)
+"""What bare errors come from, as seen: kind, part of the message, likely cause."""
+
+_BARE = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
+"""What Python and lm-eval raise at a task that does not fit its data. No memory that ran out, no disk that is full."""
+
+
+def _bare(error: Exception) -> bool:
+    return isinstance(error, _BARE) or type(error).__module__.startswith("jinja2.")
+
+
+def _refused(error: Exception, what: str, where: Path | None = None) -> BadInput:
+    """A sentence for an error that lm-eval leaves as Python raised it."""
+    known = (cause for kind, part, cause in _CAUSES if type(error).__name__ == kind and part in str(error))
+    cause = next(known, "compare its templates and functions with the rows of its data")
+    place = f" ({where})" if where else ""
+    kind = "" if type(error).__name__ == "UnscorableRequest" else f"{type(error).__name__}: "
+    return BadInput(f"{what}{place}: {kind}{error}; likely {cause}")
+
+
+def _by_lm_eval(error: Exception) -> bool:
+    """Whether an error that `evaluate` let through was raised outside this package: by lm-eval, by a task's own function."""
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][1:]
+    return not any(Path(name).is_relative_to(_HARNESS) for name in frames)
+
+
+_HARNESS = Path(__file__).parent.parent
 
 
 @contextlib.contextmanager
@@ -122,10 +163,18 @@ def seed() -> None:
 
 
 def evaluate(lm: LM, tasks: LoadedTasks, limit: int | None) -> Results:
-    """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own."""
+    """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own. BadInput for a task that lm-eval itself cannot ask."""
     from lm_eval.evaluator import evaluate
 
-    results: Results = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    from harness.scoring.plan import UnscorableRequest
+
+    try:
+        results: Results = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    except Exception as error:
+        if not isinstance(error, UnscorableRequest) and not (_bare(error) and _by_lm_eval(error)):
+            raise
+        names = ", ".join(repr(name) for name in tasks["tasks"])
+        raise _refused(error, f"task {names}: lm-eval cannot ask it") from error
     return results
 
 

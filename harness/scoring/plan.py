@@ -188,6 +188,10 @@ class Plan:
             raise ValueError(f"not a scoring plan: {problem}") from problem
 
 
+class UnscorableRequest(ValueError):
+    """A request without a token to score, or with more of them than the model takes."""
+
+
 def make_plan(
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
@@ -202,14 +206,14 @@ def make_plan(
 
     As lm-eval does, an input is `(context + continuation)[-(max_length + 1):][:-1]` and its last `len(continuation)` positions
     are scored. `share=False` gives plain rows (equal inputs are still merged); inputs longer than `share_limit` are always plain.
-    ValueError for an empty side or a continuation longer than `max_length`.
+    UnscorableRequest for an empty side or a continuation longer than `max_length`.
     """
     inputs: dict[Tokens, int] = {}
     asked: list[tuple[int, Sequence[int]]] = []  # (input, continuation)
     cut = 0
     for context, continuation in requests:
         if not context or not continuation or len(continuation) > max_length:
-            raise ValueError(
+            raise UnscorableRequest(
                 f"a request needs a context and a continuation of 1 to {max_length} tokens, "
                 f"got {len(context)} and {len(continuation)}"
             )

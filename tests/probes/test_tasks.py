@@ -318,6 +318,36 @@ def test_broken_data_are_bad_input(folder: Path, tmp_path: Path) -> None:
         PROBE.measure(session(tmp_path, folder), question())
 
 
+@pytest.mark.parametrize(
+    ("change", "shots", "says"),
+    [
+        ({"choices": ["", "is", "are", "was"]}, None, r"cannot build it \(.*mine.yaml\): IndexError.*; likely a choice is empty"),
+        (
+            {},
+            60,
+            "cannot ask it: ValueError: Sample larger than population.*; likely it has fewer examples than `shots` asks for",
+        ),
+        ({"gold": 9}, None, r"cannot build it \(.*mine.yaml\): IndexError.*; likely compare its templates"),
+        ({"gold": None}, None, "cannot (build|ask) it.*; likely "),
+    ],
+)
+def test_a_task_that_lm_eval_cannot_run_is_named_with_the_likely_cause(
+    change: dict[str, object], shots: int | None, says: str, folder: Path, tmp_path: Path
+) -> None:
+    write_items(folder, [{**item, **change} for item in items(40)])
+    with pytest.raises(BadInput, match=f"(?s)task 'mine': lm-eval {says}"):
+        PROBE.measure(session(tmp_path, folder), question(shots=shots))
+
+
+def test_an_error_of_the_scorer_is_not_laid_on_the_task(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("harness.scoring.planned.make_plan", broken)
+    with pytest.raises(KeyError, match="ours"):
+        PROBE.measure(session(tmp_path, folder), question())
+
+
 # ---------------------------------------------------------------------- names and digests
 
 
@@ -430,7 +460,6 @@ def test_an_unknown_metric_is_not_fetched_from_the_hub(folder: Path, tmp_path: P
 
 def test_a_template_cannot_reach_python(folder: Path, tmp_path: Path) -> None:
     import lm_eval.utils
-    from jinja2.exceptions import SecurityError
 
     plain = lm_eval.utils.env
     target = tmp_path / "reached"
@@ -438,7 +467,7 @@ def test_a_template_cannot_reach_python(folder: Path, tmp_path: Path) -> None:
     text = CHOICE.format(name="mine", data="items.jsonl").replace("{{question}}", attack)
     assert attack in text
     (folder / "mine.yaml").write_text(text)
-    with pytest.raises(SecurityError):
+    with pytest.raises(BadInput, match=r"SecurityError: .*; likely a template reaches for Python"):
         PROBE.measure(session(tmp_path, folder), question())
     assert not target.exists()
     assert lm_eval.utils.env is plain

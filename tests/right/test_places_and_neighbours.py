@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from harness.engines.transformers import Transformers
 from harness.formats import attention_rules
 from harness.scoring import FastLM
 from harness.scoring.requests import Generation
@@ -210,3 +211,13 @@ def test_what_a_batch_changes_is_said() -> None:
     doge._token_answers(pairs())
     assert any("one input at a time" in note for note in doge.report()["notes"])  # type: ignore[attr-defined]
     assert not doge.report()["batches"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model_takes_the_steps_that_are_timed_and_says_what_it_holds(name: str) -> None:
+    """A state is kept as keys and values, as `cache_params` or, RWKV's, as `state`; facts are read after a first step."""
+    engine = Transformers(model(name), tokenizer())
+    first, cache = engine._step(engine._prompt(4, 1, 0), None)
+    second, _ = engine._step(first, cache)
+    assert first.shape == second.shape == (1, 1)
+    assert engine.facts().resident_weight_bytes > 0
