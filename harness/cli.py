@@ -172,9 +172,9 @@ def plan(
         elif status.state != "ready":
             what = f"must be built first for {cells} cell{'s' if cells != 1 else ''}"
             cli_env.say(f"environment  {name} ({status.state}) {what}: `run` builds it, or quant-harness env build {name}")
-    for lacking, cells in _missing(planned).items():
+    for lacking, needing in _missing(planned).items():
         what = f"{' and '.join(lacking.packages)} {'is' if len(lacking.packages) == 1 else 'are'} not installed, so"
-        many = cells[0] if len(cells) == 1 else f"{len(cells)} cells ({cells[0]} ...)"
+        many = needing[0] if len(needing) == 1 else f"{len(needing)} cells ({needing[0]} ...)"
         cli_env.say(f"missing      {what} {many} would fail: {lacking.install}")
     _list_unsupported(planned)
 
