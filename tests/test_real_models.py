@@ -25,10 +25,12 @@ from harness.report import render
 from harness.run import workspace
 from harness.run.runner import Settings, run
 from harness.spec import SourceGrid
-from harness.suite import matrix
+from harness.suite import file, matrix
 from tests import real_models, real_run
 from tests.real_models import Packaged
 from tests.real_run import Given
+from tests.right.cases import checkpoint
+from tests.tiny_llama import text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
 
@@ -166,6 +168,35 @@ def test_what_is_not_there_is_one_sentence_and_exit_status_2(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: unknown model 'smollm3'; did you mean 'smollm2'?"
+
+
+@pytest.mark.slow
+def test_make_real_measures_each_cell_and_has_the_library_answer_the_same_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model in the place of the real one, and a suite of two cells: the steps and files are those of `make real`."""
+    model = checkpoint(tmp_path / "tiny")
+    (tmp_path / "suites").mkdir()
+    small = "name: real\nmodels: [reference]\nbaseline: bf16\nmethods: {bf16: , hqq: {bits: 4, group_size: 32}}\n"
+    small += "corpora: [{corpus: wikitext2, window: 64, tokens: 512}]\ncalibration: {samples: 4}\ntasks: [blimp_wh_island]\n"
+    (tmp_path / "suites" / "real.yaml").write_text(small + "probes: [size, perplexity, divergence, tasks]\n")
+    (tmp_path / "mine.txt").write_text(text(80))
+    pairs = pairs_folder(tmp_path / "pairs", *(json.dumps({"sentence_good": text(1), "sentence_bad": text(2)}) for _ in range(4)))
+    monkeypatch.setattr(file, "BUILT_IN", tmp_path / "suites")
+    monkeypatch.setattr(real_models, "checkpoint", lambda wish, cache: model)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr(sys, "argv", ["real_run", "--text", str(tmp_path / "mine.txt"), "--tasks", str(pairs)])
+    monkeypatch.chdir(tmp_path)
+    assert real_run.main() == 0, capfd.readouterr()
+    page = (tmp_path / "reports" / "real-smollm2-135m-instruct.md").read_text()
+    assert page in capfd.readouterr().out
+    assert (tmp_path / "reports" / "real-smollm2-135m-instruct.html").is_file()
+    rows = {row[0]: row for line in page.splitlines() if line.startswith("| ") for row in [line.strip("| ").split(" | ")]}
+    for label in ("bf16", "hqq 4-bit g32"):
+        *_, own, ratio, _ = rows[label]
+        assert float(own.replace("\u202f", "")) > 1
+        assert abs(float(ratio)) < 1e-3
+    assert float(rows["hqq 4-bit g32"][-1]) > 100 * float(rows["bf16"][-1])
 
 
 # ---- packages ----
