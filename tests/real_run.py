@@ -4,7 +4,7 @@
 (`tests.real_models`), puts it and the given texts into a copy of suites/real.yaml, runs that as `quant-harness run` does (so it
 goes on where it was stopped), and has `tests.methods.library`, which imports nothing of the harness, quantize and answer each
 cell once more on the same windows. It prints and writes a table of both, reports/NAME.md, and leaves with 1 where they differ by
-more than `SAME` and no reason is known.
+more than `SAME`.
 
 `--text` is UTF-8 text, JSON Lines or Parquet; `hub` takes what suites/real.yaml names from the hub; without it the project's own
 held-out prose is measured, which is invented and not what the model was trained on. `--tasks` is a folder of minimal pairs
@@ -46,7 +46,7 @@ HUB = "hub"
 """In the place of a path: what suites/real.yaml names, from the hub."""
 
 SAME = 1e-3
-"""Distance of the logarithms of two perplexities."""
+"""Distance of the logarithms of two perplexities; and of two divergences in nats, or as a share of those above a nat."""
 
 TOLD: Mapping[str, tuple[str, ...]] = {
     "bf16": (),
@@ -208,18 +208,15 @@ def _groups(planned: Plan) -> list[tuple[Any, Group]]:
     return list(groups.values())
 
 
-REASONS: Mapping[str, str] = {}
-"""Method -> why its two paths may differ by more than `SAME`."""
-
-
 def table(shown: View, theirs: Mapping[str, Answered | str]) -> tuple[str, bool]:
-    """The cells with what the harness measured and what the libraries' own paths answer, in Markdown, and whether no difference
-    is left unexplained."""
+    """The cells with what the harness measured and what the libraries' own paths answer, in Markdown, and whether all are the
+    same. A cell whose harness or library side has no number is not."""
     columns = shown.first(lambda places: places.terminal)
     hows = {c.key: column_display(shown, c) for c in columns}
-    heads = [with_unit(c.title, hows[c.key]) if c.subject else c.title for c in columns]
     lines = [
-        "| cell | " + " | ".join(heads) + " | library's own perplexity | ln ratio | library's own KL |",
+        "| cell | "
+        + " | ".join(column.title for column in columns)
+        + " | library's own perplexity | ln ratio | library's own KL |",
         "|---" * (len(columns) + 4) + "|",
     ]
     good = True
@@ -236,23 +233,29 @@ def table(shown: View, theirs: Mapping[str, Answered | str]) -> tuple[str, bool]
         good = good and fine
         lines.append("| " + " | ".join([cell.label, *entries, *beside]) + " |")
     told = [f"- {grid.warning(model)}" for model, grid in shown.source_grids.items()]
-    told += [f"- {method}: {why}" for method, why in REASONS.items() if method in shown.methods]
     return "\n".join([f"# {shown.title}", "", *lines, "", *told]) + "\n", good
 
 
 def _beside(shown: View, cell: CellView, own: Answered | str | None) -> tuple[list[str], bool]:
-    """What a library's own path answers beside a cell, and whether the two are the same or the reason is known."""
+    """What a library's own path answers beside a cell, and whether the two are the same."""
     if own is None:
         return ["not asked"] * 3, True
     if isinstance(own, str):
         return [own.replace("|", "/"), "", ""], False
-    column = shown.column("perplexity")
+    said = [show(own.perplexity, "1"), "", show(own.kl, "nat")]
+    perplexity, kl = (_value(shown, cell, metric) for metric in ("perplexity", "kl_mean"))
+    if perplexity is None or kl is None:
+        return said, False
+    ratio = math.log(perplexity / own.perplexity)
+    same = abs(ratio) <= SAME and abs(kl - own.kl) <= SAME * max(1.0, own.kl)
+    said[1] = f"{ratio:+.1e}{'' if same else f', over {SAME:g} in one of them'}"
+    return said, same
+
+
+def _value(shown: View, cell: CellView, metric: str) -> float | None:
+    column = shown.column(metric)
     value = None if column is None else cell.values[column.key]
-    if value is None or value.status != OK:
-        return [f"{own.perplexity:.4f}", "", f"{own.kl:.3g}"], False
-    ratio = math.log(value.value / own.perplexity)
-    mark = "" if abs(ratio) <= SAME else f" ({'see below' if cell.cell.method in REASONS else 'unexplained'})"
-    return [show(own.perplexity, "1"), f"{ratio:+.1e}{mark}", f"{own.kl:.3g}"], not mark.endswith("unexplained)")
+    return value.value if value is not None and value.status == OK else None
 
 
 def main() -> int:
