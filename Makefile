@@ -1,16 +1,26 @@
 # make run    a finished matrix and its HTML report        make test      the tests that take at most ten seconds each
 # make check  style and types                              make test-all  every test
 # make docs   the documentation site, in site/             make dist      what a release uploads, in dist/
+# make real   a real pretrained model, and each library's own path beside it: docs/real-models.md
 # make clean  remove .venv, caches and build products; measurements (results/, reports/) stay
 # Each makes .venv and installs what it needs if that is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 SUITE ?= quick
 
-.PHONY: run test test-all check docs dist clean
+# Of `make real`: smollm2 or gemma, and what is measured, which whoever calls it brings along.
+MODEL ?= smollm2
+TEXT ?=
+TASKS ?=
+CALIBRATION ?=
+
+.PHONY: run real test test-all check docs dist clean
 
 run: .venv/ready
 	$(BIN)/quant-harness run $(SUITE)
+
+real: .venv/ready
+	$(BIN)/python -m tests.real_run --model "$(MODEL)" --text "$(TEXT)" --tasks "$(TASKS)" --calibration "$(CALIBRATION)"
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"

@@ -165,6 +165,8 @@ def plan(
     for p in planned.cells:
         if p.note:
             cli_env.say(f"note         {p.cell.name}: {p.note}")
+    for name, grid in planned.source_grids.items():
+        cli_env.say(f"note         {grid.warning(name)}")
     for status in states:
         name, cells = status.environment.name, places.count(status.environment.name)
         if status.unwell:

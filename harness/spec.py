@@ -69,6 +69,27 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceGrid:
+    """The grid on which a model's weights lie that were quantized once and are held dequantized: codes of `bits` bits, a scale
+    (and, where it is not `symmetric`, an offset) for each group of `group_size` weights of a row. `format` is its name there."""
+
+    format: str
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def warning(self, model: str) -> str:
+        """What it means for the numbers of a model, in one sentence."""
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        flattered = f"{self.bits}-bit schemes in groups of {self.group_size}"
+        return (
+            f"The weights of {model} lie on a {self.bits}-bit grid ({self.format}: {kind}, groups of {self.group_size}), because "
+            f"they were quantized before: {'' if self.symmetric else 'asymmetric '}{flattered} can meet it again and are "
+            "flattered, and every loss here is one against weights that have lost something already."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """method + bits + options, e.g. gptq at 4 bits with group_size 128: how the weights are stored. `options` holds all that
     decides the stored weights, defaults filled in, nothing else; how an engine runs them is `Running`."""
@@ -338,7 +359,7 @@ class OfferedProbe:
 class PlanRecord:
     """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
     scheme's label, `commands` make the run again, `weights` are the digests of the models by name, `probes` those of other
-    packages."""
+    packages, `source_grids` the grids of models that were quantized before, by name."""
 
     suite: Mapping[str, Json] = field(default_factory=dict)
     baseline: str = ""
@@ -347,6 +368,7 @@ class PlanRecord:
     commands: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, OfferedProbe] = field(default_factory=dict)
+    source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,12 +173,13 @@ def test_a_plan_says_in_words_what_is_scored_until_a_verdict(write_suite: WriteS
 
 def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_environment() -> None:
     names = file.built_in()
-    assert {"quick", "smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"} <= set(names)
+    assert {"quick", "real", "smollm2-135m", "qwen3-0.6b", "llama-3.2-1b"} <= set(names)
     for name in names:
         path = file.find(name)
         planned = matrix.plan(path, device="cpu")
         methods = {p.cell.method for p in planned.cells}
-        assert {"fp32", "bf16", "fp16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name
+        assert {"bf16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name
+        assert {"fp32", "fp16"} <= methods or name == "real", name
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "quick"], ["methods"], ["run", "--help"]])

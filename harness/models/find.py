@@ -25,11 +25,11 @@ from harness.files import write_atomically
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
-from harness.models import hub, random_weights, repository
+from harness.models import grid, hub, random_weights, repository
 from harness.spec import Model, digest
 
-_BOOKKEEPING = re.compile(r"artifact\.json|reload_check\.json|verified-\w+\.json")
-"""What this project writes beside an artifact; it decides no answer of a model that is made of one."""
+_BOOKKEEPING = re.compile(rf"artifact\.json|reload_check\.json|verified-\w+\.json|{re.escape(grid.NOTE)}")
+"""What this project writes beside weights; it decides no answer of a model that is made of them."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

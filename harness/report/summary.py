@@ -235,6 +235,7 @@ def _warnings(view: View) -> list[str]:
         said.append(
             f"This run has not ended: {missing} planned questions have no answer yet. Run the same command again to go on."
         )
+    said += [grid.warning(model) for model, grid in sorted(view.source_grids.items())]
     said += _unanswered(view)
     said += _resolution(view)
     said += _floor(view)

@@ -55,6 +55,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         calibrations=calibrations,
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
+        source_grids={s.name: s.grid for s in sources if s.grid is not None},
     )
 
 

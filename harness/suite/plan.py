@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import plugins
@@ -11,7 +11,7 @@ from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
 from harness.probes import PROBES
-from harness.spec import Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
+from harness.spec import Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, SourceGrid, UnsupportedRecord
 from harness.suite.file import BUILT_IN, Suite
 
 
@@ -50,6 +50,8 @@ class Plan:
     task_folders: Mapping[str, str]
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
+    source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
+    """The grids on which the weights of models lie that were quantized before, by the model's name."""
 
     @property
     def models(self) -> list[Model]:
@@ -79,6 +81,7 @@ class Plan:
             },
             commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
             weights=weights,
+            source_grids=self.source_grids,
         )
 
 

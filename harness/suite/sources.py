@@ -11,8 +11,8 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import quantization
-from harness.models import body, find
-from harness.spec import Model
+from harness.models import body, find, grid
+from harness.spec import Model, SourceGrid
 from harness.suite.file import SuiteFile, unique
 
 P = ParamSpec("P")
@@ -22,11 +22,12 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A model of the suite. `of`: the model that it was made of, whose cell it is then. `shape`: what its files say, None until
-    they are here."""
+    they are here. `grid`: on which its weights lie, where a note says that they were quantized before."""
 
     model: Model
     of: Model | None
     shape: ModelShape | None = None
+    grid: SourceGrid | None = None
 
     @property
     def name(self) -> str:
@@ -69,10 +70,10 @@ def looked_at(
     transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
     that transformers cannot load."""
     if shapes is None:
-        pin, shape = _placed(find.pinned, written), _placed(find.shape, written)
+        pin, shape, noted = _placed(find.pinned, written), _placed(find.shape, written), _placed(grid.of, written)
         commits = {s.model: pin(s.model) for s in sources}
         pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
-        known = [replace(s, shape=shape(s.model)) for s in pinned]
+        known = [replace(s, shape=shape(s.model), grid=noted(s.model)) for s in pinned]
     else:
         known = [replace(s, shape=shapes[s.name]) for s in sources]
     known = _placed(_with_bodies, written)(known, cache) if bodies else known

@@ -1,9 +1,11 @@
-"""Perplexity by each library's own documented path, sharing no line with the harness: quantize, save, reload, answer.
+"""Perplexity and divergence by each library's own documented path, sharing no line with the harness: quantize, save, reload,
+answer.
 
 ``python -m tests.methods.library quantize|answer FOLDER [CELL...]`` works on FOLDER/source (a checkpoint), rows of token ids in
 FOLDER/calibration.json and FOLDER/rows.json, and FOLDER/cells.json: cell -> method, bits, and the options that are not left at
 the library's own default. `quantize` saves each cell into FOLDER/library/CELL by the library's own call; `answer`, in a process
-of its own, reloads it by the library's own call and writes the perplexity into FOLDER/library/CELL.json.
+of its own, reloads it by the library's own call and writes perplexity and divergence into FOLDER/library/CELL.json. What is
+there already is not done again.
 
 Imports nothing of `harness`.
 """
@@ -14,6 +16,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,14 +306,16 @@ LIBRARIES: dict[str, Library] = {
 }
 
 
-def perplexity(answer: Answer, rows: Rows) -> float:
-    """exp of the mean negative log-likelihood of all tokens but the first of each row, in float64."""
-    total, count = 0.0, 0
+def measured(answer: Answer, baseline: Answer, rows: Rows) -> dict[str, float]:
+    """Over all tokens but the first of each row, in float64: `perplexity`, exp of the mean negative log-likelihood, and `kl`, the
+    mean over the same tokens of KL(baseline || answer) over the whole vocabulary in nats."""
+    loss, apart, count = 0.0, 0.0, 0
     for row in rows:
-        scores = torch.log_softmax(answer(row[:-1]).double(), dim=-1)
-        total -= float(scores.gather(1, torch.tensor(row[1:])[:, None]).sum())
+        scores, expected = (torch.log_softmax(ask(row[:-1]).double(), dim=-1) for ask in (answer, baseline))
+        loss -= float(scores.gather(1, torch.tensor(row[1:])[:, None]).sum())
+        apart += float((expected.exp() * (expected - scores)).sum())
         count += len(row) - 1
-    return math.exp(total / count)
+    return {"perplexity": math.exp(loss / count), "kl": apart / count}
 
 
 def of_model(model: Any) -> Answer:
@@ -326,14 +331,21 @@ def main(stage: str, folder: Path, chosen: list[str]) -> None:
     for cell in chosen or cells:
         method, bits, options = cells[cell]
         library, own = LIBRARIES[method], folder / "library" / cell
+        target = own.with_name(f"{cell}.json") if stage == "answer" else own
+        if target.exists():
+            continue
         if stage == "quantize":
-            own.mkdir(parents=True)
-            library.save(folder / "source", own, json.loads((folder / "calibration.json").read_text()), bits=int(bits), **options)
+            draft = own.with_name(f".draft-{own.name}")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            rows = json.loads((folder / "calibration.json").read_text())
+            library.save(folder / "source", draft, rows, bits=int(bits), **options)
+            draft.rename(own)
         else:
             loaded = library.load(folder / "source", own, bits=int(bits), **options)
             answer = of_model(loaded) if isinstance(loaded, torch.nn.Module) else loaded
-            found = perplexity(answer, json.loads((folder / "rows.json").read_text()))
-            own.with_suffix(".json").write_text(json.dumps(found))
+            found = measured(answer, of_model(plain(folder / "source")), json.loads((folder / "rows.json").read_text()))
+            target.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
