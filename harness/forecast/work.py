@@ -1,0 +1,136 @@
+"""The work of a cell, piece by piece, and where in the history each piece is looked up.
+
+A piece is a stage (`start` of an environment's process, `source`, `quantize`, `load`, `verify`, and the `rest` between the
+others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same
+question was asked of another model, of other bits, of another method on the same engine; where another question was put to the
+same probe.
+
+What is found for something else is scaled in proportion: what grows with the model (its own seconds) by parameters, and, where
+another question was asked, all of it by the tokens or items that were asked for. Of what was found for several models, those of
+the nearest size count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.costs import Source
+from harness.spec import Cell, Question, digest
+from harness.suite.plan import PlannedCell
+
+REST = "rest"
+"""What a cell's time holds beside its other pieces: processes that start and end, answers that are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One entry of the history. `alike`: what is there was asked the same, so that tokens and items need no scaling."""
+
+    source: Source
+    key: str
+    alike: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A piece that is still to be done. `model` tells models apart, `parameters` counts theirs."""
+
+    what: str
+    subject: str
+    question: str
+    places: tuple[Place, ...]
+    model: str
+    parameters: int | None
+    units: float | None
+    budget_seconds: float | None = None
+    scored_tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} {self.subject}".strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Todo:
+    """What is left to do for a cell. `stages` are done beside its questions, each with its subject ('' for most)."""
+
+    planned: PlannedCell
+    questions: tuple[Question, ...]
+    stages: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def makes_artifact(self) -> bool:
+        return any(what == "quantize" for what, _ in self.stages)
+
+    @property
+    def work(self) -> tuple[Work, ...]:
+        """Its pieces in order; none where every question is answered."""
+        if not self.questions:
+            return ()
+        before = [_piece(self.planned, what, subject, None) for what, subject in self.stages]
+        questions = [_piece(self.planned, question.probe, question.subject, question) for question in self.questions]
+        return (*before, *questions, _piece(self.planned, REST, "", None))
+
+
+def asked(question: Question) -> str:
+    """What tells two questions apart."""
+    return digest(question)[:16]
+
+
+def model_of(cell: Cell) -> str:
+    """What tells two models apart."""
+    return digest(cell.model)[:16]
+
+
+def units(cell: Cell, what: str, question: Question | None) -> float | None:
+    """What the time of a piece goes with, beside the model: tokens that are scored or seen, items; None where nobody can say."""
+    if question is None:
+        rows = cell.scheme.options.get("calibration") if what == "quantize" else None
+        return float(rows["samples"] * rows["length"]) if rows else 1.0
+    options = question.options
+    if "budget_seconds" in options:  # it ends by the clock
+        return None
+    if {"prompt", "new", "batch"} <= options.keys():
+        return float((options["prompt"] + options["new"]) * options["batch"])
+    wanted = options.get("tokens") or options.get("limit")
+    return float(wanted) if isinstance(wanted, int) else None
+
+
+def places(what: str, question: str, cell: Cell, *, baseline: bool) -> tuple[Place, ...]:
+    """Where a piece is kept in the history, and where it is looked for, the most telling place first. `question` is its digest, a
+    stage's subject, or for what a whole cell holds the digest of all that it is asked."""
+    role = "baseline" if baseline else "cell"
+    named: list[tuple[Source, str, tuple[object, ...]]] = [
+        ("same", question, (role, cell.identity())),
+        ("scheme", question, (role, cell.scheme.identity(), cell.running)),
+        ("method", question, (role, cell.method, cell.running.engine)),
+        ("engine", question, (role, cell.running.engine)),
+        ("method", "", (role, cell.method, cell.running.engine)),
+        ("engine", "", (role, cell.running.engine)),
+    ]
+    if what == "quantize":  # one method's time says nothing of another's, and other options mean other calibration rows
+        named = [entry for entry in named if entry[0] != "engine"]
+        likeness: tuple[Source, ...] = ("same", "scheme")
+        return tuple(_place(what, source, wanted, parts, alike=source in likeness) for source, wanted, parts in named)
+    return tuple(_place(what, source, wanted, parts, alike=wanted == question) for source, wanted, parts in named)
+
+
+def _place(what: str, source: Source, question: str, parts: tuple[object, ...], *, alike: bool) -> Place:
+    return Place(source=source, alike=alike, key=digest([what, source, question, *parts]))
+
+
+def _piece(planned: PlannedCell, what: str, subject: str, question: Question | None) -> Work:
+    cell, own = planned.cell, "" if question is None else asked(question)
+    options = {} if question is None else question.options
+    budget, tokens = options.get("budget_seconds"), options.get("tokens")
+    return Work(
+        what=what,
+        subject=subject,
+        question=own,
+        places=places(what, own or subject, cell, baseline=planned.baseline),
+        model=model_of(cell),
+        parameters=planned.parameters,
+        units=units(cell, what, question),
+        budget_seconds=float(budget) if isinstance(budget, (int, float)) else None,
+        scored_tokens=tokens if isinstance(tokens, int) else None,
+    )
