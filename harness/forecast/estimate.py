@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.costs import SOURCES, CellForecast, Expected, Source
-from harness.forecast.history import ARTIFACT, DEVICE_MEMORY, KEPT, MEMORY, History, Quantity, Seen
-from harness.forecast.work import Place, Todo, Work, model_of, places
+from harness.forecast.history import ARTIFACT, CELL, DEVICE_MEMORY, DISK, KEPT, MEMORY, History, Seen
+from harness.forecast.work import Place, Todo, Work, model_of, places, standing
 from harness.methods import METHODS
 from harness.spec import Quantized, digest
 
@@ -63,7 +63,7 @@ def forecast(todo: Sequence[Todo], history: History, *, device: str, rate: Rate)
     open_cells = [cell for cell in cells if cell.questions]
     host = largest((c.name, c.forecast.host_bytes) for c in open_cells)
     gpu = largest((c.name, c.forecast.device_bytes) for c in open_cells) if device.startswith("cuda") else None
-    seconds = total((p.work.name, p.seconds) for c in open_cells for p in c.pieces)
+    seconds = total((c.name, c.forecast.seconds) for c in open_cells)
     disk = total((c.name, c.forecast.disk_bytes) for c in open_cells)
     whole = CellForecast(seconds=seconds, host_bytes=host, device_bytes=gpu, disk_bytes=disk)
     return Forecast(cells=cells, whole=whole, runs=history.runs)
@@ -106,7 +106,7 @@ def _cell(todo: Todo, history: History, device: str, rate: Rate) -> CellPlan:
     if todo.questions:
         on_gpu = device.startswith("cuda")
         seen = CellForecast(
-            seconds=total((piece.work.name, piece.seconds) for piece in pieces),
+            seconds=_proved(total((piece.work.name, piece.seconds) for piece in pieces), history, CELL),
             host_bytes=_memory(todo, history, MEMORY, counted=not on_gpu),
             device_bytes=_memory(todo, history, DEVICE_MEMORY, counted=True) if on_gpu else None,
             disk_bytes=_disk(todo, history),
@@ -121,22 +121,22 @@ def _cell(todo: Todo, history: History, device: str, rate: Rate) -> CellPlan:
 
 
 def _seconds(work: Work, history: History, rate: Rate) -> Expected | None:
-    found = _looked_up(work, history, "seconds")
+    found = _looked_up(work, history, work.what)
     if found is not None:
         return found
     if work.budget_seconds is not None:
-        return Expected(low=0.0, high=work.budget_seconds, source="budget")
+        return Expected(low=0.0, high=work.budget_seconds, source="budget", rule=work.budget_seconds)
     speed = rate() if work.scored_tokens and work.parameters else None
     if speed is None or work.scored_tokens is None or work.parameters is None:
         return None
     # Two operations a weight and token (Kaplan et al. 2020, section 2.1); attention comes on top.
-    return _ranged([2.0 * work.parameters * work.scored_tokens / speed], history, "seconds", "rate")
+    return _ranged([2.0 * work.parameters * work.scored_tokens / speed], history, work.what, "rate")
 
 
 def _memory(todo: Todo, history: History, what: str, *, counted: bool) -> Expected | None:
     """The peak of a cell; where nothing like it was seen and `counted`, no less than the weights that it holds."""
     size = todo.planned.estimated_bytes
-    found = _looked_up(_of_cell(todo, what, todo.planned.parameters), history, "memory")
+    found = _looked_up(_of_cell(todo, what, todo.planned.parameters), history, what)
     if found is not None or size is None or not counted:
         return found
     return Expected(low=float(size), high=None, source="bits")
@@ -147,15 +147,15 @@ def _disk(todo: Todo, history: History) -> Expected | None:
     planned = todo.planned
     parts = [("the artifact", _artifact(todo, history))]
     if planned.baseline:
-        parts.append(("the baseline's answers", _looked_up(_of_cell(todo, KEPT, planned.parameters), history, "disk")))
-    return total(parts)
+        parts.append(("the baseline's answers", _looked_up(_of_cell(todo, KEPT, planned.parameters), history, KEPT)))
+    return _proved(total(parts), history, DISK)
 
 
 def _artifact(todo: Todo, history: History) -> Expected | None:
     planned, size = todo.planned, todo.planned.estimated_bytes
     if not todo.makes_artifact or not isinstance(planned.cell.origin, Quantized):
         return Expected(low=0.0, high=0.0, source="bits")
-    found = _looked_up(_of_cell(todo, ARTIFACT, size), history, "disk")
+    found = _looked_up(_of_cell(todo, ARTIFACT, size), history, ARTIFACT)
     if found is not None or size is None:
         return found
     # An unquantized row links to files that have its type already, and writes them anew otherwise.
@@ -165,19 +165,19 @@ def _artifact(todo: Todo, history: History) -> Expected | None:
 
 def _of_cell(todo: Todo, what: str, size: int | None) -> Work:
     cell = todo.planned.cell
-    at = places(what, digest(todo.planned.questions)[:16], cell, baseline=todo.planned.baseline)
+    at = places(what, digest(todo.planned.questions)[:16], standing(cell, baseline=todo.planned.baseline))
     return Work(what=what, subject="", question="", places=at, model=model_of(cell), parameters=size, units=1.0)
 
 
-def _looked_up(work: Work, history: History, quantity: Quantity) -> Expected | None:
-    """What the first place says that holds anything which can be scaled to this."""
+def _looked_up(work: Work, history: History, what: str) -> Expected | None:
+    """What the first place says that holds anything which can be scaled to this. `what`: by which its ratios are known."""
     for place in work.places:
         said = [
             (_distance(seen, work), value) for seen in history.at(place.key) if (value := _scaled(seen, work, place)) is not None
         ]
         if said:
             nearest = min(distance for distance, _ in said)
-            return _ranged([value for distance, value in said if distance == nearest], history, quantity, place.source)
+            return _ranged([value for distance, value in said if distance == nearest], history, what, place.source)
     return None
 
 
@@ -201,11 +201,20 @@ def _distance(seen: Seen, work: Work) -> float:
     return abs(math.log(work.parameters / seen.parameters)) if work.parameters and seen.parameters else 0.0
 
 
-def _ranged(values: Sequence[float], history: History, quantity: Quantity, source: Source) -> Expected:
-    rule = statistics.median(values)
-    ratios = sorted(history.ratios.get((quantity, source), ()))
+def _ranged(values: Sequence[float], history: History, what: str, source: Source) -> Expected:
+    # By rate nothing was seen yet of how fast this is really done: it may be slower by any factor.
+    high = None if source == "rate" else max(values)
+    seen = Expected(low=min(values), high=high, source=source, rule=statistics.median(values))
+    proved = _proved(seen, history, what)
+    return seen if proved is None else proved
+
+
+def _proved(seen: Expected | None, history: History, what: str) -> Expected | None:
+    """The range with the spread of earlier ones from its source, once there are MANY; else as it is."""
+    if seen is None or seen.rule is None:
+        return seen
+    ratios = sorted(history.ratios.get((what, seen.source), ()))
     if len(ratios) < MANY:
-        one_end = source == "rate"  # no kernel is seen yet: it may be slower by any factor
-        return Expected(low=min(values), high=None if one_end else max(values), source=source, rule=rule)
+        return seen
     low, high = (ratios[round(quantile * (len(ratios) - 1))] for quantile in (LOWEST, HIGHEST))
-    return Expected(low=rule * low, high=rule * high, source=source, rule=rule)
+    return replace(seen, low=seen.rule * low, high=seen.rule * high)

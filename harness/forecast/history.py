@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from harness import store
-from harness.costs import CellCost, Expected, PieceCost, Source
+from harness.costs import CellCost, Expected, Source
 from harness.errors import BadInput, StoreError
-from harness.forecast.work import Place, model_of, places
+from harness.forecast.work import Place, model_of, places, standing
 from harness.spec import RunContext
 
 MOST_FILES = 64
@@ -23,8 +22,9 @@ MOST_FILES = 64
 MOST_SEEN = 16
 """Costs that are kept for one place, the newest."""
 
-MEMORY, DEVICE_MEMORY, ARTIFACT, KEPT = "memory", "device memory", "artifact", "kept answers"
-"""What places of whole cells are kept under."""
+CELL, MEMORY, DEVICE_MEMORY, DISK = "cell", "memory peak", "device memory peak", "disk"
+ARTIFACT, KEPT = "artifact", "kept answers"
+"""What places and ratios of whole cells are kept under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,67 +47,65 @@ class Seen:
     units: float | None
 
 
-Quantity = Literal["seconds", "memory", "disk"]
-
-
 @dataclass(slots=True, kw_only=True)
 class History:
-    """`seen` by the key of a place, newest first. `ratios`: how what was measured stood to what the rule of a source had said.
-    `runs` held any; `unread` could not be, each with the reason."""
+    """`seen` by the key of a place, newest first. `ratios`: how what was measured stood to what the rule of a source had said,
+    by what it was: a stage, a probe, or CELL, MEMORY, DISK of a whole cell. `runs` held any; `unread` could not be, each with
+    the reason."""
 
     seen: dict[str, list[Seen]] = field(default_factory=dict)
-    ratios: dict[tuple[Quantity, Source], list[float]] = field(default_factory=dict)
+    ratios: dict[tuple[str, Source], list[float]] = field(default_factory=dict)
     runs: int = 0
     unread: list[str] = field(default_factory=list)
 
     def add(self, cost: CellCost) -> None:
         """Takes in what a cell took, older than all before it."""
+        model, shared = model_of(cost.cell), standing(cost.cell, baseline=cost.baseline)
         for piece in cost.pieces:
-            self._add_piece(cost, piece)
+            fixed = max(0.0, piece.seconds - piece.model_seconds)
+            seen = Seen(fixed=fixed, grows=piece.model_seconds, model=model, parameters=cost.parameters, units=piece.units)
+            self._keep(places(piece.what, piece.question or piece.subject, shared), seen)
+            self._compare(piece.what, piece.expected, piece.seconds)
         if cost.whole:
-            self._add_cell(cost)
+            for what, (kept, grows, size) in _held(cost).items():
+                seen = Seen(fixed=kept, grows=grows, model=model, parameters=size, units=1.0)
+                self._keep(places(what, cost.questions, shared), seen)
+            self._compare_cell(cost)
 
     def at(self, key: str) -> list[Seen]:
         return self.seen.get(key, [])
 
-    def _add_piece(self, cost: CellCost, piece: PieceCost) -> None:
-        seen = Seen(
-            fixed=max(0.0, piece.seconds - piece.model_seconds),
-            grows=piece.model_seconds,
-            model=model_of(cost.cell),
-            parameters=cost.parameters,
-            units=piece.units,
-        )
-        self._keep(places(piece.what, piece.question or piece.subject, cost.cell, baseline=cost.baseline), seen)
-        self._compare("seconds", piece.expected, piece.seconds)
-
-    def _add_cell(self, cost: CellCost) -> None:
-        start = cost.host_start_bytes or 0
-        self._add_bytes(MEMORY, cost, None if cost.host_bytes is None else cost.host_bytes - start, fixed=start)
-        self._add_bytes(DEVICE_MEMORY, cost, cost.device_bytes)
-        self._add_bytes(KEPT, cost, cost.kept_bytes)
-        if cost.estimated_bytes:
-            self._add_bytes(ARTIFACT, cost, cost.artifact_bytes, parameters=cost.estimated_bytes)
-        memory = cost.host_bytes if cost.device_bytes is None else cost.device_bytes
-        self._compare("memory", cost.expected.host_bytes if cost.device_bytes is None else cost.expected.device_bytes, memory)
-        if cost.artifact_bytes is not None:
-            self._compare("disk", cost.expected.disk_bytes, cost.artifact_bytes + (cost.kept_bytes or 0))
-
-    def _add_bytes(self, what: str, cost: CellCost, grows: int | None, *, fixed: int = 0, parameters: int | None = None) -> None:
-        if grows is not None:
-            size = cost.parameters if parameters is None else parameters
-            seen = Seen(fixed=float(fixed), grows=float(max(0, grows)), model=model_of(cost.cell), parameters=size, units=1.0)
-            self._keep(places(what, cost.questions, cost.cell, baseline=cost.baseline), seen)
-
     def _keep(self, at: Iterable[Place], seen: Seen) -> None:
-        for key in {place.key for place in at}:
-            kept = self.seen.setdefault(key, [])
+        for place in at:
+            kept = self.seen.setdefault(place.key, [])
             if len(kept) < MOST_SEEN:
                 kept.append(seen)
 
-    def _compare(self, quantity: Quantity, expected: Expected | None, actual: float | None) -> None:
+    def _compare_cell(self, cost: CellCost) -> None:
+        self._compare(CELL, cost.expected.seconds, cost.seconds)
+        self._compare(MEMORY, cost.expected.host_bytes, cost.host_bytes)
+        self._compare(DEVICE_MEMORY, cost.expected.device_bytes, cost.device_bytes)
+        if cost.artifact_bytes is not None:
+            self._compare(DISK, cost.expected.disk_bytes, cost.artifact_bytes + (cost.kept_bytes or 0))
+
+    def _compare(self, what: str, expected: Expected | None, actual: float | None) -> None:
         if expected is not None and expected.rule and actual:
-            self.ratios.setdefault((quantity, expected.source), []).append(actual / expected.rule)
+            self.ratios.setdefault((what, expected.source), []).append(actual / expected.rule)
+
+
+def _held(cost: CellCost) -> dict[str, tuple[float, float, int | None]]:
+    """What a whole cell held or left: the part that does not grow with its size, the part that does, and the size."""
+    held: dict[str, tuple[float, float, int | None]] = {}
+    if cost.host_bytes is not None:
+        start = min(cost.host_bytes, cost.host_start_bytes or 0)
+        held[MEMORY] = (start, cost.host_bytes - start, cost.parameters)
+    if cost.device_bytes is not None:
+        held[DEVICE_MEMORY] = (0.0, cost.device_bytes, cost.parameters)
+    if cost.artifact_bytes is not None and cost.estimated_bytes:
+        held[ARTIFACT] = (0.0, cost.artifact_bytes, cost.estimated_bytes)
+    if cost.kept_bytes is not None:
+        held[KEPT] = (0.0, cost.kept_bytes, cost.parameters)
+    return held
 
 
 def read(results: Path, here: Here) -> History:

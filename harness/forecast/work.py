@@ -13,6 +13,7 @@ the nearest size count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from harness.costs import Source
 from harness.spec import Cell, Question, digest
@@ -20,6 +21,10 @@ from harness.suite.plan import PlannedCell
 
 REST = "rest"
 """What a cell's time holds beside its other pieces: processes that start and end, answers that are stored."""
+
+
+Standing: TypeAlias = tuple[tuple[Source, str], ...]
+"""What a cell shares with others, by the source that it makes of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +72,10 @@ class Todo:
         """Its pieces in order; none where every question is answered."""
         if not self.questions:
             return ()
-        before = [_piece(self.planned, what, subject, None) for what, subject in self.stages]
-        questions = [_piece(self.planned, question.probe, question.subject, question) for question in self.questions]
-        return (*before, *questions, _piece(self.planned, REST, "", None))
+        shared = standing(self.planned.cell, baseline=self.planned.baseline)
+        before = [_piece(self.planned, shared, what, subject, None) for what, subject in self.stages]
+        questions = [_piece(self.planned, shared, question.probe, question.subject, question) for question in self.questions]
+        return (*before, *questions, _piece(self.planned, shared, REST, "", None))
 
 
 def asked(question: Question) -> str:
@@ -96,30 +102,34 @@ def units(cell: Cell, what: str, question: Question | None) -> float | None:
     return float(wanted) if isinstance(wanted, int) else None
 
 
-def places(what: str, question: str, cell: Cell, *, baseline: bool) -> tuple[Place, ...]:
+def standing(cell: Cell, *, baseline: bool) -> Standing:
+    """What a cell shares with others, from what makes it itself to the engine alone. A baseline answers questions in another
+    way than those that are compared with it."""
+    role, engine = "baseline" if baseline else "cell", cell.running.engine
+    return (
+        ("same", digest([role, cell.identity()])[:16]),
+        ("scheme", digest([role, cell.scheme.identity(), cell.running])[:16]),
+        ("method", f"{role} {engine} {cell.method}"),
+        ("engine", f"{role} {engine}"),
+    )
+
+
+def places(what: str, question: str, shared: Standing) -> tuple[Place, ...]:
     """Where a piece is kept in the history, and where it is looked for, the most telling place first. `question` is its digest, a
     stage's subject, or for what a whole cell holds the digest of all that it is asked."""
-    role = "baseline" if baseline else "cell"
-    named: list[tuple[Source, str, tuple[object, ...]]] = [
-        ("same", question, (role, cell.identity())),
-        ("scheme", question, (role, cell.scheme.identity(), cell.running)),
-        ("method", question, (role, cell.method, cell.running.engine)),
-        ("engine", question, (role, cell.running.engine)),
-        ("method", "", (role, cell.method, cell.running.engine)),
-        ("engine", "", (role, cell.running.engine)),
-    ]
     if what == "quantize":  # one method's time says nothing of another's, and other options mean other calibration rows
-        named = [entry for entry in named if entry[0] != "engine"]
-        likeness: tuple[Source, ...] = ("same", "scheme")
-        return tuple(_place(what, source, wanted, parts, alike=source in likeness) for source, wanted, parts in named)
-    return tuple(_place(what, source, wanted, parts, alike=wanted == question) for source, wanted, parts in named)
+        return tuple(_place(what, "", *level, alike=level[0] != "method") for level in shared if level[0] != "engine")
+    asked_so = [_place(what, question, *level, alike=True) for level in shared]
+    if not question:
+        return tuple(asked_so)
+    return (*asked_so, *(_place(what, "", *level, alike=False) for level in shared if level[0] in ("method", "engine")))
 
 
-def _place(what: str, source: Source, question: str, parts: tuple[object, ...], *, alike: bool) -> Place:
-    return Place(source=source, alike=alike, key=digest([what, source, question, *parts]))
+def _place(what: str, question: str, source: Source, shared: str, *, alike: bool) -> Place:
+    return Place(source=source, alike=alike, key=f"{what}|{question}|{source}|{shared}")
 
 
-def _piece(planned: PlannedCell, what: str, subject: str, question: Question | None) -> Work:
+def _piece(planned: PlannedCell, shared: Standing, what: str, subject: str, question: Question | None) -> Work:
     cell, own = planned.cell, "" if question is None else asked(question)
     options = {} if question is None else question.options
     budget, tokens = options.get("budget_seconds"), options.get("tokens")
@@ -127,7 +137,7 @@ def _piece(planned: PlannedCell, what: str, subject: str, question: Question | N
         what=what,
         subject=subject,
         question=own,
-        places=places(what, own or subject, cell, baseline=planned.baseline),
+        places=places(what, own or subject, shared),
         model=model_of(cell),
         parameters=planned.parameters,
         units=units(cell, what, question),
