@@ -15,15 +15,15 @@ from harness.spec import Cell
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on what was expected of them."""
 
-Source = Literal["same", "scheme", "method", "engine", "budget", "bits", "rate"]
+Source = Literal["same", "scheme", "method", "engine", "bits", "rate"]
 """Where an expectation comes from, the surest first.
 
 `same`: this machine has done the same before. `scheme`: it has for another model, by the same scheme. `method`: by the same
 method at other bits or options. `engine`: by another method that the same engine runs. All but the first are scaled, by the
-rule in forecast/work.py. `budget`: the seconds that the suite grants. `bits`: bits per weight times weights. `rate`: arithmetic
+rule in forecast/work.py. `bits`: bits per weight times weights. `rate`: arithmetic
 over a rate that was measured a moment ago."""
 
-SOURCES: tuple[Source, ...] = ("same", "scheme", "method", "engine", "budget", "bits", "rate")
+SOURCES: tuple[Source, ...] = ("same", "scheme", "method", "engine", "bits", "rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,8 +167,19 @@ def test_without_a_history_scoring_takes_two_operations_a_weight_and_token_at_th
     assert ends(said) == (2 * SMALL * 1000 / 1e9, None, "rate")
 
 
-def test_what_ends_by_the_clock_takes_at_most_what_the_suite_grants() -> None:
-    assert ends(seconds(expected(planned(cell(), LATENCY), History()), "latency")) == (0.0, 7.0, "budget")
+def test_what_ends_by_the_clock_goes_with_the_seconds_that_the_suite_grants() -> None:
+    longer = replace(LATENCY, subject="pp2", options={**LATENCY.options, "prompt": 2, "budget_seconds": 14.0})
+    known = history(cost(cell(), took(cell(), LATENCY, 8.0, 0.0)))
+    assert ends(seconds(expected(planned(cell(), longer), known), "latency")) == (16.0, 16.0, "method")
+
+
+def test_a_probe_that_is_called_as_a_stage_is_not_taken_for_it() -> None:
+    probe = Question(probe="quantize", subject="")
+    known = history(cost(cell(), took(cell(), None, 60.0, 60.0, what="quantize"), took(cell(), probe, 0.01, 0.0)))
+    said = expected(planned(cell(), probe), known, stages=["quantize"])
+    stage, asked_, _ = said.cells[0].pieces
+    assert ends(stage.seconds)[:2] == (60.0, 60.0)
+    assert ends(asked_.seconds)[:2] == (0.01, 0.01)
 
 
 def test_what_nobody_can_say_is_unknown_and_named() -> None:

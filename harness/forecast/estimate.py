@@ -121,16 +121,14 @@ def _cell(todo: Todo, history: History, device: str, rate: Rate) -> CellPlan:
 
 
 def _seconds(work: Work, history: History, rate: Rate) -> Expected | None:
-    found = _looked_up(work, history, work.what)
+    found = _looked_up(work, history, work.entry)
     if found is not None:
         return found
-    if work.budget_seconds is not None:
-        return Expected(low=0.0, high=work.budget_seconds, source="budget", rule=work.budget_seconds)
     speed = rate() if work.scored_tokens and work.parameters else None
     if speed is None or work.scored_tokens is None or work.parameters is None:
         return None
     # Two operations a weight and token (Kaplan et al. 2020, section 2.1); attention comes on top.
-    return _ranged([2.0 * work.parameters * work.scored_tokens / speed], history, work.what, "rate")
+    return _ranged([2.0 * work.parameters * work.scored_tokens / speed], history, work.entry, "rate")
 
 
 def _memory(todo: Todo, history: History, what: str, *, counted: bool) -> Expected | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import store
 from harness.costs import CellCost, Expected, Source
 from harness.errors import BadInput, StoreError
-from harness.forecast.work import Place, model_of, places, standing
+from harness.forecast.work import Place, entry, model_of, places, standing
 from harness.spec import RunContext
 
 MOST_FILES = 64
@@ -64,8 +64,9 @@ class History:
         for piece in cost.pieces:
             fixed = max(0.0, piece.seconds - piece.model_seconds)
             seen = Seen(fixed=fixed, grows=piece.model_seconds, model=model, parameters=cost.parameters, units=piece.units)
-            self._keep(places(piece.what, piece.question or piece.subject, shared), seen)
-            self._compare(piece.what, piece.expected, piece.seconds)
+            kept_as = entry(piece.what, piece.question)
+            self._keep(places(kept_as, piece.question or piece.subject, shared), seen)
+            self._compare(kept_as, piece.expected, piece.seconds)
         if cost.whole:
             for what, (kept, grows, size) in _held(cost).items():
                 seen = Seen(fixed=kept, grows=grows, model=model, parameters=size, units=1.0)

@@ -13,7 +13,6 @@ SAID: dict[Source, str] = {
     "scheme": "it has for another model by the same scheme; scaled",
     "method": "it has by the same method otherwise; scaled",
     "engine": "it has by another method on the same engine; scaled",
-    "budget": "the seconds that the suite grants",
     "bits": "bits per weight times weights",
     "rate": "arithmetic at a rate measured now",
 }

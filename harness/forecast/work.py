@@ -47,8 +47,11 @@ class Work:
     model: str
     parameters: int | None
     units: float | None
-    budget_seconds: float | None = None
     scored_tokens: int | None = None
+
+    @property
+    def entry(self) -> str:
+        return entry(self.what, self.question)
 
     @property
     def name(self) -> str:
@@ -89,13 +92,14 @@ def model_of(cell: Cell) -> str:
 
 
 def units(cell: Cell, what: str, question: Question | None) -> float | None:
-    """What the time of a piece goes with, beside the model: tokens that are scored or seen, items; None where nobody can say."""
+    """What the time of a piece goes with, beside the model: tokens that are scored or seen, items, seconds
+    that the suite grants; None where nobody can say."""
     if question is None:
         rows = cell.scheme.options.get("calibration") if what == "quantize" else None
         return float(rows["samples"] * rows["length"]) if rows else 1.0
     options = question.options
     if "budget_seconds" in options:  # it ends by the clock
-        return None
+        return float(options["budget_seconds"])
     if {"prompt", "new", "batch"} <= options.keys():
         return float((options["prompt"] + options["new"]) * options["batch"])
     wanted = options.get("tokens") or options.get("limit")
@@ -114,9 +118,14 @@ def standing(cell: Cell, *, baseline: bool) -> Standing:
     )
 
 
+def entry(what: str, question: str) -> str:
+    """The name under which a piece is kept: a probe may be called as a stage is."""
+    return f"ask {what}" if question else what
+
+
 def places(what: str, question: str, shared: Standing) -> tuple[Place, ...]:
-    """Where a piece is kept in the history, and where it is looked for, the most telling place first. `question` is its digest, a
-    stage's subject, or for what a whole cell holds the digest of all that it is asked."""
+    """Where a piece is kept in the history, and where it is looked for, the most telling place first. `what` is its
+    `entry`; `question` its digest, a stage's subject, or for what a whole cell holds the digest of all that it is asked."""
     if what == "quantize":  # one method's time says nothing of another's, and other options mean other calibration rows
         return tuple(_place(what, "", *level, alike=level[0] != "method") for level in shared if level[0] != "engine")
     asked_so = [_place(what, question, *level, alike=True) for level in shared]
@@ -131,16 +140,14 @@ def _place(what: str, question: str, source: Source, shared: str, *, alike: bool
 
 def _piece(planned: PlannedCell, shared: Standing, what: str, subject: str, question: Question | None) -> Work:
     cell, own = planned.cell, "" if question is None else asked(question)
-    options = {} if question is None else question.options
-    budget, tokens = options.get("budget_seconds"), options.get("tokens")
+    tokens = None if question is None else question.options.get("tokens")
     return Work(
         what=what,
         subject=subject,
         question=own,
-        places=places(what, own or subject, shared),
+        places=places(entry(what, own), own or subject, shared),
         model=model_of(cell),
         parameters=planned.parameters,
         units=units(cell, what, question),
-        budget_seconds=float(budget) if isinstance(budget, (int, float)) else None,
         scored_tokens=tokens if isinstance(tokens, int) else None,
     )
