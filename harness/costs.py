@@ -18,10 +18,10 @@ CHANGES_NUMBERS = False
 Source = Literal["same", "scheme", "method", "engine", "bits", "rate"]
 """Where an expectation comes from, the surest first.
 
-`same`: this machine has done the same before. `scheme`: it has for another model, by the same scheme. `method`: by the same
-method at other bits or options. `engine`: by another method that the same engine runs. All but the first are scaled, by the
-rule in forecast/work.py. `bits`: bits per weight times weights. `rate`: arithmetic
-over a rate that was measured a moment ago."""
+`same`: this machine has done the same before. `scheme`: it has by the same scheme, for another model or another question.
+`method`: by the same method at other bits or options. `engine`: by another method that the same engine runs. All but the first
+are scaled, by the rule in forecast/work.py. `bits`: bits per weight times weights. `rate`: arithmetic over a rate that was
+measured a moment ago."""
 
 SOURCES: tuple[Source, ...] = ("same", "scheme", "method", "engine", "bits", "rate")
 

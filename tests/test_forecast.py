@@ -124,8 +124,18 @@ def test_another_question_to_the_same_probe_is_scaled_by_its_tokens_or_items() -
     more = replace(TASK, options={"limit": 100})
     known = history(cost(cell(), took(cell(), PERPLEXITY, 6.0, 5.0), took(cell(), TASK, 2.0, 2.0)))
     said = expected(planned(cell(), longer, more), known)
-    assert ends(seconds(said, "perplexity")) == (18.0, 18.0, "method")
-    assert ends(seconds(said, "tasks")) == (4.0, 4.0, "method")
+    assert ends(seconds(said, "perplexity")) == (18.0, 18.0, "scheme")
+    assert ends(seconds(said, "tasks")) == (4.0, 4.0, "scheme")
+
+
+def test_the_same_task_comes_before_another_one_and_the_same_cell_before_another_method() -> None:
+    more, other = replace(TASK, options={"limit": 100}), replace(TASK, subject="figures")
+    known = history(
+        cost(cell(), took(cell(), other, 9.0, 9.0), took(cell(), TASK, 2.0, 2.0)),
+        cost(cell("gptq"), took(cell("gptq"), more, 7.0, 7.0), took(cell("gptq"), PERPLEXITY, 3.0, 3.0)),
+    )
+    assert ends(seconds(expected(planned(cell(), more), known), "tasks")) == (4.0, 4.0, "scheme")
+    assert ends(seconds(expected(planned(cell("gptq"), other), known), "tasks")) == (9.0, 9.0, "engine")
 
 
 def test_a_question_without_a_limit_is_known_only_where_it_was_asked() -> None:
@@ -170,7 +180,7 @@ def test_without_a_history_scoring_takes_two_operations_a_weight_and_token_at_th
 def test_what_ends_by_the_clock_goes_with_the_seconds_that_the_suite_grants() -> None:
     longer = replace(LATENCY, subject="pp2", options={**LATENCY.options, "prompt": 2, "budget_seconds": 14.0})
     known = history(cost(cell(), took(cell(), LATENCY, 8.0, 0.0)))
-    assert ends(seconds(expected(planned(cell(), longer), known), "latency")) == (16.0, 16.0, "method")
+    assert ends(seconds(expected(planned(cell(), longer), known), "latency")) == (16.0, 16.0, "scheme")
 
 
 def test_a_probe_that_is_called_as_a_stage_is_not_taken_for_it() -> None:

@@ -163,7 +163,7 @@ def _artifact(todo: Todo, history: History) -> Expected | None:
 
 def _of_cell(todo: Todo, what: str, size: int | None) -> Work:
     cell = todo.planned.cell
-    at = places(what, digest(todo.planned.questions)[:16], standing(cell, baseline=todo.planned.baseline))
+    at = places(what, digest(todo.planned.questions)[:16], "", standing(cell, baseline=todo.planned.baseline))
     return Work(what=what, subject="", question="", places=at, model=model_of(cell), parameters=size, units=1.0)
 
 

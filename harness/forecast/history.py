@@ -65,12 +65,12 @@ class History:
             fixed = max(0.0, piece.seconds - piece.model_seconds)
             seen = Seen(fixed=fixed, grows=piece.model_seconds, model=model, parameters=cost.parameters, units=piece.units)
             kept_as = entry(piece.what, piece.question)
-            self._keep(places(kept_as, piece.question or piece.subject, shared), seen)
+            self._keep(places(kept_as, piece.question, piece.subject, shared), seen)
             self._compare(kept_as, piece.expected, piece.seconds)
         if cost.whole:
             for what, (kept, grows, size) in _held(cost).items():
                 seen = Seen(fixed=kept, grows=grows, model=model, parameters=size, units=1.0)
-                self._keep(places(what, cost.questions, shared), seen)
+                self._keep(places(what, cost.questions, "", shared), seen)
             self._compare_cell(cost)
 
     def at(self, key: str) -> list[Seen]:

@@ -10,8 +10,8 @@ from harness.forecast.estimate import CellPlan, Forecast
 
 SAID: dict[Source, str] = {
     "same": "this machine has done the same before",
-    "scheme": "it has for another model by the same scheme; scaled",
-    "method": "it has by the same method otherwise; scaled",
+    "scheme": "it has by the same scheme, for another model or question; scaled",
+    "method": "it has by the same method at other bits or options; scaled",
     "engine": "it has by another method on the same engine; scaled",
     "bits": "bits per weight times weights",
     "rate": "arithmetic at a rate measured now",

@@ -1,9 +1,9 @@
 """The work of a cell, piece by piece, and where in the history each piece is looked up.
 
 A piece is a stage (`start` of an environment's process, `source`, `quantize`, `load`, `verify`, and the `rest` between the
-others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same
-question was asked of another model, of other bits, of another method on the same engine; where another question was put to the
-same probe.
+others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same cell
+was asked of the same corpus or task with another limit; then the same scheme for another model, the same method at other bits,
+another method on the same engine; and where none was asked of that corpus or task, any question of the probe.
 
 What is found for something else is scaled in proportion: what grows with the model (its own seconds) by parameters, and, where
 another question was asked, all of it by the tokens or items that were asked for. Of what was found for several models, those of
@@ -12,7 +12,8 @@ the nearest size count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from harness.costs import Source
@@ -23,7 +24,7 @@ REST = "rest"
 """What a cell's time holds beside its other pieces: processes that start and end, answers that are stored."""
 
 
-Standing: TypeAlias = tuple[tuple[Source, str], ...]
+Standing: TypeAlias = Mapping[Source, str]
 """What a cell shares with others, by the source that it makes of them."""
 
 
@@ -110,12 +111,12 @@ def standing(cell: Cell, *, baseline: bool) -> Standing:
     """What a cell shares with others, from what makes it itself to the engine alone. A baseline answers questions in another
     way than those that are compared with it."""
     role, engine = "baseline" if baseline else "cell", cell.running.engine
-    return (
-        ("same", digest([role, cell.identity()])[:16]),
-        ("scheme", digest([role, cell.scheme.identity(), cell.running])[:16]),
-        ("method", f"{role} {engine} {cell.method}"),
-        ("engine", f"{role} {engine}"),
-    )
+    return {
+        "same": digest([role, cell.identity()])[:16],
+        "scheme": digest([role, cell.scheme.identity(), cell.running])[:16],
+        "method": f"{role} {engine} {cell.method}",
+        "engine": f"{role} {engine}",
+    }
 
 
 def entry(what: str, question: str) -> str:
@@ -123,19 +124,28 @@ def entry(what: str, question: str) -> str:
     return f"ask {what}" if question else what
 
 
-def places(what: str, question: str, shared: Standing) -> tuple[Place, ...]:
-    """Where a piece is kept in the history, and where it is looked for, the most telling place first. `what` is its
-    `entry`; `question` its digest, a stage's subject, or for what a whole cell holds the digest of all that it is asked."""
+def places(what: str, question: str, subject: str, shared: Standing) -> tuple[Place, ...]:
+    """Where a piece is kept in the history, and where it is looked for, the most telling place first. `what` is its `entry`;
+    `question` its digest, or for what a whole cell holds the digest of all that it is asked; `subject` what people call it."""
     if what == "quantize":  # one method's time says nothing of another's, and other options mean other calibration rows
-        return tuple(_place(what, "", *level, alike=level[0] != "method") for level in shared if level[0] != "engine")
-    asked_so = [_place(what, question, *level, alike=True) for level in shared]
+        levels: tuple[Source, ...] = ("same", "scheme", "method")
+        return tuple(_place(what, "", shared, level, alike=level != "method") for level in levels)
     if not question:
-        return tuple(asked_so)
-    return (*asked_so, *(_place(what, "", *level, alike=False) for level in shared if level[0] in ("method", "engine")))
+        return tuple(_place(what, subject, shared, level, alike=True) for level in shared)
+    alike = {level: _place(what, question, shared, level, alike=True) for level in shared}
+    called = {level: _place(what, f"called {subject}", shared, level, alike=False) for level in shared}
+    other = {level: _place(what, "", shared, level, alike=False) for level in shared}
+    return (
+        alike["same"],
+        replace(called["same"], source="scheme"),
+        *(alike["scheme"], called["scheme"], alike["method"], called["method"], alike["engine"], called["engine"]),
+        replace(other["same"], source="scheme"),
+        *(other["scheme"], other["method"], other["engine"]),
+    )
 
 
-def _place(what: str, question: str, source: Source, shared: str, *, alike: bool) -> Place:
-    return Place(source=source, alike=alike, key=f"{what}|{question}|{source}|{shared}")
+def _place(what: str, question: str, shared: Standing, level: Source, *, alike: bool) -> Place:
+    return Place(source=level, alike=alike, key=f"{what}|{question}|{level}|{shared[level]}")
 
 
 def _piece(planned: PlannedCell, shared: Standing, what: str, subject: str, question: Question | None) -> Work:
@@ -145,7 +155,7 @@ def _piece(planned: PlannedCell, shared: Standing, what: str, subject: str, ques
         what=what,
         subject=subject,
         question=own,
-        places=places(entry(what, own), own or subject, shared),
+        places=places(entry(what, own), own, subject, shared),
         model=model_of(cell),
         parameters=planned.parameters,
         units=units(cell, what, question),
