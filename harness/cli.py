@@ -139,7 +139,7 @@ def plan(
     the reason.
 
     Time, memory and disk are ranges, each with its source: what this machine took before (the run files under --results), else a
-    rate measured now, else unknown. An example: "12 s to 18 s (same)", because this machine has done the same before."""
+    rate measured now, else unknown. An example: "12 to 18 s (same)", because this machine has done the same before."""
     from harness import envs
     from harness.run import expect, workspace
     from harness.spec import to_json

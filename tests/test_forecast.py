@@ -370,13 +370,15 @@ def test_no_line_but_those_of_costs_is_parsed_and_a_bad_one_is_named(tmp_path: P
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (12.2, 18.0, "12 s to 18 s"),
+        (12.2, 18.0, "12 to 18 s"),
         (12.0, 12.3, "12 s"),
-        (0.31, 0.52, "0.3 s to 0.5 s"),
-        (250.0, 365.0, "4 min 10 s to 6 min 05 s"),
-        (7800.0, 9000.0, "2 h 10 min to 2 h 30 min"),
+        (0.31, 0.52, "0.3 to 0.5 s"),
+        (60.0, 95.0, "60 to 95 s"),
+        (250.0, 365.0, "4.2 to 6.1 min"),
+        (7800.0, 9000.0, "2.2 to 2.5 h"),
         (40.0, None, "40 s or more"),
-        (0.0, 7.0, "at most 7 s"),
+        (0.0, 7.0, "at most 7.0 s"),
+        (0.0, 0.0, "0 s"),
         (0.0, None, "unknown"),
     ],
 )

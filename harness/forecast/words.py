@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from harness.costs import SOURCES, Expected, Source
@@ -21,36 +20,48 @@ Unit = Literal["seconds", "bytes"]
 
 
 def clock(seconds: float) -> str:
-    """A time as people say it: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 9.5:
-        return f"{seconds:.1f} s" if 0 < seconds < 0.95 else f"{round(seconds)} s"
+    """A time that has passed: `12 s`, `3 min 05 s`, `2 h 10 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: `0 MB`, `4.3 MB`, `812 MB`, `1.7 GB`."""
-    if count >= 999.5e6:
-        return f"{count / 1e9:,.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 9.95e6 or count < 5e4 else f"{count / 1e6:.1f} MB"
+    """Bytes as people say them: `0 MB`, `4.3 MB`, `812 MB`, `17 GB`."""
+    name, scale = _bytes(count)
+    return f"{_number(count / scale)} {name}"
 
 
 def span(expected: Expected | None, unit: Unit) -> str:
-    """A range: `2 min 10 s to 3 min 05 s`; its one number where both ends are written alike; `40 s or more` without an upper
-    end."""
-    if expected is None:
+    """A range: `12 to 18 s`, `4.2 to 6.1 min`; its one number where both ends are written alike; `40 s or more` without an
+    upper end."""
+    if expected is None or (expected.high is None and not expected.low):
         return "unknown"
-    say: Callable[[float], str] = clock if unit == "seconds" else size
-    low = say(expected.low)
+    largest = expected.low if expected.high is None else expected.high
+    name, scale = _seconds(largest) if unit == "seconds" else _bytes(largest)
+    low = _number(expected.low / scale)
     if expected.high is None:
-        return f"{low} or more" if expected.low > 0 else "unknown"
-    high = say(expected.high)
-    if expected.low <= 0 < expected.high:
-        return f"at most {high}"
-    return low if low == high else f"{low} to {high}"
+        return f"{low} {name} or more"
+    high = _number(expected.high / scale)
+    if not expected.low < expected.high or low == high:
+        return f"{high} {name}"
+    return f"{low} to {high} {name}" if expected.low else f"at most {high} {name}"
+
+
+def _seconds(largest: float) -> tuple[str, float]:
+    """The unit in which a time is written, and its seconds."""
+    if largest < 99.5:
+        return "s", 1.0
+    return ("min", 60.0) if largest < 99.5 * 60 else ("h", 3600.0)
+
+
+def _bytes(largest: float) -> tuple[str, float]:
+    return ("MB", 1e6) if largest < 999.5e6 else ("GB", 1e9)
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if 0 < value < 9.95 else f"{value:,.0f}"
 
 
 def sourced(expected: Expected | None, unit: Unit) -> str:
@@ -118,5 +129,5 @@ def _tight(cell: CellPlan, free_bytes: int) -> str:
 
 
 def against(expected: Expected | None) -> str:
-    """` of 4 min 10 s to 6 min 05 s expected`, to be written behind a time that has passed; nothing where no end was expected."""
+    """` of 4.2 to 6.1 min expected`, to be written behind a time that has passed; nothing where no end was expected."""
     return "" if expected is None or expected.high is None else f" of {span(expected, 'seconds')} expected"
