@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,24 +19,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env
+from harness import cli_env, cli_progress
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
 from harness.version import __version__
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from harness.envs import Missing
-    from harness.spec import Cell, Measurement, Record
+    from harness.forecast.estimate import CellPlan, Forecast
     from harness.suite.plan import Plan
 
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
 
 INTERRUPTED = 130
-
-TOLD_SECONDS = 10.0
-"""Between two lines that say how much of a model is fetched, where lines cannot be overwritten."""
 
 app = typer.Typer(
     name="quant-harness",
@@ -58,6 +53,10 @@ err = Console(stderr=True)
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file (.yaml), or the name of a built-in suite.")]
 ResultsArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help="A run file (.jsonl), or a suite's results folder.")]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Folder for results; the suite's name is added.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
 
 
@@ -83,13 +82,11 @@ class Listing(StrEnum):
 )
 def run(
     suite: SuiteArgument,
-    results: Annotated[Path, typer.Option("--results", help="Folder for results; the suite's name is added.")] = Path("results"),
+    results: ResultsOption = Path("results"),
     report: Annotated[Path | None, typer.Option("--report", help="Where the HTML goes; default reports/SUITE.html.")] = None,
     cache: cli_env.CacheOption = None,
     device: DeviceOption = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
-    ] = None,
+    threads: ThreadsOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask every question again, into a new run file; keep artifacts.")
     ] = False,
@@ -106,13 +103,14 @@ def run(
     settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads)
     started = time.monotonic()
     try:
-        with _Progress() as progress:
+        with cli_progress.Progress() as progress:
             path = runner.run(planned, settings, progress)
     except KeyboardInterrupt:
         err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
         raise typer.Exit(INTERRUPTED) from None
     _write_report(path, target)
     from harness import store
+    from harness.forecast import words
     from harness.report import failed, terminal_table
     from harness.report.view import view
 
@@ -122,33 +120,45 @@ def run(
         cli_env.say(line)
     out.print(f"results  {path}", soft_wrap=True, highlight=False)
     out.print(f"report   {target}", soft_wrap=True, highlight=False)
-    out.print(f"took     {_clock(time.monotonic() - started)}", highlight=False)
+    took = f"{words.clock(time.monotonic() - started)}{words.against(progress.expected)}"
+    out.print(f"took     {took}", highlight=False, soft_wrap=True)
     if failed.all_on_bad_input(shown):
         raise BadInput("every question failed on what it was given; correct that (see above), and run the same command again")
 
 
-@app.command(epilog="Examples: quant-harness plan quick · quant-harness plan suites/llama-3.2-1b.yaml --json")
+@app.command(
+    epilog="Examples: quant-harness plan quick · quant-harness plan suites/llama-3.2-1b.yaml --json · "
+    "quant-harness plan my.yaml --results nightly/results"
+)
 def plan(
     suite: SuiteArgument,
+    results: ResultsOption = Path("results"),
     device: DeviceOption = None,
     cache: cli_env.CacheOption = None,
+    threads: ThreadsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show every cell of a suite with its estimated size, and every combination that is not supported with the reason."""
+    """Show every cell of a suite with its estimated size, what `run` will take, and every combination that is not supported with
+    the reason.
+
+    Time, memory and disk are ranges, each with its source: what this machine took before (the run files under --results), else a
+    rate measured now, else unknown. An example: "12 to 18 s (same)", because this machine has done the same before."""
     from harness import envs
-    from harness.run import workspace
+    from harness.run import expect, workspace
     from harness.spec import to_json
 
     cache = cache or workspace.default_cache()
     planned = _plan(suite, device, cache, here=False)
     places = [cli_env.place_of(p.cell.method) for p in planned.cells]
     states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
+    forecast, unread = expect.before_run(planned, results=results, cache=cache, threads=threads)
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
         del asked["weights"]  # known once the models are here
         missing = [{"packages": m.packages, "install": m.install, "cells": cells} for m, cells in _missing(planned).items()]
-        data = {"device": planned.device, **asked, "environments": wanted, "missing": missing}
+        known = {"environments": wanted, "missing": missing, "forecast": to_json(forecast)}
+        data = {"device": planned.device, **asked, **known}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
@@ -160,6 +170,7 @@ def plan(
         row = [p.cell.model.name, p.cell.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions))]
         table.add_row(*row, *([place] if states else []))
     out.print(table)
+    _show_forecast(forecast, unread, cache)
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for p in planned.cells:
@@ -324,6 +335,42 @@ def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:
     return matrix.plan(path, device=chosen, cache=cache)
 
 
+def _show_forecast(forecast: Forecast, unread: Sequence[str], cache: Path) -> None:
+    """A table of what each cell will take, all of it in a sentence, and what will not fit."""
+    from harness.forecast import words
+    from harness.measure import machine
+
+    on_gpu = forecast.whole.device_bytes is not None
+    table = Table(title="forecast", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ["cell", "time", "memory", *(["GPU memory"] if on_gpu else []), "disk"]:
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for cell in forecast.cells:
+        table.add_row(*_forecast_row(cell, on_gpu=on_gpu))
+    out.print(table)
+    cli_env.say(f"forecast     {words.whole(forecast)}")
+    for line in words.legend(forecast):
+        cli_env.say(f"             {line}")
+    room, memory = machine.free_disk_bytes(cache), machine.available_memory_bytes()
+    lines = words.warnings(forecast, free_disk_bytes=room, free_memory_bytes=memory)
+    for line in [*lines, *filter(None, [words.unknown(forecast)]), *(f"not in the forecast: {each}" for each in unread)]:
+        cli_env.say(f"forecast     {line}")
+
+
+def _forecast_row(cell: CellPlan, *, on_gpu: bool) -> list[str]:
+    from harness.forecast import words
+
+    if not cell.questions:
+        return [escape(cell.name), "answered already", "", *([""] if on_gpu else []), ""]
+    seen = cell.forecast
+    memory = [seen.host_bytes, *([seen.device_bytes] if on_gpu else [])]
+    left = f", {cell.answered} answered" if cell.answered else ""
+    taken = [
+        words.sourced(seen.seconds, "seconds") + left,
+        *(words.sourced(each, "bytes") for each in (*memory, seen.disk_bytes)),
+    ]
+    return [escape(cell.name), *taken]
+
+
 def _budget(planned: Plan) -> list[str]:
     """What is scored until a verdict, in words."""
     from harness.probes import sequential
@@ -372,104 +419,9 @@ def _kernels(by_bits: Mapping[float, str]) -> str:
     return "; ".join(f"{kind} {' '.join(bits)}" for kind, bits in kinds.items())
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if category.__module__.startswith("harness"):
         err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _said(first: Measurement) -> str:
-    """An answer's first number in a line."""
-    if first.unit == "verdict":
-        from harness.report.numbers import show
-
-        return f"{show(first.value, first.unit)} after {first.n} items"
-    return f"{first.metric} {first.value:.5g} {first.unit}"
-
-
-class _Progress:
-    """A `runner.Observer` that shows one live line for the running cell and an overall bar; plain lines when piped."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._all: TaskID | None = None
-        self._now: TaskID | None = None
-        self._done = 0
-        self._total = 0
-        self._started = time.monotonic()
-        self._answered = 0
-        self._told: dict[str, float] = {}  # when a line said last how much of something is fetched
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def fetching(self, what: str, done: int, total: int) -> None:
-        line = f"fetching {what}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
-        if out.is_terminal:
-            end = "\n" if done == total else ""
-            out.print(f"\r{line}", end=end, markup=False, highlight=False, soft_wrap=True)
-        elif what not in self._told or done == total or time.monotonic() - self._told[what] > TOLD_SECONDS:
-            self._told[what] = time.monotonic()
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def begin(self, *, run: Path, questions: int, stored: int) -> None:
-        self._done, self._total, self._started = stored, questions, time.monotonic()
-        if stored:
-            out.print(
-                f"{stored} of {questions} questions are answered in {run}: going on from there", highlight=False, soft_wrap=True
-            )
-        if out.is_terminal and questions > stored:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=out,
-                transient=True,
-                refresh_per_second=1,  # drawing takes CPU time from what is being timed
-            )
-            self._all = self._bar.add_task("all", total=questions, completed=stored, left="")
-            self._now = self._bar.add_task("", total=None, left="")
-            self._bar.start()
-
-    def doing(self, cell: Cell, what: str) -> None:
-        if self._bar is not None and self._now is not None:
-            self._bar.reset(self._now, description=f"{cell.name}: {what}", total=None)
-
-    def answered(self, record: Record) -> None:
-        self._done += 1
-        self._answered += 1
-        if self._bar is not None and self._all is not None:
-            self._bar.update(self._all, completed=self._done, left=self._time_left())
-        if record.failure is not None:
-            what = f"{record.question.probe} {record.question.subject}".strip()
-            self.note(f"{record.status}: {record.cell.name}: {what}: {record.failure.message}")
-        elif self._bar is None:
-            first = record.answer.measurements[0] if record.answer and record.answer.measurements else None
-            value = _said(first) if first else "done"
-            what = f"{record.question.probe} {record.question.subject}".strip()
-            line = f"[{self._done}/{self._total}] {record.cell.name}: {what}: {value} ({record.seconds:.1f} s)"
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        first = text.strip().splitlines()[0] if text.strip() else ""
-        out.print(first, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-    def _time_left(self) -> str:
-        """From the mean time of an answer in this invocation: cells of a matrix take alike."""
-        rate = (time.monotonic() - self._started) / self._answered
-        return f"about {_clock(rate * (self._total - self._done))} left"
 
 
 if __name__ == "__main__":

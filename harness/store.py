@@ -6,6 +6,7 @@
     {"kind": "plan", ...}           `spec.PlanRecord`: what was asked; the last one counts (a suite may grow)
     {"kind": "environment", ...}    `spec.EnvironmentRecord`: one that is not the main one
     {"kind": "record", ...}         `spec.Record`: one outcome
+    {"kind": "cost", ...}           `costs.CellCost`: what a cell took, and what had been expected of it
     {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
 
 ``results/<suite>/blobs/<aa>/<sha256>.<ext>`` holds raw samples. One process writes (an advisory lock proves it); each line
@@ -27,12 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
+from harness.costs import CellCost
 from harness.decode import DecodeError, decode
 from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
 from harness.files import write_atomically
 from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
+_Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | Record | CellCost | EndRecord
 _T = TypeVar("_T")
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
@@ -129,6 +132,18 @@ def read_header(path: Path) -> RunHeader | None:
         return None
 
 
+def costs(path: Path) -> Iterator[CellCost]:
+    """What cells took, from the run file's lines that say so; no other line is parsed. BadInput for one that says it
+    otherwise."""
+    begin = b'{"kind":"cost"'
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if raw.startswith(begin) and raw.endswith(b"\n"):
+                line = json.loads(raw)
+                del line["kind"]
+                yield _read(CellCost, line, path, number)
+
+
 def newest(folder: Path) -> Path:
     """The newest run file of a suite's folder: names begin with the UTC time of their start."""
     runs = sorted(folder.glob("*.jsonl"))
@@ -164,6 +179,9 @@ class Writer:
     def record(self, record: Record) -> None:
         self._append("record", record)
 
+    def cost(self, cost: CellCost) -> None:
+        self._append("cost", cost)
+
     def end(self, end: EndRecord) -> None:
         self._append("end", end)
 
@@ -179,7 +197,7 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, kind: str, line: RunHeader | PlanRecord | EnvironmentRecord | Record | EndRecord) -> None:
+    def _append(self, kind: str, line: _Content) -> None:
         data = line_of(kind, line)
         with _explained(self.path):
             self._file.write(data)
@@ -187,7 +205,7 @@ class Writer:
             os.fsync(self._file.fileno())
 
 
-def line_of(kind: str, line: RunHeader | PlanRecord | EnvironmentRecord | Record | EndRecord) -> bytes:
+def line_of(kind: str, line: _Content) -> bytes:
     """A line of a run file, its end included."""
     text = json.dumps({"kind": kind, **to_json(line)}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode() + b"\n"

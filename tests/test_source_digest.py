@@ -79,5 +79,7 @@ def test_what_runs_and_measures_imports_nothing_that_declares_to_change_no_numbe
             waiting += _imported(path)
     assert len(reached) > 80, "the walk sees the package"
     silent = {path.relative_to(ROOT).as_posix() for path in reached - set(measuring_files())}
-    # Statistics declare why; reference/__init__.py says where files lie, whose digests are in the keys.
-    assert {name for name in silent if not name.startswith("stats/")} == {"reference/__init__.py"}
+    # Statistics declare why; reference/__init__.py says where files lie, whose digests are in the keys. What was expected and
+    # what was taken is written beside the answers and decides none of them.
+    silent -= {"costs.py", "measure/rate.py", "run/left.py", "run/ledger.py"}
+    assert {name for name in silent if not name.startswith(("stats/", "forecast/"))} == {"reference/__init__.py"}

@@ -30,10 +30,13 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
-    Layer(rooms=("cli_env",), why="the verb `env`, which the command line takes in"),
+    Layer(rooms=("cli_env", "cli_progress"), why="the verb `env` and the progress of `run`, which the command line takes in"),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
-    Layer(rooms=("envs", "report"), why="environments start children to try methods; the report reads the store"),
+    Layer(
+        rooms=("envs", "forecast", "report"),
+        why="environments start children to try methods; forecast and report read the store, the forecast a plan besides",
+    ),
     Layer(rooms=("child", "suite"), why="a child does jobs and knows no suite, a suite is planned without starting a child"),
     Layer(rooms=("plugins",), why="fills the tables of probes, engines and methods from other packages"),
     Layer(rooms=("probes",), why="they ask engines, and know methods by their rows"),
@@ -44,8 +47,8 @@ LAYERS = (
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
     Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "forking"), why="they know neither models nor methods"),
     Layer(
-        rooms=("artifact", "decode", "errors", "files"),
-        why="what most rooms share: artifacts, types, messages, whole files",
+        rooms=("artifact", "costs", "decode", "errors", "files"),
+        why="what most rooms share: artifacts, costs, types, messages, whole files",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

@@ -23,6 +23,9 @@ Stage = Literal["source", "quantize", "verify", "baseline", "bound", "probe"]
 check, and the bound on the answers. `baseline`: store the baseline's answers to one question. `bound`: those to the fixed
 tokens of the bound. `probe`: answer the questions in order."""
 
+ALL = "all"
+"""The phase that spans all of a question or a stage: its peaks are the process's own meanwhile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:

@@ -60,6 +60,11 @@ class WorkerSession:
     def has_loaded(self) -> bool:
         return self._loaded is not None
 
+    @property
+    def held(self) -> bool:
+        """Whether `verify` has found everything right, so that it costs nothing."""
+        return self._wrong == "" and (self._held or self._job.bound is None)
+
     def verify(self) -> None:
         """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads but
         answers otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the

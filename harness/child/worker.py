@@ -20,7 +20,7 @@ from harness.child import bound
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event, PhaseBegun
 from harness.child.failures import guarded
-from harness.child.job import CalibrationRows, Job
+from harness.child.job import ALL, CalibrationRows, Job, Outcome
 from harness.child.kernels import with_kernels
 from harness.child.session import WorkerSession
 from harness.errors import BadInput, Unsupported
@@ -31,7 +31,7 @@ from harness.methods import METHODS, against_source
 from harness.methods.base import Method, QuantizeRequest
 from harness.models import body, build, corpora, source
 from harness.probes import PROBES
-from harness.spec import Answer, Quantized, Question, to_json
+from harness.spec import Answer, Phase, Quantized, Question, to_json
 
 SIMULATED = (
     "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
@@ -48,28 +48,39 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
     if job.stage == "probe":
         _answer_all(session, folder, job, tell)
         return
-    if job.stage == "source":
-        outcome = guarded("source", partial(_read_source, job))
-    elif job.stage == "quantize":
-        outcome = guarded("quantize", partial(_quantize, job, tell))
-    elif job.stage == "verify":
-        outcome = guarded("reload", partial(_verify, session))
-    elif job.stage == "bound":
-        outcome = guarded("answers", partial(_keep_bound, session))
-    else:
-        outcome = guarded("baseline", partial(_store_baseline, session, job.questions))
-    jobs.write_outcome(folder, outcome)
+    with memory_phases.measure(ALL) as meter:
+        outcome = _done(session, job, tell)
+    jobs.write_outcome(folder, replace(outcome, phases=_phases(session, meter)))
     tell(Answered(index=0))
+
+
+def _done(session: WorkerSession, job: Job, tell: Tell) -> Outcome:
+    """The outcome of a stage that answers nothing."""
+    if job.stage == "source":
+        return guarded("source", partial(_read_source, job))
+    if job.stage == "quantize":
+        return guarded("quantize", partial(_quantize, job, tell))
+    if job.stage == "verify":
+        return guarded("reload", partial(_verify, session))
+    if job.stage == "bound":
+        return guarded("answers", partial(_keep_bound, session))
+    return guarded("baseline", partial(_store_baseline, session, job.questions))
+
+
+def _phases(session: WorkerSession, meter: memory_phases.Meter) -> tuple[Phase, ...]:
+    """What was measured within, and the phase that spans it all."""
+    assert meter.phase is not None
+    return (*session.take_phases(), meter.phase)
 
 
 def _answer_all(session: WorkerSession, folder: Path, job: Job, tell: Tell) -> None:
     for index, question in enumerate(job.questions):
         tell(Begun(index=index))
         started = time.perf_counter()
-        outcome = guarded(question.probe, partial(_answer, session, question))
-        outcome = replace(
-            outcome, seconds=time.perf_counter() - started, phases=session.take_phases(), simulated=session.simulated
-        )
+        with memory_phases.measure(ALL) as meter:
+            outcome = guarded(question.probe, partial(_answer, session, question))
+        seconds = time.perf_counter() - started
+        outcome = replace(outcome, seconds=seconds, phases=_phases(session, meter), simulated=session.simulated)
         jobs.write_outcome(folder, outcome, index)
         tell(Answered(index=index))
         if outcome.failure is not None and PROBES[question.probe].isolation == "memory":
@@ -82,7 +93,11 @@ def _answer(session: WorkerSession, question: Question) -> Answer:
         with session.phase("load"):
             session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":
-        session.verify()
+        if session.held:
+            session.verify()
+        else:
+            with session.phase("verify"):
+                session.verify()
     if session.simulated and not probe.simulated:
         raise Unsupported(SIMULATED)
     before = session.model_seconds

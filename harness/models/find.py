@@ -316,21 +316,33 @@ def weights_digest(folder: Path, memo: Path) -> str:
     """
     known = _remembered(memo)
     parts: dict[str, str] = {}
-    gguf = gguf_reader.parts(folder) if gguf_reader.is_gguf(folder) else []
-    for path in gguf or sorted([*safetensors_file.weight_files(folder), *settings(folder)]):
+    for name, path in _digested(folder).items():
         stamp = _stamp(path)
         if stamp not in known:
             known[stamp] = _sha256(path)
             if _stamp(path) != stamp:
                 raise BadInput(f"{path}: changed while it was read; run again when it is written")
-        # A GGUF file has any name; its parts have their numbers.
-        name = str(gguf.index(path) or "") if gguf else path.relative_to(folder).as_posix()
         parts[name] = known[stamp]
         if _young(path):
             del known[stamp]
     memo.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(memo, json.dumps(known))
     return digest(parts)
+
+
+def remembered_digest(folder: Path, memo: Path) -> str | None:
+    """`weights_digest` where it can be had without reading a weight: every file is remembered as it is now. Else None."""
+    known = _remembered(memo)
+    stamps = {name: _stamp(path) for name, path in _digested(folder).items()}
+    return digest({name: known[stamp] for name, stamp in stamps.items()}) if known.keys() >= set(stamps.values()) else None
+
+
+def _digested(folder: Path) -> dict[str, Path]:
+    """The files that a digest is made of, by their names in it. A GGUF file has any name; its parts have their numbers."""
+    if gguf_reader.is_gguf(folder):
+        return {str(number or ""): path for number, path in enumerate(gguf_reader.parts(folder))}
+    files = sorted([*safetensors_file.weight_files(folder), *settings(folder)])
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def _remembered(memo: Path) -> dict[str, str]:

@@ -190,20 +190,50 @@ def gather(plan: Plan, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Inputs
     folders = {m.name: find.fetch(m, cache, tell=tell) for m in plan.models}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
+    weights = {name: find.weights_digest(folder, cache / "digests.json") for name, folder in folders.items()}
+    return _inputs(plan, cache, folders=folders, weights=weights, texts=texts, calibrations=calibrations, data_commits=commits)
+
+
+def _inputs(
+    plan: Plan,
+    cache: Path,
+    *,
+    folders: Mapping[str, Path],
+    weights: Mapping[str, str],
+    texts: Mapping[str, Path],
+    calibrations: Mapping[str, Path],
+    data_commits: Mapping[str, str],
+) -> Inputs:
     built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.method for p in plan.cells)}
     return Inputs(
         plan=plan,
         cache=cache,
         model_dirs=folders,
-        weights={name: find.weights_digest(folder, cache / "digests.json") for name, folder in folders.items()},
+        weights=weights,
         texts=texts,
         text_digests={name: corpora.digest(path) for name, path in texts.items()},
         calibrations=calibrations,
         calibration_digests={name: corpora.digest(path) for name, path in calibrations.items()},
         packages=machine.packages(),
         environments={name: packages for name, packages in built.items() if packages is not None},
-        data_commits=commits,
+        data_commits=data_commits,
     )
+
+
+def at_hand(plan: Plan, cache: Path) -> Inputs | None:
+    """The same where nothing has to be fetched, filled or hashed for it: models, texts and environments as an earlier run left
+    them. None where anything is missing, or where tasks are made of the hub's data, whose commits only the hub knows."""
+    if any(DATA_SETS in q.options for p in plan.cells for q in p.questions):
+        return None
+    folders = {m.name: find.locate(m) for m in plan.models}
+    here = {name: folder for name, folder in folders.items() if folder is not None}
+    weights = {name: find.remembered_digest(folder, cache / "digests.json") for name, folder in here.items()}
+    known = {name: value for name, value in weights.items() if value is not None}
+    texts = {name: Path(text.path) for name, text in plan.texts.items() if text.path is not None}
+    calibrations = {name: Path(text.path) for name, text in plan.calibrations.items() if text.path is not None}
+    if known.keys() != folders.keys() or texts.keys() != plan.texts.keys() or calibrations.keys() != plan.calibrations.keys():
+        return None
+    return _inputs(plan, cache, folders=here, weights=known, texts=texts, calibrations=calibrations, data_commits={})
 
 
 def _data_commits(plan: Plan) -> dict[str, str]:

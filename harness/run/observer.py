@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from harness.costs import CellCost, Expected
+from harness.forecast.estimate import Forecast
 from harness.spec import Cell, Record
 
 
@@ -14,11 +16,15 @@ class Observer(Protocol):
     def fetching(self, what: str, done: int, total: int) -> None:
         """Before a run begins, now and then while a model is fetched: bytes that are here, and bytes in all."""
 
-    def begin(self, *, run: Path, questions: int, stored: int) -> None: ...
+    def begin(self, *, run: Path, questions: int, stored: int, forecast: Forecast) -> None: ...
 
-    def doing(self, cell: Cell, what: str) -> None: ...
+    def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
+        """`expected`: the seconds that it will take."""
 
     def answered(self, record: Record) -> None: ...
+
+    def measured(self, cost: CellCost) -> None:
+        """A cell is done, with all that it took."""
 
     def note(self, text: str) -> None: ...
 
@@ -29,13 +35,16 @@ class Silent:
     def fetching(self, what: str, done: int, total: int) -> None:
         pass
 
-    def begin(self, *, run: Path, questions: int, stored: int) -> None:
+    def begin(self, *, run: Path, questions: int, stored: int, forecast: Forecast) -> None:
         pass
 
-    def doing(self, cell: Cell, what: str) -> None:
+    def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
         pass
 
     def answered(self, record: Record) -> None:
+        pass
+
+    def measured(self, cost: CellCost) -> None:
         pass
 
     def note(self, text: str) -> None:

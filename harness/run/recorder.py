@@ -11,6 +11,7 @@ from harness import store
 from harness.child import job as jobs
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome
+from harness.costs import CellCost
 from harness.errors import OlderSchema
 from harness.measure import machine
 from harness.methods import METHODS
@@ -44,8 +45,9 @@ class Recorder:
         self._inputs = inputs
         self._servers = servers
         self._observer = observer
+        self.context = context
         self._context = context.digest
-        path = (None if fresh else _same_context(folder, self._context)) or _new_run(folder, self._context)
+        path = (None if fresh else same_context(folder, self._context)) or _new_run(folder, self._context)
         header = RunHeader(run=path.stem, started_at=now(), context=context, context_digest=self._context)
         self._writer = store.Writer(path, header)
         self._ended = False
@@ -83,8 +85,13 @@ class Recorder:
         if asked or not self._ended:
             self._writer.end(EndRecord(ended_at=now(), questions=questions))
 
-    def store(self, planned: PlannedCell, question: Question, job: Path, *, index: int, started_at: str) -> None:
-        """Appends what a child left for the question at `index` of its job."""
+    def cost(self, cost: CellCost) -> None:
+        """Appends what a cell took."""
+        self._writer.cost(cost)
+        self._observer.measured(cost)
+
+    def store(self, planned: PlannedCell, question: Question, job: Path, *, index: int, started_at: str) -> Outcome:
+        """Appends what a child left for the question at `index` of its job, and returns it."""
         outcome = jobs.read_outcome(job, phase=question.probe, index=index)
         ended = Exit(code=0)
         failure = failure_of(outcome, ended, log=jobs.log(job), phase=question.probe, timeout=0)
@@ -92,6 +99,7 @@ class Recorder:
         if outcome.answer is not None:
             outcome = replace(outcome, answer=self._keep_blobs(outcome.answer, jobs.outbox(job)))
         self.append(planned, question, outcome, started_at=started_at)
+        return outcome
 
     def fail(self, planned: PlannedCell, questions: Sequence[Question], failure: Failure) -> None:
         """Appends one failure for several questions."""
@@ -173,7 +181,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _same_context(folder: Path, context: str) -> Path | None:
+def same_context(folder: Path, context: str) -> Path | None:
     """The newest run file that was made under the same context."""
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
         try:

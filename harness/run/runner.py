@@ -21,13 +21,17 @@ from harness.child.bound import bounded, complete, rounding
 from harness.child.events import Answered, Begun, Event
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome, Stage
+from harness.costs import CellCost
 from harness.files import draft_folder
-from harness.measure import machine
+from harness.forecast import history
+from harness.forecast.estimate import Forecast, forecast
+from harness.measure import machine, rate
 from harness.methods import METHODS
 from harness.models.source import known
 from harness.probes import PROBES, sequential
-from harness.run import identity
+from harness.run import identity, left
 from harness.run.jobs import JobFolders
+from harness.run.ledger import Ledger
 from harness.run.observer import Observer, Silent
 from harness.run.recorder import Recorder, now
 from harness.run.servers import Servers
@@ -69,6 +73,7 @@ class _Pipeline:
         self.observer = observer
         self.settings = settings
         self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
+        self.ledger: Ledger  # of the cell that is being measured
         self.home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         threads = settings.threads or len(machine.affinity())
         self.jobs = JobFolders(inputs, threads=threads, home=self.home)
@@ -94,16 +99,39 @@ class _Pipeline:
         self.recorder.resume()
         todo = [(p, self.recorder.unanswered(p, retry_failed=self.settings.retry_failed)) for p in self.plan.cells]
         planned_questions = sum(len(p.questions) for p in self.plan.cells)
-        left = sum(len(questions) for _, questions in todo)
-        self.observer.begin(run=self.recorder.path, questions=planned_questions, stored=planned_questions - left)
+        unanswered = sum(len(questions) for _, questions in todo)
+        expected = self._forecast([questions for _, questions in todo])
+        self.observer.begin(
+            run=self.recorder.path, questions=planned_questions, stored=planned_questions - unanswered, forecast=expected
+        )
         for refused in plugins.load().refused:
             self.observer.note(str(refused))
         self.servers.prepare = self.jobs.write_preparation([questions for _, questions in todo])
-        for planned, questions in todo:
+        for (planned, questions), cell in zip(todo, expected.cells, strict=True):
             if questions:
+                self.ledger = Ledger(planned, questions, cell)
                 self._measure(planned, questions)
-        self.recorder.end(questions=planned_questions, asked=left > 0)
+                self.recorder.cost(self._cost(planned))
+        self.recorder.end(questions=planned_questions, asked=unanswered > 0)
         return self.recorder.path
+
+    def _forecast(self, questions: Sequence[Sequence[Question]]) -> Forecast:
+        """What is left will take, from what this machine did before."""
+        context = self.recorder.context
+        here = history.Here(host=context.host, device=context.device.split(":")[0], threads=context.threads)
+        known = history.read(self.settings.results, here)
+        for unread in known.unread:
+            self.observer.note(f"not in the forecast: {unread}")
+        todo = left.todo(self.plan, questions, self.inputs)
+        return forecast(todo, known, device=self.plan.device, rate=rate.for_device(self.plan.device))
+
+    def _cost(self, planned: PlannedCell) -> CellCost:
+        """What the cell that was just measured took."""
+        artifact = self.inputs.artifact(planned.cell)
+        asked = [q for q in planned.questions if PROBES[q.probe].needs_stored_baseline]
+        kept = {self.inputs.stored_baseline(planned.cell, q) for q in asked} if planned.baseline else set()
+        kept |= {self.inputs.bound(planned.cell)} if planned.baseline else set()
+        return self.ledger.close(artifact=artifact if artifact.is_dir() else None, kept=sorted(kept))
 
     def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
         artifact = self._artifact(planned)
@@ -126,7 +154,11 @@ class _Pipeline:
     def _artifact(self, planned: PlannedCell) -> Path | Failure:
         """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
         rename once its manifest is written, so that a half-written one is never used."""
+        environment, unbuilt = METHODS[planned.cell.method].environment, self.inputs.installed(planned.cell.method) is None
+        begun = time.monotonic()
         lacking = self.servers.lacking(planned.cell)
+        if unbuilt:
+            self.ledger.took("environment", environment, time.monotonic() - begun)
         if lacking is not None:
             return lacking
         target = self.inputs.artifact(planned.cell)
@@ -135,7 +167,7 @@ class _Pipeline:
             return unread
         if whole(target, self.inputs.model_dir(self.inputs.source(planned.cell))):
             return target
-        self.observer.doing(planned.cell, "quantize")
+        self.observer.doing(planned.cell, "quantize", self.ledger.expected("quantize"))
         try:
             with draft_folder(target) as draft:
                 failure = self._run_stage("quantize", planned, draft, phase="quantize")
@@ -206,9 +238,17 @@ class _Pipeline:
         """Runs a job that answers nothing in a child of its own; None when it went well. A crash is told under `phase`."""
         quantizes = stage == "quantize"
         timeout = self.plan.suite.quantize_timeout if quantizes else self.plan.suite.timeout
-        job = self.jobs.write(stage, planned, artifact, questions)
-        ended = self.servers.run(METHODS[planned.cell.method], job, timeout, quantizes=quantizes)
-        return failure_of(jobs.read_outcome(job, phase=phase), ended, log=jobs.log(job), phase=phase, timeout=timeout)
+        with self.ledger.stage(stage):
+            job = self.jobs.write(stage, planned, artifact, questions)
+            ended = self.servers.run(METHODS[planned.cell.method], job, timeout, quantizes=quantizes)
+            self._note_starts()
+        outcome = jobs.read_outcome(job, phase=phase)
+        self.ledger.saw(outcome)
+        return failure_of(outcome, ended, log=jobs.log(job), phase=phase, timeout=timeout)
+
+    def _note_starts(self) -> None:
+        for environment, seconds in self.servers.take_started():
+            self.ledger.took("start", environment, seconds)
 
     def _paired(self, planned: PlannedCell, questions: Sequence[Question]) -> tuple[list[Question], Mapping[str, BaselineItems]]:
         """The questions that can be answered, and the baseline's items of those that are asked until a verdict. Where the
@@ -243,19 +283,23 @@ class _Pipeline:
             def on_event(event: Event, job: Path = job, watch: _Watch = watch) -> None:
                 if isinstance(event, Begun):
                     question = watch.begin(event.index)
-                    self.observer.doing(planned.cell, f"{question.probe} {question.subject}".strip())
+                    doing = f"{question.probe} {question.subject}".strip()
+                    self.observer.doing(planned.cell, doing, self.ledger.expected(question.probe, question))
                 elif isinstance(event, Answered):
                     question = watch.answer(event.index)
-                    self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
+                    outcome = self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
+                    self.ledger.answered(question, outcome)
 
             timeout = self.plan.suite.timeout
             ended = self.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
+            self._note_starts()
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
             stopped_on_purpose = watch.answered and watch.current() is None and ended == Exit(code=0)
             if waiting and not stopped_on_purpose:
                 broken = watch.current() or waiting[0]
                 failure = failure_of(None, ended, log=jobs.log(job), phase=broken.probe, timeout=timeout)
                 outcome = Outcome(failure=failure, seconds=watch.seconds())
+                self.ledger.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,6 +40,12 @@ class Servers:
         self._unbuilt: dict[str, Failure] = {}
         self._servers: dict[str, Server] = {}
         self._broken: dict[str, str] = {}
+        self._started: list[tuple[str, float]] = []
+
+    def take_started(self) -> list[tuple[str, float]]:
+        """The environments whose processes were started since this was asked last, each with the seconds that it took."""
+        started, self._started = self._started, []
+        return started
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -114,7 +121,9 @@ class Servers:
         home, offered = self._home / f"server-{environment}", self._offered(environment)
         server = Server(python=python, modules=modules, home=home, env=env, offered=offered)
         self._servers[environment] = server
+        begun = time.monotonic()
         ready = server.start()
+        self._started.append((environment, time.monotonic() - begun))
         for name, why in ready.missing.items():
             self._observer.note(f"{name} cannot be imported in the {environment} environment: {why}")
         if self._plan.device.startswith("cuda") and "torch" in modules and not ready.cuda:

@@ -18,7 +18,8 @@ from harness.suite.file import BUILT_IN, Suite
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:
     """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here).
-    `note`: what the plan changed of what the suite leaves open."""
+    `note`: what the plan changed of what the suite leaves open. `parameters`: of the cell's model, None where its files do not
+    say."""
 
     cell: Cell
     questions: tuple[Question, ...]
@@ -26,6 +27,7 @@ class PlannedCell:
     estimated_bpw: float
     estimated_bytes: int | None
     note: str = ""
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

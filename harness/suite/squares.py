@@ -76,6 +76,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
         note=note,
+        parameters=None if source.shape is None else source.shape.parameters,
     )
 
 
@@ -147,6 +148,7 @@ def served(source: Source, choice: Choice, frame: Frame) -> Square:
         baseline=baseline,
         estimated_bpw=method.bits_per_weight(cell.scheme),
         estimated_bytes=None,
+        parameters=None if source.shape is None else source.shape.parameters,
     )
 
 
