@@ -26,7 +26,7 @@ from harness.version import __version__
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from harness.spec import Cell, Measurement, Record
+    from harness.spec import CalibrationText, Cell, Measurement, Record
     from harness.suite.plan import Plan
 
 CHANGES_NUMBERS = False
@@ -36,6 +36,9 @@ INTERRUPTED = 130
 
 TOLD_SECONDS = 10.0
 """Between two lines that say how much of a model is fetched, where lines cannot be overwritten."""
+
+PROGRESS_SECONDS = 30.0
+"""Between two lines that say how far a library is, likewise."""
 
 app = typer.Typer(
     name="quant-harness",
@@ -158,6 +161,8 @@ def plan(
     out.print(table)
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for text in planned.calibrated_on:
+        cli_env.say(f"calibration  {_calibrated_on(text)}")
     for p in planned.cells:
         if p.note:
             cli_env.say(f"note         {p.cell.name}: {p.note}")
@@ -307,6 +312,18 @@ def _budget(planned: Plan) -> list[str]:
     return [sequential.words(next(iter(asked.values())), list(asked))] if asked else []
 
 
+def _calibrated_on(text: CalibrationText) -> str:
+    """What cells are calibrated on, why, and how much of it is scored."""
+    shares = [
+        f"{name} " + ("is measured by the run" if share is None else f"{share:.0%}") for name, share in text.overlap.items()
+    ]
+    scored = f"; overlap with what is scored: {', '.join(shares)}" if shares else ""
+    return (
+        f"{text.model}: {', '.join(text.cells)}: {text.samples} rows of {text.length} tokens ({text.tokens:,} in all), "
+        f"{text.words} ({text.why}){scored}"
+    )
+
+
 def _list_unsupported(planned: Plan) -> None:
     for square in planned.unsupported:
         out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
@@ -378,6 +395,7 @@ class _Progress:
         self._started = time.monotonic()
         self._answered = 0
         self._told: dict[str, float] = {}  # when a line said last how much of something is fetched
+        self._since = self._last = time.monotonic()  # when what is being done began, and when a line said last how far it is
 
     def __enter__(self) -> _Progress:
         return self
@@ -419,8 +437,18 @@ class _Progress:
             self._bar.start()
 
     def doing(self, cell: Cell, what: str) -> None:
+        self._since = self._last = time.monotonic()
         if self._bar is not None and self._now is not None:
             self._bar.reset(self._now, description=f"{cell.name}: {what}", total=None)
+
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
+        said = "".join(c if c.isprintable() else " " for c in how_far)  # a library's line must not steer the terminal
+        line = f"{cell.name}: {what}" + f", {said}" * bool(said)
+        if self._bar is not None and self._now is not None:
+            self._bar.update(self._now, description=line)
+        elif time.monotonic() - self._last >= PROGRESS_SECONDS:
+            self._last = time.monotonic()
+            out.print(f"{line} ({_clock(self._last - self._since)})", markup=False, highlight=False, soft_wrap=True)
 
     def answered(self, record: Record) -> None:
         self._done += 1

@@ -124,6 +124,9 @@ class Served:
 Origin: TypeAlias = Quantized | Given | Served
 """Where a cell's weights come from. `identity()` is what decides them, as plain data."""
 
+OVERLAP = "calibration_overlap"
+"""The fact of an answer about a corpus that says how much of what the cell was calibrated on the corpus holds, 0 to 1."""
+
 OriginKind = Literal["quantized", "given", "served"]
 
 
@@ -317,6 +320,26 @@ class PlannedCellRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationText:
+    """What the `cells` (labels) of a model are calibrated on: `samples` rows of `length` tokens of a text, and in words which
+    text that is and why it is this one. `overlap`: by scored corpus, the share of the text that is scored as well
+    (models/overlap.py); None where the plan cannot know it."""
+
+    model: str
+    text: str
+    words: str
+    why: str
+    samples: int
+    length: int
+    cells: tuple[str, ...]
+    overlap: Mapping[str, float | None]
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnsupportedRecord:
     """A square that cannot exist, and why."""
 
@@ -347,6 +370,7 @@ class PlanRecord:
     commands: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, OfferedProbe] = field(default_factory=dict)
+    calibrated_on: tuple[CalibrationText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,9 @@ class Observer(Protocol):
 
     def doing(self, cell: Cell, what: str) -> None: ...
 
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
+        """Now and then while a cell is `doing` something long: how far it is."""
+
     def answered(self, record: Record) -> None: ...
 
     def note(self, text: str) -> None: ...
@@ -33,6 +36,9 @@ class Silent:
         pass
 
     def doing(self, cell: Cell, what: str) -> None:
+        pass
+
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
         pass
 
     def answered(self, record: Record) -> None:

@@ -11,14 +11,15 @@ from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
 from harness.probes import PROBES
-from harness.spec import Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
+from harness.spec import CalibrationText, Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, UnsupportedRecord
 from harness.suite.file import BUILT_IN, Suite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedCell:
     """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here).
-    `note`: what the plan changed of what the suite leaves open."""
+    `note`: what the plan changed of what the suite leaves open. `why_this_text`: what made it the one that the cell is calibrated
+    on; empty where there is none."""
 
     cell: Cell
     questions: tuple[Question, ...]
@@ -26,6 +27,7 @@ class PlannedCell:
     estimated_bpw: float
     estimated_bytes: int | None
     note: str = ""
+    why_this_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Plan:
     texts: Mapping[str, Corpus]
     calibrations: Mapping[str, Corpus]
     task_folders: Mapping[str, str]
+    calibrated_on: tuple[CalibrationText, ...] = ()
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
 
@@ -79,6 +82,7 @@ class Plan:
             },
             commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
             weights=weights,
+            calibrated_on=self.calibrated_on,
         )
 
 
