@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when the same model would write another text."""
 
-DOCUMENTS = 32
+DOCUMENTS = 16
 LENGTH = 512
 
 LEAST = 4
 """Tokens that the documents of a block must have on average."""
 
 Told = Callable[[int, int], None]
-"""(tokens that there are, tokens wanted)."""
+"""(tokens that there are, tokens that are to be there)."""
 
 
 def recipe(seed: int) -> Mapping[str, Json]:
@@ -62,7 +62,7 @@ def write(model_dir: Path, path: Path, tokens: int, *, seed: int, dtype: torch.d
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
     text: list[str] = []
     load = partial(_model, model_dir, dtype, device)
-    for block in _blocks(model_dir, path.parent, tokenizer, seed, load, lambda done: tell(min(done, tokens), tokens)):
+    for block in _blocks(model_dir, path.parent, tokenizer, seed, load, lambda done, block: tell(done, max(tokens, block))):
         text += block
         joined = "\n\n".join(text)
         if len(tokenizer(joined, verbose=False)["input_ids"]) >= tokens:
@@ -76,10 +76,10 @@ def _blocks(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     load: Callable[[], PreTrainedModel],
-    tell: Callable[[int], None],
+    tell: Told,
 ) -> Iterator[list[str]]:
     """The documents of one block after another, from `folder` where they were sampled before, and else by the model that `load`
-    returns. `tell` hears how many tokens there are."""
+    returns. `tell` hears how many tokens there are, and how many the block will have at most."""
     model: PreTrainedModel | None = None
     done = number = 0
     while True:
@@ -99,13 +99,12 @@ def _blocks(
                 "all; name a text instead: calibration: {corpus: {path: my-text.txt}}"
             )
         done += block["tokens"]
-        tell(done)
         yield block["documents"]
         number += 1
 
 
-def _told(tell: Callable[[int], None], before: int, new: int) -> None:
-    tell(before + new)
+def _told(tell: Told, before: int, new: int, most: int) -> None:
+    tell(before + new, before + most)
 
 
 def _model(model_dir: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -117,7 +116,7 @@ def _model(model_dir: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def _sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, seed: int, tell: Callable[[int], None]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, seed: int, tell: Told
 ) -> list[list[int]]:
     """The ids of a block's documents, without what begins and ends them."""
     import torch
@@ -125,19 +124,20 @@ def _sample(
 
     ends = _ends(tokenizer, model_dir)
     start = _start(tokenizer, model_dir)
+    longest = _length(model_dir) - len(start)
     rules = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=_length(model_dir) - len(start),
+        max_new_tokens=longest,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else start[0],
         use_cache=True,
     )
 
     def count(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        tell((ids.shape[1] - len(start)) * DOCUMENTS)
+        tell((ids.shape[1] - len(start)) * DOCUMENTS, longest * DOCUMENTS)
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
     torch.manual_seed(seed)

@@ -29,7 +29,18 @@ from harness.report.cells import (
 )
 from harness.report.compare import compare
 from harness.report.derivation import Derived
-from harness.spec import EnvironmentRecord, Measurement, Metric, Places, Question, Record, UnsupportedRecord, digest, to_json
+from harness.spec import (
+    CalibrationText,
+    EnvironmentRecord,
+    Measurement,
+    Metric,
+    Places,
+    Question,
+    Record,
+    UnsupportedRecord,
+    digest,
+    to_json,
+)
 from harness.store import Run
 
 
@@ -53,6 +64,7 @@ class View:
     derived: Derived
     probes: Mapping[str, Group]  # rows by name
     environments: tuple[EnvironmentRecord, ...] = ()
+    calibrated_on: tuple[CalibrationText, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -125,6 +137,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         derived=comparisons,
         probes=probes,
         environments=tuple(run.environments[name] for name in sorted(run.environments)),
+        calibrated_on=run.plan.calibrated_on,
     )
 
 
