@@ -91,7 +91,7 @@ def _blocks(
             documents = [document for document in decoded if document.strip()]
             folder.mkdir(parents=True, exist_ok=True)
             said = {"tokens": sum(map(len, ids)), "documents": documents}
-            write_atomically(kept, json.dumps(said, ensure_ascii=True))  # half a surrogate pair stays half a one
+            write_atomically(kept, json.dumps(said, ensure_ascii=False))
         block = json.loads(kept.read_text(encoding="utf-8"))
         if block["tokens"] < LEAST * DOCUMENTS or not block["documents"]:
             raise BadInput(
@@ -183,4 +183,6 @@ def _ends(tokenizer: PreTrainedTokenizerBase, model_dir: Path) -> list[int]:
 def _length(model_dir: Path) -> int:
     """Tokens of the longest document: what the model's context holds, at most LENGTH."""
     text = config_json.text_part(config_json.read(model_dir))
-    return min(LENGTH, config_json.integer(text, "max_position_embeddings", "n_positions", "seq_length", default=LENGTH))
+    return min(
+        LENGTH, config_json.integer(text, "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", default=LENGTH)
+    )
