@@ -314,8 +314,8 @@ def _budget(planned: Plan) -> list[str]:
 
 def _calibrated_on(text: CalibrationText) -> str:
     """What cells are calibrated on, why, and how much of it is scored."""
-    shares = [f"{name} {'said by the run' if share is None else f'{share:.0%}'}" for name, share in text.overlap.items()]
-    scored = f"; overlap with what is scored: {', '.join(shares)}" if shares else ""
+    shares = [f"{'the run will say' if share is None else f'{share:.0%}'} ({name})" for name, share in text.overlap.items()]
+    scored = f"; also scored: {', '.join(shares)}" if shares else ""
     return (
         f"{text.model}: {text.samples} rows of {text.length} tokens ({text.tokens:,}), {text.words}: {text.why}{scored}; "
         f"for {', '.join(text.cells)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,19 @@ def test_plan_says_which_text_and_how_much_of_it_is_scored(folder: Path) -> None
     assert same.tokens == 128
     other = said(planned(folder, GPTQ, scored, "calibration: {corpus: {path: apart.txt}}\n"))
     assert other.overlap == {"scored": 0.0}
+
+
+def test_the_plan_that_is_printed_says_it_in_one_line(folder: Path) -> None:
+    planned(folder, GPTQ, "corpora: [{path: scored.txt, window: 64}]\n")
+    command = [sys.executable, "-m", "harness.cli", "plan", "suite.yaml", "--device", "cpu"]
+    printed = subprocess.run([*command], cwd=folder, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert (
+        "calibration  mine: 128 rows of 512 tokens (65,536), sampled from the model itself (seed 0, temperature 1): no corpus of "
+        "the suite keeps a text apart from what is scored; also scored: the run will say (scored); for gptq 4-bit g128"
+    ) in printed
+    data = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, text=True, timeout=300, check=True).stdout
+    (text,) = json.loads(data)["calibrated_on"]
+    assert text["overlap"] == {"scored": None}
 
 
 # ---- the overlap ----
