@@ -283,8 +283,15 @@ def test_a_longer_text_begins_with_the_shorter_one_and_no_block_is_sampled_twice
 
     def write(tokens: int, seed: int = 0, place: str = "text") -> str:
         path = folder / place / f"text-{tokens}.txt"
-        options = {"seed": seed, "dtype": torch.float32, "device": "cpu"}
-        sampled.write(folder / "mine", path, tokens, **options, tell=lambda done, of: told.append((done, of)))
+        sampled.write(
+            folder / "mine",
+            path,
+            tokens,
+            seed=seed,
+            dtype=torch.float32,
+            device="cpu",
+            tell=lambda done, of: told.append((done, of)),
+        )
         return path.read_text()
 
     short = write(100)
