@@ -62,7 +62,7 @@ def write(model_dir: Path, path: Path, tokens: int, *, seed: int, dtype: torch.d
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
     text: list[str] = []
     load = partial(_model, model_dir, dtype, device)
-    for block in _blocks(model_dir, path.parent, tokenizer, seed, load, lambda done, block: tell(done, max(tokens, block))):
+    for block in _blocks(model_dir, path.parent, tokenizer, seed, load, lambda done: tell(done, max(done, tokens))):
         text += block
         joined = "\n\n".join(text)
         if len(tokenizer(joined, verbose=False)["input_ids"]) >= tokens:
@@ -76,10 +76,10 @@ def _blocks(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     load: Callable[[], PreTrainedModel],
-    tell: Told,
+    tell: Callable[[int], None],
 ) -> Iterator[list[str]]:
     """The documents of one block after another, from `folder` where they were sampled before, and else by the model that `load`
-    returns. `tell` hears how many tokens there are, and how many the block will have at most."""
+    returns. `tell` hears how many tokens there are."""
     model: PreTrainedModel | None = None
     done = number = 0
     while True:
@@ -103,8 +103,8 @@ def _blocks(
         number += 1
 
 
-def _told(tell: Told, before: int, new: int, most: int) -> None:
-    tell(before + new, before + most)
+def _told(tell: Callable[[int], None], before: int, new: int) -> None:
+    tell(before + new)
 
 
 def _model(model_dir: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -116,7 +116,7 @@ def _model(model_dir: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
 
 
 def _sample(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, seed: int, tell: Told
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_dir: Path, seed: int, tell: Callable[[int], None]
 ) -> list[list[int]]:
     """The ids of a block's documents, without what begins and ends them."""
     import torch
@@ -124,20 +124,21 @@ def _sample(
 
     ends = _ends(tokenizer, model_dir)
     start = _start(tokenizer, model_dir)
-    longest = _length(model_dir) - len(start)
     rules = GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=longest,
+        max_new_tokens=_length(model_dir) - len(start),
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else start[0],
         use_cache=True,
     )
 
     def count(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        tell((ids.shape[1] - len(start)) * DOCUMENTS, longest * DOCUMENTS)
+        ending = torch.isin(ids[:, len(start) :], torch.tensor(ends, dtype=ids.dtype, device=ids.device))
+        ended = ending.int().cummax(dim=1).values
+        tell(int(ended.numel() - ended.sum()))
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
     torch.manual_seed(seed)

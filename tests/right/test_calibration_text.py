@@ -295,7 +295,9 @@ def test_a_longer_text_begins_with_the_shorter_one_and_no_block_is_sampled_twice
         return path.read_text()
 
     short = write(100)
-    assert told[-1][0] <= told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(done <= of for done, of in told)
+    assert told[-1][0] >= 100
     blocks = {path.name: path.stat().st_mtime_ns for path in (folder / "text").glob("block-*.json")}
     long = write(500)
     assert long.startswith(short)
