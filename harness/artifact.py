@@ -119,10 +119,12 @@ def verified(artifact: Path, running: Running) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """How an artifact was made: `scheme` is `Scheme.identity()`, `phase` what quantizing took."""
+    """How an artifact was made: `scheme` is `Scheme.identity()`, `phase` what quantizing took. `calibration_digest` is that of
+    the text whose rows it saw (`corpora.digest`); None without one, and in artifacts made before 2026-11-29."""
 
     scheme: Mapping[str, Json]
     method_version: str
     phase: Phase
     calibration_tokens: int | None
     device: str
+    calibration_digest: str | None = None

@@ -26,6 +26,7 @@ from harness.version import __version__
 if TYPE_CHECKING:
     from harness.envs import Missing
     from harness.forecast.estimate import CellPlan, Forecast
+    from harness.spec import CalibrationText
     from harness.suite.plan import Plan
 
 CHANGES_NUMBERS = False
@@ -171,13 +172,7 @@ def plan(
         table.add_row(*row, *([place] if states else []))
     out.print(table)
     _show_forecast(forecast, unread, cache)
-    for line in _budget(planned):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    for p in planned.cells:
-        if p.note:
-            cli_env.say(f"note         {p.cell.name}: {p.note}")
-    for name, grid in planned.source_grids.items():
-        cli_env.say(f"note         {grid.warning(name)}")
+    _say_what_holds(planned)
     for status in states:
         name, cells = status.environment.name, places.count(status.environment.name)
         if status.unwell:
@@ -190,6 +185,19 @@ def plan(
         many = needing[0] if len(needing) == 1 else f"{len(needing)} cells ({needing[0]} ...)"
         cli_env.say(f"missing      {what} {many} would fail: {lacking.install}")
     _list_unsupported(planned)
+
+
+def _say_what_holds(planned: Plan) -> None:
+    """What is to be known of a plan beside its cells: budgets, calibration, notes."""
+    for line in _budget(planned):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for text in planned.calibrated_on:
+        cli_env.say(f"calibration  {_calibrated_on(text)}")
+    for p in planned.cells:
+        if p.note:
+            cli_env.say(f"note         {p.cell.name}: {p.note}")
+    for name, grid in planned.source_grids.items():
+        cli_env.say(f"note         {grid.warning(name)}")
 
 
 def _missing(planned: Plan) -> dict[Missing, list[str]]:
@@ -377,6 +385,16 @@ def _budget(planned: Plan) -> list[str]:
 
     asked = {q.subject: wish for p in planned.cells for q in p.questions if (wish := sequential.settings(q)) is not None}
     return [sequential.words(next(iter(asked.values())), list(asked))] if asked else []
+
+
+def _calibrated_on(text: CalibrationText) -> str:
+    """What cells are calibrated on, why, and how much of it is scored."""
+    shares = [f"{'the run will say' if share is None else f'{share:.0%}'} ({name})" for name, share in text.overlap.items()]
+    scored = f"; also scored: {', '.join(shares)}" if shares else ""
+    return (
+        f"{text.model}: {text.samples} rows of {text.length} tokens ({text.tokens:,}), {text.words}: {text.why}{scored}; "
+        f"for {', '.join(text.cells)}"
+    )
 
 
 def _list_unsupported(planned: Plan) -> None:

@@ -26,6 +26,9 @@ TOLD_SECONDS = 10.0
 LONG_SECONDS = 30.0
 """What is expected to take longer is announced where no bar is drawn, so that a silent minute is no surprise."""
 
+PROGRESS_SECONDS = 30.0
+"""Between two lines that say how far a library is, likewise."""
+
 out = Console()
 
 
@@ -42,6 +45,7 @@ class Progress:
         self._answered = 0
         self._told: dict[str, float] = {}  # when a line said last how much of something is fetched
         self._pace = Pace(None)
+        self._since = self._last = time.monotonic()  # when what is being done began, and when a line said last how far it is
 
     def __enter__(self) -> Progress:
         return self
@@ -95,11 +99,23 @@ class Progress:
         from harness.forecast import words
 
         self._pace.begin(cell.name)
+        self._since = self._last = time.monotonic()
         if self._bar is not None and self._now is not None:
             left = words.against(expected).strip()
             self._bar.reset(self._now, description=f"{cell.name}: {what}", total=None, left=left)
         elif expected is not None and expected.middle > LONG_SECONDS:
             _say(f"{cell.name}: {what}: {words.span(expected, 'seconds')} expected")
+
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
+        from harness.forecast import words
+
+        said = "".join(c if c.isprintable() else " " for c in how_far)  # a library's line must not steer the terminal
+        line = f"{cell.name}: {what}" + f", {said}" * bool(said)
+        if self._bar is not None and self._now is not None:
+            self._bar.update(self._now, description=line)
+        elif time.monotonic() - self._last >= PROGRESS_SECONDS:
+            self._last = time.monotonic()
+            _say(f"{line} ({words.clock(self._last - self._since)})")
 
     def answered(self, record: Record) -> None:
         self._done += 1

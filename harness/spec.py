@@ -145,6 +145,9 @@ class Served:
 Origin: TypeAlias = Quantized | Given | Served
 """Where a cell's weights come from. `identity()` is what decides them, as plain data."""
 
+OVERLAP = "calibration_overlap"
+"""The fact of an answer about a corpus that says how much of what the cell was calibrated on the corpus holds, 0 to 1."""
+
 OriginKind = Literal["quantized", "given", "served"]
 
 
@@ -338,6 +341,26 @@ class PlannedCellRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationText:
+    """What the `cells` (labels) of a model are calibrated on: `samples` rows of `length` tokens of a text, and in words which
+    text that is and why it is this one. `overlap`: by scored corpus, the share of the text that is scored as well
+    (models/overlap.py); None where the plan cannot know it."""
+
+    model: str
+    text: str
+    words: str
+    why: str
+    samples: int
+    length: int
+    cells: tuple[str, ...]
+    overlap: Mapping[str, float | None]
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnsupportedRecord:
     """A square that cannot exist, and why."""
 
@@ -359,7 +382,8 @@ class OfferedProbe:
 class PlanRecord:
     """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
     scheme's label, `commands` make the run again, `weights` are the digests of the models by name, `probes` those of other
-    packages, `source_grids` the grids of models that were quantized before, by name."""
+    packages, `source_grids` the grids of models that were quantized before, by name, `calibrated_on` the texts that cells are
+    calibrated on."""
 
     suite: Mapping[str, Json] = field(default_factory=dict)
     baseline: str = ""
@@ -369,6 +393,7 @@ class PlanRecord:
     weights: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, OfferedProbe] = field(default_factory=dict)
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
+    calibrated_on: tuple[CalibrationText, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

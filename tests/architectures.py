@@ -118,7 +118,7 @@ def measured(name: str, folder: Path) -> dict[str, str]:
     suite.write_text(
         f"name: family\nmodels: [{{path: {source}}}]\nbaseline: fp32\nbits: [4]\n"
         f"methods: {{{', '.join(f'{m}: {{group_size: 32}}' if m not in ('bnb',) else 'bnb: ' for m in METHODS)}}}\n"
-        f"corpora: [{{path: text.txt, window: {WINDOW}}}]\ncalibration: {{samples: 16, length: 64}}\n"
+        f"corpora: [{{path: text.txt, window: {WINDOW}}}]\ncalibration: {{corpus: reference, samples: 16, length: 64}}\n"
         "probes: [size, perplexity, divergence]\ndevice: cpu\n"
     )
     plan = matrix.plan(suite, device="cpu", cache=folder / "cache")

@@ -60,13 +60,23 @@ class PhaseBegun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a child is: `done` of `total` units. `total` 0: nobody knows, and `said` is the last line that it has written."""
+
+    done: int
+    total: int
+    unit: str
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
     """The job's child is no more; `code` is its exit code, negative for a signal."""
 
     code: int
 
 
-Event: TypeAlias = Ready | Started | Begun | Answered | PhaseBegun | Exited
+Event: TypeAlias = Ready | Started | Begun | Answered | PhaseBegun | Progress | Exited
 
 _KINDS: dict[str, type[Event]] = {
     "ready": Ready,
@@ -74,6 +84,7 @@ _KINDS: dict[str, type[Event]] = {
     "begin": Begun,
     "outcome": Answered,
     "phase": PhaseBegun,
+    "progress": Progress,
     "exited": Exited,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}

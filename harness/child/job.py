@@ -18,10 +18,11 @@ from harness.decode import DecodeError, decode
 from harness.files import write_atomically
 from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
 
-Stage = Literal["source", "quantize", "verify", "baseline", "bound", "probe"]
-"""`source`: read the model's folder as transformers does, into a view of it. `quantize`: write the artifact. `verify`: the reload
-check, and the bound on the answers. `baseline`: store the baseline's answers to one question. `bound`: those to the fixed
-tokens of the bound. `probe`: answer the questions in order."""
+Stage = Literal["source", "sample", "quantize", "verify", "baseline", "bound", "probe"]
+"""`source`: read the model's folder as transformers does, into a view of it. `sample`: have the model write the text that the
+cell is calibrated on. `quantize`: write the artifact. `verify`: the reload check, and the bound on the answers. `baseline`: store
+the baseline's answers to one question. `bound`: those to the fixed tokens of the bound. `probe`: answer the questions in
+order."""
 
 ALL = "all"
 """The phase that spans all of a question or a stage: its peaks are the process's own meanwhile."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifact import verified
-from harness.child import bound
+from harness.child import bound, calibration
 from harness.child import job as jobs
 from harness.child.events import Event, PhaseBegun
 from harness.child.job import Job, stored_baseline_name
@@ -177,6 +177,19 @@ class WorkerSession:
         if key not in self.memo:
             self.memo[key] = corpora.read(self._job.texts[question.subject])
         known: corpora.Text = self.memo[key]
+        return known
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the cell's weights were calibrated on a text."""
+        return self._job.calibration is not None
+
+    def calibration_overlap(self, question: Question) -> float | None:
+        """How much of what the cell was calibrated on the question's corpus holds too, see `calibration.overlap_with`."""
+        key = f"overlap {question.subject}"
+        if key not in self.memo:
+            self.memo[key] = calibration.overlap_with(self._job, self.corpus(question).text)
+        known: float | None = self.memo[key]
         return known
 
     def baseline_items(self, question: Question) -> Json:

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from harness.artifact import MANIFEST, Manifest
-from harness.child import bound
+from harness.child import bound, calibration
 from harness.child import job as jobs
 from harness.child.events import Answered, Begun, Event, PhaseBegun
 from harness.child.failures import guarded
-from harness.child.job import ALL, CalibrationRows, Job, Outcome
+from harness.child.job import ALL, Job, Outcome
 from harness.child.kernels import with_kernels
+from harness.child.progress import Counted, layers
 from harness.child.session import WorkerSession
 from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
@@ -29,9 +30,9 @@ from harness.formats import safetensors_file
 from harness.measure import memory_phases
 from harness.methods import METHODS, against_source
 from harness.methods.base import Method, QuantizeRequest
-from harness.models import body, build, corpora, source
+from harness.models import body, build, corpora, sampled, source
 from harness.probes import PROBES
-from harness.spec import Answer, Phase, Quantized, Question, to_json
+from harness.spec import OVERLAP, Answer, Phase, Quantized, Question, to_json
 
 SIMULATED = (
     "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
@@ -49,17 +50,19 @@ def run_job(folder: Path, job: Job, tell: Tell) -> None:
         _answer_all(session, folder, job, tell)
         return
     with memory_phases.measure(ALL) as meter:
-        outcome = _done(session, job, tell)
+        outcome = _done(session, job, jobs.log(folder), tell)
     jobs.write_outcome(folder, replace(outcome, phases=_phases(session, meter)))
     tell(Answered(index=0))
 
 
-def _done(session: WorkerSession, job: Job, tell: Tell) -> Outcome:
+def _done(session: WorkerSession, job: Job, log: Path, tell: Tell) -> Outcome:
     """The outcome of a stage that answers nothing."""
     if job.stage == "source":
         return guarded("source", partial(_read_source, job))
+    if job.stage == "sample":
+        return guarded("calibration text", partial(_sample, job, tell))
     if job.stage == "quantize":
-        return guarded("quantize", partial(_quantize, job, tell))
+        return guarded("quantize", partial(_quantize, job, log, tell))
     if job.stage == "verify":
         return guarded("reload", partial(_verify, session))
     if job.stage == "bound":
@@ -109,6 +112,8 @@ def _answer(session: WorkerSession, question: Question) -> Answer:
         raise Unsupported(SIMULATED)
     if probe.needs_model and session.answers is not None:
         answer = held_against(answer, session.answers)
+    if session.calibrated and "corpus_digest" in question.options:
+        answer = replace(answer, facts={**answer.facts, OVERLAP: session.calibration_overlap(question)})
     return with_kernels(answer, session.facts)
 
 
@@ -149,9 +154,30 @@ def _read_source(job: Job) -> None:
         raise
 
 
-def _quantize(job: Job, tell: Tell) -> None:
+def _sample(job: Job, tell: Tell) -> None:
+    """Has the model write the text that the cell is calibrated on."""
+    import torch
+
+    from harness.scoring.widened import products
+
+    wish = job.calibration
+    assert wish is not None
+    dtype, counted = build.unpacked_dtype(safetensors_file.parameters(job.model_dir)), Counted(tell, "token")
+    with products(torch.device(job.device), dtype):
+        sampled.write(
+            job.model_dir,
+            wish.path,
+            wish.samples * wish.length,
+            seed=wish.seed,
+            dtype=dtype,
+            device=job.device,
+            tell=counted.at,
+        )
+
+
+def _quantize(job: Job, log: Path, tell: Tell) -> None:
     method = METHODS[job.cell.method]
-    rows = None if job.calibration is None else _calibration_rows(job, job.calibration)
+    rows = None if job.calibration is None else calibration.rows(job, job.calibration)
     request = QuantizeRequest(
         model_dir=job.model_dir,
         out_dir=job.artifact_dir,
@@ -161,7 +187,8 @@ def _quantize(job: Job, tell: Tell) -> None:
         seed=job.seed,
     )
     tell(PhaseBegun(name="quantize"))
-    with memory_phases.measure("quantize") as meter:
+    watched = layers(job.model_dir, tell, log=log, torch="torch" in method.modules)
+    with memory_phases.measure("quantize") as meter, watched:
         method.quantize(request)
     _check_share(job, method)
     if method.weights is not None:
@@ -174,6 +201,7 @@ def _quantize(job: Job, tell: Tell) -> None:
         method_version=method.version,
         phase=meter.phase,
         calibration_tokens=None if rows is None else sum(map(len, rows)),
+        calibration_digest=None if job.calibration is None else corpora.digest(job.calibration.path),
         device=job.device,
     )
     text = json.dumps(to_json(manifest), ensure_ascii=False, allow_nan=False)
@@ -196,14 +224,6 @@ def _check_share(job: Job, method: Method) -> None:
         f"{safetensors_file.brief(left)} as they were, so the cell would not be what its name says; choose a method that takes "
         "them"
     )
-
-
-def _calibration_rows(job: Job, wish: CalibrationRows) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(job.model_dir), trust_remote_code=False)
-    ids = corpora.token_ids(tokenizer, corpora.text(wish.path), job.cache / "tokens")
-    return corpora.calibration_rows(ids, samples=wish.samples, length=wish.length, seed=wish.seed, name=wish.corpus)
 
 
 def _seed(job: Job) -> None:

@@ -1,7 +1,7 @@
 """The work of a cell, piece by piece, and where in the history each piece is looked up.
 
-A piece is a stage (`start` of an environment's process, `source`, `quantize`, `load`, `verify`, and the `rest` between the
-others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same cell
+A piece is a stage (`start` of an environment's process, `source`, `sample` of a text that the model writes, `quantize`, `load`,
+`verify`, and the `rest` between the others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same cell
 was asked of the same corpus or task with another limit; then the same scheme for another model, the same method at other bits,
 another method on the same engine; and where none was asked of that corpus or task, any question of the probe.
 
@@ -96,7 +96,7 @@ def units(cell: Cell, what: str, question: Question | None) -> float | None:
     """What the time of a piece goes with, beside the model: tokens that are scored or seen, items, seconds
     that the suite grants; None where nobody can say."""
     if question is None:
-        rows = cell.scheme.options.get("calibration") if what == "quantize" else None
+        rows = cell.scheme.options.get("calibration") if what in ("quantize", "sample") else None
         return float(rows["samples"] * rows["length"]) if rows else 1.0
     options = question.options
     if "budget_seconds" in options:  # it ends by the clock

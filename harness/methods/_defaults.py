@@ -50,3 +50,7 @@ def weights(request: QuantizeRequest) -> list[HeldWeight]:
 
 def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     return _kernels.of_modules(model)
+
+
+def sees_text(scheme: Scheme) -> bool:
+    return True

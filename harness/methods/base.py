@@ -109,6 +109,7 @@ class Method:
     # architectures (`model_type` of the config) that the library was tried on and does not quantize right, each with the reason
     untaken: Mapping[str, str] = field(default_factory=dict)
     calibrated: bool = False  # takes calibration rows
+    sees_text: Callable[[Scheme], bool] = _defaults.sees_text  # of one that does: whether this scheme makes use of them
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them
     requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's

@@ -285,6 +285,7 @@ METHOD = Method(
     weights=_weights,
     kernels=kernels,
     calibrated=True,
+    sees_text=with_matrix,
     requirements=("llama-cpp-python>=0.3.36", "gguf>=0.19"),
     extra="gguf",
     modules=("torch", "transformers", "safetensors", "llama_cpp", "gguf"),

@@ -189,6 +189,7 @@ METHOD = Method(
     worse={8.0: "Neural Compressor's own rounding to 8 bits is known to be that far off (docs/environments.md)"},
     kernels=_kernels,
     calibrated=True,
+    sees_text=lambda scheme: scheme.options["algorithm"] == "gptq",
     environment="inc",
     requirements=("neural-compressor-pt==3.10", "torch==2.13.0", "transformers==5.23.0", "accelerate>=1.10", "lm-eval==0.4.13"),
     modules=("torch", "transformers", "neural_compressor"),

@@ -267,6 +267,7 @@ METHOD = Method(
     weights=_weights,
     kernels=_kernels,
     calibrated=True,
+    sees_text=needs_rows,
     requirements=("openvino>=2026.4", "nncf>=3.4"),
     extra="openvino",
     modules=("torch", "transformers", "openvino", "nncf"),

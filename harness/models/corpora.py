@@ -2,7 +2,8 @@
 
 A corpus is ``reference`` (the embedded held-out text), a data set of the hub (``wikitext2``, or any by its id), or a local file
 or folder (.txt; .jsonl, JSON Lines with a ``text`` field; .parquet with a ``text`` column). Measuring and calibrating never use
-the same text: a known corpus names one for each use.
+the same text unasked: a known corpus names one for each use, and any other may (`kept_apart`). ``sampled`` is for calibrating
+alone: text that the model itself writes (models/sampled.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Use = Literal["measure", "calibrate"]
+
+SAMPLED = "sampled"
+"""The name of the text that a model itself writes. No other text has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +69,22 @@ class Corpus:
             return f"hub:{self.name}"
         return "hub:" + " ".join(str(p) for p in (text.repo, text.config, text.splits[self.use], text.column, text.revision))
 
+    @property
+    def sampled(self) -> bool:
+        return self.name == SAMPLED and self.path is None and self.hub is None
 
-def known() -> list[str]:
-    return ["reference", *sorted(HUB)]
+    @property
+    def words(self) -> str:
+        """What a text that is given is, for people."""
+        if self.path is not None:
+            own = Path(self.path) == reference.CALIBRATION_TEXT
+            return "the reference corpus' calibration text" if own else Path(self.path).name
+        assert self.hub is not None
+        return f"split {self.hub.splits[self.use]!r} of {self.hub.repo}" + (f" ({self.hub.config})" if self.hub.config else "")
+
+
+def known(use: Use = "measure") -> list[str]:
+    return ["reference", *sorted(HUB), *([SAMPLED] if use == "calibrate" else [])]
 
 
 def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str = "") -> Corpus:
@@ -87,9 +104,34 @@ def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str =
         _check_keys(entry, "corpus", where)
     if name == "reference":
         return Corpus(name=name, use=use, path=str(reference.HELDOUT_TEXT if use == "measure" else reference.CALIBRATION_TEXT))
+    if name == SAMPLED and use == "calibrate":
+        return Corpus(name=name, use=use, path=None)
     if name not in HUB:
-        raise UnknownName("corpus", name, known(), where)
+        raise UnknownName("corpus", name, known(use), where)
     return Corpus(name=name, use=use, path=None, hub=HUB[name])
+
+
+def kept_apart(entry: str | Mapping[str, object], base: Path, where: str = "") -> Corpus | None:
+    """The text to calibrate on that an entry of a suite's `corpora` keeps apart from what is scored: the split of a known
+    corpus, or what the entry says with `calibration` (another split of its data set, another file). None where there is none:
+    what is scored is not cut in two. BadInput for a split or file that is what is scored.
+
+    Nor has ``reference`` one: its text is the world of the reference model, and says nothing of another."""
+    given = {"corpus": entry} if isinstance(entry, str) else entry
+    other = given.get("calibration")
+    if other is None:
+        held = HUB.get(str(given.get("corpus")))
+        return None if held is None or "calibrate" not in held.splits else corpus(str(given["corpus"]), base, "calibrate", where)
+    if given.get("path") is None and given.get("repo") is None:
+        raise BadInput(f"{where}: `calibration` belongs to a corpus with `path` or `repo`; {given.get('corpus')!r} has its own")
+    if given.get("path") is not None:
+        apart = corpus({"path": other}, base, "calibrate", where)
+        same = (base / Path(str(given["path"])).expanduser()).resolve() == Path(str(apart.path))
+    else:
+        apart, same = corpus({**given, "split": other}, base, "calibrate", where), other == given.get("split")
+    if same:
+        raise BadInput(f"{where}: `calibration` names {other!r}, which is what is scored; name another one, or leave it out")
+    return apart
 
 
 _FOR_THE_HUB = ("repo", "config", "split", "column", "revision")
@@ -121,8 +163,8 @@ def _of_the_hub(entry: Mapping[str, object], use: Use, where: str) -> Corpus:
 
 
 def fetch(source: Corpus, cache: Path) -> Path:
-    """The corpus as one local UTF-8 text file or folder; of a hub data set, the text at the commit that its revision names now,
-    written into `cache` once for each commit. BadInput says why it cannot be had."""
+    """The corpus (none that a model writes) as one local UTF-8 text file or folder; of a hub data set, the text at the commit
+    that its revision names now, written into `cache` once for each commit. BadInput says why it cannot be had."""
     if source.path is not None:
         return Path(source.path)
     text, what = source.hub, f"corpus {source.name!r}"
@@ -383,7 +425,10 @@ def windows(ids: Sequence[int], length: int, tokens: int | None, name: str) -> l
 
 
 def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int, name: str) -> list[list[int]]:
-    """`samples` rows of `length` ids at seeded random starts, as GPTQ's authors draw them (Frantar et al. 2023, section 4)."""
+    """`samples` rows of `length` ids at seeded random starts, as GPTQ's authors draw them (Frantar et al. 2023, section 4). A
+    text that a model has sampled is random already: its rows are its first ones, none of which overlap."""
+    if name == SAMPLED:
+        return windows(ids, length, samples * length, name)
     if len(ids) < length + 1:
         raise BadInput(
             f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length}; lower calibration.length"

@@ -10,7 +10,7 @@ from harness.decode import decode
 from harness.metrics.quantize import GROUP, PEAK, SECONDS
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Measurement, Question
+from harness.spec import Answer, Json, Measurement, Question
 
 
 def questions(requests: ProbeRequests) -> list[Question]:
@@ -24,7 +24,10 @@ def measure(session: Session, question: Question) -> Answer:
     peak = phase.peak_bytes.get("host_peak")
     if peak is not None:
         measured.append(Measurement(metric=PEAK.name, value=float(peak), definition=PEAK.definition, unit="B", n=1))
-    facts = {"calibration_tokens": manifest.calibration_tokens, "device": manifest.device}
+    wish = session.cell.scheme.options.get("calibration")
+    facts: dict[str, Json] = {"calibration_tokens": manifest.calibration_tokens, "device": manifest.device}
+    if wish is not None:
+        facts["calibration"] = {**wish, "digest": manifest.calibration_digest}
     return Answer(measurements=tuple(measured), facts=facts)
 
 

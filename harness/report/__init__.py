@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.report.calibration import section as calibration_section
 from harness.report.failures import section as failures_section
 from harness.report.glossary import section as glossary_section
 from harness.report.heatmap import section as heatmap_section
@@ -34,6 +35,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     heatmap_section,
     verdicts_section,
     ladder_section,
+    calibration_section,
     failures_section,
     glossary_section,
     provenance_section,

@@ -30,6 +30,7 @@ from harness.report.cells import (
 from harness.report.compare import compare
 from harness.report.derivation import Derived
 from harness.spec import (
+    CalibrationText,
     EnvironmentRecord,
     Measurement,
     Metric,
@@ -65,6 +66,7 @@ class View:
     probes: Mapping[str, Group]  # rows by name
     environments: tuple[EnvironmentRecord, ...] = ()
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # by model
+    calibrated_on: tuple[CalibrationText, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -138,6 +140,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         probes=probes,
         environments=tuple(run.environments[name] for name in sorted(run.environments)),
         source_grids=run.plan.source_grids,
+        calibrated_on=run.plan.calibrated_on,
     )
 
 

@@ -18,7 +18,8 @@ from harness.child.bound import Rounding, bounded, rounding
 from harness.child.job import stored_baseline_name
 from harness.measure import machine
 from harness.methods import METHODS
-from harness.models import corpora, find, hub, source
+from harness.models import corpora, find, hub, sampled, source
+from harness.models.corpora import SAMPLED
 from harness.probes import PROBES, sequential
 from harness.run.source import ROOT, source_digest
 from harness.spec import DATA_SETS, Cell, Given, Json, Question, RunContext, digest, to_json
@@ -133,10 +134,22 @@ class Inputs:
             "method_version": method.version,
             "packages": {n: v for n, v in (self.installed(method.name) or {}).items() if n.lower() in libraries},
             **({"loader": self._loader(method.loaded_by)} if method.loaded_by else {}),
+            **({"sampler": self._sampler()} if on_own_text(cell) else {}),
             "device": self._device(),
             "seed": self.plan.suite.seed,
         }
         return self.cache / "artifacts" / f"{method.name}-{cell.bits:g}-{digest(identity)[:32]}"
+
+    def calibration(self, cell: Cell) -> Path | None:
+        """Where the text is that the cell is calibrated on, None where it is on none. A text that the model itself writes need
+        not be there yet; its place is named by all that decides it."""
+        wish = cell.scheme.options.get("calibration")
+        if wish is None:
+            return None
+        if wish["corpus"] != SAMPLED:
+            return self.calibrations[wish["corpus"]]
+        origin = [self.weights[cell.model.name], sampled.recipe(wish["seed"]), self._sampler()]
+        return self.cache / "sampled" / digest(origin)[:32] / f"text-{wish['samples'] * wish['length']}.txt"
 
     def stored_baseline(self, cell: Cell, question: Question) -> Path:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
@@ -156,6 +169,10 @@ class Inputs:
         wanted = (rounding(each) for each in theirs if bounded(each, baseline))
         return tuple(dict.fromkeys(each for each in wanted if each is not None))
 
+    def _sampler(self) -> Json:
+        """What computes the texts that models write."""
+        return [self._device(), {name: self.packages.get(name) for name in ("torch", "transformers", "tokenizers")}]
+
     def _loader(self, method: str) -> dict[str, str]:
         """Versions of what loads the artifacts of another environment: another one has to pass the reload check anew."""
         wanted = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in METHODS[method].requirements)}
@@ -168,13 +185,23 @@ class Inputs:
         if calibration is not None:
             drawn = {name: value for name, value in calibration.items() if name != "corpus"}
             identity["options"] = {**cell.scheme.options, "calibration": drawn}
-            identity["calibration_digest"] = self.calibration_digests[calibration["corpus"]]
+            identity["calibration_digest"] = (
+                digest([self.weights[cell.model.name], sampled.recipe(calibration["seed"])])
+                if calibration["corpus"] == SAMPLED
+                else self.calibration_digests[calibration["corpus"]]
+            )
         if isinstance(cell.origin, Given):
             identity["checkpoint"] = self.weights[cell.origin.checkpoint.name]
         return {**identity, **_offered_by([cell.method], [])}
 
     def _device(self) -> str:
         return self.plan.device.split(":")[0]
+
+
+def on_own_text(cell: Cell) -> bool:
+    """Whether a cell is calibrated on text that its model writes."""
+    wish = cell.scheme.options.get("calibration")
+    return wish is not None and wish["corpus"] == SAMPLED
 
 
 def _offered_by(methods: Sequence[str], probes: Sequence[str]) -> dict[str, Json]:

@@ -99,5 +99,5 @@ class JobFolders:
         return Baseline(cell=baseline, artifact_dir=artifact) if together and (artifact / MANIFEST).is_file() else None
 
     def _calibration(self, cell: Cell) -> CalibrationRows | None:
-        wish = cell.scheme.options.get("calibration")
-        return None if wish is None else CalibrationRows(**wish, path=self._inputs.calibrations[wish["corpus"]])
+        path = self._inputs.calibration(cell)
+        return None if path is None else CalibrationRows(**cell.scheme.options["calibration"], path=path)

@@ -10,7 +10,7 @@ from harness.forecast.work import Todo
 from harness.methods import METHODS
 from harness.models import source
 from harness.probes import PROBES
-from harness.run.identity import Inputs
+from harness.run.identity import Inputs, on_own_text
 from harness.run.workspace import whole
 from harness.spec import Cell, Question, Served
 from harness.suite.plan import Plan, PlannedCell
@@ -37,7 +37,8 @@ def _whose(stage: tuple[str, str], planned: PlannedCell) -> str:
 
 
 def _shared(cell: Cell, inputs: Inputs | None) -> list[tuple[str, str]]:
-    """Stages that are done once for several cells: environments built, their processes started, the model's folder read."""
+    """Stages that are done once for several cells: environments built, their processes started, the model's folder read, text
+    that the model writes."""
     method = METHODS[cell.method]
     places = dict.fromkeys([method.environment, envs.loading(method)])
     built = inputs is not None and inputs.installed(cell.method) is not None
@@ -46,6 +47,9 @@ def _shared(cell: Cell, inputs: Inputs | None) -> list[tuple[str, str]]:
     if "transformers" in method.modules and not isinstance(cell.origin, Served):
         known = inputs is not None and source.known(inputs.view(cell.model.name)) is not None
         stages += [] if known else [("source", "")]
+    if on_own_text(cell):
+        text = None if inputs is None else inputs.calibration(cell)
+        stages += [] if text is not None and text.is_file() else [("sample", "")]
     return stages
 
 

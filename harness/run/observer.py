@@ -21,6 +21,9 @@ class Observer(Protocol):
     def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
         """`expected`: the seconds that it will take."""
 
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
+        """Now and then while a cell is `doing` something long: how far it is."""
+
     def answered(self, record: Record) -> None: ...
 
     def measured(self, cost: CellCost) -> None:
@@ -39,6 +42,9 @@ class Silent:
         pass
 
     def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
+        pass
+
+    def progress(self, cell: Cell, what: str, how_far: str) -> None:
         pass
 
     def answered(self, record: Record) -> None:

@@ -18,7 +18,7 @@ from harness import plugins
 from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.bound import bounded, complete, rounding
-from harness.child.events import Answered, Begun, Event
+from harness.child.events import Answered, Begun, Event, Progress
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome, Stage
 from harness.costs import CellCost
@@ -74,6 +74,7 @@ class _Pipeline:
         self.settings = settings
         self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
         self.ledger: Ledger  # of the cell that is being measured
+        self.unwritten: dict[Path, Failure | None] = {}  # texts that models were to write, with why they could not
         self.home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         threads = settings.threads or len(machine.affinity())
         self.jobs = JobFolders(inputs, threads=threads, home=self.home)
@@ -167,6 +168,9 @@ class _Pipeline:
             return unread
         if whole(target, self.inputs.model_dir(self.inputs.source(planned.cell))):
             return target
+        unwritten = self._own_text(planned)
+        if unwritten is not None:
+            return unwritten
         self.observer.doing(planned.cell, "quantize", self.ledger.expected("quantize"))
         try:
             with draft_folder(target) as draft:
@@ -192,6 +196,17 @@ class _Pipeline:
             self.observer.doing(planned.cell, "source")
             self.sources[model] = self._run_stage("source", baseline, view, phase="source")
         return self.sources[model]
+
+    def _own_text(self, planned: PlannedCell) -> Failure | None:
+        """Has the model write the text that the cell is calibrated on, if it is to be of its own and is not there yet. Why it
+        cannot is the failure of every cell that needs it."""
+        path = self.inputs.calibration(planned.cell)
+        if path is None or not identity.on_own_text(planned.cell) or path.is_file():
+            return None
+        if path not in self.unwritten:
+            self.observer.doing(planned.cell, SAMPLING, self.ledger.expected("sample"))
+            self.unwritten[path] = self._run_stage("sample", planned, path.parent, phase=SAMPLING)
+        return self.unwritten[path]
 
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
         """The reload check, once per artifact and way of running, before anything is timed: a fresh child compares answers."""
@@ -237,10 +252,17 @@ class _Pipeline:
     ) -> Failure | None:
         """Runs a job that answers nothing in a child of its own; None when it went well. A crash is told under `phase`."""
         quantizes = stage == "quantize"
-        timeout = self.plan.suite.quantize_timeout if quantizes else self.plan.suite.timeout
+        timeout = self.plan.suite.quantize_timeout if stage in ("quantize", "sample") else self.plan.suite.timeout
+        # a text is written where the baseline runs, whatever environment quantizes
+        runs = self.inputs.baseline(planned.cell) if stage == "sample" else planned
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Progress):
+                self.observer.progress(planned.cell, SAMPLING if stage == "sample" else stage, _how_far(event))
+
         with self.ledger.stage(stage):
             job = self.jobs.write(stage, planned, artifact, questions)
-            ended = self.servers.run(METHODS[planned.cell.method], job, timeout, quantizes=quantizes)
+            ended = self.servers.run(METHODS[runs.cell.method], job, timeout, on_event, quantizes=quantizes)
             self._note_starts()
         outcome = jobs.read_outcome(job, phase=phase)
         self.ledger.saw(outcome)
@@ -302,6 +324,18 @@ class _Pipeline:
                 self.ledger.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
+
+
+SAMPLING = "calibration text"
+
+
+def _how_far(event: Progress) -> str:
+    """`layer 3 of 30`, `2,048 of 65,536 tokens`, or what the library has said last."""
+    if not event.total:
+        return event.said
+    if event.unit == "layer":
+        return f"layer {event.done} of {event.total}"
+    return f"{event.done:,} of {event.total:,} {event.unit}s"
 
 
 class _Failed(Exception):

@@ -75,7 +75,7 @@ def sweep(cache: Path) -> None:
     """Removes what killed invocations left: job folders and drafts named by a process that is no more."""
     jobs = {folder: folder.name.split("-")[0] for folder in cache.glob("jobs/*")}
     left = {folder: int(pid) for folder, pid in jobs.items() if pid.isdigit()}
-    drafts = (*cache.glob(".draft-*"), *cache.glob("*/.draft-*"))
+    drafts = (*cache.glob(".draft-*"), *cache.glob("*/.draft-*"), *cache.glob("sampled/*/.draft-*"))
     left |= {draft: pid for draft in drafts if (pid := files.drafted_by(draft)) is not None}
     for path, pid in left.items():
         if _alive(pid):

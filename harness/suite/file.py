@@ -38,9 +38,10 @@ class _Strict(BaseModel):
 
 
 class Calibration(_Strict):
-    """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus."""
+    """What calibrated methods see: `samples` rows of `length` tokens drawn with `seed` from a corpus; None: from the default of
+    each model (suite/calibration.py)."""
 
-    corpus: str | dict[str, object] = "reference"
+    corpus: str | dict[str, object] | None = None
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=8)
     seed: int = 0
@@ -48,7 +49,7 @@ class Calibration(_Strict):
 
 class CorpusEntry(_Strict):
     """A text to measure on: a known one, a local file, or a data set of the hub. `window` in tokens; `tokens` limits how many are
-    scored."""
+    scored. `calibration` names what is kept apart from it to calibrate on: another file, or another split of the data set."""
 
     corpus: str | None = None
     path: str | None = None
@@ -57,6 +58,7 @@ class CorpusEntry(_Strict):
     split: str | None = None
     column: str | None = None
     revision: str | None = None
+    calibration: str | None = None
     name: str | None = None
     window: int = Field(default=2048, ge=2)
     tokens: int | None = Field(default=None, ge=2)

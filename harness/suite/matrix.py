@@ -16,6 +16,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
 from harness.suite import inputs
+from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
@@ -33,8 +34,9 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     sources = sources_of(written)
     texts = texts_of(written)
     requests = requests_of(written, texts)
-    frame = Frame(suite=suite, device=device, questions=questions_of(written, requests))
-    choices, calibrations = choices_of(written)
+    calibrations = CalibrationTexts(written)
+    frame = Frame(suite=suite, device=device, questions=questions_of(written, requests), texts=calibrations)
+    choices = choices_of(written, calibrations)
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
@@ -45,14 +47,18 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     all_squares = [square for source in sources for square in squares(source, choices, frame)]
     _check_baselines(written, sources, all_squares)
     _check_labels(written, all_squares)
+    cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
+    seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
+    given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     return Plan(
         suite=suite,
         file=path,
         device=device,
-        cells=tuple(s for s in all_squares if isinstance(s, PlannedCell)),
+        cells=cells,
         unsupported=tuple(s for s in all_squares if isinstance(s, UnsupportedSquare)),
         texts=texts,
-        calibrations=calibrations,
+        calibrations=given,
+        calibrated_on=described(cells, given, texts),
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
         source_grids={s.name: s.grid for s in sources if s.grid is not None},

@@ -11,7 +11,17 @@ from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
 from harness.probes import PROBES
-from harness.spec import Cell, Model, OfferedProbe, PlannedCellRecord, PlanRecord, Question, SourceGrid, UnsupportedRecord
+from harness.spec import (
+    CalibrationText,
+    Cell,
+    Model,
+    OfferedProbe,
+    PlannedCellRecord,
+    PlanRecord,
+    Question,
+    SourceGrid,
+    UnsupportedRecord,
+)
 from harness.suite.file import BUILT_IN, Suite
 
 
@@ -19,7 +29,7 @@ from harness.suite.file import BUILT_IN, Suite
 class PlannedCell:
     """A supported square: what will be asked of it, and the estimated bytes of its artifact (None until the model is here).
     `note`: what the plan changed of what the suite leaves open. `parameters`: of the cell's model, None where its files do not
-    say."""
+    say. `why_this_text`: what made it the one that the cell is calibrated on; empty where there is none."""
 
     cell: Cell
     questions: tuple[Question, ...]
@@ -28,6 +38,7 @@ class PlannedCell:
     estimated_bytes: int | None
     note: str = ""
     parameters: int | None = None
+    why_this_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,7 @@ class Plan:
     texts: Mapping[str, Corpus]
     calibrations: Mapping[str, Corpus]
     task_folders: Mapping[str, str]
+    calibrated_on: tuple[CalibrationText, ...] = ()
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
@@ -84,6 +96,7 @@ class Plan:
             commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
             weights=weights,
             source_grids=self.source_grids,
+            calibrated_on=self.calibrated_on,
         )
 
 

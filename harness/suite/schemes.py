@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import NoneType
 
 from pydantic import ValidationError
@@ -15,10 +14,9 @@ from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
-from harness.models import corpora
-from harness.models.corpora import Corpus
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
 from harness.suite import mistakes
+from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import Calibration, SuiteFile
 
 
@@ -51,19 +49,18 @@ class Entry:
     where: str
 
 
-def choices_of(written: SuiteFile) -> tuple[list[Choice], dict[str, Corpus]]:
-    """All choices in suite order, and the texts that calibrated methods see, by name."""
-    calibrations: dict[str, Corpus] = {}
+def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
+    """All choices in suite order. `texts` gets the texts that they are calibrated on."""
     choices: list[Choice] = []
     for entry in _entries(written):
         _check_meaning(entry)
         for values in itertools.product(*entry.axes.values()):
             given = dict(zip(entry.axes, values, strict=True))
-            choice = _choice(entry, given, written, calibrations)
+            choice = _choice(entry, given, written, texts)
             if _identity(choice) not in map(_identity, choices):
                 choices.append(choice)
     choices += _implied(written, choices)
-    return _told_apart(choices), calibrations
+    return _told_apart(choices)
 
 
 def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
@@ -151,8 +148,8 @@ def _with_bits(
     return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
 
 
-def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calibrations: dict[str, Corpus]) -> Choice:
-    """One choice with its options checked. `calibrations` gets the text that it is calibrated on."""
+def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts: CalibrationTexts) -> Choice:
+    """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
     known = _options(method)
@@ -165,8 +162,12 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, calib
         server = endpoint.origin(options, bits)
         label = str(options["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(options["of"]))
-    calibration = _calibration(given.get("calibration"), written, where, calibrations) if method.calibrated else {}
-    scheme = Scheme(method=method.name, bits=bits, options={**options, **calibration})
+    scheme = Scheme(method=method.name, bits=bits, options=options)
+    if method.calibrated:
+        wish = _calibration(given.get("calibration"), written, where)
+        if method.sees_text(scheme):
+            text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, where)
+            scheme = replace(scheme, options={**options, "calibration": {**wish.model_dump(), "corpus": text}})
     label = _label(method, scheme, running)
     return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values))
 
@@ -215,19 +216,14 @@ def _options(method: Method) -> dict[str, Option]:
     return {**method.options, **method.running_options}
 
 
-def _calibration(
-    given: object, written: SuiteFile, where: str, calibrations: dict[str, Corpus]
-) -> dict[str, Mapping[str, object]]:
+def _calibration(given: object, written: SuiteFile, where: str) -> Calibration:
     """The option `calibration`: the suite's with what the method's own entry changes of it."""
     if given is not None and not isinstance(given, dict):
         raise BadInput(f"{where}: calibration: {given!r} is no mapping; write calibration: {{samples: 128}}")
     try:
-        wanted = Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
+        return Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
     except ValidationError as error:
         raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
-    source = _named_apart(corpora.corpus(wanted.corpus, written.folder, "calibrate", where), calibrations)
-    calibrations[source.name] = source
-    return {"calibration": {**wanted.model_dump(), "corpus": source.name}}
 
 
 def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
@@ -240,22 +236,6 @@ def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
         twin = "".join(f" {name}={_short(own[name])}" for name in differing)
         named.append(replace(choice, label=choice.label + twin, twin=twin))
     return named
-
-
-def _named_apart(source: Corpus, others: Mapping[str, Corpus]) -> Corpus:
-    """The text under a name that no other text has: its file's stem, or as much of its path as tells it from its namesakes.
-
-    A text of the same content is the same text, and keeps the first name."""
-    if source.path is None:
-        return source
-    for other in others.values():
-        if other.path is not None and corpora.digest(Path(other.path)) == corpora.digest(Path(source.path)):
-            return other
-    if source.name not in others:
-        return source
-    parts = Path(source.path).parts
-    names = ["/".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-    return replace(source, name=next(name for name in names if name not in others))
 
 
 def _values(choice: Choice) -> dict[str, object]:

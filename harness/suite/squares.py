@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import Unsupported
@@ -12,7 +12,8 @@ from harness.methods import METHODS, prequantized, refusals
 from harness.methods.base import Method, running_of, running_values
 from harness.models import find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Given, OriginKind, Question, Scheme, Served, digest
+from harness.spec import Cell, Given, OriginKind, Quantized, Question, Scheme, Served, digest
+from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
 from harness.suite.schemes import Choice
@@ -28,6 +29,7 @@ class Frame:
     suite: Suite
     device: str
     questions: tuple[Question, ...]
+    texts: CalibrationTexts
 
     def asked(self, source: Source, kind: OriginKind, *, baseline: bool) -> tuple[Question, ...]:
         """The questions that such a cell can be asked. A baseline is asked all items, whatever budget the others have."""
@@ -63,6 +65,8 @@ def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Sq
 def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     """The source's weights, quantized here: unsupported where the method or a kernel does not take them."""
     method, baseline = METHODS[choice.origin.scheme.method], choice.label == frame.suite.baseline
+    scheme, why = on(choice.origin.scheme, frame.texts, source)
+    choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
     reason = reason or method.runs(cell.running, source.shape)
@@ -77,6 +81,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
         note=note,
         parameters=None if source.shape is None else source.shape.parameters,
+        why_this_text=why,
     )
 
 
