@@ -158,6 +158,8 @@ def plan(
     out.print(table)
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for note in planned.notes:
+        cli_env.say(f"note         {note}")
     for p in planned.cells:
         if p.note:
             cli_env.say(f"note         {p.cell.name}: {p.note}")

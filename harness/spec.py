@@ -338,7 +338,7 @@ class OfferedProbe:
 class PlanRecord:
     """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
     scheme's label, `commands` make the run again, `weights` are the digests of the models by name, `probes` those of other
-    packages."""
+    packages, `notes` what is to be said of it as a whole."""
 
     suite: Mapping[str, Json] = field(default_factory=dict)
     baseline: str = ""
@@ -347,6 +347,7 @@ class PlanRecord:
     commands: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, OfferedProbe] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

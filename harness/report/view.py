@@ -53,6 +53,7 @@ class View:
     derived: Derived
     probes: Mapping[str, Group]  # rows by name
     environments: tuple[EnvironmentRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -125,6 +126,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         derived=comparisons,
         probes=probes,
         environments=tuple(run.environments[name] for name in sorted(run.environments)),
+        notes=run.plan.notes,
     )
 
 

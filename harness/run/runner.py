@@ -98,7 +98,7 @@ class _Pipeline:
         self.observer.begin(run=self.recorder.path, questions=planned_questions, stored=planned_questions - left)
         for refused in plugins.load().refused:
             self.observer.note(str(refused))
-        self.servers.prepare = self.jobs.write_preparation([questions for _, questions in todo])
+        self.servers.prepare = self.jobs.write_preparation(todo)
         for planned, questions in todo:
             if questions:
                 self._measure(planned, questions)

@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
-from harness.suite import inputs
+from harness.suite import conversations, inputs
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
@@ -39,6 +39,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
     inputs.check(written, sources, texts, requests.corpora)
+    notes = conversations.notes(written, sources, requests.tasks)
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
@@ -55,6 +56,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         calibrations=calibrations,
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
+        notes=notes,
     )
 
 

@@ -50,6 +50,8 @@ class Plan:
     task_folders: Mapping[str, str]
     checkpoints: tuple[Model, ...] = ()
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the plan as a whole, in plan and report."""
 
     @property
     def models(self) -> list[Model]:
@@ -79,6 +81,7 @@ class Plan:
             },
             commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
             weights=weights,
+            notes=self.notes,
         )
 
 
