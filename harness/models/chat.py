@@ -44,11 +44,12 @@ def of_model(source: Model) -> Templates | None:
 
 
 def in_folder(folder: Path) -> Templates:
-    """The templates in a model's folder; none where a file is damaged, which loading the tokenizer says better."""
+    """The templates in a model's folder. BadInput for a file that is no text; none where the tokenizer's configuration is
+    damaged, which loading it says better."""
     own = folder / _FILE
-    found = {DEFAULT: own.read_text(encoding="utf-8")} if own.is_file() else {}
+    found = {DEFAULT: _text(own)} if own.is_file() else {}
     more = sorted((folder / repository.TEMPLATES).glob("*.jinja"))
-    found |= {path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8") for path in more}
+    found |= {path.name.removesuffix(".jinja"): _text(path) for path in more}
     if found:
         return found
     try:
@@ -111,6 +112,13 @@ def leaves_out(template: str, system: str) -> str | None:
 def holds(text: str, message: str) -> bool:
     """Whether a message is in what a template wrote, which may trim and indent it."""
     return "".join(message.split()) in "".join(text.split())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: the chat template cannot be read ({error}); fetch or save the tokenizer again") from None
 
 
 def _named(value: object) -> Templates:

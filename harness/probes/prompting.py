@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHAT, SYSTEM = "chat", "system"
 SHOWN = 12
 """Digits of a digest that stand in a definition."""
+MOST_NAMES = 4
+"""Tasks that a note names; of more it gives the number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ def build(tasks: Mapping[str, Task], asked: Prompting, tokenizer: PreTrainedToke
     BadInput where the tokenizer has no such template, or where the template leaves the suite's system message out. Unsupported
     where a task makes its prompts in a way of its own, in which neither template nor system message has a place."""
     chats = _conversations(asked, tokenizer)
-    notes = []
+    undescribed = []
     with told_the_day(asked.day):
         for name, task in tasks.items():
             before = (0, 0) if chats is None else (chats.written, chats.without_system)
@@ -104,10 +106,11 @@ def build(tasks: Mapping[str, Task], asked: Prompting, tokenizer: PreTrainedToke
             if chats is not None and chats.without_system > before[1]:
                 if asked.system:
                     raise BadInput(f"task {name!r}: {LEFT_OUT}")
-                notes.append(f"{name}: the chat template takes no system message, so the task's description is left out")
+                undescribed.append(name)
             if chats is None and asked.system and not str(task.instances[0].args[0]).startswith(asked.system):
                 raise Unsupported(f"task {name!r} makes its prompts without a system text; take `system` out")
-    return notes
+    which = ", ".join(undescribed) if len(undescribed) <= MOST_NAMES else f"{len(undescribed)} tasks"
+    return [f"{which}: the chat template takes no system message, so the task's description is left out"] if undescribed else []
 
 
 def _whole_documents(task: Task) -> bool:

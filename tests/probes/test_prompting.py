@@ -313,6 +313,15 @@ def test_templates_are_read_from_files_as_transformers_reads_them(tmp_path: Path
         chat.chosen(chat.in_folder(tmp_path / "3 True"), True, "model 'x'")
 
 
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(BadInput, match="the chat template cannot be read"):
+        chat.in_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text("{broken")
+    assert chat.in_folder(tmp_path) == {}
+
+
 def test_why_a_template_takes_no_system_message_is_known_without_its_tokenizer() -> None:
     assert chat.leaves_out(CHATML, SYSTEM) is None
     assert chat.leaves_out(INST, SYSTEM) is None
