@@ -44,7 +44,13 @@ DATED = (
 TOKENIZERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "chatml": (
         False,
-        {"special": ["<|im_start|>", "<|im_end|>"], "bos_token": None, "eos_token": "<|im_end|>", "chat_template": CHATML},
+        {
+            "special": ["<|im_start|>", "<|im_end|>"],
+            "additional_special_tokens": ["<|im_start|>"],
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "chat_template": CHATML,
+        },
     ),
     "inst": (True, {"chat_template": INST}),
 }
