@@ -193,6 +193,8 @@ def _say_what_holds(planned: Plan) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in planned.calibrated_on:
         cli_env.say(f"calibration  {_calibrated_on(text)}")
+    for note in planned.notes:
+        cli_env.say(f"note         {note}")
     for p in planned.cells:
         if p.note:
             cli_env.say(f"note         {p.cell.name}: {p.note}")

@@ -35,6 +35,7 @@ PARTS = {
     "lm_eval.models.utils.resolve_max_length": "the longest input is that of lm-eval's `hf`",
     "lm_eval.tasks._index.TaskIndex.process_cfg": "only the task files that are needed are indexed",
     "lm_eval.utils.env": "templates are compiled once, foreign ones in a sandbox",
+    "transformers.utils.chat_template_utils.datetime": "chat templates that ask for the date are told that of the run",
     "transformers.PreTrainedConfig._attn_implementation": "which attention runs, for the facts and the noise floor",
     "transformers.PreTrainedModel._adjust_missing_and_unexpected_keys": "stored tensors that a class ignores are named",
     "transformers.PreTrainedModel._tied_weights_keys": "tied weights are drawn once in a model of random weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,23 @@ def text(sentences: int, seed: int = 0) -> str:
     return " ".join(lines)
 
 
-def tokenizer(bos: bool = True) -> Any:
-    """`bos`: BOS is put before every text, as Llama's tokenizer does."""
+def tokenizer(bos: bool = True, special: Sequence[str] = (), **settings: Any) -> Any:
+    """`bos`: BOS is put before every text, as Llama's tokenizer does. `special`: further special tokens. `settings` are those of
+    a tokenizer of transformers."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=["<pad>", "<s>", "</s>"],
+        special_tokens=["<pad>", "<s>", "</s>", *special],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator([text(200, seed=99)], trainer)
     if bos:
         inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    settings = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", **settings}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **settings)
 
 
 def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

@@ -1,9 +1,10 @@
 """The work of a cell, piece by piece, and where in the history each piece is looked up.
 
 A piece is a stage (`start` of an environment's process, `source`, `sample` of a text that the model writes, `quantize`, `load`,
-`verify`, and the `rest` between the others) or a question. It is looked up in places, the most telling first: where the same was done before; where the same cell
-was asked of the same corpus or task with another limit; then the same scheme for another model, the same method at other bits,
-another method on the same engine; and where none was asked of that corpus or task, any question of the probe.
+`verify`, and the `rest` between the others) or a question. It is looked up in places, the most telling first: where the same
+was done before; where the same cell was asked of the same corpus or task with another limit; then the same scheme for another
+model, the same method at other bits, another method on the same engine; and where none was asked of that corpus or task, any
+question of the probe.
 
 What is found for something else is scaled in proportion: what grows with the model (its own seconds) by parameters, and, where
 another question was asked, all of it by the tokens or items that were asked for. Of what was found for several models, those of

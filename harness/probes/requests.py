@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.metrics.sequential import VerdictRequest
+from harness.probes.prompting import AS_THEY_STAND, Prompting
 from harness.spec import Json, Question
 
 
@@ -24,7 +25,8 @@ class CorpusRequest:
 class TaskRequest:
     """A task of lm-eval, with the task's own shots where `shots` is None and all its items where `limit` is. `folder` holds its
     YAML where it does not come with lm-eval; `digest` is that of the task. `verdict` is None where all items are scored.
-    `data_sets` are those of the hub that it is made of, as `taskfiles.hub_data` writes them."""
+    `data_sets` are those of the hub that it is made of, as `taskfiles.hub_data` writes them. `prompting`: how its prompts are put
+    to a model."""
 
     name: str
     shots: int | None
@@ -33,6 +35,7 @@ class TaskRequest:
     digest: str
     verdict: VerdictRequest | None
     data_sets: tuple[str, ...] = ()
+    prompting: Prompting = AS_THEY_STAND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,9 @@ where items share a passage); `accuracy_norm` is `acc_norm` where the task has i
 lm-eval's own aggregate. A group (mmlu) gives one number over the items of all its tasks. The side-car holds, per item, id,
 correctness, log-likelihoods and margin.
 
+Prompts stand as lm-eval makes them, or are turns of a conversation in the words of the model's chat template
+(`prompting.py`); which, and the template's digest, is in the question and in the definition.
+
 A cell that is asked until a verdict (`budget: auto`) answers a part of the items and gives what `sequential.py` measures, but no
 `accuracy`.
 
@@ -30,10 +33,11 @@ from harness.probes import sequential
 from harness.probes.base import Probe, Session
 from harness.probes.items import Item, baseline_items, side_car
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
+from harness.probes.prompting import Prompting, prompting_of
 from harness.probes.requests import ProbeRequests
 from harness.probes.taskchunks import Chunks
 from harness.probes.taskfiles import hub_data, known_tasks, task_digest
-from harness.probes.tasks_prepare import PREPARED, configured, key_of, prepare
+from harness.probes.tasks_prepare import PREPARED, build_requests, configured, key_of, prepare
 from harness.spec import DATA_SETS, Answer, Json, Measurement, Question, digest, to_json
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ def questions(requests: ProbeRequests) -> list[Question]:
                 "task_digest": task.digest,
                 **({DATA_SETS: dict.fromkeys(task.data_sets, "hub")} if task.data_sets else {}),
                 **({} if task.verdict is None else sequential.options(task.verdict)),
+                **task.prompting.options(),
             },
         )
         for task in requests.tasks
@@ -74,18 +79,24 @@ def measure(session: Session, question: Question) -> Answer:
     name = str(question.options["task"])
     folder = session.task_folder(question)
     with templates(sandboxed=folder is not None):
-        tasks = PREPARED.pop(key_of(question, folder), None) or configured(question, folder, session.cache)
+        prepared, asked = PREPARED.pop(key_of(question, folder), None), prompting_of(question)
+        tasks = prepared or configured(question, folder, session.cache)
         _check_items(tasks, name)
         _check_finite(session, name)
         lm = session.loaded.lm(plans=session.cache / "plans")
         seed()
+        notes: list[str] = []
+        if prepared is None or asked.template:  # a conversation is in the words of this model's tokenizer
+            notes = build_requests(tasks, asked, session.loaded.tokenizer, question.options["limit"])
         verdict = sequential.settings(question)
         if verdict is not None:
             answer = _until_verdict(session, question, verdict, lm, tasks)
         else:
             results = evaluate(lm, tasks, question.options["limit"])
-            outcomes = {task: _outcome(task, tasks["tasks"][task], results) for task in results["samples"]}
+            outcomes = {task: _outcome(task, tasks["tasks"][task], results, asked) for task in results["samples"]}
             answer = _answer(session, name, outcomes, results)
+    if notes:
+        answer = replace(answer, facts={**answer.facts, "notes": notes})
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks["tasks"].values()) and not isinstance(session.loaded, Partial):
         rules = build.generation_config(session.model_dir).to_diff_dict()
         rules.pop("transformers_version", None)
@@ -145,7 +156,7 @@ class TaskOutcome:
     suffix: str
 
 
-def _outcome(name: str, task: Task, results: Results) -> TaskOutcome:
+def _outcome(name: str, task: Task, results: Results, asked: Prompting) -> TaskOutcome:
     samples = results["samples"][name]
     if not samples:
         raise BadInput(f"task {name!r} has no items; check its data and `limit`")
@@ -168,7 +179,7 @@ def _outcome(name: str, task: Task, results: Results) -> TaskOutcome:
         norm="acc_norm" in samples[0],
         items=tuple(items),
         title=f"lm-eval {name} {'unversioned' if version in (None, 'Yaml') else f'v{version}'}",
-        suffix=f"{'' if first == 'none' else f' ({first})'}, {shots}-shot",
+        suffix=f"{'' if first == 'none' else f' ({first})'}, {shots}-shot{asked.said(task, shots=shots)}",
     )
 
 
@@ -217,17 +228,18 @@ def _cluster(doc: object, field: str | None) -> str | None:
 def _until_verdict(session: Session, question: Question, verdict: VerdictRequest, lm: LM, tasks: LoadedTasks) -> Answer:
     """The cell's items against the baseline's, in chunks, until the verdict; see `sequential.until_verdict`."""
     name, base = str(question.options["task"]), baseline_items(session.baseline_items(question))
+    asked = prompting_of(question)
     chunks = Chunks(tasks, question.options["limit"])
     only = next(iter(tasks["tasks"]))  # items name their task only where there are several
 
-    def score(asked: Sequence[Item]) -> list[Item]:
+    def score(wanted: Sequence[Item]) -> list[Item]:
         places: dict[str, list[int]] = {}
-        for item in asked:
+        for item in wanted:
             places.setdefault(item.task or only, []).append(item.doc)
         results = chunks(places, lambda chosen: evaluate(lm, chosen, None))
-        outcomes = [_outcome(task, tasks["tasks"][task], results) for task in places]
+        outcomes = [_outcome(task, tasks["tasks"][task], results, asked) for task in places]
         answered = {(outcome.task, item.doc): item for outcome in outcomes for item in outcome.items}
-        return [_as_the_baseline(answered[item.task or only, item.doc], item) for item in asked]
+        return [_as_the_baseline(answered[item.task or only, item.doc], item) for item in wanted]
 
     def keep(items: Sequence[Item]) -> str:
         return session.blob("items", side_car(items, task=name, metric=base.metric, order="shared"), "json")

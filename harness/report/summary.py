@@ -256,6 +256,7 @@ def _warnings(view: View) -> list[str]:
         said.append(
             f"{view.unplanned} stored outcomes belong to cells that the last plan no longer asks for; they are not shown."
         )
+    said += [f"{note[:1].upper()}{note[1:]}." for note in view.notes]
     return said + _notes(view)
 
 

@@ -67,6 +67,7 @@ class View:
     environments: tuple[EnvironmentRecord, ...] = ()
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # by model
     calibrated_on: tuple[CalibrationText, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -141,6 +142,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         environments=tuple(run.environments[name] for name in sorted(run.environments)),
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
+        notes=run.plan.notes,
     )
 
 

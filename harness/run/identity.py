@@ -6,6 +6,7 @@ and from nothing else. So a stored answer is used again only where asking again 
 
 from __future__ import annotations
 
+import datetime
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from harness.child.bound import Rounding, bounded, rounding
 from harness.child.job import stored_baseline_name
 from harness.measure import machine
 from harness.methods import METHODS
-from harness.models import corpora, find, hub, sampled, source
+from harness.models import chat, corpora, find, hub, sampled, source
 from harness.models.corpora import SAMPLED
 from harness.probes import PROBES, sequential
+from harness.probes.prompting import CHAT, prompting_of
 from harness.run.source import ROOT, source_digest
 from harness.spec import DATA_SETS, Cell, Given, Json, Question, RunContext, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
@@ -49,6 +51,10 @@ class Inputs:
     environments: dict[str, Mapping[str, str]]
     data_commits: Mapping[str, str] = field(default_factory=dict)
     """Commits of the hub's data sets that tasks are made of, by `OWNER/NAME@REVISION`."""
+    templates: Mapping[str, chat.Templates] = field(default_factory=dict)
+    """The chat templates of the models that are asked in their words, by the model's name."""
+    today: str = ""
+    """The date that templates which ask for it are told in this run, ISO 8601."""
 
     def installed(self, method: str) -> Mapping[str, str] | None:
         """The packages of the environment that a method runs in; None when it is not built yet."""
@@ -73,10 +79,14 @@ class Inputs:
         """The baseline of the cell's model."""
         return next(p for p in self.plan.cells if p.baseline and p.cell.model == cell.model)
 
-    def resolved(self, question: Question) -> Question:
-        """The question with the digest of a hub corpus in the place of its name, now that the text is here, and with the commits
-        of the hub's data sets."""
+    def resolved(self, cell: Cell, question: Question) -> Question:
+        """The question with the digest of a hub corpus in the place of its name, now that the text is here, with the commits of
+        the hub's data sets, and with the digest of the chat template that the cell's model is asked in."""
         options = dict(question.options)
+        if CHAT in options:
+            asked = prompting_of(question)
+            template = chat.chosen(self.templates[cell.model.name], asked.template, f"model {cell.model.name!r}")
+            options.update(asked.of(template, self.today).options())
         if str(options.get("corpus_digest", "")).startswith("hub:"):
             options["corpus_digest"] = self.text_digests[question.subject]
         if DATA_SETS in options:
@@ -87,7 +97,7 @@ class Inputs:
 
     def key(self, cell: Cell, question: Question) -> str:
         """Digest of the exact question; see `spec.Record`."""
-        resolved = self.resolved(question)
+        resolved = self.resolved(cell, question)
         probe = PROBES[question.probe]
         compared: Json = None
         if sequential.settings(question) is not None:
@@ -154,7 +164,7 @@ class Inputs:
     def stored_baseline(self, cell: Cell, question: Question) -> Path:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""
         baseline = self.baseline(cell).cell
-        name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{stored_baseline_name(self.resolved(question))}"
+        name = f"{self.artifact(baseline).name}|{digest(baseline.running)}|{stored_baseline_name(self.resolved(cell, question))}"
         return self.cache / "baselines" / digest(name)[:32]
 
     def bound(self, cell: Cell) -> Path:
@@ -244,6 +254,8 @@ def _inputs(
         packages=machine.packages(),
         environments={name: packages for name, packages in built.items() if packages is not None},
         data_commits=data_commits,
+        templates=_templates(plan, folders),
+        today=datetime.date.today().isoformat(),
     )
 
 
@@ -261,6 +273,18 @@ def at_hand(plan: Plan, cache: Path) -> Inputs | None:
     if known.keys() != folders.keys() or texts.keys() != plan.texts.keys() or calibrations.keys() != plan.calibrations.keys():
         return None
     return _inputs(plan, cache, folders=here, weights=known, texts=texts, calibrations=calibrations, data_commits={})
+
+
+def _templates(plan: Plan, folders: Mapping[str, Path]) -> dict[str, chat.Templates]:
+    """The chat templates of the models that are asked in their words. BadInput where a model has not the one that is meant."""
+    found: dict[str, chat.Templates] = {}
+    for planned in plan.cells:
+        name = planned.cell.model.name
+        for question in planned.questions:
+            if CHAT in question.options:
+                found.setdefault(name, chat.in_folder(folders[name]))
+                chat.chosen(found[name], prompting_of(question).template, f"model {name!r}")
+    return found
 
 
 def _data_commits(plan: Plan) -> dict[str, str]:

@@ -49,7 +49,7 @@ class JobFolders:
         folder = self._home / f"{time.time_ns()}-{stage}"
         folder.mkdir(parents=True)
         inputs = self._inputs
-        resolved = tuple(inputs.resolved(q) for q in questions)
+        resolved = tuple(inputs.resolved(planned.cell, q) for q in questions)
         source = inputs.source(planned.cell) if stage == "quantize" else planned.cell.model.name
         job = Job(
             stage=stage,
@@ -76,9 +76,10 @@ class JobFolders:
         write_job(folder, job)
         return folder
 
-    def write_preparation(self, todo: Sequence[Sequence[Question]]) -> Path | None:
+    def write_preparation(self, todo: Sequence[tuple[PlannedCell, Sequence[Question]]]) -> Path | None:
         """A file with the questions that several cells are still asked and whose probes can prepare them; None without any."""
-        asked = [self._inputs.resolved(q) for questions in todo for q in questions if PROBES[q.probe].prepare is not None]
+        prepared = [(planned.cell, q) for planned, questions in todo for q in questions if PROBES[q.probe].prepare is not None]
+        asked = [self._inputs.resolved(cell, question) for cell, question in prepared]
         names = [digest(q) for q in asked]
         cells = Counter(names)
         shared = [q for name, q in dict(zip(names, asked, strict=True)).items() if cells[name] > 1]

@@ -107,7 +107,7 @@ class _Pipeline:
         )
         for refused in plugins.load().refused:
             self.observer.note(str(refused))
-        self.servers.prepare = self.jobs.write_preparation([questions for _, questions in todo])
+        self.servers.prepare = self.jobs.write_preparation(todo)
         for (planned, questions), cell in zip(todo, expected.cells, strict=True):
             if questions:
                 self.ledger = Ledger(planned, questions, cell)

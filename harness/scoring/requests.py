@@ -30,6 +30,7 @@ from lm_eval.models.utils import (
 )
 
 from harness.errors import Unsupported
+from harness.scoring.chat import Conversations
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -194,22 +195,8 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A chat as text; a template that refuses a system message gets the chat without it (as lm-eval does)."""
-        import jinja2
-
-        def render(messages: list[dict[str, str]]) -> str:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **self.chat_template_args,
-            )
-            return str(text)
-
-        try:
-            return render(chat_history)
-        except jinja2.exceptions.TemplateError:
-            return render([message for message in chat_history if message["role"] != "system"])
+        chats = Conversations(tokenizer=self.tokenizer, arguments=self.chat_template_args)
+        return chats(chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Token ids of a string, by the rules of lm-eval's `hf` on special tokens."""

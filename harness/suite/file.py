@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
 
 from harness.errors import BadInput, UnknownName
 from harness.suite import mistakes
@@ -81,14 +81,31 @@ Budget = Literal["fixed", "auto"]
 """How many items of a task a cell is scored on: all (that `limit` leaves), or until the verdict of `probes/sequential.py`."""
 
 
+def _template(value: bool | str) -> bool | str:
+    if isinstance(value, str) and (not value.strip() or value.lower() in _YAML_WORDS):
+        right = "chat_template: true" if value.lower() in ("true", "yes", "on", "1") else "chat_template: false"
+        raise ValueError(f"{value!r} is a text, so it would be the name of a template; write {right}")
+    return value
+
+
+_YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "none", "null", "0", "1")
+
+ChatTemplate = Annotated[StrictBool | StrictStr, AfterValidator(_template)]
+"""Whether prompts are a conversation in the words of the tokenizer's chat template, or the name of that template."""
+
+
 class TaskEntry(_Strict):
-    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget` takes the place of the suite's."""
+    """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget`, `chat_template`, `system` and `multiturn`
+    take the place of the suite's; an empty `system` is none."""
 
     task: str
     shots: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
     budget: Budget | None = None
+    chat_template: ChatTemplate | None = None
+    system: str | None = None
+    multiturn: StrictBool | None = None
 
 
 class Latency(_Strict):
@@ -135,6 +152,9 @@ class Suite(_Strict):
     tasks: list[str | TaskEntry] = []
     limit: int | None = Field(default=None, ge=1)
     budget: Budget = "fixed"
+    chat_template: ChatTemplate = False
+    system: str | None = None
+    multiturn: StrictBool | None = None
     margin: Annotated[float, AfterValidator(_margin)] = 0.01
     alpha: Annotated[float, AfterValidator(_error_rate)] = 0.05
     beta: Annotated[float, AfterValidator(_error_rate)] = 0.05

@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
-from harness.suite import inputs
+from harness.suite import conversations, inputs
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -41,6 +41,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
     inputs.check(written, sources, texts, requests.corpora)
+    notes = conversations.notes(written, sources, requests.tasks)
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
@@ -62,6 +63,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
         source_grids={s.name: s.grid for s in sources if s.grid is not None},
+        notes=notes,
     )
 
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 Place = tuple[str | int, ...]
 
-_UNION_ARMS = {"str", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]", "constrained-str", "none"}
+_UNION_ARMS = {"str", "bool", "CorpusEntry", "TaskEntry", "dict[str,any]", "list[dict[str,any]]", "constrained-str", "none"}
 """What pydantic puts into an error's place for each arm of a union; people know nothing of them."""
 
 
@@ -57,8 +57,14 @@ WANTED: dict[str, Wanted] = {
     "tasks.*.limit": Wanted("a whole number of at least 1", "limit: 500"),
     "tasks.*.include": Wanted("a folder", "include: ./my-tasks"),
     "tasks.*.budget": Wanted("fixed or auto", "budget: auto"),
+    "tasks.*.chat_template": Wanted("true, false or the name of a template", "chat_template: true"),
+    "tasks.*.system": Wanted("a text", "system: You are a helpful assistant."),
+    "tasks.*.multiturn": Wanted("true or false", "multiturn: true"),
     "limit": Wanted("a whole number of at least 1", "limit: 500"),
     "budget": Wanted("fixed or auto", "budget: auto"),
+    "chat_template": Wanted("true, false or the name of a template", "chat_template: true"),
+    "system": Wanted("a text", "system: You are a helpful assistant."),
+    "multiturn": Wanted("true or false", "multiturn: true"),
     "margin": Wanted("a number", "margin: 0.01"),
     "alpha": Wanted("a number", "alpha: 0.05"),
     "beta": Wanted("a number", "beta: 0.05"),
@@ -97,6 +103,7 @@ _ELSEWHERE = {
     "corpus": "written under corpora: corpora: [wikitext2]",
     "dataset": "written under corpora: corpora: [wikitext2]",
     "shots": "a setting of a task: tasks: [{task: arc_easy, shots: 5}]",
+    "system_instruction": "called system, of a suite or of a task: system: You are a helpful assistant.",
     "num_fewshot": "called shots, and a setting of a task: tasks: [{task: arc_easy, shots: 5}]",
     "samples": "a setting of calibration: calibration: {samples: 128}",
     "length": "a setting of calibration: calibration: {length: 512}",

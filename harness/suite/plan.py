@@ -66,6 +66,8 @@ class Plan:
     """Models that are quantized already and stand for another model of the suite: cells of that one."""
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
     """The grids on which the weights of models lie that were quantized before, by the model's name."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the plan as a whole, in plan and report."""
 
     @property
     def models(self) -> list[Model]:
@@ -97,6 +99,7 @@ class Plan:
             weights=weights,
             source_grids=self.source_grids,
             calibrated_on=self.calibrated_on,
+            notes=self.notes,
         )
 
 

@@ -12,6 +12,7 @@ from harness.metrics.sequential import VerdictRequest
 from harness.models import corpora
 from harness.models.corpora import Corpus
 from harness.probes import PROBES
+from harness.probes.prompting import Prompting
 from harness.probes.requests import (
     CorpusRequest,
     GenerationShape,
@@ -100,6 +101,7 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
     from harness.probes.tasks import hub_data, task_digest
 
     suite = written.suite
+    _check_conversation(written)
     if not suite.tasks or "tasks" not in suite.probes:
         return
     names: list[str] = []
@@ -115,8 +117,45 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
             digest=task_digest(entry.task, folder),
             verdict=_verdict(written, entry.budget or suite.budget),
             data_sets=tuple(hub_data(entry.task, folder)),
+            prompting=_prompting(entry, written, index),
         )
     unique(names, f"{written.where('tasks')}: task")
+
+
+def _prompting(entry: TaskEntry, written: SuiteFile, index: int) -> Prompting:
+    """How the task's prompts are put to a model: what its entry says, else what the suite says. With a template, examples are
+    turns unless `multiturn` is false (lm-eval's default). BadInput for `multiturn: true` where there is no conversation."""
+    suite = written.suite
+    template = suite.chat_template if entry.chat_template is None else entry.chat_template
+    multiturn = suite.multiturn if entry.multiturn is None else entry.multiturn
+    system = suite.system if entry.system is None else entry.system
+    if entry.multiturn and not template:
+        raise BadInput(f"{written.where('tasks', index, 'multiturn')}: task {entry.task!r}: {_NO_CONVERSATION}")
+    return Prompting(
+        template=template, multiturn=bool(template) and multiturn is not False, system=system if (system or "").strip() else None
+    )
+
+
+_NO_CONVERSATION = (
+    "multiturn: true makes the examples turns of a conversation, and without chat_template there is none; add chat_template: true"
+)
+
+
+def _check_conversation(written: SuiteFile) -> None:
+    """BadInput for settings of the suite on how tasks are asked that no task of it uses: whoever wrote them expects otherwise."""
+    suite = written.suite
+    settings = [
+        name for name in ("chat_template", "system", "multiturn") if name in suite.model_fields_set and getattr(suite, name)
+    ]
+    if settings and not suite.tasks:
+        name = settings[0]
+        raise BadInput(
+            f"{written.where(name)}: `{name}` says how tasks are asked, and this suite has none; add tasks: [arc_easy], or take "
+            "it out"
+        )
+    chats = [suite.chat_template, *(task.chat_template for task in suite.tasks if isinstance(task, TaskEntry))]
+    if suite.multiturn and not any(chats):
+        raise BadInput(f"{written.where('multiturn')}: {_NO_CONVERSATION}")
 
 
 def _task_folder(entry: TaskEntry, written: SuiteFile, index: int) -> Path | None:

@@ -267,3 +267,19 @@ def test_a_mistake_in_the_entry_of_a_hub_model_is_named(user: User, hub: Hub) ->
 
 def test_the_folder_of_a_test_is_nobodys_own(user: User) -> None:
     assert str(Path.home()) not in user.environment().values()
+
+
+def test_the_chat_template_of_a_model_of_the_hub_is_known_to_plan_without_its_weights(user: User, hub: Hub) -> None:
+    template = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    hub.model("lab/base").commit(checkpoint())
+    hub.model("lab/chat").commit({**checkpoint(), "chat_template.jinja": template.encode()})
+    asked = "methods: {bf16: }\nprobes: [tasks]\ntasks: [reference_facts]\n"
+    said = user.harness("plan", str(user.suite("[lab/base, lab/chat]", extra=asked, fakes=False)))
+    assert [line for line in said.splitlines() if "chat template" in line] == [
+        "note         model 'chat' has a chat template, and reference_facts is scored without it; to score it as it is served: "
+        "chat_template: true"
+    ]
+    user.harness("plan", str(user.suite("[lab/chat]", extra=f"{asked}chat_template: true", fakes=False)))
+    said = user.harness("plan", str(user.suite("[lab/base]", extra=f"{asked}chat_template: true", fakes=False)), code=2)
+    assert "model 'base': its tokenizer has no chat template" in said
+    assert not list(user.hub_cache.rglob("*.safetensors"))
