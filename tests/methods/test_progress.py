@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness import cli
+from harness import cli_progress
 from harness.child import events, progress
 from harness.child.events import Event, Progress
+from harness.costs import CellForecast
+from harness.forecast.estimate import Forecast
 from harness.run import runner
 from harness.run.observer import Silent
 from harness.spec import Cell
@@ -128,14 +130,14 @@ def test_a_library_is_followed_from_layer_to_layer(method: str, tmp_path: Path) 
 def test_in_a_pipe_a_line_comes_at_most_every_half_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cli.PROGRESS_SECONDS == 30
+    assert cli_progress.PROGRESS_SECONDS == 30
     asked = cell("gptq", 4)
-    with cli._Progress() as shown:
-        shown.begin(run=Path("run"), questions=2, stored=0)
+    with cli_progress.Progress() as shown:
+        shown.begin(run=Path("run"), questions=2, stored=0, forecast=Forecast(cells=(), whole=CellForecast(), runs=0))
         shown.doing(asked, "quantize")
         shown.progress(asked, "quantize", "layer 1 of 30")
-        assert capsys.readouterr().out == ""
-        monkeypatch.setattr(cli, "PROGRESS_SECONDS", 0.0)
+        assert "layer" not in capsys.readouterr().out
+        monkeypatch.setattr(cli_progress, "PROGRESS_SECONDS", 0.0)
         shown.progress(asked, "quantize", "layer 2 of 30")
         shown.progress(asked, "quantize", "\x1b[31mnearly\x07 there")
         shown.progress(asked, "quantize", "")

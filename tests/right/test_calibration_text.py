@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import store
+from harness.costs import Expected
 from harness.errors import BadInput
 from harness.models import corpora, overlap, sampled
 from harness.report import render
@@ -195,7 +196,7 @@ class Heard(Silent):
         self.done: list[str] = []
         self.progress_of: dict[str, list[str]] = {}
 
-    def doing(self, cell: Cell, what: str) -> None:
+    def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
         self.done.append(what)
 
     def progress(self, cell: Cell, what: str, how_far: str) -> None:
