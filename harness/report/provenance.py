@@ -9,7 +9,7 @@ from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show, with_unit
 from harness.report.section import Section
 from harness.report.view import View
-from harness.spec import EnvironmentRecord
+from harness.spec import EnvironmentRecord, Given, Model
 
 PACKAGES = (
     "torch", "transformers", "lm-eval", "numpy", "gptqmodel", "hqq", "bitsandbytes", "auto-round", "torchao", "optimum-quanto",
@@ -57,6 +57,7 @@ def section(view: View) -> Section | None:
         el("h3", "Repeat it"),
         *(commands or [el("p", "No command was stored with this run.", cls="muted")]),
         el("div", _facts("Run", rows), _facts("Machine", [(NAMES.get(k, k), v) for k, v in machine.items()]), cls="columns"),
+        _facts("Models", _models(view)),
         _facts("Packages", list(main.items())) if main else None,
     ]
     if rest:
@@ -78,6 +79,25 @@ def section(view: View) -> Section | None:
         lead="Where these numbers come from and how to make them again.",
         body=join(*body),
     )
+
+
+def _models(view: View) -> list[tuple[str, object]]:
+    """Each model and each given checkpoint: where it comes from, at which commit, and the digest of its weights."""
+    made_of = [cell.cell.origin.checkpoint for cell in view.cells if isinstance(cell.cell.origin, Given)]
+    models = {model.name: model for model in (*(cell.cell.model for cell in view.cells), *made_of)}
+    return [(name, _model(model, view.weights.get(name))) for name, model in models.items()]
+
+
+def _model(model: Model, weights: str | None) -> str:
+    if model.random:
+        parts = ["random weights in the shape of a configuration"]
+    elif model.repo is not None:
+        parts = [model.repo + (f"/{model.file}" if model.file else "")]
+        parts += [f"revision {model.revision}"] if model.revision and model.revision != model.commit else []
+        parts += [f"commit {model.commit}"] if model.commit else []
+    else:
+        parts = ["a local file" if str(model.path).endswith(".gguf") else "a local folder"]
+    return ", ".join([*parts, *([f"weights {weights[:12]}"] if weights else [])])
 
 
 def _stores(view: View) -> list[str]:

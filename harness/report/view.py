@@ -65,7 +65,8 @@ class View:
     derived: Derived
     probes: Mapping[str, Group]  # rows by name
     environments: tuple[EnvironmentRecord, ...] = ()
-    source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # by model
+    weights: Mapping[str, str] = field(default_factory=dict)  # digests, by model
+    source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # likewise
     calibrated_on: tuple[CalibrationText, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -140,6 +141,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         derived=comparisons,
         probes=probes,
         environments=tuple(run.environments[name] for name in sorted(run.environments)),
+        weights=run.plan.weights,
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
         notes=run.plan.notes,

@@ -21,7 +21,7 @@ from harness.report import View, render, render_view, terminal_table
 from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
-from harness.spec import Failure, PlanRecord, Record
+from harness.spec import Failure, Model, PlanRecord, Record
 from tests.report import synthetic
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00"
@@ -269,6 +269,13 @@ def test_the_terminal_table_has_every_cell_and_marks_the_frontier(shown: View) -
     assert " oom" in drawn
     assert "inc 4-bit g64, simulated" in drawn
     assert "frontier" in drawn
+
+
+def test_the_page_says_at_which_commit_a_model_of_the_hub_was_measured(shown: View) -> None:
+    model = Model(name=shown.cells[0].model, repo="lab/<tiny>", revision="main", commit="c0ffee" + 34 * "0")
+    cells = tuple(dataclasses.replace(c, cell=dataclasses.replace(c.cell, model=model)) for c in shown.cells)
+    page = render_view(dataclasses.replace(shown, cells=cells, weights={model.name: "abcdef0123456789"})).decode()
+    assert f"lab/&lt;tiny&gt;, revision main, commit {model.commit}, weights abcdef012345<" in page
 
 
 def test_a_long_name_in_the_terminal_is_broken_and_its_numbers_are_whole(shown: View) -> None:
