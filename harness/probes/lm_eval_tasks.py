@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import random
 import traceback
 from collections.abc import Iterator, Mapping
@@ -108,9 +109,10 @@ def _refused(error: Exception, what: str, where: Path | None = None) -> BadInput
 
 
 def _by_lm_eval(error: Exception) -> bool:
-    """Whether an error that `evaluate` let through was raised outside this package: by lm-eval, by a task's own function."""
-    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][1:]
-    return not any(Path(name).is_relative_to(_HARNESS) for name in frames)
+    """Whether an error comes from lm-eval, or from what it calls, and not from a scorer of this package that it called."""
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    within = list(itertools.dropwhile(lambda name: "lm_eval" not in name.parts, frames))
+    return bool(within) and not any(name.is_relative_to(_HARNESS) for name in within)
 
 
 _HARNESS = Path(__file__).parent.parent
@@ -166,16 +168,23 @@ def evaluate(lm: LM, tasks: LoadedTasks, limit: int | None) -> Results:
     """`lm_eval.evaluate`; per-item samples kept, no bootstrap of its own. BadInput for a task that lm-eval itself cannot ask."""
     from lm_eval.evaluator import evaluate
 
+    with named(tasks):
+        results: Results = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    return results
+
+
+@contextlib.contextmanager
+def named(tasks: LoadedTasks) -> Iterator[None]:
+    """Inside, an error that lm-eval leaves as Python raised it becomes a BadInput that names the tasks and the likely cause."""
     from harness.scoring.plan import UnscorableRequest
 
     try:
-        results: Results = evaluate(lm=lm, task_dict=tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+        yield
     except Exception as error:
         if not isinstance(error, UnscorableRequest) and not (_bare(error) and _by_lm_eval(error)):
             raise
         names = ", ".join(repr(name) for name in tasks["tasks"])
         raise _refused(error, f"task {names}: lm-eval cannot ask it") from error
-    return results
 
 
 @contextlib.contextmanager

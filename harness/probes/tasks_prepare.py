@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.forking import die_with_parent, let_go
 from harness.probes import prompting
-from harness.probes.lm_eval_tasks import LoadedTasks, configure, load, seed, templates
+from harness.probes.lm_eval_tasks import LoadedTasks, configure, load, named, seed, templates
 from harness.probes.prompting import Prompting, prompting_of
 from harness.spec import DATA_SETS, Question, digest
 
@@ -65,7 +65,8 @@ def build_requests(
 ) -> list[str]:
     """Builds all requests of configured tasks, which lm-eval's `evaluate` then finds built; returns what is to be said of them.
     `tokenizer`: the model's, where its chat template is asked for."""
-    notes = prompting.build(tasks["tasks"], asked, tokenizer, limit)
+    with named(tasks):
+        notes = prompting.build(tasks["tasks"], asked, tokenizer, limit)
     for task in tasks["tasks"].values():
         task.build_all_requests = functools.partial(_as_built, limit)
     return notes
