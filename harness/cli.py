@@ -354,8 +354,10 @@ def _show_forecast(forecast: Forecast, unread: Sequence[str], cache: Path) -> No
     table = Table(title="forecast", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ["cell", "time", "memory", *(["GPU memory"] if on_gpu else []), "disk"]:
         table.add_column(column, justify="left" if column == "cell" else "right")
+    models = {cell.name.partition(" / ")[0] for cell in forecast.cells}
     for cell in forecast.cells:
-        table.add_row(*_forecast_row(cell, on_gpu=on_gpu))
+        name = cell.name.partition(" / ")[2] if len(models) == 1 else cell.name  # a model that is alone goes without saying
+        table.add_row(escape(name), *_forecast_row(cell, on_gpu=on_gpu))
     out.print(table)
     cli_env.say(f"forecast     {words.whole(forecast)}")
     for line in words.legend(forecast):
@@ -370,15 +372,14 @@ def _forecast_row(cell: CellPlan, *, on_gpu: bool) -> list[str]:
     from harness.forecast import words
 
     if not cell.questions:
-        return [escape(cell.name), "answered already", "", *([""] if on_gpu else []), ""]
+        return ["answered already", "", *([""] if on_gpu else []), ""]
     seen = cell.forecast
     memory = [seen.host_bytes, *([seen.device_bytes] if on_gpu else [])]
     left = f", {cell.answered} answered" if cell.answered else ""
-    taken = [
+    return [
         words.sourced(seen.seconds, "seconds") + left,
         *(words.sourced(each, "bytes") for each in (*memory, seen.disk_bytes)),
     ]
-    return [escape(cell.name), *taken]
 
 
 def _budget(planned: Plan) -> list[str]:

@@ -65,8 +65,11 @@ def _number(value: float) -> str:
 
 
 def sourced(expected: Expected | None, unit: Unit) -> str:
-    """A range with the name of its source behind it."""
+    """A range for a table, with the name of its source behind it: `≥ 40 s (rate)`."""
     said = span(expected, unit)
+    if said.endswith(" or more"):
+        said = f"≥ {said.removesuffix(' or more')}"
+    said = said.replace("at most ", "≤ ")
     return said if expected is None or said == "unknown" else f"{said} ({expected.source})"
 
 
