@@ -300,7 +300,7 @@ def test_a_longer_text_begins_with_the_shorter_one_and_no_block_is_sampled_twice
     assert all(done <= of for done, of in told)
     assert told[-1][0] >= 100
     blocks = {path.name: path.stat().st_mtime_ns for path in (folder / "text").glob("block-*.json")}
-    long = write(500)
+    long = write(1500)
     assert long.startswith(short)
     assert len(long) > len(short)
     now = {path.name: path.stat().st_mtime_ns for path in (folder / "text").glob("block-*.json")}
