@@ -103,10 +103,12 @@ def test_what_was_done_before_takes_as_long_as_it_took_then() -> None:
     assert ends(seconds(expected(planned(cell(), PERPLEXITY), twice), "perplexity")) == (4.0, 6.0, "same")
 
 
-def test_for_another_model_what_grows_is_scaled_by_parameters_and_the_rest_is_not() -> None:
+def test_for_a_larger_or_smaller_model_what_grows_does_so_at_most_in_proportion_and_the_rest_does_not() -> None:
     known = history(cost(cell(), took(cell(), PERPLEXITY, 6.0, 5.0)))
     larger = planned(cell(model="large"), PERPLEXITY, parameters=LARGE)
-    assert ends(seconds(expected(larger, known), "perplexity")) == (1.0 + 4 * 5.0, 1.0 + 4 * 5.0, "scheme")
+    assert ends(seconds(expected(larger, known), "perplexity")) == (1.0 + 5.0, 1.0 + 4 * 5.0, "scheme")
+    smaller = planned(cell(model="tiny"), PERPLEXITY, parameters=SMALL // 10)
+    assert ends(seconds(expected(smaller, known), "perplexity")) == (1.0 + 5.0 / 10, 1.0 + 5.0, "scheme")
 
 
 def test_of_several_models_the_nearest_size_counts() -> None:
@@ -116,7 +118,7 @@ def test_of_several_models_the_nearest_size_counts() -> None:
         cost(near, took(near, PERPLEXITY, 9.0, 9.0), parameters=LARGE // 2),
     )
     said = seconds(expected(planned(cell(model="large"), PERPLEXITY, parameters=LARGE), known), "perplexity")
-    assert ends(said) == (18.0, 18.0, "scheme")
+    assert ends(said) == (9.0, 18.0, "scheme")
 
 
 def test_another_question_to_the_same_probe_is_scaled_by_its_tokens_or_items() -> None:
@@ -251,10 +253,13 @@ def test_what_is_answered_costs_nothing_and_is_said() -> None:
     assert words.whole(done) == "nothing is left to do: all 2 questions are answered"
 
 
-def test_memory_is_the_runtime_and_what_grows_with_the_model() -> None:
-    known = history(cost(cell(), took(cell(), PERPLEXITY, 1.0, 1.0), host_bytes=500, host_start_bytes=400))
+def test_memory_is_the_runtime_the_weights_and_what_may_grow_with_the_model() -> None:
+    weights, runtime, rest = SMALL // 2, 400_000_000, 30_000_000
+    peak = runtime + weights + rest
+    known = history(cost(cell(), took(cell(), PERPLEXITY, 1.0, 1.0), host_bytes=peak, host_start_bytes=runtime))
     larger = planned(cell(model="large"), PERPLEXITY, parameters=LARGE)
-    assert ends(expected(larger, known).cells[0].forecast.host_bytes) == (800.0, 800.0, "scheme")
+    low, high = runtime + 4 * weights + rest, runtime + 4 * weights + 4 * rest
+    assert ends(expected(larger, known).cells[0].forecast.host_bytes) == (low, high, "scheme")
 
 
 def test_disk_is_scaled_by_the_bytes_that_the_plan_estimates() -> None:

@@ -128,7 +128,8 @@ def _seconds(work: Work, history: History, rate: Rate) -> Expected | None:
     if speed is None or work.scored_tokens is None or work.parameters is None:
         return None
     # Two operations a weight and token (Kaplan et al. 2020, section 2.1); attention comes on top.
-    return _ranged([2.0 * work.parameters * work.scored_tokens / speed], history, work.entry, "rate")
+    least = 2.0 * work.parameters * work.scored_tokens / speed
+    return _ranged([(least, least)], history, work.entry, "rate")
 
 
 def _memory(todo: Todo, history: History, what: str, *, counted: bool) -> Expected | None:
@@ -170,21 +171,22 @@ def _of_cell(todo: Todo, what: str, size: int | None) -> Work:
 def _looked_up(work: Work, history: History, what: str) -> Expected | None:
     """What the first place says that holds anything which can be scaled to this. `what`: by which its ratios are known."""
     for place in work.places:
-        said = [
-            (_distance(seen, work), value) for seen in history.at(place.key) if (value := _scaled(seen, work, place)) is not None
-        ]
+        scaled = [(_distance(seen, work), _scaled(seen, work, place)) for seen in history.at(place.key)]
+        said = [(distance, ends) for distance, ends in scaled if ends is not None]
         if said:
             nearest = min(distance for distance, _ in said)
-            return _ranged([value for distance, value in said if distance == nearest], history, what, place.source)
+            return _ranged([ends for distance, ends in said if distance == nearest], history, what, place.source)
     return None
 
 
-def _scaled(seen: Seen, work: Work, place: Place) -> float | None:
-    """What was seen, scaled to the work: what grows with the model by its size; all of it by units where something else was
-    asked."""
-    size = _ratio(work.parameters, seen.parameters, equal=work.model == seen.model or not seen.grows)
+def _scaled(seen: Seen, work: Work, place: Place) -> tuple[float, float] | None:
+    """From where to where what was seen is when scaled to the work; None where nobody can say."""
+    size = _ratio(work.parameters, seen.parameters, equal=work.model == seen.model or not (seen.proportional or seen.grows))
     amount = 1.0 if place.alike else _ratio(work.units, seen.units, equal=False)
-    return None if size is None or amount is None else (seen.fixed + seen.grows * size) * amount
+    if size is None or amount is None:
+        return None
+    sure = seen.fixed + seen.proportional * size
+    return (sure + seen.grows * min(1.0, size)) * amount, (sure + seen.grows * max(1.0, size)) * amount
 
 
 def _ratio(new: float | None, old: float | None, *, equal: bool) -> float | None:
@@ -199,10 +201,11 @@ def _distance(seen: Seen, work: Work) -> float:
     return abs(math.log(work.parameters / seen.parameters)) if work.parameters and seen.parameters else 0.0
 
 
-def _ranged(values: Sequence[float], history: History, what: str, source: Source) -> Expected:
+def _ranged(ends: Sequence[tuple[float, float]], history: History, what: str, source: Source) -> Expected:
+    lows, highs = zip(*ends, strict=True)
+    rule = math.sqrt(statistics.median(lows) * statistics.median(highs))
     # By rate nothing was seen yet of how fast this is really done: it may be slower by any factor.
-    high = None if source == "rate" else max(values)
-    seen = Expected(low=min(values), high=high, source=source, rule=statistics.median(values))
+    seen = Expected(low=min(lows), high=None if source == "rate" else max(highs), source=source, rule=rule)
     proved = _proved(seen, history, what)
     return seen if proved is None else proved
 

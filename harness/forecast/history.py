@@ -38,13 +38,15 @@ class Here:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a piece took, or a cell held or left: `fixed` + `grows`, in seconds or bytes, of which `grows` goes with the model."""
+    """What a piece took, or a cell held or left, in seconds or bytes: a part that is `fixed`, one that is `proportional` to the
+    size of the model, and one that `grows` with it and nobody knows how: at most in proportion."""
 
-    fixed: float
-    grows: float
+    fixed: float = 0.0
+    proportional: float = 0.0
+    grows: float = 0.0
     model: str
     parameters: int | None
-    units: float | None
+    units: float | None = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +70,7 @@ class History:
             self._keep(places(kept_as, piece.question, piece.subject, shared), seen)
             self._compare(kept_as, piece.expected, piece.seconds)
         if cost.whole:
-            for what, (kept, grows, size) in _held(cost).items():
-                seen = Seen(fixed=kept, grows=grows, model=model, parameters=size, units=1.0)
+            for what, seen in _held(cost, model).items():
                 self._keep(places(what, cost.questions, "", shared), seen)
             self._compare_cell(cost)
 
@@ -94,18 +95,23 @@ class History:
             self.ratios.setdefault((what, expected.source), []).append(actual / expected.rule)
 
 
-def _held(cost: CellCost) -> dict[str, tuple[float, float, int | None]]:
-    """What a whole cell held or left: the part that does not grow with its size, the part that does, and the size."""
-    held: dict[str, tuple[float, float, int | None]] = {}
+def _held(cost: CellCost, model: str) -> dict[str, Seen]:
+    """What a whole cell held or left, by what it is. Of its memory the runtime is fixed and the weights are in proportion; the
+    rest (activations, what a loader copies) depends on more than the model's size."""
+    held: dict[str, Seen] = {}
+    weights = cost.estimated_bytes or 0
     if cost.host_bytes is not None:
         start = min(cost.host_bytes, cost.host_start_bytes or 0)
-        held[MEMORY] = (start, cost.host_bytes - start, cost.parameters)
+        own = min(weights, cost.host_bytes - start)
+        rest = cost.host_bytes - start - own
+        held[MEMORY] = Seen(fixed=start, proportional=own, grows=rest, model=model, parameters=cost.parameters)
     if cost.device_bytes is not None:
-        held[DEVICE_MEMORY] = (0.0, cost.device_bytes, cost.parameters)
-    if cost.artifact_bytes is not None and cost.estimated_bytes:
-        held[ARTIFACT] = (0.0, cost.artifact_bytes, cost.estimated_bytes)
+        own = min(weights, cost.device_bytes)
+        held[DEVICE_MEMORY] = Seen(proportional=own, grows=cost.device_bytes - own, model=model, parameters=cost.parameters)
+    if cost.artifact_bytes is not None and weights:
+        held[ARTIFACT] = Seen(proportional=cost.artifact_bytes, model=model, parameters=weights)
     if cost.kept_bytes is not None:
-        held[KEPT] = (0.0, cost.kept_bytes, cost.parameters)
+        held[KEPT] = Seen(grows=cost.kept_bytes, model=model, parameters=cost.parameters)
     return held
 
 

@@ -119,7 +119,7 @@ def warnings(forecast: Forecast, *, free_disk_bytes: int, free_memory_bytes: int
             "that are free there; free some, choose another disk with --cache DIR, or take cells out of the suite"
         )
     if free_memory_bytes is not None:
-        tight = [c for c in forecast.cells if (e := c.forecast.host_bytes) is not None and (e.high or e.low) > free_memory_bytes]
+        tight = [c for c in forecast.cells if (e := c.forecast.host_bytes) is not None and e.middle > free_memory_bytes]
         said += [_tight(cell, free_memory_bytes) for cell in tight]
     return said
 

@@ -6,9 +6,9 @@ was done before; where the same cell was asked of the same corpus or task with a
 model, the same method at other bits, another method on the same engine; and where none was asked of that corpus or task, any
 question of the probe.
 
-What is found for something else is scaled in proportion: what grows with the model (its own seconds) by parameters, and, where
-another question was asked, all of it by the tokens or items that were asked for. Of what was found for several models, those of
-the nearest size count.
+What is found for another model is scaled by parameters, what grows with the model (its own seconds) to a range: from not at all
+to in proportion, because a small model does not keep a machine busy. Where another question was asked, all of it is scaled by
+the tokens or items that were asked for. Of what was found for several models, those of the nearest size count.
 """
 
 from __future__ import annotations
