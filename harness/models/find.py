@@ -330,11 +330,20 @@ def weights_digest(folder: Path, memo: Path) -> str:
     return digest(parts)
 
 
+SMALL_BYTES = 1 << 24
+"""A file of this size is hashed in a few hundredths of a second."""
+
+
 def remembered_digest(folder: Path, memo: Path) -> str | None:
-    """`weights_digest` where it can be had without reading a weight: every file is remembered as it is now. Else None."""
+    """`weights_digest` where it can be had at once: every file is remembered as it is now, or small. Else None."""
     known = _remembered(memo)
-    stamps = {name: _stamp(path) for name, path in _digested(folder).items()}
-    return digest({name: known[stamp] for name, stamp in stamps.items()}) if known.keys() >= set(stamps.values()) else None
+    parts: dict[str, str] = {}
+    for name, path in _digested(folder).items():
+        stamp = _stamp(path)
+        if stamp not in known and path.stat().st_size > SMALL_BYTES:
+            return None
+        parts[name] = known[stamp] if stamp in known else _sha256(path)
+    return digest(parts)
 
 
 def _digested(folder: Path) -> dict[str, Path]:

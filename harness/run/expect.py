@@ -18,7 +18,7 @@ CHANGES_NUMBERS = False
 
 
 def before_run(plan: Plan, *, results: Path, cache: Path, threads: int | None) -> tuple[Forecast, list[str]]:
-    """What `run` would take now, and the run files that could not be read for it, each with the reason. Fetches, hashes and
+    """What `run` would take now, and the run files that could not be read for it, each with the reason. Fetches and
     writes nothing: what is stored for a model that was never run here is not known, and counts as not stored."""
     used = threads or len(machine.affinity())
     inputs = identity.at_hand(plan, cache.expanduser().resolve())

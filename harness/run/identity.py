@@ -260,8 +260,8 @@ def _inputs(
 
 
 def at_hand(plan: Plan, cache: Path) -> Inputs | None:
-    """The same where nothing has to be fetched, filled or hashed for it: models, texts and environments as an earlier run left
-    them. None where anything is missing, or where tasks are made of the hub's data, whose commits only the hub knows."""
+    """The same where nothing has to be fetched, filled or hashed at length for it: models, texts and environments as an earlier
+    run left them. None where anything is missing, or where tasks are made of the hub's data, whose commits only the hub knows."""
     if any(DATA_SETS in q.options for p in plan.cells for q in p.questions):
         return None
     folders = {m.name: find.locate(m) for m in plan.models}
