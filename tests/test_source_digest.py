@@ -81,5 +81,5 @@ def test_what_runs_and_measures_imports_nothing_that_declares_to_change_no_numbe
     silent = {path.relative_to(ROOT).as_posix() for path in reached - set(measuring_files())}
     # Statistics declare why; reference/__init__.py says where files lie, whose digests are in the keys. What was expected and
     # what was taken is written beside the answers and decides none of them.
-    silent -= {"costs.py", "measure/rate.py", "run/left.py", "run/ledger.py"}
+    silent -= {"costs.py", "measure/rate.py", "run/left.py", "run/account.py"}
     assert {name for name in silent if not name.startswith(("stats/", "forecast/"))} == {"reference/__init__.py"}

@@ -30,8 +30,8 @@ from harness.methods import METHODS
 from harness.models.source import known
 from harness.probes import PROBES, sequential
 from harness.run import identity, left
+from harness.run.account import Account
 from harness.run.jobs import JobFolders
-from harness.run.ledger import Ledger
 from harness.run.observer import Observer, Silent
 from harness.run.recorder import Recorder, now
 from harness.run.servers import Servers
@@ -73,7 +73,7 @@ class _Pipeline:
         self.observer = observer
         self.settings = settings
         self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
-        self.ledger: Ledger  # of the cell that is being measured
+        self.account: Account  # of the cell that is being measured
         self.unwritten: dict[Path, Failure | None] = {}  # texts that models were to write, with why they could not
         self.home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         threads = settings.threads or len(machine.affinity())
@@ -110,7 +110,7 @@ class _Pipeline:
         self.servers.prepare = self.jobs.write_preparation(todo)
         for (planned, questions), cell in zip(todo, expected.cells, strict=True):
             if questions:
-                self.ledger = Ledger(planned, questions, cell)
+                self.account = Account(planned, questions, cell)
                 self._measure(planned, questions)
                 self.recorder.cost(self._cost(planned))
         self.recorder.end(questions=planned_questions, asked=unanswered > 0)
@@ -132,7 +132,7 @@ class _Pipeline:
         asked = [q for q in planned.questions if PROBES[q.probe].needs_stored_baseline]
         kept = {self.inputs.stored_baseline(planned.cell, q) for q in asked} if planned.baseline else set()
         kept |= {self.inputs.bound(planned.cell)} if planned.baseline else set()
-        return self.ledger.close(artifact=artifact if artifact.is_dir() else None, kept=sorted(kept))
+        return self.account.close(artifact=artifact if artifact.is_dir() else None, kept=sorted(kept))
 
     def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
         artifact = self._artifact(planned)
@@ -159,7 +159,7 @@ class _Pipeline:
         begun = time.monotonic()
         lacking = self.servers.lacking(planned.cell)
         if unbuilt:
-            self.ledger.took("environment", environment, time.monotonic() - begun)
+            self.account.took("environment", environment, time.monotonic() - begun)
         if lacking is not None:
             return lacking
         target = self.inputs.artifact(planned.cell)
@@ -171,7 +171,7 @@ class _Pipeline:
         unwritten = self._own_text(planned)
         if unwritten is not None:
             return unwritten
-        self.observer.doing(planned.cell, "quantize", self.ledger.expected("quantize"))
+        self.observer.doing(planned.cell, "quantize", self.account.expected("quantize"))
         try:
             with draft_folder(target) as draft:
                 failure = self._run_stage("quantize", planned, draft, phase="quantize")
@@ -204,7 +204,7 @@ class _Pipeline:
         if path is None or not identity.on_own_text(planned.cell) or path.is_file():
             return None
         if path not in self.unwritten:
-            self.observer.doing(planned.cell, SAMPLING, self.ledger.expected("sample"))
+            self.observer.doing(planned.cell, SAMPLING, self.account.expected("sample"))
             self.unwritten[path] = self._run_stage("sample", planned, path.parent, phase=SAMPLING)
         return self.unwritten[path]
 
@@ -260,17 +260,17 @@ class _Pipeline:
             if isinstance(event, Progress):
                 self.observer.progress(planned.cell, SAMPLING if stage == "sample" else stage, _how_far(event))
 
-        with self.ledger.stage(stage):
+        with self.account.stage(stage):
             job = self.jobs.write(stage, planned, artifact, questions)
             ended = self.servers.run(METHODS[runs.cell.method], job, timeout, on_event, quantizes=quantizes)
             self._note_starts()
         outcome = jobs.read_outcome(job, phase=phase)
-        self.ledger.saw(outcome)
+        self.account.saw(outcome)
         return failure_of(outcome, ended, log=jobs.log(job), phase=phase, timeout=timeout)
 
     def _note_starts(self) -> None:
         for environment, seconds in self.servers.take_started():
-            self.ledger.took("start", environment, seconds)
+            self.account.took("start", environment, seconds)
 
     def _paired(self, planned: PlannedCell, questions: Sequence[Question]) -> tuple[list[Question], Mapping[str, BaselineItems]]:
         """The questions that can be answered, and the baseline's items of those that are asked until a verdict. Where the
@@ -306,11 +306,11 @@ class _Pipeline:
                 if isinstance(event, Begun):
                     question = watch.begin(event.index)
                     doing = f"{question.probe} {question.subject}".strip()
-                    self.observer.doing(planned.cell, doing, self.ledger.expected(question.probe, question))
+                    self.observer.doing(planned.cell, doing, self.account.expected(question.probe, question))
                 elif isinstance(event, Answered):
                     question = watch.answer(event.index)
                     outcome = self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
-                    self.ledger.answered(question, outcome)
+                    self.account.answered(question, outcome)
 
             timeout = self.plan.suite.timeout
             ended = self.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
@@ -321,7 +321,7 @@ class _Pipeline:
                 broken = watch.current() or waiting[0]
                 failure = failure_of(None, ended, log=jobs.log(job), phase=broken.probe, timeout=timeout)
                 outcome = Outcome(failure=failure, seconds=watch.seconds())
-                self.ledger.answered(broken, outcome)
+                self.account.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
 

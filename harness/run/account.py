@@ -24,7 +24,7 @@ APART = ("load", "verify")
 """Phases of a question that are pieces of their own: the first question of a child pays them for all."""
 
 
-class Ledger:
+class Account:
     """The work on one cell. What the clock says beyond the pieces is the piece `rest`."""
 
     def __init__(
