@@ -22,11 +22,13 @@ from harness import store
 from harness.errors import BadInput, UnknownName
 from harness.models import find, grid
 from harness.report import render
+from harness.report.view import view
 from harness.run import workspace
 from harness.run.runner import Settings, run
 from harness.spec import SourceGrid
 from harness.suite import file, matrix
 from tests import real_models, real_run
+from tests.library_paths import Answered
 from tests.real_models import Packaged
 from tests.real_run import Given
 from tests.right.cases import checkpoint
@@ -197,6 +199,11 @@ def test_make_real_measures_each_cell_and_has_the_library_answer_the_same_beside
         assert float(own.replace("\u202f", "")) > 1
         assert abs(float(ratio)) < 1e-3
     assert float(rows["hqq 4-bit g32"][-1]) > 100 * float(rows["bf16"][-1])
+    shown = view(store.read(tmp_path / "results" / "real-smollm2-135m-instruct"))
+    said, same = real_run.table(shown, {"bf16": Answered(perplexity=2.0, kl=0.0)})
+    assert not same
+    assert "(one of the two is over 0.001)" in said
+    assert real_run.table(shown, {"bf16": "answer: exit status 1: Killed"})[1] is False
 
 
 # ---- packages ----
