@@ -35,8 +35,8 @@ from harness.report.cells import OK, CellView
 from harness.report.numbers import show, show_interval, with_unit
 from harness.report.section import column_display, number
 from harness.report.view import View, view
-from harness.run import workspace
-from harness.spec import digest
+from harness.run import identity, workspace
+from harness.spec import Cell, digest
 from harness.suite import file, matrix
 from harness.suite.plan import Plan
 from tests import real_models
@@ -182,17 +182,20 @@ def by_libraries(planned: Plan, checkpoint: Path, cache: Path, folder: Path) -> 
     what `folder` holds of an earlier call is not made again."""
     tokenizer = load_tokenizer(checkpoint)
 
-    def ids(corpus: corpora.Corpus) -> Sequence[int]:
-        return corpora.token_ids(tokenizer, corpora.text(corpora.fetch(corpus, cache)), cache / "tokens")
+    known = identity.gather(planned, cache)  # all of it was fetched by the run
+
+    def ids(text: Path) -> Sequence[int]:
+        return corpora.token_ids(tokenizer, corpora.text(text), cache / "tokens")
 
     asked = next(q for p in planned.cells for q in p.questions if q.probe == "perplexity")
-    rows = corpora.windows(ids(planned.texts[asked.subject]), asked.options["window"], asked.options["tokens"], asked.subject)
+    rows = corpora.windows(ids(known.texts[asked.subject]), asked.options["window"], asked.options["tokens"], asked.subject)
     found: dict[str, Answered | str] = {}
-    for wish, cells in _groups(planned):
-        seen = []
-        if wish is not None:
+    for one, cells in _groups(planned):
+        seen, text = [], known.calibration(one)
+        if text is not None:
+            wish = one.scheme.options["calibration"]
             drawn = {name: wish[name] for name in ("samples", "length", "seed")}
-            seen = corpora.calibration_rows(ids(planned.calibrations[wish["corpus"]]), name=wish["corpus"], **drawn)
+            seen = corpora.calibration_rows(ids(text), name=wish["corpus"], **drawn)
         inputs = {"rows": rows, "calibration": seen, "cells": cells}
         method = next(iter(cells.values()))[0]
         place = folder / f"{method}-{digest([seen, rows, str(checkpoint)])[:12]}"
@@ -206,13 +209,13 @@ def by_libraries(planned: Plan, checkpoint: Path, cache: Path, folder: Path) -> 
     return found
 
 
-def _groups(planned: Plan) -> list[tuple[Any, Group]]:
-    """The cells by method and calibration."""
-    groups: dict[str, tuple[Any, Group]] = {}
+def _groups(planned: Plan) -> list[tuple[Cell, Group]]:
+    """The cells by method and calibration, each group with one of them."""
+    groups: dict[str, tuple[Cell, Group]] = {}
     for cell in (p.cell for p in planned.cells if p.cell.method in TOLD):
         wish = cell.scheme.options.get("calibration")
         told = {name: cell.scheme.options[name] for name in TOLD[cell.method] if name in cell.scheme.options}
-        groups.setdefault(digest([cell.method, wish]), (wish, {}))[1][cell.label] = (cell.method, cell.bits, told)
+        groups.setdefault(digest([cell.method, wish]), (cell, {}))[1][cell.label] = (cell.method, cell.bits, told)
     return list(groups.values())
 
 
