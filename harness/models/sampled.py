@@ -5,9 +5,8 @@ the model's whole distribution: temperature 1, no top-k, no top-p, nothing else 
 makes its data (Liu et al. 2023, arXiv:2305.17888), without its first deterministic tokens; Williams et al. 2024
 (arXiv:2410.17170) find it on a level with real text for GPTQ and AWQ.
 
-Documents come in blocks of
-`DOCUMENTS`, each with a seed of its own, and each kept in a file: a longer text begins with the shorter one, and no block is
-sampled twice.
+Documents come in blocks of `DOCUMENTS`, each with a seed of its own, and each kept in a file: a longer text begins with the
+shorter one, and no block is sampled twice.
 """
 
 from __future__ import annotations

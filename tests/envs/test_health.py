@@ -32,6 +32,7 @@ def test_the_tiny_model_is_a_checkpoint_that_every_group_and_block_divides(tmp_p
     assert abs(float(weights[: 256 * 128].mean())) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_method_that_works_passes_in_fresh_processes(tmp_path: Path) -> None:
     pytest.importorskip("hqq")
     found = health.check(METHODS["hqq"], python=Path(sys.executable), home=tmp_path / "home")

@@ -19,7 +19,10 @@ from tests.methods.cells import CELLS, DAMAGED, GIVEN, LIBRARY, ROWS, absent, he
 from tests.tiny_llama import llama, tokenizer
 
 # Importing a model class imports hqq where it is installed, and that a part of torch that uses what torch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,  # every cell of the main environment is quantized once for all tests
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
 
 HIDDEN, INTERMEDIATE, LAYERS, KV, VOCAB = 256, 512, 2, 128, 512
 SHAPES = [(HIDDEN, HIDDEN), (KV, HIDDEN), (KV, HIDDEN), (HIDDEN, HIDDEN)]

@@ -112,6 +112,7 @@ CELLS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), CELLS, ids=lambda value: f"{value}")
 def test_an_artifact_as_it_is_made_holds_every_weight(name: str, bits: float, model_dir: Path, tmp_path: Path) -> None:
     check(model_dir, *made(name, bits, model_dir, tmp_path))
