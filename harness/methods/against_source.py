@@ -329,10 +329,13 @@ def _block_explained(
         others = [theirs for other, theirs in gains.items() if other != name]
         scales = [(vector, scale) for vector, many in by_vector.items() for scale in many]
         for vector, scale in [("", None), *scales]:
-            constant = gain.constant(scale)
-            if constant is not None and (not gain.rows_scaled or gain.taken_back(constant, others)):
-                carried.add(vector)
-                explained[name] = constant
+            constant = None if gain.rows_scaled else gain.constant(scale)
+            if constant is None:  # its rows may be scaled less than their rounding shows: then another layer takes that back
+                constant = gain.constant(scale, free=True)
+                if constant is None or not gain.taken_back(constant, others):
+                    continue
+            carried.add(vector)
+            explained[name] = constant
     for name in [name for name in gains if name not in explained]:
         before = [theirs.reciprocal(explained.get(other, 1.0)) for other, theirs in gains.items() if other != name]
         if all(gains[name].constant(scale) is None for scale in before):
@@ -400,10 +403,10 @@ class _Gains:
         off = (weight.read().double() - expected).norm() / expected.norm().clamp_min(1e-30)
         return float(off) <= self._allowed(self.shape[1])
 
-    def constant(self, scale: Tensor | None) -> float | None:
-        """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common
-        beyond that:
-        1, or what the scaled rows take back. None where they are not."""
+    def constant(self, scale: Tensor | None, *, free: bool | None = None) -> float | None:
+        """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common beyond
+        that: about 1, or any where it is `free` (by default where the rows are scaled, for rows and columns share one constant).
+        None where they are not."""
         import torch
 
         if scale is None:
@@ -415,7 +418,7 @@ class _Gains:
         if not bool(ratio.isfinite().all()) or middle <= 0:
             return None
         spread = float(((ratio / middle - 1).square() * share).sum()) ** 0.5
-        shrunk = 0.0 if self.rows_scaled else abs(middle - 1)  # rows and columns share one constant
+        shrunk = 0.0 if (self.rows_scaled if free is None else free) else abs(middle - 1)
         fits = self.rest < 0.9 and shrunk <= max(SHRUNK, self.rest) and spread <= self._allowed(self.shape[0])
         return middle if fits else None
 
