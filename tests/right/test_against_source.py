@@ -16,10 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from harness.artifact import MANIFEST
+from harness.artifact import MANIFEST, HeldWeight
 from harness.child import worker
 from harness.child.job import Job, read_outcome
 from harness.errors import BadLedger
+from harness.formats import safetensors_file
 from harness.methods import METHODS, against_source
 from harness.methods.base import QuantizeRequest
 from harness.models import source
@@ -375,3 +376,32 @@ def test_a_cell_whose_quantizer_lost_a_tensor_fails_by_its_name(tmp_path: Path, 
     assert (outcome.failure.kind, outcome.failure.phase) == ("error", "ledger")
     assert outcome.failure.message.startswith(f"{BIAS}: the source has [128], the artifact has no such tensor")
     assert not (tmp_path / "artifact" / MANIFEST).exists()
+
+
+def rounded_to_3_bits(weight: torch.Tensor) -> torch.Tensor:
+    grouped = weight.view(len(weight), -1, 16)
+    scale = grouped.abs().amax(-1, keepdim=True) / 3
+    return ((grouped / scale).round().clamp(-4, 3) * scale).view_as(weight)
+
+
+@pytest.mark.parametrize("taken_back", [True, False])
+def test_a_scale_that_rounding_nearly_hides_is_explained_where_the_next_layer_takes_it_back(
+    taken_back: bool, tmp_path: Path
+) -> None:
+    """AWQ at 3 bits divides up_proj's rows by scales that differ by a tenth and have a common factor."""
+    torch.manual_seed(0)
+    up, down = torch.randn(768, 256), torch.randn(256, 768)
+    save_file({f"m.0.{name}.weight": w for name, w in {"up": up, "down": down}.items()}, tmp_path / "model.safetensors")
+    stored = safetensors_file.checkpoint(tmp_path)
+    scale = 0.78 * (0.1 * torch.randn(768)).exp()
+    made = {"up": rounded_to_3_bits(up / scale[:, None]), "down": rounded_to_3_bits(down * scale if taken_back else down)}
+    layers = [
+        (stored[f"m.0.{name}.weight"], HeldWeight(name=f"m.0.{name}.weight", shape=tuple(w.shape), quantized=True, read=w.clone))
+        for name, w in made.items()
+    ]
+    assert not against_source._gains(*layers[0]).rows_scaled, "else nothing hides the scale"
+    if taken_back:
+        against_source._block_explained(layers, [], biases={}, plus_one=False)
+    else:
+        with pytest.raises(BadLedger, match=r"m\.0\.up\.weight: the columns of the artifact's"):
+            against_source._block_explained(layers, [], biases={}, plus_one=False)
