@@ -64,6 +64,7 @@ def test_a_revision_is_measured_as_it_is_named_and_a_wrong_one_refused(user: Use
     )
 
 
+@pytest.mark.slow
 def test_a_branch_that_moved_between_two_runs_asks_new_questions(user: User, hub: Hub) -> None:
     suite = user.suite("[lab/tiny]")
     hub.model("lab/tiny").commit(checkpoint(1))
@@ -79,6 +80,7 @@ def test_a_branch_that_moved_between_two_runs_asks_new_questions(user: User, hub
     assert {r.cell.model.commit for r in again} == {moved}
 
 
+@pytest.mark.slow
 def test_a_commit_that_changes_no_file_of_the_model_asks_nothing_and_fetches_nothing_again(user: User, hub: Hub) -> None:
     suite = user.suite("[lab/tiny]")
     hub.model("lab/tiny").commit(checkpoint())
@@ -206,6 +208,7 @@ def test_a_repository_that_holds_no_checkpoint_is_refused_before_anything_is_fet
     assert blobs(user) == 0
 
 
+@pytest.mark.slow
 def test_offline_what_is_here_is_measured_and_what_is_not_is_one_sentence(user: User, hub: Hub) -> None:
     hub.model("lab/tiny").commit(checkpoint())
     hub.model("lab/other").commit(checkpoint())
@@ -226,6 +229,7 @@ def test_offline_what_is_here_is_measured_and_what_is_not_is_one_sentence(user: 
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there_is_one_sentence_and_what_is_in_the_cache_is_measured_without_it(user: User, hub: Hub) -> None:
     hub.model("lab/tiny").commit(checkpoint())
     user.harness("run", str(user.suite("[lab/tiny]")))
