@@ -329,11 +329,9 @@ def _block_explained(
         others = [theirs for other, theirs in gains.items() if other != name]
         scales = [(vector, scale) for vector, many in by_vector.items() for scale in many]
         for vector, scale in [("", None), *scales]:
-            constant = None if gain.rows_scaled else gain.constant(scale)
-            if constant is None:  # its rows may be scaled less than their rounding shows: then another layer takes that back
-                constant = gain.constant(scale, free=True)
-                if constant is None or not gain.taken_back(constant, others):
-                    continue
+            constant = gain.explained_by(scale, others)
+            if constant is None:
+                continue
             carried.add(vector)
             explained[name] = constant
     for name in [name for name in gains if name not in explained]:
@@ -391,6 +389,15 @@ class _Gains:
     def reciprocal(self, constant: float) -> Tensor:
         """What the columns of a layer that follows have to be multiplied by, where the own columns have this constant."""
         return 1 / (self.rows * constant)
+
+    def explained_by(self, scale: Tensor | None, others: Sequence[_Gains]) -> float | None:
+        """The common factor of the columns where `scale` explains them, else None. Rows may be scaled less than their rounding
+        shows: then the factor is any that one of the others takes back."""
+        strict = None if self.rows_scaled else self.constant(scale)
+        if strict is not None:
+            return strict
+        free = self.constant(scale, free=True)
+        return free if free is not None and self.taken_back(free, others) else None
 
     def taken_back(self, constant: float, others: Sequence[_Gains]) -> bool:
         """Whether one of the others takes back the scale of the rows."""
