@@ -36,7 +36,8 @@ SHRUNK, SPREAD, CLIPPED, DEVIATIONS = 0.05, 0.02, 2.0, 4.0
 """Of the columns of a layer after a folded scale: how far their common gain may be from 1, and single gains from the common one.
 To that is added what rounding and clipping do to single columns, times the square of the relative rounding error (at 2 bits a
 column of small weights may round to nothing, so that little can be told there), and so many standard errors of a column's
-gain."""
+gain. A column that was scaled to a tenth beside others of its group rounds to nothing at 4 bits, too: each counts by its part of
+the squared weights, less what of it is rounding."""
 
 
 def held(
@@ -373,18 +374,20 @@ def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[T
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gains:
     """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns + `rest`,
-    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding; `share`
-    [columns] is the part of the squared weights that a column holds."""
+    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding; `weight`
+    [columns], 1 in all, is how much a column tells: the part of the squared weights that it holds, less what of it is rounding;
+    `rounding` is the relative size of the rounding in the columns, so weighted."""
 
     shape: tuple[int, ...]
     rows: Tensor
     columns: Tensor
     rest: float
-    share: Tensor
+    rounding: float
+    weight: Tensor
 
     @property
     def rows_scaled(self) -> bool:
-        return float((self.rows - 1).square().mean().sqrt()) > self._allowed(self.shape[1])
+        return float((self.rows - 1).square().mean().sqrt()) > _allowed(self.rest, self.shape[1])
 
     def reciprocal(self, constant: float) -> Tensor:
         """What the columns of a layer that follows have to be multiplied by, where the own columns have this constant."""
@@ -408,7 +411,7 @@ class _Gains:
         assert weight.read is not None
         expected = safetensors_file.tensor(entry).double() * self.rows * constant
         off = (weight.read().double() - expected).norm() / expected.norm().clamp_min(1e-30)
-        return float(off) <= self._allowed(self.shape[1])
+        return float(off) <= _allowed(self.rest, self.shape[1])
 
     def constant(self, scale: Tensor | None, *, free: bool | None = None) -> float | None:
         """Where the columns are multiplied by `scale` [columns] (None: by nothing), the factor that they have in common beyond
@@ -420,17 +423,19 @@ class _Gains:
             scale = torch.ones_like(self.columns)
         if scale.shape != self.columns.shape or not bool((known := ~scale.isnan()).any()):
             return None
-        ratio, share = (self.columns / scale)[known], self.share[known] / self.share[known].sum()
-        middle = float((ratio * share).sum())
+        ratio, weight = (self.columns / scale)[known], self.weight[known] / self.weight[known].sum().clamp_min(1e-30)
+        middle = float((ratio * weight).sum())
         if not bool(ratio.isfinite().all()) or middle <= 0:
             return None
-        spread = float(((ratio / middle - 1).square() * share).sum()) ** 0.5
+        spread = float(((ratio / middle - 1).square() * weight).sum()) ** 0.5
         shrunk = 0.0 if (self.rows_scaled if free is None else free) else abs(middle - 1)
-        fits = self.rest < 0.9 and shrunk <= max(SHRUNK, self.rest) and spread <= self._allowed(self.shape[0])
+        fits = self.rest < 0.9 and shrunk <= max(SHRUNK, self.rest) and spread <= _allowed(self.rounding, self.shape[0])
         return middle if fits else None
 
-    def _allowed(self, others: int) -> float:
-        return float(SPREAD + CLIPPED * self.rest**2 + DEVIATIONS * self.rest / others**0.5)
+
+def _allowed(rounding: float, others: int) -> float:
+    """How far gains may be apart, each fitted over so many weights with this relative rounding."""
+    return float(SPREAD + CLIPPED * rounding**2 + DEVIATIONS * rounding / others**0.5)
 
 
 def _gains(entry: HeaderEntry, weight: HeldWeight) -> _Gains:
@@ -446,13 +451,17 @@ def _gains(entry: HeaderEntry, weight: HeldWeight) -> _Gains:
         rows = _gain(ours * columns, theirs, over=1)
         rows = rows / rows.median() if float(rows.median()) else rows
     fitted = ours * rows[:, None] * columns
-    share = ours.square().sum(dim=0)
+    share, held = ours.square().sum(dim=0), theirs.square().sum(dim=0)
+    rounded = torch.where(held > 0, (theirs - fitted).square().sum(dim=0) / held.clamp_min(1e-30), 1.0).clamp(max=1.0)
+    told = share * (1 - rounded)
+    weight = (told / told.sum().clamp_min(1e-30)).double()
     return _Gains(
         shape=tuple(theirs.shape),
         rows=rows.double(),
         columns=_gain(ours * rows[:, None], theirs, over=0).double(),
         rest=float((theirs - fitted).norm() / theirs.norm().clamp_min(1e-30)),
-        share=(share / share.sum().clamp_min(1e-30)).double(),
+        rounding=float((rounded * weight).sum().sqrt()),
+        weight=weight,
     )
 
 

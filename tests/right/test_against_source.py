@@ -378,10 +378,10 @@ def test_a_cell_whose_quantizer_lost_a_tensor_fails_by_its_name(tmp_path: Path, 
     assert not (tmp_path / "artifact" / MANIFEST).exists()
 
 
-def rounded_to_3_bits(weight: torch.Tensor) -> torch.Tensor:
-    grouped = weight.view(len(weight), -1, 16)
-    scale = grouped.abs().amax(-1, keepdim=True) / 3
-    return ((grouped / scale).round().clamp(-4, 3) * scale).view_as(weight)
+def rounded(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    grouped, most = weight.view(len(weight), -1, group), 2 ** (bits - 1) - 1
+    scale = grouped.abs().amax(-1, keepdim=True) / most
+    return ((grouped / scale).round().clamp(-most - 1, most) * scale).view_as(weight)
 
 
 @pytest.mark.parametrize("taken_back", [True, False])
@@ -394,7 +394,7 @@ def test_a_scale_that_rounding_nearly_hides_is_explained_where_the_next_layer_ta
     save_file({f"m.0.{name}.weight": w for name, w in {"up": up, "down": down}.items()}, tmp_path / "model.safetensors")
     stored = safetensors_file.checkpoint(tmp_path)
     scale = 0.78 * (0.1 * torch.randn(768)).exp()
-    made = {"up": rounded_to_3_bits(up / scale[:, None]), "down": rounded_to_3_bits(down * scale if taken_back else down)}
+    made = {"up": rounded(up / scale[:, None], 3, 16), "down": rounded(down * scale if taken_back else down, 3, 16)}
     layers = [
         (stored[f"m.0.{name}.weight"], HeldWeight(name=f"m.0.{name}.weight", shape=tuple(w.shape), quantized=True, read=w.clone))
         for name, w in made.items()
@@ -405,3 +405,23 @@ def test_a_scale_that_rounding_nearly_hides_is_explained_where_the_next_layer_ta
     else:
         with pytest.raises(BadLedger, match=r"m\.0\.up\.weight: the columns of the artifact's"):
             against_source._block_explained(layers, [], biases={}, plus_one=False)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_columns_that_were_scaled_down_and_round_to_nothing_are_no_sign_of_another_scale(folded: bool, tmp_path: Path) -> None:
+    """AWQ of a first layer: columns are multiplied by a tenth to nine. Beside large ones of their group the small ones round to
+    nothing, though the source gives them as much weight as any."""
+    torch.manual_seed(0)
+    norm, query = torch.ones(256), torch.randn(192, 256)
+    scale = torch.randn(256).exp().clamp(0.1, 9.0)
+    save_file({"m.0.norm.weight": norm, "m.0.q.weight": query}, tmp_path / "model.safetensors")
+    stored = safetensors_file.checkpoint(tmp_path)
+    made, kept = rounded(query * scale, 4, 64), norm / scale
+    layer = HeldWeight(name="m.0.q.weight", shape=(192, 256), quantized=True, read=made.clone)
+    vector = HeldWeight(name="m.0.norm.weight", shape=(256,), quantized=False, read=kept.clone)
+    layers, vectors = [(stored["m.0.q.weight"], layer)], [(stored["m.0.norm.weight"], vector)] if folded else []
+    if folded:
+        against_source._block_explained(layers, vectors, biases={}, plus_one=False)
+    else:
+        with pytest.raises(BadLedger, match=r"m\.0\.q\.weight: the columns of the artifact's"):
+            against_source._block_explained(layers, vectors, biases={}, plus_one=False)
