@@ -100,6 +100,16 @@ def frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> 
     return standings
 
 
+def shares_on_frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> list[float]:
+    """`Standing.probability` of every point, without the rest of its standing."""
+    if not points:
+        return []
+    x, y = _oriented([p.x for p in points], better_x), _oriented([p.y for p in points], better_y)
+    x_draws = [None if p.x_draws is None else _oriented(p.x_draws, better_x) for p in points]
+    y_draws = [None if p.y_draws is None else _oriented(p.y_draws, better_y) for p in points]
+    return [float(share) for share in _probabilities(x, y, x_draws, y_draws)]
+
+
 def _oriented(values: ArrayLike, better: Better) -> Floats:
     """As float array in which lower is better."""
     if better == "neither":

@@ -1,13 +1,15 @@
 """The report: a stored run as one HTML file that opens offline, and as a table for the terminal.
 
 `render(run)` is pure: records in, bytes out. No clock, no network, no torch; the same records in any order give equal bytes.
-A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS.
+A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are about
+the limits that a reader sets, and get what is offered under those that the page opens with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.report.answer import Offer, offer
 from harness.report.calibration import section as calibration_section
 from harness.report.failures import section as failures_section
 from harness.report.glossary import section as glossary_section
@@ -28,9 +30,10 @@ CHANGES_NUMBERS = False
 
 __all__ = ["SECTIONS", "Section", "View", "render", "render_view", "terminal_table", "view"]
 
+FIRST: list[Callable[[View, Offer], Section | None]] = [summary_section, pareto_section]
+"""The sections that follow the reader's limits."""
+
 SECTIONS: list[Callable[[View], Section | None]] = [
-    summary_section,
-    pareto_section,
     table_section,
     heatmap_section,
     verdicts_section,
@@ -51,4 +54,6 @@ def render_view(shown: View) -> bytes:
     """As `render`, of a view that is there already."""
     from harness.report import page
 
-    return page.page(shown, [s for make in SECTIONS if (s := make(shown)) is not None])
+    offered = offer(shown)
+    made = [*(make(shown, offered) for make in FIRST), *(make(shown) for make in SECTIONS)]
+    return page.page(shown, offered, [section for section in made if section is not None])

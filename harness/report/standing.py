@@ -6,12 +6,14 @@ Replicates of task and window means share their resamples between cells; where a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from harness.frontier import Floats, Point, Standing, draws_from_interval, frontier
+import numpy as np
+
+from harness.frontier import CONFIDENCE, Bools, Floats, Point, Standing, draws_from_interval, frontier, shares_on_frontier
 from harness.report.cells import OK, CellView, Column
 from harness.report.view import View, place_or_last
-from harness.spec import Axis, digest
+from harness.spec import Axis, Better, digest
 
 
 def quality_columns(view: View) -> list[Column]:
@@ -61,6 +63,32 @@ class Noise:
             seed = int(digest(list(key))[:12], 16)
             self._drawn[key] = draws_from_interval(value.value, value.low, value.high, seed=seed)
         return self._drawn[key]
+
+
+def beats(values: Sequence[float], draws: Sequence[Floats | None], better: Better) -> Bools:
+    """Who beats whom beyond the noise on one axis, by the rule of `frontier`: bool [n, n], row better than column. From two such
+    tables, one for each axis, follow the standings of any selection of the cells."""
+    sign = -1.0 if better == "higher" else 1.0
+    x = sign * np.asarray(values, dtype=float)
+    count = max((len(d) for d in draws if d is not None), default=1)
+    rows = np.stack([np.full(count, x[i]) if d is None else sign * d for i, d in enumerate(draws)]) if len(x) else np.empty((0, 1))
+    table = np.zeros((len(x), len(x)), dtype=bool)
+    for i, own in enumerate(rows):
+        table[i] = (x[i] < x) & ((own < rows).mean(axis=1) >= CONFIDENCE)
+    return table
+
+
+def shares(
+    cost: Sequence[tuple[float, Floats | None]],
+    quality: Sequence[tuple[float, Floats | None]],
+    better: tuple[Better, Better],
+) -> list[float]:
+    """Shares of the resamples in which each of some points is on their frontier. `better`: of cost and of quality."""
+    points = [
+        Point(id=str(i), x=x, y=y, x_draws=x_draws, y_draws=y_draws)
+        for i, ((x, x_draws), (y, y_draws)) in enumerate(zip(cost, quality, strict=True))
+    ]
+    return shares_on_frontier(points, better_x=better[0], better_y=better[1])
 
 
 def headline_axes(view: View) -> tuple[Column, Column] | None:
