@@ -135,6 +135,8 @@ def _calibrated(view: View, cell: CellView) -> str:
     for text in view.calibrated_on:
         if text.model == cell.model and cell.label in text.cells:
             return f"{text.words}: {text.samples:,} x {text.length:,} tokens".replace(",", "\u202f")
-    if "calibration" in cell.cell.scheme.options:
-        return "a text that the run did not name"
-    return "" if cell.cell.bits >= 16 else "no text: it rounds without looking at one"
+    if cell.cell.bits >= 16:
+        return ""
+    if cell.cell.origin.kind != "quantized":
+        return "not known here: it was quantized elsewhere"
+    return "a text that the run does not name" if "calibration" in cell.cell.scheme.options else "no text"

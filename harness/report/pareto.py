@@ -67,10 +67,10 @@ def _limits(view: View, limits: Limits) -> Markup:
     ]
     filters = [_filter("method", "Methods", list(view.methods))]
     filters.append(_filter("bits", "Bits", [f"{b:g}" for b in sorted({c.cell.bits for c in view.cells}, reverse=True)]))
-    buttons = [el("button", "Reset", type="button", id="reset", cls="plain-button")]
+    reset = el("button", "Reset", type="button", id="reset", cls="plain-button")
     chosen = el("details", el("summary", "Methods and bits"), el("div", *filters, cls="filters"), cls="fold")
-    fields = el("div", *rows, cls="controls limits")
-    return el("form", fields, chosen, el("div", *buttons, cls="actions"), id="limits", aria_label="Limits", autocomplete="off")
+    fields = el("div", *rows, reset, cls="controls limits")
+    return el("form", fields, chosen, id="limits", aria_label="Limits", autocomplete="off")
 
 
 def _axes(view: View, qualities: list[ChartAxis], costs: list[ChartAxis]) -> Markup:
@@ -118,7 +118,7 @@ def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> M
         min=0,
         step=1 if whole else "any",
         inputmode="numeric" if whole else "decimal",
-        placeholder="any" if not whole else "as measured",
+        placeholder="any" if not whole else "measured",
     )
     return el("label", el("span", label), el("span", box, el("span", unit, cls="unit") if unit else None, cls="box"), cls="menu")
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from harness import stats
-from harness.frontier import Standing
-from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome, Value, plain_table, withheld
+from harness.report.answer import Offer, answers
+from harness.report.cells import NOT_RUN, OK, Column, Outcome, Value, plain_table, withheld
 from harness.report.charts import series
-from harness.report.derived import LN_PPL_RATIO, MEAN_ACCURACY_DIFFERENCE, MINIMUM_DETECTABLE_EFFECT
-from harness.report.markup import Markup, el, join
-from harness.report.numbers import MINUS, display, show, with_unit
-from harness.report.section import Section, column_display, interval, number, scheme
-from harness.report.standing import cost_columns, quality_columns, standings
-from harness.report.verdicts import all_within, margin_points, tasks, words
+from harness.report.derived import MINIMUM_DETECTABLE_EFFECT
+from harness.report.markup import el, join
+from harness.report.numbers import display, show, with_unit
+from harness.report.section import Section
 from harness.report.view import View
-
-MARGIN_POINTS = 1.0
-"""The loss of mean accuracy that the words of the table are about."""
 
 
 def section(view: View, offered: Offer) -> Section | None:

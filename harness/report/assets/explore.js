@@ -143,7 +143,7 @@ const QuantExplore = (() => {
     const named = new Set();
     scenes.forEach((s, k) => {
       const n = k ? String(k + 1) : "", xa = `x${n}`, ya = `y${n}`;
-      draw(s, sx, sy, xa, ya, traces, named);
+      points(s, sx, sy, xa, ya, traces, named);
       if (s.drawn.length) limitsOf(s, asked, sx, sy, xa, ya, shapes, annotations, several);
       const inView = byId("pareto-range").value === "near" ? nearest(s) : s.drawn;
       const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, w = (1 - gap * (across - 1)) / across, h = (1 - 0.16 * (down - 1)) / down;
@@ -172,7 +172,7 @@ const QuantExplore = (() => {
       return Plotly.relayout(plot, { annotations: [...annotations, ...labels(plot, wanted, s.drawn, place)] });
     });
   }
-  function draw(s, sx, sy, xa, ya, traces, named) {
+  function points(s, sx, sy, xa, ya, traces, named) {
     const { q, c, front, stands } = s, on = new Set(front);
     traces.push({
       type: "scatter", mode: "lines", xaxis: xa, yaxis: ya, x: front.map((x) => sx.at(x.v[c][0])), y: front.map((x) => sy.at(x.v[q][0])),
@@ -187,7 +187,7 @@ const QuantExplore = (() => {
       for (const front of [false, true]) {
         const some = mine.filter((x) => on.has(x) === front);
         if (!some.length) continue;
-        const level = (x) => (front ? 1 : !stands.has(x.id) ? 0.16 : stands.get(x.id).status === "tied" ? 0.62 : 0.34);
+        const level = (x) => (front || x.baseline ? 1 : !stands.has(x.id) ? 0.16 : stands.get(x.id).status === "tied" ? 0.62 : 0.34);
         traces.push({
           type: "scatter", mode: "markers", showlegend: false, xaxis: xa, yaxis: ya, x: some.map((x) => sx.at(x.v[c][0])), y: some.map((x) => sy.at(x.v[q][0])), customdata: some.map((x) => x.id),
           ...(front || s.drawn.length <= 60 ? { error_x: bars(some, c, sx, front ? color : fade(color)), error_y: bars(some, q, sy, front ? color : fade(color)) } : {}),
@@ -394,9 +394,9 @@ const QuantExplore = (() => {
     byId("alike").hidden = !band;
     byId("alike").textContent = band;
     panel();
+    document.documentElement.dataset.decided = (performance.now() - started).toFixed(1);
     const mine = ++latest;
     const drawn = chart(scenes, asked).then(() => { if (mine === latest) document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
-    document.documentElement.dataset.decided = (performance.now() - started).toFixed(1);
     return drawn;
   }
   const form = byId("limits");
