@@ -30,6 +30,7 @@ def section(view: View, offered: Offer) -> Section | None:
     body = join(
         _limits(view, limits),
         _axes(view, list(axes.quality), list(axes.cost)),
+        el("div", id="pareto-legend", cls="legend"),
         _chart(),
         _shapes(view),
         el("p", id="pareto-note", cls="note"),

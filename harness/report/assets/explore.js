@@ -129,7 +129,14 @@ const QuantExplore = (() => {
     const fits = (x) => { const v = verdicts.get(x.id); return !v || v.obstacles.every(kept); };
     const fit = cells.filter(fits), stands = standings(fit, c, q);
     const front = fit.filter((x) => (stands.get(x.id) || {}).status === "frontier").sort((a, b) => a.v[c][0] - b.v[c][0] || (a.id < b.id ? -1 : 1));
-    return { model, q, c, given, verdicts, cells, fit, stands, front, drawn: cells.filter((x) => x.v[q] && x.v[c]), pick: given && given.pick !== null ? cellOf.get(given.pick) : null };
+    /* from the cheapest up: who does not beat all kept before him beyond the noise is merged into the best of those he ties with */
+    const line = [], merged = new Map(), cheap = data.columns[c].better === "higher" ? front.slice().reverse() : front;
+    for (const x of cheap) {
+      const ties = line.filter((k) => stands.get(x.id).ties.includes(k));
+      if (ties.length) merged.get(ties[ties.length - 1].id).push(x);
+      else { line.push(x); merged.set(x.id, []); }
+    }
+    return { model, q, c, given, verdicts, cells, fit, stands, front, line: front.filter((x) => line.includes(x)), merged, drawn: cells.filter((x) => x.v[q] && x.v[c]), pick: given && given.pick !== null ? cellOf.get(given.pick) : null };
   }
 
   /* ---- the chart */
@@ -140,7 +147,7 @@ const QuantExplore = (() => {
     plot.style.height = several ? `${Math.max(1, down) * 300 + 60}px` : "";
     const traces = [], shapes = [], annotations = [], axes = {}, all = scenes.flatMap((s) => s.drawn), { q, c } = scenes[0];
     const sx = scaleFor(data.columns[c], all.map((x) => x.v[c][0]), true), sy = scaleFor(data.columns[q], all.map((x) => x.v[q][0]));
-    const named = new Set();
+    const named = new Map();
     scenes.forEach((s, k) => {
       const n = k ? String(k + 1) : "", xa = `x${n}`, ya = `y${n}`;
       points(s, sx, sy, xa, ya, traces, named);
@@ -161,7 +168,8 @@ const QuantExplore = (() => {
     });
     if (several) for (const key of Object.keys(axes)) axes[key].showgrid = true;
     const place = (x) => [sx.axis(x.v[c][0]), sy.axis(x.v[q][0])];
-    const whole = layout({ ...axes, shapes, annotations, showlegend: true, ...(several ? { legend: { orientation: "h", y: 1.08, yanchor: "bottom", x: 0, font: { size: 12 }, itemsizing: "constant", itemclick: false, itemdoubleclick: false } } : {}) });
+    const whole = layout({ ...axes, shapes, annotations, showlegend: false });
+    legend(named);
     shownScenes = scenes;
     walk = all.slice().sort((a, b) => a.model - b.model || a.v[c][0] - b.v[c][0]);
     at = -1;
@@ -173,21 +181,20 @@ const QuantExplore = (() => {
     });
   }
   function points(s, sx, sy, xa, ya, traces, named) {
-    const { q, c, front, stands } = s, on = new Set(front);
+    const { q, c, line, stands } = s, on = new Set(line);
     traces.push({
-      type: "scatter", mode: "lines", xaxis: xa, yaxis: ya, x: front.map((x) => sx.at(x.v[c][0])), y: front.map((x) => sy.at(x.v[q][0])),
-      line: { shape: data.columns[c].better === "higher" ? "vh" : "hv", color: css("--front"), width: 1.3, dash: "dot" }, hoverinfo: "skip", showlegend: front.length > 1 && !named.has("frontier"), name: "frontier",
+      type: "scatter", mode: "lines", xaxis: xa, yaxis: ya, x: line.map((x) => sx.at(x.v[c][0])), y: line.map((x) => sy.at(x.v[q][0])),
+      line: { shape: data.columns[c].better === "higher" ? "vh" : "hv", color: css("--front"), width: 1.3, dash: "dot" }, hoverinfo: "skip",
     });
-    if (front.length > 1) named.add("frontier");
+    if (line.length > 1) named.set("frontier", null);
     const groups = [...new Set(s.drawn.map((x) => x.hue))].sort((a, b) => (a === null ? 99 : a) - (b === null ? 99 : b));
     for (const hue of groups) {
       const mine = s.drawn.filter((x) => x.hue === hue), color = colour(mine[0]), name = hue === null ? "unquantized" : data.families[hue];
-      if (!named.has(name)) traces.push({ type: "scatter", mode: "markers", name, x: [null], y: [null], xaxis: xa, yaxis: ya, hoverinfo: "skip", marker: { color, size: 10, symbol: "circle" } });
-      named.add(name);
+      named.set(name, mine[0]);
       for (const front of [false, true]) {
         const some = mine.filter((x) => on.has(x) === front);
         if (!some.length) continue;
-        const level = (x) => (front || x.baseline ? 1 : !stands.has(x.id) ? 0.16 : stands.get(x.id).status === "tied" ? 0.62 : 0.34);
+        const level = (x) => (front || x.baseline ? 1 : !stands.has(x.id) ? 0.16 : stands.get(x.id).status === "dominated" ? 0.34 : 0.62);
         traces.push({
           type: "scatter", mode: "markers", showlegend: false, xaxis: xa, yaxis: ya, x: some.map((x) => sx.at(x.v[c][0])), y: some.map((x) => sy.at(x.v[q][0])), customdata: some.map((x) => x.id),
           ...(front || s.drawn.length <= 60 ? { error_x: bars(some, c, sx, front ? color : fade(color)), error_y: bars(some, q, sy, front ? color : fade(color)) } : {}),
@@ -196,8 +203,15 @@ const QuantExplore = (() => {
         });
       }
     }
-    if (s.pick && s.pick.v[q] && s.pick.v[c]) traces.push({ type: "scatter", mode: "markers", xaxis: xa, yaxis: ya, x: [sx.at(s.pick.v[c][0])], y: [sy.at(s.pick.v[q][0])], name: "recommended", showlegend: !named.has("recommended"), hoverinfo: "skip", marker: { symbol: "circle-open", size: 22, color: css("--accent"), line: { width: 2.4 } } });
-    if (s.pick) named.add("recommended");
+    if (s.pick && s.pick.v[q] && s.pick.v[c]) traces.push({ type: "scatter", mode: "markers", xaxis: xa, yaxis: ya, x: [sx.at(s.pick.v[c][0])], y: [sy.at(s.pick.v[q][0])], hoverinfo: "skip", marker: { symbol: "circle-open", size: 22, color: css("--accent"), line: { width: 2.4 } } });
+    if (s.pick) named.set("recommended", null);
+  }
+  function legend(named) {
+    const families = [...data.families, "unquantized"].filter((name) => named.has(name));
+    const entry = (sign, text) => el("span", null, sign, text), sign = (cls) => el("i", { class: cls, "aria-hidden": "true" });
+    byId("pareto-legend").replaceChildren(
+      ...families.map((name) => entry(sign(`swatch round ${named.get(name).hue === null ? "native" : `m${named.get(name).hue}`}`), name)),
+      ...(named.has("frontier") ? [entry(sign("swatch dots"), "frontier, ties merged")] : []), ...(named.has("recommended") ? [entry(sign("swatch ring"), "recommended")] : []));
   }
   const fade = (color) => (/^#[0-9a-f]{6}$/i.test(color) ? `${color}55` : color);
   /* Lines of the limits and of the baseline, and the band of the noise floor. */
@@ -327,14 +341,15 @@ const QuantExplore = (() => {
   function decisionTable(s, asked, words) {
     const place = byId("decision"), base = s.cells.find((x) => x.baseline), candidates = new Map(offer.candidates.map((c) => [c.id, c]));
     const far = (x) => { const v = s.verdicts.get(x.id); return !x.baseline && asked.max_loss !== null && v && v.loss !== null && v.loss > FAR * asked.max_loss; };
-    const cells = [...new Set([...(base ? [base] : []), ...(s.pick ? [s.pick] : []), ...s.front])];
+    const cells = [...new Set([...(base ? [base] : []), ...(s.pick ? [s.pick] : []), ...s.line])];
     const rows = cells.filter((x) => !far(x) || x === s.pick).sort((a, b) => order(a, b, s));
     const folded = s.cells.filter((x) => far(x) && x !== s.pick), others = s.cells.filter((x) => !rows.includes(x) && !folded.includes(x));
     const quality = data.columns[s.q], [unit, digits] = LOSS[asked.loss], b = base && s.verdicts.get(base.id);
+    const dearer = (x) => { const some = (s.merged.get(x.id) || []).filter((o) => !rows.includes(o)); return some.length ? `Costs more and is not better beyond the noise: ${some.map((o) => o.label).join(", ")}.` : ""; };
     const head = ["Cell", `${quality.name}${quality.unit ? `, ${quality.unit}` : ""}`, `Loss, ${unit} (at most)`, "Size", "Memory", "Speed", "In words"];
     place.querySelector("table").replaceChildren(el("thead", null, el("tr", null, ...head.map((h, i) => el("th", { scope: "col", class: i && i < 6 ? "num" : null }, h)))),
       el("tbody", null, ...rows.map((x) => {
-        const v = s.verdicts.get(x.id) || {}, tags = [x.baseline && "baseline", x === s.pick && "recommended", s.front.includes(x) && "frontier", x.simulated && "simulated"].filter(Boolean);
+        const v = s.verdicts.get(x.id) || {}, tags = [x.baseline && "baseline", x === s.pick && "recommended", s.line.includes(x) && "frontier", x.simulated && "simulated"].filter(Boolean);
         const multiple = (own, other, inverse) => (own && other ? times(inverse ? other / own : own / other) : "–");
         const loss = x.baseline ? "–" : v.loss === null || v.loss === undefined ? "not known" : v.loss.toFixed(digits).replace("-", "−"), high = v.loss_high === null || v.loss_high === undefined || x.baseline ? null : `≤ ${v.loss_high.toFixed(digits).replace("-", "−")}`;
         return el("tr", { "data-cell": x.id, class: x === s.pick ? "picked" : null },
@@ -343,8 +358,8 @@ const QuantExplore = (() => {
           el("td", { class: "num", "data-title": head[2] }, loss, high ? el("small", null, high) : null),
           el("td", { class: "num", "data-title": head[3] }, b ? multiple(v.size, b.size) : "–", candidates.get(x.id) && v.size ? el("small", null, QuantDecide.amount(v.size, true)) : null),
           el("td", { class: "num", "data-title": head[4] }, b ? multiple(v.memory, b.memory) : "–", v.memory ? el("small", null, `${QuantDecide.amount(v.memory, true)}${v.derived ? ", derived" : ""}`) : null),
-          el("td", { class: "num", "data-title": head[5] }, b ? multiple(v.tpot, b.tpot, true) : "–", v.tpot ? el("small", null, `${QuantDecide.duration(v.tpot)} a token`) : null),
-          el("td", { class: "words" }, x === s.pick ? "Recommended under these limits." : words && Object.hasOwn(words.fails, x.id) ? words.fails[x.id] : "Qualifies."));
+          el("td", { class: "num", "data-title": head[5] }, b ? multiple(v.tpot, b.tpot, true) : "–", v.tpot ? el("small", null, `${QuantDecide.duration(v.tpot)} / token`) : null),
+          el("td", { class: "words" }, [x === s.pick ? "Recommended under these limits." : words && Object.hasOwn(words.fails, x.id) ? words.fails[x.id] : "Qualifies.", dearer(x)].filter(Boolean).join(" ")));
       })));
     const list = (some, title) => (some.length ? el("details", { class: "fold" }, el("summary", null, title), el("ul", null, ...some.map((x) => el("li", null, el("b", null, x.label), `: ${words && Object.hasOwn(words.fails, x.id) ? words.fails[x.id] : standingWords(x, s)}`)))) : null);
     const noun = (n) => `${n} ${n === 1 ? "cell" : "cells"}`, more = byId("decision-more") || el("div", { id: "decision-more" });
@@ -361,17 +376,17 @@ const QuantExplore = (() => {
     const quality = data.columns[s.q], cost = data.columns[s.c], on = rows.filter((x) => s.front.includes(x));
     const dear = cost.better === "higher" ? (a, b) => a.v[s.c][0] - b.v[s.c][0] : (a, b) => b.v[s.c][0] - a.v[s.c][0];
     on.sort((a, b) => dear(a, b) || (a.id < b.id ? -1 : 1));
-    const said = [];
-    if (!on.length) said.push("No cell of the frontier stands here: none fits the limits and has a number on both axes.");
-    else if (on.length === 1) said.push(`Only ${on[0].label} of the frontier stands here: there is nothing to choose between.`);
+    const said = [], named = /^[A-Z][a-z]/.test(quality.title) ? quality.title[0].toLowerCase() + quality.title.slice(1) : quality.title;
+    if (!on.length) said.push("No cell of the frontier stands here: none fits the limits, loses little enough and has a number on both axes.");
+    else if (on.length === 1) said.push(`Of the frontier only ${on[0].label} stands here: there is nothing to choose between.`);
     else {
-      const byQuality = beyond(s.model, s.q), pairs = on.slice(1).map((x, i) => [on[i], x]), equal = pairs.filter(([a, b]) => !byQuality(a, b));
-      const named = `${quality.title.slice(0, 1)}${quality.title.slice(1)}`;
-      if (!equal.length) said.push(`From the dearest to the cheapest on the frontier, each is better than the next in ${named} beyond the noise.`);
-      else if (equal.length === pairs.length) said.push(`No row of the frontier is better than the next in ${named} beyond the noise: choose by cost.`);
-      else said.push(...equal.map(([a, b]) => `${a.label} is not better than ${b.label} in ${named} beyond the noise: between them, choose by cost.`));
+      const byQuality = beyond(s.model, s.q), pairs = on.slice(1).map((x, i) => [on[i], x]), equal = pairs.filter(([a, b]) => !byQuality(a, b)).map(([a]) => a.label);
+      if (!equal.length) said.push(`Of those on the frontier, each dearer one is better than the next in ${named}, beyond the noise.`);
+      else if (equal.length === pairs.length) said.push(`Of those on the frontier, none is better than the next in ${named} beyond the noise: choose by cost.`);
+      else said.push(`Not better in ${named} than the next cheaper one on the frontier, beyond the noise: ${equal.join(", ")}. Between those, choose by cost.`);
     }
     if (s.pick && !s.front.includes(s.pick)) said.push(`${s.pick.label} is recommended, and is not on the frontier of these two axes.`);
+    else if (s.pick && !s.line.includes(s.pick)) said.push(`${s.pick.label} is recommended, and ties with a cheaper cell of the frontier.`);
     return said.join(" ");
   }
 

@@ -98,7 +98,8 @@
   const unitless = (text, unit) => (unit && text.endsWith(unit) ? text.slice(0, -unit.length).trim() : text);
 
   /* ---- the keyboard in tables: one tab stop each, arrow keys walk what explains itself or does something */
-  for (const node of document.querySelectorAll("main [data-tip][tabindex]")) if (node.closest("table")) node.tabIndex = -1;
+  function one(region) { for (const node of region.querySelectorAll("table [data-tip][tabindex], table button")) node.tabIndex = -1; }
+  document.querySelectorAll("main .scroll").forEach((region) => { one(region); new MutationObserver(() => one(region)).observe(region, { childList: true, subtree: true }); });
   document.addEventListener("keydown", (event) => {
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], region = event.target.closest && event.target.closest(".scroll");
     if (!step || !region || event.target.matches("input, select")) return;
