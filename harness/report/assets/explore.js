@@ -146,7 +146,7 @@ const QuantExplore = (() => {
     const across = several ? Math.max(1, Math.min(scenes.length, Math.floor((plot.clientWidth || 900) / 330))) : 1, down = Math.ceil(scenes.length / across);
     plot.style.height = several ? `${Math.max(1, down) * 300 + 60}px` : "";
     const traces = [], shapes = [], annotations = [], axes = {}, all = scenes.flatMap((s) => s.drawn), { q, c } = scenes[0];
-    const sx = scaleFor(data.columns[c], all.map((x) => x.v[c][0]), true), sy = scaleFor(data.columns[q], all.map((x) => x.v[q][0]));
+    const sx = scaleFor(data.columns[c], all.map((x) => x.v[c][0]), true), sy = scaleFor(data.columns[q], [...all.map((x) => x.v[q][0]), ...floors(scenes)]);
     const named = new Map();
     scenes.forEach((s, k) => {
       const n = k ? String(k + 1) : "", xa = `x${n}`, ya = `y${n}`;
@@ -156,7 +156,7 @@ const QuantExplore = (() => {
       const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, w = (1 - gap * (across - 1)) / across, h = (1 - 0.16 * (down - 1)) / down;
       const bottom = row === down - 1 || k + across >= scenes.length;
       const domain = several ? [{ domain: [column * (w + gap), column * (w + gap) + w] }, { domain: [1 - row * (h + 0.16) - h, 1 - row * (h + 0.16)] }] : [{}, {}];
-      const span = (scale, i) => (inView.length ? spanFor(scale, inView.map((x) => x.v[i][0])) : {});
+      const span = (scale, i) => (inView.length ? spanFor(scale, [...inView.map((x) => x.v[i][0]), ...(i === q ? floors([s]) : [])]) : {});
       axes[`xaxis${n}`] = { ...axis(data.columns[c], span(sx, c)), ...domain[0], anchor: ya };
       axes[`yaxis${n}`] = { ...axis(data.columns[q], span(sy, q)), ...domain[1], anchor: xa };
       if (several) {
@@ -180,6 +180,7 @@ const QuantExplore = (() => {
       return Plotly.relayout(plot, { annotations: [...annotations, ...labels(plot, wanted, s.drawn, place)] });
     });
   }
+  const floors = (scenes) => scenes.filter((s) => s.drawn.length).map((s) => data.columns[s.q].floor[String(s.model)]).filter((f) => f !== undefined);
   function points(s, sx, sy, xa, ya, traces, named) {
     const { q, c, line, stands } = s, on = new Set(line);
     traces.push({

@@ -149,6 +149,10 @@
     right.value = String(divergence === undefined ? data.ladder[Math.min(1, data.ladder.length - 1)] : divergence);
   }
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  /* paper is narrower than the window */
+  const plots = () => [...document.querySelectorAll(".plot")].filter((plot) => plot._fullLayout);
+  window.addEventListener("beforeprint", () => { for (const plot of plots()) Plotly.relayout(plot, { autosize: false, width: plot.closest(".pair") ? 330 : 680, height: plot.closest(".pair") ? 300 : 460 }); });
+  window.addEventListener("afterprint", () => { for (const plot of plots()) Plotly.relayout(plot, { autosize: true, width: null, height: null }); draw(); });
   let width = window.innerWidth;
   window.addEventListener("resize", () => { if ((width < 760) !== narrow()) { width = window.innerWidth; draw(); } });
   const drawn = draw();
