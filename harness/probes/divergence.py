@@ -84,7 +84,8 @@ def measure(session: Session, question: Question) -> Answer:
         facts["nonfinite_tokens"] = bad
     blobs = {name: session.blob(name, npy(scores[name]), "npy") for name in ("kl", "same_top", "delta_p", "base_top")}
     if not session.is_baseline:
-        blobs["worst"] = session.blob("worst", worst_tokens(kl, scores, session.windows(question), session.loaded.tokenizer), "json")
+        worst = worst_tokens(kl, scores, session.windows(question), session.loaded.tokenizer)
+        blobs["worst"] = session.blob("worst", worst, "json")
     suffix = f", gptq-{facts['window']} windows"
     measurements = [
         *_kl(kl, scores["base_top"], blobs, suffix, facts),

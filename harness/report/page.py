@@ -1,7 +1,7 @@
 """The page around the sections: head, navigation, data block, scripts. Self-contained, and closed to the network by its policy.
 
-The Content-Security-Policy allows exactly two scripts, by hash: plotly.js, inlined from the installed plotly package, and
-report.js. Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page.
+The Content-Security-Policy allows exactly three scripts, by hash: plotly.js, inlined from the installed plotly package,
+report.js and sections.js. Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ def page(view: View, sections: Sequence[Section]) -> bytes:
     from plotly.offline import get_plotlyjs
 
     style, script, plotly = _asset("report.css"), _asset("report.js"), _inert(get_plotlyjs())
+    copying = _asset("sections.js")
     title = view.title or view.suite or view.run
     head = el(
         "head",
         el("meta", charset="utf-8"),
-        raw(f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">'),
+        raw(f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script, copying)}">'),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("meta", name="referrer", content="no-referrer"),
         el("meta", name="generator", content="quant-harness"),
         el("title", f"{title} · quant-harness"),
-        el("style", raw(style)),
+        el("style", raw(style), raw(_asset("sections.css"))),
     )
     links = [el("a", s.nav, href=f"#{s.id}") for s in sections]
     body = el(
@@ -48,6 +49,7 @@ def page(view: View, sections: Sequence[Section]) -> bytes:
         data_block("data", payload(view)),
         el("script", raw(plotly)),
         el("script", raw(script)),
+        el("script", raw(copying)),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
 
