@@ -81,9 +81,9 @@ STRINGS: tuple[str, ...] = tuple(dict.fromkeys(_strings()))
 
 
 def write(folder: Path, strings: tuple[str, ...] = STRINGS) -> Path:
-    """A stored run in which these strings stand wherever a report shows text. Every string is the label of a cell, and all other
-    places take them in turn."""
-    turn = itertools.cycle(strings)
+    """A stored run in which these strings stand wherever a report shows text: `strings` as the labels of cells, one each, and all
+    of STRINGS in turn everywhere else."""
+    turn = itertools.cycle(STRINGS)
     models = [Model(name=f"m{next(turn)}"), Model(name=f"n{next(turn)}", repo="o/r", revision=next(turn), commit=next(turn))]
     planned, records, costs = [], [], []
     with mock.patch("os.fsync"):
@@ -93,7 +93,7 @@ def write(folder: Path, strings: tuple[str, ...] = STRINGS) -> Path:
             method = "bf16" if first else f"x{next(turn)}"
             scheme = Scheme(method=method, bits=16 if first else (8, 4, 3, 2)[number % 4], options={"note": next(turn), "n": number})
             cell = square(scheme, model=model, label=label or "none")
-            asked = _questions(strings)
+            asked = _questions()
             planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=first))
             for question in asked:
                 failed = number % 5 == 3 and question.probe == "memory"
@@ -162,11 +162,11 @@ def _store(
     texts = [
         CalibrationText(
             model=models[0].name,
+            text=next(turn),
             words=next(turn),
             why=next(turn),
             samples=8,
             length=128,
-            tokens=1024,
             cells=(planned[2].cell.label,),
             overlap={next(turn): 0.5},
         )
@@ -194,14 +194,14 @@ def _store(
     return path
 
 
-def _questions(strings: tuple[str, ...]) -> list[Question]:
+def _questions() -> list[Question]:
     return [
         Question(probe="quantize", subject=""),
         Question(probe="size", subject=""),
-        Question(probe="divergence", subject=strings[1]),
-        Question(probe="tasks", subject=strings[2]),
-        Question(probe="memory", subject=strings[4]),
-        Question(probe="latency", subject=strings[5], options={"prompt": 128, "new": 8, "batch": 1}),
+        Question(probe="divergence", subject=STRINGS[1]),
+        Question(probe="tasks", subject=STRINGS[2]),
+        Question(probe="memory", subject=STRINGS[4]),
+        Question(probe="latency", subject=STRINGS[5], options={"prompt": 128, "new": 8, "batch": 1}),
     ]
 
 
