@@ -61,20 +61,82 @@ def _strings() -> Iterator[str]:
     yield from (f"abc{mark}def{mark}" for mark in MARKS)
     yield from (f"a\u202egnp.exe{mark}" for mark in MARKS)
     yield from (f"a{hidden}b" for hidden in INVISIBLE)
-    yield from (f"c{chr(code)}d" for code in (*range(0, 9), 11, 12, *range(14, 32), 127))
+    yield from (f"c{chr(code)}d" for code in (*range(9), 11, 12, *range(14, 32), 127))
     yield from ("../../etc/passwd", "..\\..\\windows\\system32", "/etc/passwd", "C:\\x\\y", "a/../../b", "%2e%2e%2f", "~root", "con",
                 "a\0.html", "-rf", "--help", "$(touch x)", "`touch x`", "; rm -rf x", "| cat x", "&& x", "> x", "$HOME", "%s%s%n",
                 "{0.__class__}", "{{7*7}}", "{% include 'x' %}", "${7*7}", "#{7*7}", "<%= 7*7 %>", "${jndi:ldap://x}")  # fmt: skip
     yield from ("<!--", "-->", "--!>", "<![CDATA[", "]]>", "<?php", "?>", "<!DOCTYPE x [<!ENTITY y 'z'>]>", "&lt;script&gt;", "&#x3c;b&#x3e;",
                 "&colon;", "&NewLine;", "&amp;amp;", "&#0;", "&#x202e;", "\\u003cscript\\u003e", "\\x3cscript\\x3e", "\\", "\\\\", "\\\"", "\\'",
                 "</script >", "</SCRIPT>", "</scr\0ipt>", "<script/x>", "<\u017fcript>", "\uff1cscript\uff1e", "</style><x>", "</title><x>")  # fmt: skip
-    yield from ("\\u202e", "\\\\u202e", "\\\u202e", "\\\\\u202e", "__proto__", "constructor", "prototype", "toString", "hasOwnProperty")
-    yield from ("=1+1", "+1", "-1", "@SUM(1)", "=cmd|' /c x'!A0", "\t=1", '"', "'", '""', "''", '"""', ",", ";", "\n", "\r\n", "a\nb", "|", "||")
-    yield from ("**b**", "_i_", "# h", "- l", "> q", "```", "![x](https://e.example/x.png)", "<https://e.example>", "\\begin{x}", "$x$", "%", "&")
+    yield from (
+        "\\u202e",
+        "\\\\u202e",
+        "\\\u202e",
+        "\\\\\u202e",
+        "__proto__",
+        "constructor",
+        "prototype",
+        "toString",
+        "hasOwnProperty",
+    )
+    yield from (
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(1)",
+        "=cmd|' /c x'!A0",
+        "\t=1",
+        '"',
+        "'",
+        '""',
+        "''",
+        '"""',
+        ",",
+        ";",
+        "\n",
+        "\r\n",
+        "a\nb",
+        "|",
+        "||",
+    )
+    yield from (
+        "**b**",
+        "_i_",
+        "# h",
+        "- l",
+        "> q",
+        "```",
+        "![x](https://e.example/x.png)",
+        "<https://e.example>",
+        "\\begin{x}",
+        "$x$",
+        "%",
+        "&",
+    )
     yield from ("\U0001f4a9", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "e\u0301" * 20, "Z\u0351\u036b\u0343" * 30,
                 "\u0645\u0631\u062d\u0628\u0627", "\u05e9\u05dc\u05d5\u05dd", "\u4f60\u597d", "\ud7a3", "\ufdfd")  # fmt: skip
-    yield from ("x" * 10_240, "<" * 10_240, "\u202e" * 2_000, "a " * 5_000, "", " ", "\u00a0", "NaN", "null", "undefined", "-0", "1e999")
-    yield from ("expression(alert(1))", "url(javascript:alert(1))", "x;background:url(//e)", "--a:1;}*{display:none", "@import 'x';", "\\3c b")
+    yield from (
+        "x" * 10_240,
+        "<" * 10_240,
+        "\u202e" * 2_000,
+        "a " * 5_000,
+        "",
+        " ",
+        "\u00a0",
+        "NaN",
+        "null",
+        "undefined",
+        "-0",
+        "1e999",
+    )
+    yield from (
+        "expression(alert(1))",
+        "url(javascript:alert(1))",
+        "x;background:url(//e)",
+        "--a:1;}*{display:none",
+        "@import 'x';",
+        "\\3c b",
+    )
 
 
 STRINGS: tuple[str, ...] = tuple(dict.fromkeys(_strings()))
@@ -91,15 +153,28 @@ def write(folder: Path, strings: tuple[str, ...] = STRINGS) -> Path:
             model = models[number % 2]
             first = number < 2
             method = "bf16" if first else f"x{next(turn)}"
-            scheme = Scheme(method=method, bits=16 if first else (8, 4, 3, 2)[number % 4], options={"note": next(turn), "n": number})
+            scheme = Scheme(
+                method=method, bits=16 if first else (8, 4, 3, 2)[number % 4], options={"note": next(turn), "n": number}
+            )
             cell = square(scheme, model=model, label=label or "none")
             asked = _questions()
             planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=first))
             for question in asked:
                 failed = number % 5 == 3 and question.probe == "memory"
                 answer = None if failed else _answer(folder, question, number, first, turn)
-                kinds: tuple[FailureKind, ...] = ("oom", "timeout", "crash", "error", "unsupported", "input", "environment", "nonfinite")
-                failure = Failure(kind=kinds[number % 8], phase=next(turn), message=next(turn), log_tail=next(turn)) if failed else None
+                kinds: tuple[FailureKind, ...] = (
+                    "oom",
+                    "timeout",
+                    "crash",
+                    "error",
+                    "unsupported",
+                    "input",
+                    "environment",
+                    "nonfinite",
+                )
+                failure = (
+                    Failure(kind=kinds[number % 8], phase=next(turn), message=next(turn), log_tail=next(turn)) if failed else None
+                )
                 records.append(
                     Record(
                         key=digest({"cell": cell, "question": question}),
@@ -158,7 +233,9 @@ def _store(
         ),
         context_digest="c" * 64,
     )
-    squares = [UnsupportedRecord(cell=square(Scheme(method=next(turn), bits=3), model=models[0]), reason=next(turn)) for _ in range(40)]
+    squares = [
+        UnsupportedRecord(cell=square(Scheme(method=next(turn), bits=3), model=models[0]), reason=next(turn)) for _ in range(40)
+    ]
     texts = [
         CalibrationText(
             model=models[0].name,
@@ -215,7 +292,11 @@ def _answer(folder: Path, question: Question, number: int, baseline: bool, turn:
         facts["calibration_tokens"] = next(turn)
     elif question.probe == "size":
         values = {"bpw_model": (4.5 + number % 7, None), "file_bytes": (1e6 + number, None)}
-        facts["parts"] = {"4.5": {"layers": 3, "parameters": 100}, "8.5": {"layers": 1, "parameters": 50}, next(turn): {next(turn): 1}}
+        facts["parts"] = {
+            "4.5": {"layers": 3, "parameters": 100},
+            "8.5": {"layers": 1, "parameters": 50},
+            next(turn): {next(turn): 1},
+        }
     elif question.probe == "divergence":
         tokens = [{"before": next(turn), "token": next(turn), "after": next(turn), "kl": 1.5, "p": 0.1, "p_base": next(turn)}]
         worst = store.add_blob(folder, json.dumps({"tokens": tokens}).encode(), "json")
