@@ -96,9 +96,7 @@ def _first_of_metrics(columns: list[Column], count: int) -> set[str]:
 
 
 def _column(metric: Metric) -> Column:
-    return Column(
-        key=column_key(metric.name, "", metric.definition), metric=metric, subject="", probe=GROUP, derived=True
-    )
+    return Column(key=column_key(metric.name, "", metric.definition), metric=metric, subject="", probe=GROUP, derived=True)
 
 
 def _recovery(view: View) -> ChartAxis | None:
@@ -113,7 +111,9 @@ def _recovery(view: View) -> ChartAxis | None:
         base, own = view.baseline_of(cell.model), cell.values[mean.key]
         before = None if base is None else base.values[mean.key]
         if base is None or before is None or before.status != OK or own.status != OK or before.value <= 0:
-            values[cell.id] = own if own.status != OK else Value(status=NOT_COMPARABLE, reason="its baseline has no mean accuracy")
+            values[cell.id] = (
+                own if own.status != OK else Value(status=NOT_COMPARABLE, reason="its baseline has no mean accuracy")
+            )
             continue
         if cell.baseline:
             values[cell.id], draws[cell.id] = Value(status=OK, value=1.0, n=own.n), None

@@ -16,9 +16,8 @@ from harness.report.markup import Markup, data_block, el, join, raw
 from harness.report.section import Section
 from harness.report.view import View
 
-
-STYLES = ("report.css", "explore.css")
-SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js")
+STYLES = ("report.css", "sections.css", "explore.css")
+SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js", "sections.js")
 """Of `assets/`, in the order in which they are read: each uses those before it."""
 
 

@@ -37,7 +37,15 @@ def section(view: View, offered: Offer) -> Section | None:
         el("p", id="alike", cls="band", hidden=True),
         el("aside", id="panel", cls="panel", hidden=True, aria_label="The chosen cell", tabindex="-1"),
         el("h3", "What to choose between", id="decision-title"),
-        el("div", el("table", cls="plain choices"), id="decision", cls="scroll", tabindex="0", role="region", aria_labelledby="decision-title"),
+        el(
+            "div",
+            el("table", cls="plain choices"),
+            id="decision",
+            cls="scroll",
+            tabindex="0",
+            role="region",
+            aria_labelledby="decision-title",
+        ),
         el("p", id="decision-note", cls="note"),
         el("p", id="live", cls="hidden", role="status"),
     )
@@ -124,7 +132,9 @@ def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> M
     return el("label", el("span", label), el("span", box, el("span", unit, cls="unit") if unit else None, cls="box"), cls="menu")
 
 
-def _preset(identifier: str, label: str, options: list[tuple[str, str, str]] | tuple[tuple[str, str, str], ...], chosen: str) -> Markup:
+def _preset(
+    identifier: str, label: str, options: list[tuple[str, str, str]] | tuple[tuple[str, str, str], ...], chosen: str
+) -> Markup:
     """A menu that stands on a choice."""
     items = [el("option", text, value=value, selected=value == chosen) for value, text, _ in options]
     return el("label", el("span", label), el("select", *items, id=identifier), cls="menu")

@@ -71,7 +71,9 @@ def beats(values: Sequence[float], draws: Sequence[Floats | None], better: Bette
     sign = -1.0 if better == "higher" else 1.0
     x = sign * np.asarray(values, dtype=float)
     count = max((len(d) for d in draws if d is not None), default=1)
-    rows = np.stack([np.full(count, x[i]) if d is None else sign * d for i, d in enumerate(draws)]) if len(x) else np.empty((0, 1))
+    rows = (
+        np.stack([np.full(count, x[i]) if d is None else sign * d for i, d in enumerate(draws)]) if len(x) else np.empty((0, 1))
+    )
     table = np.zeros((len(x), len(x)), dtype=bool)
     for i, own in enumerate(rows):
         table[i] = (x[i] < x) & ((own < rows).mean(axis=1) >= CONFIDENCE)

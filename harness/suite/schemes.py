@@ -253,7 +253,9 @@ def _rows_in_short(own: Mapping[str, object], differing: Collection[str]) -> lis
     said = [f"on {rows['corpus']}"] if "corpus" in asked else []
     said += [f"{rows['samples']}x{rows['length']}"] if asked & {"samples", "length"} else []
     said += [f"seed {rows['seed']}"] if "seed" in asked else []
-    return said + [f"{name}={_short(rows[name])}" for name in sorted(asked - {"corpus", "samples", "length", "seed"}) if name in rows]
+    return said + [
+        f"{name}={_short(rows[name])}" for name in sorted(asked - {"corpus", "samples", "length", "seed"}) if name in rows
+    ]
 
 
 def _values(choice: Choice) -> dict[str, object]:

@@ -144,7 +144,9 @@ def test_left_out_methods_and_bits_are_not_recommended_and_not_drawn(page: brows
     assert not left & set(drawn)
 
 
-def test_the_script_finds_the_standings_that_python_finds_on_any_axes_and_of_any_selection(page: browser.Page, shown: View) -> None:
+def test_the_script_finds_the_standings_that_python_finds_on_any_axes_and_of_any_selection(
+    page: browser.Page, shown: View
+) -> None:
     numbers = {c.key: i for i, c in enumerate(payload(shown).columns)}
     for cells in (list(shown.cells), [c for c in shown.cells if c.cell.bits < 16], list(shown.cells)[::2]):
         for cost in cost_columns(shown)[:6]:
@@ -187,7 +189,9 @@ def test_cells_far_below_what_is_allowed_are_folded_away_with_their_count(page: 
     fold = page.evaluate("document.querySelector('#decision-more summary').textContent")
     count = int(fold.split()[0])
     assert "more than 3 times what is allowed" in fold
-    listed = page.evaluate("[...document.querySelector('#decision-more details').querySelectorAll('li b')].map(n => n.textContent)")
+    listed = page.evaluate(
+        "[...document.querySelector('#decision-more details').querySelectorAll('li b')].map(n => n.textContent)"
+    )
     assert len(listed) == count > 0
     assert not set(listed) & set(page.evaluate(ROWS))
     everything = page.evaluate("document.querySelectorAll('#decision tbody tr, #decision-more li').length")
@@ -201,11 +205,16 @@ def test_a_link_shows_what_its_sender_saw(tab: browser.Page, html_file: Path) ->
     tab.open(html_file)
     enter(tab, max_loss=2.5, confidence=0.9, max_memory=0.05, context=2048, prefer="speed")
     tab.choose("pareto-range", "near")
-    tab.choose("pareto-quality", tab.evaluate("[...document.getElementById('pareto-quality').options].find(o => o.text.startsWith('KL')).value"))
+    tab.choose(
+        "pareto-quality",
+        tab.evaluate("[...document.getElementById('pareto-quality').options].find(o => o.text.startsWith('KL')).value"),
+    )
     leave_out(tab, "method", "hqq")
     tab.evaluate("document.querySelector('#decision .cell-button').click()")
     tab.evaluate("new Promise(done => setTimeout(done, 400))")
-    state = "[...document.querySelectorAll('#pareto select, #pareto input')].map(n => n.type === 'checkbox' ? n.checked : n.value)"
+    state = (
+        "[...document.querySelectorAll('#pareto select, #pareto input')].map(n => n.type === 'checkbox' ? n.checked : n.value)"
+    )
     panel = "document.getElementById('panel').innerText"
     before = [tab.evaluate(s) for s in (state, ANSWER, ROWS, panel)]
     fragment = tab.evaluate("location.hash.slice(1)")
@@ -221,7 +230,7 @@ def test_a_link_shows_what_its_sender_saw(tab: browser.Page, html_file: Path) ->
 
 HOSTILE = [
     "<script>alert(1)</script>",
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "javascript:alert(1)",
     "__proto__",
     "constructor",
@@ -241,7 +250,18 @@ def test_nothing_that_an_address_says_is_markup_or_breaks_the_page(tab: browser.
     elements = "document.querySelectorAll('script, img, iframe, svg script, [onerror], [onload], [onclick]').length"
     there = tab.evaluate(elements)
     tab.errors.clear()
-    names = ("max-memory", "max-loss", "context", "loss", "confidence", "pareto-quality", "pareto-cost", "cell", "without-bits", "x")
+    names = (
+        "max-memory",
+        "max-loss",
+        "context",
+        "loss",
+        "confidence",
+        "pareto-quality",
+        "pareto-cost",
+        "cell",
+        "without-bits",
+        "x",
+    )
     for text in HOSTILE:
         fragment = "&".join(f"{name}={quote(text)}" for name in names)
         tab.evaluate(f"location.hash = {json.dumps('#' + fragment)}")

@@ -21,8 +21,8 @@ from harness.frontier import Standing
 from harness.report import View, render, render_view, terminal_table
 from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
-from harness.report.table import standing_words
 from harness.report.numbers import display, show, show_interval, with_unit
+from harness.report.table import standing_words
 from harness.spec import Failure, Model, PlanRecord, Record
 from tests.report import synthetic
 
