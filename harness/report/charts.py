@@ -11,7 +11,7 @@ from harness.report.numbers import Display
 from harness.report.section import column_display, finite, hue, shape, whole
 from harness.report.standing import Noise, cost_columns, quality_columns, standings
 from harness.report.view import View
-from harness.spec import Better, digest
+from harness.spec import Better
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +89,7 @@ def ladder_columns(view: View) -> list[Column]:
 
 def series(cell: CellView) -> str:
     """What makes one line of the ladder: a method with its options and a way of running, whatever the bits."""
-    options = {k: v for k, v in cell.cell.scheme.options.items() if k != "calibration"}
-    return digest([cell.model, cell.cell.method, options, cell.cell.running])[:12]
+    return cell.series
 
 
 def _column(column: Column, how: Display) -> ChartColumn:

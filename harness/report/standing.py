@@ -6,9 +6,9 @@ Replicates of task and window means share their resamples between cells; where a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from harness.frontier import Floats, Point, Standing, draws_from_interval, frontier
+from harness.frontier import Floats, Side, Standing, draws_from_interval, side, stand
 from harness.report.cells import OK, CellView, Column
 from harness.report.view import View, place_or_last
 from harness.spec import Axis, digest
@@ -29,18 +29,8 @@ def standings(
     """Standing by cell id, on x = cost and y = quality, of those cells that have both numbers. `noise` is shared by calls that
     draw many pairs of axes."""
     noise = Noise(view) if noise is None else noise
-    points = [
-        Point(
-            id=cell.id,
-            x=cell.values[cost.key].value,
-            y=cell.values[quality.key].value,
-            x_draws=noise.of(cell, cost),
-            y_draws=noise.of(cell, quality),
-        )
-        for cell in cells
-        if cell.values[cost.key].status == OK and cell.values[quality.key].status == OK
-    ]
-    return {s.id: s for s in frontier(points, better_x=cost.metric.better, better_y=quality.metric.better)}
+    both = tuple(c for c in cells if c.values[cost.key].status == OK and c.values[quality.key].status == OK)
+    return {s.id: s for s in stand([c.id for c in both], noise.side(both, cost), noise.side(both, quality))}
 
 
 class Noise:
@@ -50,6 +40,15 @@ class Noise:
     def __init__(self, view: View) -> None:
         self._kept = view.derived.draws
         self._drawn: dict[tuple[str, str], Floats | None] = {}
+        self._sides: dict[tuple[str, ...], Side] = {}
+
+    def side(self, cells: Sequence[CellView], column: Column) -> Side:
+        """These cells on an axis. They stand on it against each of the other axis' columns, so it is prepared once."""
+        key = column.key, *(cell.id for cell in cells)
+        if key not in self._sides:
+            values = [cell.values[column.key].value for cell in cells]
+            self._sides[key] = side(values, [self.of(cell, column) for cell in cells], column.metric.better)
+        return self._sides[key]
 
     def of(self, cell: CellView, column: Column) -> Floats | None:
         kept = self._kept.get(column.key, {}).get(cell.id)
