@@ -112,24 +112,25 @@ def stand(ids: Sequence[str], x: Side, y: Side) -> list[Standing]:
     count = len(ids)
     if not count:
         return []
-    on = _shares(_exact(x), _exact(y)) == 1
-    probability = _shares(x, y)
+    probability = _shares(x, y).tolist()
     x_less, y_less = x.values[:, None] < x.values, y.values[:, None] < y.values
     beaten_by = ~x_less.T & ~y_less.T & (x_less | y_less)  # [i, j]: i is no worse than j on both and better on one
+    on = ~beaten_by.any(axis=0)
     clear = beaten_by & (x.beats | y.beats)
     is_clear = clear.any(axis=0)
     chosen = np.where(is_clear, clear, beaten_by)
     chosen_on = chosen & on[:, None]
     rivals = np.where(chosen_on.any(axis=0), chosen_on, chosen) & ~on
     ties = on[:, None] & on & x_less & ~y.beats.T
-    by_x = sorted(range(count), key=lambda i: (x.values[i], y.values[i], ids[i]))
-    by_y = sorted(range(count), key=lambda i: (y.values[i], ids[i]))
+    xs, ys = x.values.tolist(), y.values.tolist()
+    by_x = sorted(range(count), key=lambda i: (xs[i], ys[i], ids[i]))
+    by_y = sorted(range(count), key=lambda i: (ys[i], ids[i]))
     rivals_of, ties_of = _named(ids, rivals, by_x), _named(ids, ties, by_y)
     return [
         Standing(
             id=name,
             status="frontier" if on[j] else "dominated" if is_clear[j] else "tied",
-            probability=float(probability[j]),
+            probability=probability[j],
             rivals=rivals_of[j],
             ties=ties_of[j],
         )
@@ -168,25 +169,15 @@ def _equal(ordered: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]] | tuple
     return np.maximum.accumulate(first, axis=0), np.minimum.accumulate(last[::-1], axis=0)[::-1]
 
 
-def _exact(x: Side) -> Side:
-    """The values themselves in place of their draws."""
-    table = x.values[:, None]
-    order = np.argsort(table, axis=0, kind="stable")
-    first, last = _equal(np.take_along_axis(table, order, 0))
-    return Side(values=x.values, draws=table, beats=x.beats, order=order, first=first, last=last)
-
-
 def _shares(x: Side, y: Side) -> Floats:
     """The share of draws [points] in which each point is on the frontier. In the order of x, such a point is better on y than all
     that are better on x, and no worse than its equals there: the best y so far tells. Vectorised over draws; equal points are on
     the frontier together."""
-    count, draws = len(x.order), max(x.order.shape[1], y.draws.shape[1])
-    if y.draws.shape[1] == 1:
-        ys = y.draws[:, 0][x.order]
-    elif x.order.shape[1] == 1:
-        ys = y.draws[x.order[:, 0]]
-    else:
-        ys = np.take_along_axis(y.draws, x.order, 0)
+    if x.order.shape[1] > 1 and y.order.shape[1] == 1:
+        x, y = y, x  # neither comes first, and one order for all draws is less work
+    count = len(x.order)
+    one_order = x.order.shape[1] == 1
+    ys = y.draws[x.order[:, 0]] if one_order else y.draws.ravel()[x.order * y.draws.shape[1] + np.arange(y.draws.shape[1])]
     so_far = np.minimum.accumulate(ys, axis=0)
     if x.first is None or x.last is None:
         on = np.ones(ys.shape, dtype=bool)
@@ -195,6 +186,10 @@ def _shares(x: Side, y: Side) -> Floats:
         first, last = (np.broadcast_to(each, ys.shape) for each in (x.first, x.last))
         best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
         on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
-    held = np.bincount(np.broadcast_to(x.order, on.shape)[on], minlength=count)
-    shares: Floats = held / draws
+    if one_order:
+        held = np.empty(count, dtype=np.intp)
+        held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
+    else:
+        held = np.bincount(x.order[on], minlength=count)
+    shares: Floats = held / on.shape[1]
     return shares

@@ -57,7 +57,8 @@ class Noise:
         key = column.key, cell.id
         if key not in self._drawn:
             value = cell.values[column.key]
-            seed = int(digest(list(key))[:12], 16)
+            exact = value.low is None or value.high is None
+            seed = 0 if exact else int(digest(list(key))[:12], 16)
             self._drawn[key] = draws_from_interval(value.value, value.low, value.high, seed=seed)
         return self._drawn[key]
 

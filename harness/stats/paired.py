@@ -326,14 +326,21 @@ def _mcnemar_power(n: int, flip_rate: float, effect: float, alpha: float) -> flo
     likely."""
     if flip_rate <= 0:
         return 0.0
-    first, last = (int(x) for x in stats.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
-    counts = np.arange(max(first, 1), last + 1)
+    counts, likely = _flip_counts(n, flip_rate)
     if counts.size == 0:
         return 0.0
     critical = _critical(alpha, int(counts[-1]).bit_length())[counts]
     share = min(1.0, 0.5 * (1 + effect / flip_rate))
     rejects = stats.binom.cdf(critical, counts, 1 - share) + stats.binom.sf(counts - critical - 1, counts, 1 - share)
-    return float(np.sum(stats.binom.pmf(counts, n, flip_rate) * np.where(critical >= 0, rejects, 0.0)))
+    return float(np.sum(likely * np.where(critical >= 0, rejects, 0.0)))
+
+
+@functools.lru_cache(maxsize=4096)  # a search for an effect below the flip rate asks for the same again and again
+def _flip_counts(n: int, flip_rate: float) -> tuple[NDArray[np.int64], Floats]:
+    """Numbers of flips that Binomial(n, flip_rate) makes likely, and their probabilities [numbers]."""
+    first, last = (int(x) for x in stats.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
+    counts = np.arange(max(first, 1), last + 1)
+    return counts, stats.binom.pmf(counts, n, flip_rate)
 
 
 @functools.lru_cache(maxsize=64)
