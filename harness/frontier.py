@@ -71,14 +71,12 @@ def draws_from_interval(value: float, low: float | None, high: float | None, *, 
 class Side:
     """One coordinate of all points, lower is better, prepared once for every frontier that they stand on: see `side`.
 
-    `values` [points]. `draws` [points, draws], or [points, 1] where every value is exact. `beats` [points, points]: whether the
-    first is better than the second beyond the noise. `order` sorts each draw; `first` and `last` are where the values that
-    equal a sorted one begin and end, None where no two values of a draw are equal.
+    `values` [points]. `draws` [points, draws], or [points, 1] where every value is exact. `order` sorts each draw; `first` and
+    `last` are where the values that equal a sorted one begin and end, None where no two values of a draw are equal.
     """
 
     values: Floats
     draws: Floats
-    beats: Bools
     order: NDArray[np.intp]
     first: NDArray[np.intp] | None
     last: NDArray[np.intp] | None
@@ -94,10 +92,16 @@ def side(values: Sequence[float], draws: Sequence[Floats | None], better: Better
     table = np.stack(drawn) if drawn else np.empty((0, 1))
     order = np.argsort(table, axis=0, kind="stable")
     first, last = _equal(np.take_along_axis(table, order, 0))
-    # The share of draws in which each beats each; two exact numbers differ when they differ.
-    shares = np.stack([np.count_nonzero(row < table, axis=1) / count for row in table]) if drawn else np.empty((0, 0))
-    beats = (oriented[:, None] < oriented) & (shares >= CONFIDENCE)
-    return Side(values=oriented, draws=table, beats=beats, order=order, first=first, last=last)
+    return Side(values=oriented, draws=table, order=order, first=first, last=last)
+
+
+def beats(points: Side) -> Bools:
+    """Who beats whom beyond the noise on one axis: bool [points, points], row better than column. Two exact numbers differ when
+    they differ. From two such tables, one for each axis, follow the standings of any selection of the points."""
+    count = points.draws.shape[1]
+    shares = [np.count_nonzero(row < points.draws, axis=1) / count for row in points.draws]
+    table: Bools = (points.values[:, None] < points.values) & (np.reshape(shares, (len(shares),) * 2) >= CONFIDENCE)
+    return table
 
 
 def frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> list[Standing]:
@@ -112,16 +116,17 @@ def stand(ids: Sequence[str], x: Side, y: Side) -> list[Standing]:
     count = len(ids)
     if not count:
         return []
-    probability = _shares(x, y).tolist()
+    probability = shares_on_frontier(x, y).tolist()
+    x_beats, y_beats = beats(x), beats(y)
     x_less, y_less = x.values[:, None] < x.values, y.values[:, None] < y.values
     beaten_by = ~x_less.T & ~y_less.T & (x_less | y_less)  # [i, j]: i is no worse than j on both and better on one
     on = ~beaten_by.any(axis=0)
-    clear = beaten_by & (x.beats | y.beats)
+    clear = beaten_by & (x_beats | y_beats)
     is_clear = clear.any(axis=0)
     chosen = np.where(is_clear, clear, beaten_by)
     chosen_on = chosen & on[:, None]
     rivals = np.where(chosen_on.any(axis=0), chosen_on, chosen) & ~on
-    ties = on[:, None] & on & x_less & ~y.beats.T
+    ties = on[:, None] & on & x_less & ~y_beats.T
     xs, ys = x.values.tolist(), y.values.tolist()
     by_x = sorted(range(count), key=lambda i: (xs[i], ys[i], ids[i]))
     by_y = sorted(range(count), key=lambda i: (ys[i], ids[i]))
@@ -136,6 +141,32 @@ def stand(ids: Sequence[str], x: Side, y: Side) -> list[Standing]:
         )
         for j, name in enumerate(ids)
     ]
+
+
+def shares_on_frontier(x: Side, y: Side) -> Floats:
+    """The share of draws [points] in which each point is on the frontier. In the order of x, such a point is better on y than all
+    that are better on x, and no worse than its equals there: the best y so far tells. Vectorised over draws; equal points are on
+    the frontier together."""
+    if x.order.shape[1] > 1 and y.order.shape[1] == 1:
+        x, y = y, x  # neither comes first, and one order for all draws is less work
+    count = len(x.order)
+    one_order = x.order.shape[1] == 1
+    ys = y.draws[x.order[:, 0]] if one_order else y.draws.ravel()[x.order * y.draws.shape[1] + np.arange(y.draws.shape[1])]
+    so_far = np.minimum.accumulate(ys, axis=0)
+    if x.first is None or x.last is None:
+        on = np.ones(ys.shape, dtype=bool)
+        on[1:] = ys[1:] < so_far[:-1]
+    else:
+        first, last = (np.broadcast_to(each, ys.shape) for each in (x.first, x.last))
+        best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
+        on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
+    if one_order:
+        held = np.empty(count, dtype=np.intp)
+        held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
+    else:
+        held = np.bincount(x.order[on], minlength=count)
+    shares: Floats = held / on.shape[1]
+    return shares
 
 
 def _named(ids: Sequence[str], related: Bools, order: Sequence[int]) -> list[tuple[str, ...]]:
@@ -167,29 +198,3 @@ def _equal(ordered: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]] | tuple
     first[1:][~new] = 0
     last[:-1][~new] = len(ordered)
     return np.maximum.accumulate(first, axis=0), np.minimum.accumulate(last[::-1], axis=0)[::-1]
-
-
-def _shares(x: Side, y: Side) -> Floats:
-    """The share of draws [points] in which each point is on the frontier. In the order of x, such a point is better on y than all
-    that are better on x, and no worse than its equals there: the best y so far tells. Vectorised over draws; equal points are on
-    the frontier together."""
-    if x.order.shape[1] > 1 and y.order.shape[1] == 1:
-        x, y = y, x  # neither comes first, and one order for all draws is less work
-    count = len(x.order)
-    one_order = x.order.shape[1] == 1
-    ys = y.draws[x.order[:, 0]] if one_order else y.draws.ravel()[x.order * y.draws.shape[1] + np.arange(y.draws.shape[1])]
-    so_far = np.minimum.accumulate(ys, axis=0)
-    if x.first is None or x.last is None:
-        on = np.ones(ys.shape, dtype=bool)
-        on[1:] = ys[1:] < so_far[:-1]
-    else:
-        first, last = (np.broadcast_to(each, ys.shape) for each in (x.first, x.last))
-        best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
-        on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
-    if one_order:
-        held = np.empty(count, dtype=np.intp)
-        held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
-    else:
-        held = np.bincount(x.order[on], minlength=count)
-    shares: Floats = held / on.shape[1]
-    return shares

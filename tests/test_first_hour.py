@@ -97,7 +97,7 @@ def test_two_calibration_files_of_one_stem_are_two_texts(tmp_path: Path) -> None
         (tmp_path / folder / "text.txt").write_text(words)
     entries = ", ".join(f"{{bits: 4, calibration: {{corpus: {{path: {folder}/text.txt}}}}}}" for folder in ("a", "b"))
     made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: [{entries}]}}\n")
-    assert labels(made) == ["bf16", "gptq 4-bit g128 calibration corpus=text", "gptq 4-bit g128 calibration corpus=text.txt"]
+    assert labels(made) == ["bf16", "gptq 4-bit g128 on text", "gptq 4-bit g128 on text.txt"]
     assert sorted(Path(str(c.path)).parent.name for c in made.calibrations.values()) == ["a", "b"]
     (tmp_path / "b" / "text.txt").write_text((tmp_path / "a" / "text.txt").read_text())
     made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: [{entries}]}}\n")

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.report.cells import OK, CellView, Column, Value
+from harness.report.families import colour
 from harness.report.markup import Markup, el, join, raw
 from harness.report.numbers import Display, display, show, show_interval, with_unit
 from harness.report.view import View
-
-HUES = 12
-"""Number of method colours in report.css (`--m0` ...); methods beyond take them again from the start."""
 
 STATUS_WORDS = {
     "oom": "out of memory",
@@ -44,11 +42,8 @@ class Section:
 
 
 def hue(view: View, cell: CellView) -> int | None:
-    """Index of the method's colour; None for unquantized cells, which are drawn in grey."""
-    if cell.cell.bits >= 16:
-        return None
-    quantized = list(dict.fromkeys(c.cell.method for c in view.cells if c.cell.bits < 16))
-    return quantized.index(cell.cell.method) % HUES
+    """Index of the colour of the method's family; None for unquantized cells, which are drawn in grey."""
+    return None if cell.cell.bits >= 16 else colour(cell.cell.method)
 
 
 # Shapes by nominal bits, so that colour is never the only carrier. Names are Plotly's; paths are drawn in a 12 x 12 box.

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.costs import CellCost
 from harness.metrics import GROUPS, Group
 from harness.report import derived
 from harness.report.cells import (
@@ -47,6 +48,10 @@ from harness.spec import (
 from harness.store import Run
 
 
+def _no_blobs(name: str) -> bytes:
+    raise FileNotFoundError(f"{name}: this view was made without raw samples")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """All that the sections, the tidy frame and the terminal table need. Cells in plan order, columns in the order asked."""
@@ -71,6 +76,8 @@ class View:
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # likewise
     calibrated_on: tuple[CalibrationText, ...] = ()
     notes: tuple[str, ...] = ()
+    costs: tuple[CellCost, ...] = ()  # by start
+    blob: Callable[[str], bytes] = _no_blobs  # raw samples by name
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -147,6 +154,8 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
         notes=run.plan.notes,
+        costs=tuple(sorted(run.costs, key=lambda c: (c.started_at, c.cell.name))),
+        blob=run.blob,
     )
 
 

@@ -17,10 +17,12 @@ import pytest
 from rich.console import Console
 
 from harness import store
+from harness.frontier import Standing
 from harness.report import View, render, render_view, terminal_table
 from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
+from harness.report.table import standing_words
 from harness.spec import Failure, Model, PlanRecord, Record
 from tests.report import synthetic
 
@@ -146,17 +148,19 @@ def test_nothing_on_the_page_can_reach_the_network(parsed: Parsed) -> None:
 
 def test_the_policy_allows_exactly_the_scripts_of_the_page(parsed: Parsed) -> None:
     policy = next(str(a["content"]) for t, a in parsed.tags if t == "meta" and "http-equiv" in a)
-    data, *scripts = parsed.scripts
+    data, offered, *scripts = parsed.scripts
     json.loads(data)
+    json.loads(offered)
     digests = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     assert len(digests) == 2
     assert f"script-src {' '.join(digests)};" in policy
 
 
 def test_the_style_sheet_asks_for_nothing() -> None:
-    style = (Path(sys.modules["harness.report"].__path__[0]) / "assets" / "report.css").read_text()
-    assert "url(" not in style
-    assert "@import" not in style
+    for file in (Path(sys.modules["harness.report"].__path__[0]) / "assets").glob("*.css"):
+        style = file.read_text()
+        assert "url(" not in style
+        assert "@import" not in style
 
 
 def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -178,12 +182,12 @@ def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path
     header = dataclasses.replace(run.header, run=HOSTILE, started_at=HOSTILE, context=context)
     hostile = dataclasses.replace(run, header=header, plan=plan)
     found = Parsed(render(hostile))
-    assert len(found.scripts) == 3
+    assert len(found.scripts) == 4
     assert "<script>alert(1)</script>" in found.text.replace("\ufffd", "")
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
     assert json.loads(found.scripts[0])["models"] == [HOSTILE]
-    assert "</script" not in found.scripts[0]
+    assert "</script" not in found.scripts[0] + found.scripts[1]
 
 
 def test_a_simulated_cell_is_complete_without_what_it_may_not_show(shown: View, parsed: Parsed) -> None:
@@ -233,6 +237,18 @@ def test_several_models_get_a_menu_and_a_heat_map_each(tmp_path: Path) -> None:
     ]
     assert "Accuracy differences of one" in found.text
     assert "Accuracy differences of two" in found.text
+
+
+def test_the_share_of_resamples_is_told_as_that_on_the_frontier_whatever_the_status() -> None:
+    said = {
+        status: standing_words(Standing(id="c1", status=status, probability=0.18), rivals)
+        for status, rivals in (("frontier", ""), ("tied", "a, b"), ("dominated", "a"))
+    }
+    assert said == {
+        "frontier": "on the frontier; on the frontier in 18\u202f% of resamples",
+        "tied": "tied with the frontier; worse only within the noise than a, b; on the frontier in 18\u202f% of resamples",
+        "dominated": "beaten by the frontier; worse beyond the noise than a; on the frontier in 18\u202f% of resamples",
+    }
 
 
 def test_a_suspicious_cell_is_named(tmp_path: Path) -> None:
