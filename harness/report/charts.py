@@ -21,7 +21,7 @@ from harness.report.numbers import Display
 from harness.report.section import column_display, finite, hue, shape, whole
 from harness.report.standing import beats, shares
 from harness.report.view import View
-from harness.spec import Better, digest
+from harness.spec import Better
 
 DIGITS = 7
 """Significant digits of numbers in the data block: beyond what any interval here can tell."""
@@ -121,8 +121,7 @@ def ladder_columns(view: View) -> list[Column]:
 
 def series(cell: CellView) -> str:
     """What makes one line of the ladder: a method with its options and a way of running, whatever the bits."""
-    options = {k: v for k, v in cell.cell.scheme.options.items() if k != "calibration"}
-    return digest([cell.model, cell.cell.method, options, cell.cell.running])[:12]
+    return cell.series
 
 
 def _column(view: View, column: Column, how: Display) -> ChartColumn:

@@ -87,6 +87,12 @@ def counts(blocks: int, subject: str) -> Floats:
     """How often each block is drawn in each replicate [draws, blocks]: the same for every cell that answered this subject."""
     rng = np.random.default_rng(int(digest(["draws", subject, blocks])[:16], 16))
     drawn = np.empty((DRAWS, blocks))
-    for draw in range(DRAWS):
-        drawn[draw] = np.bincount(rng.integers(blocks, size=blocks), minlength=blocks)
+    step = max(1, _DRAWN_AT_ONCE // blocks)
+    for first in range(0, DRAWS, step):
+        rows = min(step, DRAWS - first)
+        indices = rng.integers(blocks, size=(rows, blocks)) + np.arange(rows)[:, None] * blocks
+        drawn[first : first + rows] = np.bincount(indices.ravel(), minlength=rows * blocks).reshape(rows, blocks)
     return drawn
+
+
+_DRAWN_AT_ONCE = 1 << 18
