@@ -79,7 +79,7 @@ def _limits(view: View, limits: Limits) -> Markup:
     reset = el("button", "Reset", type="button", id="reset", cls="plain-button")
     chosen = el("details", el("summary", "Methods and bits"), el("div", *filters, cls="filters"), cls="fold")
     fields = el("div", *rows, reset, cls="controls limits")
-    return el("form", fields, chosen, id="limits", aria_label="Limits", autocomplete="off")
+    return el("div", fields, chosen, id="limits", role="group", aria_label="Limits")
 
 
 def _axes(view: View, qualities: list[ChartAxis], costs: list[ChartAxis]) -> Markup:
@@ -126,6 +126,7 @@ def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> M
         id=identifier,
         min=0,
         step=1 if whole else "any",
+        autocomplete="off",
         inputmode="numeric" if whole else "decimal",
         placeholder="any" if not whole else "measured",
     )

@@ -414,7 +414,6 @@ const QuantExplore = (() => {
     return chart(scenes, asked).then(() => { document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
   }
   const form = byId("limits");
-  form.addEventListener("submit", (event) => event.preventDefault());
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => { remember(); draw(); });
   for (const id of MENUS) if (!form.contains(byId(id))) byId(id).addEventListener("change", () => { remember(); draw(); });
   byId("reset").addEventListener("click", () => {
