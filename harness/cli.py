@@ -109,7 +109,7 @@ def run(
     except KeyboardInterrupt:
         err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    _write_report(path, target)
+    _write_report([path], target)
     from harness import store
     from harness.forecast import words
     from harness.report import failed, terminal_table
@@ -217,12 +217,21 @@ def _missing(planned: Plan) -> dict[Missing, list[str]]:
     return lacking
 
 
-@app.command(epilog="Example: quant-harness report results/quick -o quick.html")
+@app.command(
+    epilog="Examples: quant-harness report results/quick -o quick.html · quant-harness report results/quick other/results/quick"
+)
 def report(
-    results: ResultsArgument,
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...", help="Run files (.jsonl) or results folders; the first is the subject, others stand beside it."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Render the report of stored results; needs neither torch nor the machine that measured."""
+    """Render the report of stored results; needs neither torch nor the machine that measured.
+
+    Of several runs (two machines, two dates) the first is the report's subject; a section sets the same cells side by side."""
     _write_report(results, output)
     out.print(f"report   {output}", soft_wrap=True, highlight=False)
 
@@ -405,11 +414,14 @@ def _list_unsupported(planned: Plan) -> None:
         out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _write_report(results: Path, target: Path) -> None:
+def _write_report(results: Sequence[Path], target: Path) -> None:
     from harness import store
     from harness.report import render
 
-    _write_file(target, render(store.read(results)))
+    runs = [store.read(path) for path in results]
+    if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
+        raise BadInput("the same run is named twice; name runs of two machines or two dates")
+    _write_file(target, render(*runs))
 
 
 def _write_file(target: Path, data: bytes) -> None:

@@ -67,37 +67,116 @@ def draws_from_interval(value: float, low: float | None, high: float | None, *, 
     return draws
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Side:
+    """One coordinate of all points, lower is better, prepared once for every frontier that they stand on: see `side`.
+
+    `values` [points]. `draws` [points, draws], or [points, 1] where every value is exact. `order` sorts each draw; `first` and
+    `last` are where the values that equal a sorted one begin and end, None where no two values of a draw are equal.
+    """
+
+    values: Floats
+    draws: Floats
+    order: NDArray[np.intp]
+    first: NDArray[np.intp] | None
+    last: NDArray[np.intp] | None
+
+
+def side(values: Sequence[float], draws: Sequence[Floats | None], better: Better) -> Side:
+    """Prepares a coordinate: its values and their replicates (None = exact). ValueError for values that are not finite."""
+    oriented = _oriented(values, better)
+    if not np.isfinite(oriented).all():
+        raise ValueError("a frontier point has a coordinate that is not finite; leave such cells out")
+    count = max((len(d) for d in draws if d is not None), default=1)
+    drawn = [np.full(count, v) if d is None else _oriented(d, better) for v, d in zip(oriented, draws, strict=True)]
+    table = np.stack(drawn) if drawn else np.empty((0, 1))
+    order = np.argsort(table, axis=0, kind="stable")
+    first, last = _equal(np.take_along_axis(table, order, 0))
+    return Side(values=oriented, draws=table, order=order, first=first, last=last)
+
+
+def beats(points: Side) -> Bools:
+    """Who beats whom beyond the noise on one axis: bool [points, points], row better than column. Two exact numbers differ when
+    they differ. From two such tables, one for each axis, follow the standings of any selection of the points."""
+    count = points.draws.shape[1]
+    shares = [np.count_nonzero(row < points.draws, axis=1) / count for row in points.draws]
+    table: Bools = (points.values[:, None] < points.values) & (np.reshape(shares, (len(shares),) * 2) >= CONFIDENCE)
+    return table
+
+
 def frontier(points: Sequence[Point], *, better_x: Better, better_y: Better) -> list[Standing]:
     """The standing of every point, in the order given. Points with a coordinate that is not finite are refused (ValueError)."""
-    if not points:
+    x = side([p.x for p in points], [p.x_draws for p in points], better_x)
+    y = side([p.y for p in points], [p.y_draws for p in points], better_y)
+    return stand([p.id for p in points], x, y)
+
+
+def stand(ids: Sequence[str], x: Side, y: Side) -> list[Standing]:
+    """As `frontier`, of sides that are prepared already. `ids` name their points."""
+    count = len(ids)
+    if not count:
         return []
-    x = _oriented([p.x for p in points], better_x)
-    y = _oriented([p.y for p in points], better_y)
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a frontier point has a coordinate that is not finite; leave such cells out")
-    x_draws = [None if p.x_draws is None else _oriented(p.x_draws, better_x) for p in points]
-    y_draws = [None if p.y_draws is None else _oriented(p.y_draws, better_y) for p in points]
-    on = _on_frontier(x[:, None], y[:, None])[:, 0]
-    probability = _probabilities(x, y, x_draws, y_draws)
+    probability = shares_on_frontier(x, y).tolist()
+    x_beats, y_beats = beats(x), beats(y)
+    x_less, y_less = x.values[:, None] < x.values, y.values[:, None] < y.values
+    beaten_by = ~x_less.T & ~y_less.T & (x_less | y_less)  # [i, j]: i is no worse than j on both and better on one
+    on = ~beaten_by.any(axis=0)
+    clear = beaten_by & (x_beats | y_beats)
+    is_clear = clear.any(axis=0)
+    chosen = np.where(is_clear, clear, beaten_by)
+    chosen_on = chosen & on[:, None]
+    rivals = np.where(chosen_on.any(axis=0), chosen_on, chosen) & ~on
+    ties = on[:, None] & on & x_less & ~y_beats.T
+    xs, ys = x.values.tolist(), y.values.tolist()
+    by_x = sorted(range(count), key=lambda i: (xs[i], ys[i], ids[i]))
+    by_y = sorted(range(count), key=lambda i: (ys[i], ids[i]))
+    rivals_of, ties_of = _named(ids, rivals, by_x), _named(ids, ties, by_y)
+    return [
+        Standing(
+            id=name,
+            status="frontier" if on[j] else "dominated" if is_clear[j] else "tied",
+            probability=probability[j],
+            rivals=rivals_of[j],
+            ties=ties_of[j],
+        )
+        for j, name in enumerate(ids)
+    ]
 
-    def beyond(i: int, j: int) -> bool:
-        return _better(x[i], x[j], x_draws[i], x_draws[j]) or _better(y[i], y[j], y_draws[i], y_draws[j])
 
-    standings = []
-    for j, point in enumerate(points):
-        if on[j]:
-            cheaper = [i for i in np.flatnonzero(on & (x < x[j])) if not _better(y[j], y[i], y_draws[j], y_draws[i])]
-            ties = tuple(points[i].id for i in sorted(cheaper, key=lambda i: (y[i], points[i].id)))
-            standings.append(Standing(id=point.id, status="frontier", probability=float(probability[j]), ties=ties))
-            continue
-        dominators = np.flatnonzero((x <= x[j]) & (y <= y[j]) & ((x < x[j]) | (y < y[j])))
-        clear = [i for i in dominators if beyond(i, j)]
-        chosen = clear or list(dominators)
-        best = [i for i in chosen if on[i]] or chosen
-        rivals = tuple(points[i].id for i in sorted(best, key=lambda i: (x[i], y[i], points[i].id)))
-        status: Status = "dominated" if clear else "tied"
-        standings.append(Standing(id=point.id, status=status, probability=float(probability[j]), rivals=rivals))
-    return standings
+def shares_on_frontier(x: Side, y: Side) -> Floats:
+    """The share of draws [points] in which each point is on the frontier. In the order of x, such a point is better on y than all
+    that are better on x, and no worse than its equals there: the best y so far tells. Vectorised over draws; equal points are on
+    the frontier together."""
+    if x.order.shape[1] > 1 and y.order.shape[1] == 1:
+        x, y = y, x  # neither comes first, and one order for all draws is less work
+    count = len(x.order)
+    one_order = x.order.shape[1] == 1
+    ys = y.draws[x.order[:, 0]] if one_order else y.draws.ravel()[x.order * y.draws.shape[1] + np.arange(y.draws.shape[1])]
+    so_far = np.minimum.accumulate(ys, axis=0)
+    if x.first is None or x.last is None:
+        on = np.ones(ys.shape, dtype=bool)
+        on[1:] = ys[1:] < so_far[:-1]
+    else:
+        first, last = (np.broadcast_to(each, ys.shape) for each in (x.first, x.last))
+        best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
+        on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
+    if one_order:
+        held = np.empty(count, dtype=np.intp)
+        held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
+    else:
+        held = np.bincount(x.order[on], minlength=count)
+    shares: Floats = held / on.shape[1]
+    return shares
+
+
+def _named(ids: Sequence[str], related: Bools, order: Sequence[int]) -> list[tuple[str, ...]]:
+    """For each point [points] the ids of those that are related to it ([others, points]), in an order of the others."""
+    named: list[list[str]] = [[] for _ in ids]
+    names = [ids[i] for i in order]
+    of, others = np.nonzero(related[order].T)
+    for j, i in zip(of.tolist(), others.tolist(), strict=True):
+        named[j].append(names[i])
+    return [tuple(names) for names in named]
 
 
 def _oriented(values: ArrayLike, better: Better) -> Floats:
@@ -108,36 +187,14 @@ def _oriented(values: ArrayLike, better: Better) -> Floats:
     return -array if better == "higher" else array
 
 
-def _better(a: float, b: float, a_draws: Floats | None, b_draws: Floats | None) -> bool:
-    """Whether a (lower is better) beats b beyond the noise; two exact numbers differ when they differ."""
-    if not a < b:
-        return False
-    if a_draws is None and b_draws is None:
-        return True
-    return bool(np.mean((a if a_draws is None else a_draws) < (b if b_draws is None else b_draws)) >= CONFIDENCE)
-
-
-def _probabilities(x: Floats, y: Floats, x_draws: list[Floats | None], y_draws: list[Floats | None]) -> Floats:
-    count = max((len(d) for d in (*x_draws, *y_draws) if d is not None), default=1)
-    xs = np.stack([np.full(count, v) if d is None else d for v, d in zip(x, x_draws, strict=True)])
-    ys = np.stack([np.full(count, v) if d is None else d for v, d in zip(y, y_draws, strict=True)])
-    shares: Floats = _on_frontier(xs, ys).mean(axis=1)
-    return shares
-
-
-def _on_frontier(x: Floats, y: Floats) -> Bools:
-    """x, y [points, draws], lower is better -> bool [points, draws]. One sort by (x, y) and one sweep that keeps the best y so
-    far: n log n in the points, vectorised over draws. Equal points are on the frontier together."""
-    by_y = np.argsort(y, axis=0, kind="stable")
-    order = np.take_along_axis(by_y, np.argsort(np.take_along_axis(x, by_y, 0), axis=0, kind="stable"), 0)
-    xs, ys = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
-    on = np.empty(x.shape, dtype=bool)
-    on[0] = True
-    best = ys[0].copy()
-    for k in range(1, len(xs)):
-        same = (xs[k] == xs[k - 1]) & (ys[k] == ys[k - 1])
-        on[k] = (ys[k] < best) | (same & on[k - 1])
-        np.minimum(best, ys[k], out=best)
-    result = np.empty_like(on)
-    np.put_along_axis(result, order, on, 0)
-    return result
+def _equal(ordered: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]] | tuple[None, None]:
+    """Where the run of equal values begins and ends to which each belongs, of sorted columns [points, draws]; None where there is
+    none of more than one value."""
+    new = ordered[1:] != ordered[:-1]
+    if new.all():
+        return None, None
+    places = np.broadcast_to(np.arange(len(ordered))[:, None], ordered.shape)
+    first, last = places.copy(), places.copy()
+    first[1:][~new] = 0
+    last[:-1][~new] = len(ordered)
+    return np.maximum.accumulate(first, axis=0), np.minimum.accumulate(last[::-1], axis=0)[::-1]

@@ -48,7 +48,8 @@ class TornLine(UserWarning):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
-    was installed in environments other than the main one, by the digest that records carry."""
+    was installed in environments other than the main one, by the digest that records carry; `costs` what each invocation did for
+    each cell."""
 
     path: Path
     header: RunHeader
@@ -56,6 +57,7 @@ class Run:
     records: tuple[Record, ...]
     ended: bool
     environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
+    costs: tuple[CellCost, ...] = ()
 
     def blob(self, name: str) -> bytes:
         """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
@@ -90,6 +92,7 @@ def read(path: Path) -> Run:
     plan = PlanRecord()
     records: dict[str, Record] = {}
     environments: dict[str, EnvironmentRecord] = {}
+    spent: list[CellCost] = []
     ended = False
     for number, line in _lines(path):
         kind = line.pop("kind", None)
@@ -107,12 +110,22 @@ def read(path: Path) -> Run:
         elif kind == "environment":
             environment = _read(EnvironmentRecord, line, path, number)
             environments[environment.digest] = environment
+        elif kind == "cost":
+            spent.append(_read(CellCost, line, path, number))
         elif kind == "end":
             _read(EndRecord, line, path, number)
             ended = True
     if header is None:
         raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
-    return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended, environments=environments)
+    return Run(
+        path=path,
+        header=header,
+        plan=plan,
+        records=tuple(records.values()),
+        ended=ended,
+        environments=environments,
+        costs=tuple(spent),
+    )
 
 
 def read_header(path: Path) -> RunHeader | None:

@@ -97,7 +97,7 @@ def test_two_calibration_files_of_one_stem_are_two_texts(tmp_path: Path) -> None
         (tmp_path / folder / "text.txt").write_text(words)
     entries = ", ".join(f"{{bits: 4, calibration: {{corpus: {{path: {folder}/text.txt}}}}}}" for folder in ("a", "b"))
     made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: [{entries}]}}\n")
-    assert labels(made) == ["bf16", "gptq 4-bit g128 calibration corpus=text", "gptq 4-bit g128 calibration corpus=text.txt"]
+    assert labels(made) == ["bf16", "gptq 4-bit g128 on text", "gptq 4-bit g128 on text.txt"]
     assert sorted(Path(str(c.path)).parent.name for c in made.calibrations.values()) == ["a", "b"]
     (tmp_path / "b" / "text.txt").write_text((tmp_path / "a" / "text.txt").read_text())
     made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: [{entries}]}}\n")
@@ -186,3 +186,10 @@ def test_a_run_whose_every_question_failed_on_bad_input_leaves_with_two(write_su
     assert "x input: no text" in done.stdout
     assert done.returncode == 2
     assert "every question failed on what it was given" in done.stderr
+
+
+def test_cells_that_differ_in_their_calibration_alone_have_short_labels_of_their_own(tmp_path: Path) -> None:
+    rows = ", ".join(f"{{samples: {n}, length: 128, seed: {seed}}}" for n, seed in ((8, 0), (16, 0), (16, 1)))
+    made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: {{bits: 4, calibration: [{rows}]}}, rtn: {{bits: 4}}}}\n")
+    names = [name for name in labels(made) if name.startswith("gptq")]
+    assert names == [f"gptq 4-bit g128 {words}" for words in ("8x128 seed 0", "16x128 seed 0", "16x128 seed 1")]

@@ -45,7 +45,7 @@ LAYERS = (
     Layer(rooms=("scoring",), why="lm-eval's requests on any model; it knows no method and no engine"),
     Layer(rooms=("models", "runtimes"), why="a source model is a folder for torch, a runtime does without torch"),
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
-    Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "forking"), why="they know neither models nor methods"),
+    Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "decide", "forking"), why="they know neither models nor methods"),
     Layer(
         rooms=("artifact", "costs", "decode", "errors", "files"),
         why="what most rooms share: artifacts, costs, types, messages, whole files",

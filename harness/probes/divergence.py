@@ -6,7 +6,7 @@ with its paired interval. The baseline's answers are stored once as final hidden
 compared with itself, a model has a divergence of exactly 0.
 
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
-indistinguishable from the baseline.
+indistinguishable from the baseline. On all others the tokens with the largest divergence are kept with their text.
 
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-25): the same sum in a form that no rounding takes below zero; values move by about 1e-7 nats.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from harness.engines.base import BASELINE_FACTS, Rerun
@@ -31,6 +31,7 @@ from harness.spec import Answer, Measurement, Question
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
     from harness.stats import Interval
 
@@ -49,6 +50,9 @@ STORED = (
     "times_smaller_than_logits",
 )
 """What the record says of the baseline's stored answers: both sizes, so that nobody has to believe the ratio."""
+
+WORST, CONTEXT = 20, 32
+"""How many of the tokens with the largest divergence are kept with their text, and how many tokens before each."""
 
 FLOOR_TOKENS = 16384
 """At most so many tokens are run again for the noise floor."""
@@ -79,6 +83,9 @@ def measure(session: Session, question: Question) -> Answer:
         facts["marked"] = "nonfinite"
         facts["nonfinite_tokens"] = bad
     blobs = {name: session.blob(name, npy(scores[name]), "npy") for name in ("kl", "same_top", "delta_p", "base_top")}
+    if not session.is_baseline:
+        worst = worst_tokens(kl, scores, session.windows(question), session.loaded.tokenizer)
+        blobs["worst"] = session.blob("worst", worst, "json")
     suffix = f", gptq-{facts['window']} windows"
     measurements = [
         *_kl(kl, scores["base_top"], blobs, suffix, facts),
@@ -118,7 +125,7 @@ def _kl(kl: Floats, base_top: Floats, blobs: Mapping[str, str], suffix: str, fac
     rows += [_interval(f"kl_{name}", stats.quantile_interval(kl, level), suffix, None) for name, level in QUANTILES]
     finite = kl[np.isfinite(kl)]
     most = stats.Interval(value=float(finite.max()), low=None, high=None, n=int(finite.size))
-    rows.append(_interval("kl_max", most, suffix, None))
+    rows.append(_interval("kl_max", most, suffix, blobs.get("worst")))
     counts: dict[str, int] = {}
     for low, high in BUCKETS:
         inside = (base_top >= low) & ((base_top < high) if high < 1.0 else (base_top <= 1.0))
@@ -133,6 +140,39 @@ def _kl(kl: Floats, base_top: Floats, blobs: Mapping[str, str], suffix: str, fac
         )
     facts["tokens_by_confidence"] = counts
     return rows
+
+
+def worst_tokens(
+    kl: Floats, scores: Mapping[str, Floats], windows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> bytes:
+    """The tokens at which a cell's answer is furthest from the baseline's, with what stands before them, as JSON.
+
+    `kl` [windows, T-1]: its entry t is about token t + 1 of its window. Largest first; of equal ones the first in the text.
+    """
+    import numpy as np
+
+    flat = np.where(np.isfinite(kl), kl, -np.inf).ravel()
+    tokens = []
+    for place in np.argsort(-flat, kind="stable")[:WORST]:
+        if flat[place] <= 0:
+            break
+        row, column = divmod(int(place), kl.shape[1])
+        ids = [int(one) for one in windows[row]]
+        tokens.append(
+            {
+                "window": row,
+                "position": column + 1,
+                "before": tokenizer.decode(ids[max(0, column + 1 - CONTEXT) : column + 1]),
+                "token": tokenizer.decode([ids[column + 1]]),
+                "after": tokenizer.decode(ids[column + 2 : column + 2 + CONTEXT // 4]),
+                "kl": float(flat[place]),
+                "base_top": float(scores["base_top"][row, column]),
+                "same_top": bool(scores["same_top"][row, column]),
+                "p_base": math.exp(-float(scores["base_nll"][row, column])),
+                "p": math.exp(-float(scores["nll"][row, column])),
+            }
+        )
+    return json.dumps({"tokens": tokens}, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _agreement(top: Floats, delta: Floats, blobs: Mapping[str, str], suffix: str) -> list[Measurement]:

@@ -4,7 +4,7 @@ LM.
 `accuracy` is the task's `acc`, or `exact_match` where it has none, with its Wilson interval (on the effective number of items
 where items share a passage); `accuracy_norm` is `acc_norm` where the task has it. A task of another kind gives `task_score`,
 lm-eval's own aggregate. A group (mmlu) gives one number over the items of all its tasks. The side-car holds, per item, id,
-correctness, log-likelihoods and margin.
+correctness, log-likelihoods and margin; the baseline's also what the item asks, shortened.
 
 Prompts stand as lm-eval makes them, or are turns of a conversation in the words of the model's chat template
 (`prompting.py`); which, and the template's digest, is in the question and in the definition.
@@ -31,7 +31,7 @@ from harness.metrics.tasks import GROUP
 from harness.models import build
 from harness.probes import sequential
 from harness.probes.base import Probe, Session
-from harness.probes.items import Item, baseline_items, side_car
+from harness.probes.items import Item, baseline_items, said_of, side_car, text_of
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
 from harness.probes.prompting import Prompting, prompting_of
 from harness.probes.requests import ProbeRequests
@@ -191,7 +191,10 @@ def _item(sample: Mapping[str, Json], metric: str | None, key: str, task: Task, 
         correct=None if metric is None else float(sample[metric]),
         correct_norm=float(sample["acc_norm"]) if "acc_norm" in sample else None,
         cluster=_cluster(sample["doc"], field),
+        text=text_of(sample["arguments"], sample["target"], choices=task.OUTPUT_TYPE == "multiple_choice"),
     )
+    if task.OUTPUT_TYPE == "generate_until":
+        item = replace(item, said=said_of(sample["resps"][0][0]))
     if task.OUTPUT_TYPE != "multiple_choice":
         return item
     scores = tuple(float(responses[0][0]) for responses in sample["resps"])
@@ -242,7 +245,8 @@ def _until_verdict(session: Session, question: Question, verdict: VerdictRequest
         return [_as_the_baseline(answered[item.task or only, item.doc], item) for item in wanted]
 
     def keep(items: Sequence[Item]) -> str:
-        return session.blob("items", side_car(items, task=name, metric=base.metric, order="shared"), "json")
+        kept = [replace(item, text=None) for item in items]
+        return session.blob("items", side_car(kept, task=name, metric=base.metric, order="shared"), "json")
 
     scored = sequential.until_verdict(verdict, base.items, score, definition=base.definition, keep=keep)
     marks = _marks(session, name, scored.items)
@@ -279,6 +283,8 @@ def _answer(session: Session, name: str, outcomes: Mapping[str, TaskOutcome], re
         raise Unsupported(f"group {name!r} mixes tasks with and without accuracy; name its tasks one by one")
     metric = str(metrics.pop())
     title, suffix = _title(name, outcomes, results)
+    if not session.is_baseline:  # it keeps what was asked, for all cells
+        items = [replace(item, text=None) for item in items]
     blob = session.blob("items", side_car(items, task=name, metric=metric), "json")
     definition = f"{title} {metric}{suffix}"
     measured = [_accuracy("accuracy", [item.correct or 0.0 for item in items], items, definition, blob)]

@@ -1,26 +1,36 @@
 """The report: a stored run as one HTML file that opens offline, and as a table for the terminal.
 
 `render(run)` is pure: records in, bytes out. No clock, no network, no torch; the same records in any order give equal bytes.
-A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS.
+A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are about
+the limits that a reader sets, and get what is offered under those that the page opens with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from harness.report.answer import Offer, offer
 from harness.report.calibration import section as calibration_section
+from harness.report.divergence import section as divergence_section
 from harness.report.failures import section as failures_section
 from harness.report.glossary import section as glossary_section
 from harness.report.heatmap import section as heatmap_section
 from harness.report.ladder import section as ladder_section
+from harness.report.layers import section as layers_section
+from harness.report.machines import section as machines_section
+from harness.report.making import section as making_section
+from harness.report.memory import section as memory_section
+from harness.report.notes import section as notes_section
 from harness.report.pareto import section as pareto_section
 from harness.report.provenance import section as provenance_section
 from harness.report.section import Section
+from harness.report.speed import section as speed_section
 from harness.report.summary import section as summary_section
 from harness.report.table import section as table_section
 from harness.report.terminal import terminal_table
 from harness.report.verdicts import section as verdicts_section
 from harness.report.view import View, view
+from harness.report.worst import section as worst_section
 from harness.store import Run
 
 CHANGES_NUMBERS = False
@@ -28,27 +38,43 @@ CHANGES_NUMBERS = False
 
 __all__ = ["SECTIONS", "Section", "View", "render", "render_view", "terminal_table", "view"]
 
+FIRST: list[Callable[[View, Offer], Section | None]] = [summary_section, pareto_section]
+"""The sections that follow the reader's limits."""
+
 SECTIONS: list[Callable[[View], Section | None]] = [
-    summary_section,
-    pareto_section,
     table_section,
     heatmap_section,
     verdicts_section,
     ladder_section,
+    divergence_section,
+    memory_section,
+    speed_section,
+    layers_section,
+    worst_section,
+    making_section,
     calibration_section,
     failures_section,
+    notes_section,
     glossary_section,
     provenance_section,
 ]
 
 
-def render(run: Run) -> bytes:
-    """The whole report of a run as UTF-8 HTML."""
-    return render_view(view(run))
+def render(run: Run, *others: Run) -> bytes:
+    """The whole report of a run as UTF-8 HTML; of `others` what is the same stands beside it."""
+    return render_view(view(run), *map(view, others))
 
 
-def render_view(shown: View) -> bytes:
-    """As `render`, of a view that is there already."""
+def render_view(shown: View, *others: View) -> bytes:
+    """As `render`, of views that are there already."""
     from harness.report import page
 
-    return page.page(shown, [s for make in SECTIONS if (s := make(shown)) is not None])
+    offered = offer(shown)
+    made = [*(make(shown, offered) for make in FIRST), *(make(shown) for make in SECTIONS)]
+    sections = [section for section in made if section is not None]
+    return page.page(shown, offered, _with_others(sections, machines_section([shown, *others])))
+
+
+def _with_others(sections: Sequence[Section], beside: Section | None) -> list[Section]:
+    """The other runs stand second, after the answer."""
+    return list(sections) if beside is None else [*sections[:1], beside, *sections[1:]]

@@ -42,10 +42,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one planned question of one cell: its record, or None when it was not run. `metrics`: the rows of the
-    question's probe. `simulated`: the cell's weights are held dequantized, by this record or another of the cell."""
+    """What became of one planned question of one cell: its record, or None when it was not run. `asked`: the question's digest.
+    `metrics`: the rows of the question's probe. `simulated`: the cell's weights are held dequantized, by this record or another
+    of the cell."""
 
     question: Question
+    asked: str
     record: Record | None
     metrics: tuple[Metric, ...] = ()
     simulated: bool = False
@@ -70,13 +72,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellView:
-    """One planned cell with its values by column key."""
+    """One planned cell with its values by column key. `series` is what makes one line of a chart by bits: a method with its options
+    and a way of running, whatever the bits."""
 
     id: str
     cell: Cell
     baseline: bool
     simulated: bool
     outcomes: tuple[Outcome, ...]
+    series: str
     values: Mapping[str, Value] = field(default_factory=dict)
 
     @property
@@ -92,6 +96,11 @@ class CellView:
         """What is to be said of the cell wherever it is shown, each once."""
         given = (outcome.facts.get("marks") for outcome in self.outcomes)
         return tuple(dict.fromkeys(str(mark) for marks in given if isinstance(marks, list) for mark in marks))
+
+
+def series_of(cell: Cell) -> str:
+    options = {k: v for k, v in cell.scheme.options.items() if k != "calibration"}
+    return digest([cell.model.name, cell.method, options, cell.running])[:12]
 
 
 def withheld(outcome: Outcome, *metrics: Metric) -> bool:

@@ -18,7 +18,6 @@ from harness.report.compare_items import ItemTask, compare_tasks
 from harness.report.compare_tokens import losses, tokens
 from harness.report.derivation import IS_BASELINE, Derivation, Derived
 from harness.report.derived import DERIVED, LN_PPL_RATIO, MCNEMAR_P_HOLM
-from harness.spec import digest
 
 ALPHA = 0.05
 
@@ -26,25 +25,25 @@ ALPHA = 0.05
 def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     """All derived columns of a run. `blob` gives raw samples by name (FileNotFoundError when they are not on disk)."""
     work = Derivation(blob)
-    asked = list({digest(o.question): o for c in cells for o in c.outcomes}.values())  # one outcome of each question
+    asked = list({o.asked: o for c in cells for o in c.outcomes}.values())  # one outcome of each question
     measured = {(m.metric, o.question.subject) for c in cells for o in c.outcomes for m in o.measurements}
-    tasks = _tasks(cells, asked)
-    for model in dict.fromkeys(c.model for c in cells):
-        mine = [c for c in cells if c.model == model]
-        for question, metrics in ((o.question, o.metrics) for o in asked):
-            for metric in metrics:
+    models = [[c for c in cells if c.model == model] for model in dict.fromkeys(c.model for c in cells)]
+    for question, metrics in ((o.question, o.metrics) for o in asked):
+        for metric in metrics:
+            for mine in models:
                 if metric.samples == "losses":
                     derive = (LN_PPL_RATIO.name, question.subject) not in measured
                     losses(work, mine, question, metric, derive=derive)
                 elif metric.samples == "tokens":
                     tokens(work, mine, question, metric)
-        compare_tasks(work, mine, tasks)
+    compare_tasks(work, models, _tasks(cells, asked))
     _holm(work)
     _complete(work, cells)
     order = {name: place for place, name in enumerate(DERIVED)}
     subjects = {o.question.subject: place for place, o in enumerate(asked)}
     columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
-    return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=tuple(sorted(work.missing)))
+    missing = tuple(sorted(work.missing))
+    return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=missing, losses=work.losses)
 
 
 def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[ItemTask]:

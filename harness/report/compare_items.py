@@ -16,6 +16,7 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.frontier import Floats
+from harness.report import losses
 from harness.report.cells import NOT_COMPARABLE, OK, CellView, Value, column_key
 from harness.report.derivation import IS_BASELINE, Absent, Derivation, counts, from_interval, outcome_of, sample_of, why_not
 from harness.report.derived import (
@@ -58,48 +59,121 @@ class _Items:
     clusters: tuple[str, ...] | None
 
 
-def compare_tasks(work: Derivation, cells: Sequence[CellView], tasks: Sequence[ItemTask]) -> None:
-    """All comparisons of the cells of one model, task by task and over the mean of the tasks."""
-    base_cell = next((c for c in cells if c.baseline), None)
-    bases: dict[str, _Items | str] = {}
-    answers: dict[str, dict[str, _Items | str]] = {cell.id: {} for cell in cells}
-    for task in tasks:
-        base = bases[task.subject] = _items_or_reason(work, base_cell, task)
-        for cell in cells:
-            own = answers[cell.id][task.subject] = base if cell.baseline else _items_or_reason(work, cell, task)
-            _compare_task(work, cell, task, base, own)
-    # A task that nobody could answer (a data set that cannot be had, say) would otherwise cost every cell its mean.
-    answered = [task for task in tasks if any(task.sample(cell) for cell in cells)] or tasks
-    for cell in cells if answered else ():
-        own_answers = {task.subject: answers[cell.id][task.subject] for task in answered}
-        _compare_means(work, cell, answered, bases, own_answers)
+Answers: TypeAlias = dict[str, dict[str, "_Items | str"]]
+"""By task and cell id what a cell answered, or why that cannot be read."""
 
 
-def _items_or_reason(work: Derivation, cell: CellView | None, task: ItemTask) -> _Items | str:
+def compare_tasks(work: Derivation, models: Sequence[Sequence[CellView]], tasks: Sequence[ItemTask]) -> None:
+    """All comparisons of the cells of each model with its baseline, task by task and over the mean of the tasks."""
+    answers: Answers = {}
+    kept = _Kept()
+    for task in tasks:  # tasks outside: the resamples of one serve all its cells
+        mine = answers[task.subject] = {}
+        for cells in models:
+            for cell in cells:
+                mine[cell.id] = _items_or_reason(work, cell, task, kept)
+        _keep_draws(work, task, [c for cells in models for c in cells], mine)
+        for cells in models:
+            base = _of_baseline(cells, mine)
+            for cell in cells:
+                _compare_task(work, cell, task, base, mine[cell.id])
+    for cells in models:
+        # A task that nobody could answer (a data set that cannot be had, say) would otherwise cost every cell its mean.
+        answered = [task for task in tasks if any(task.sample(cell) for cell in cells)] or tasks
+        bases = {task.subject: _of_baseline(cells, answers[task.subject]) for task in answered}
+        for cell in cells if answered else ():
+            own_answers = {task.subject: answers[task.subject][cell.id] for task in answered}
+            _compare_means(work, cell, answered, bases, own_answers)
+        by_cell = {cell.id: {task.subject: answers[task.subject][cell.id] for task in answered} for cell in cells}
+        _losses(work, next((c for c in cells if c.baseline), None), [task.subject for task in answered], bases, by_cell)
+
+
+def _losses(
+    work: Derivation,
+    base_cell: CellView | None,
+    subjects: Sequence[str],
+    bases: Mapping[str, _Items | str],
+    answers: Mapping[str, Mapping[str, _Items | str]],
+) -> None:
+    """Losses of all cells of the model together, for a decision."""
+    base = [bases[subject] for subject in subjects]
+    if base_cell is None or not base:
+        return
+    unread = next((f"baseline: {own}" for own in base if isinstance(own, str)), None)
+    rows = {i: unread or _in_order(bases, own, subjects) for i, own in answers.items() if i != base_cell.id}
+    tasks = [(own.correct, own.clusters) for own in base if isinstance(own, _Items)]
+    for kind, family in losses.of_items(base_cell.id, tasks if unread is None else [], rows).items():
+        work.losses[base_cell.model, kind] = family
+
+
+def _in_order(
+    bases: Mapping[str, _Items | str], answers: Mapping[str, _Items | str], subjects: Sequence[str]
+) -> list[Floats] | str:
+    """A cell's scores of every task in the baseline's order, or why they cannot be compared."""
+    scores = []
+    for subject in subjects:
+        base, own = bases[subject], answers[subject]
+        if isinstance(own, str) or isinstance(base, str):
+            return f"{subject}: {own}"
+        try:
+            scores.append(_paired(base, own)[1])
+        except Absent as absent:
+            return f"{subject}: {absent}"
+        if min(base.correct.min(), own.correct.min()) < 0 or max(base.correct.max(), own.correct.max()) > 1:
+            return f"{subject}: its scores are not between 0 and 1"
+    return scores
+
+
+_NO_ANSWER = "it has no answer to this task"
+
+
+def _of_baseline(cells: Sequence[CellView], answers: Mapping[str, _Items | str]) -> _Items | str:
+    return next((answers[c.id] for c in cells if c.baseline), _NO_ANSWER)
+
+
+class _Kept:
+    """Rows of ids and of clusters that were seen before: cells answer the same items, so one row of names serves all of them."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._clusters: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def ids(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        """The row; Absent where it names no item, or one twice."""
+        if row not in self._ids:
+            if not row or len(set(row)) != len(row):
+                raise Absent("its items are none, or have the same id twice")
+            self._ids[row] = row
+        return self._ids[row]
+
+    def clusters(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        return self._clusters.setdefault(row, row)
+
+
+def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Kept) -> _Items | str:
     outcome = outcome_of(cell, task.question)
     sample = task.sample(cell)
-    if cell is None or outcome is None or sample is None:
-        return "it has no answer to this task"
+    if outcome is None or sample is None:
+        return _NO_ANSWER
     try:
-        return _items(work.read(cell, outcome, sample.blob))
+        return _items(work.read(cell, outcome, sample.blob), kept)
     except Absent as absent:
         return str(absent)
 
 
-def _items(data: bytes) -> _Items:
+def _items(data: bytes, kept: _Kept) -> _Items:
     try:
         rows = json.loads(data)["items"]
-        ids = tuple(str(row["id"]) for row in rows)
+        ids = tuple([str(row["id"]) for row in rows])
         correct = np.array([float(row["correct"]) for row in rows])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Absent("its raw samples cannot be read") from None
     if not np.isfinite(correct).all():
         raise Absent("its items hold scores that are not finite")
-    if not len(correct) or len(set(ids)) != len(ids):
-        raise Absent("its items are none, or have the same id twice")
-    clusters = None
+    ids, clusters = kept.ids(ids), None
     if any("cluster" in row for row in rows):
         clusters = tuple(f"{row.get('task', '')}|{row['cluster']}" if "cluster" in row else f"#{row['id']}" for row in rows)
+        clusters = kept.clusters(clusters)
     return _Items(ids=ids, correct=correct, clusters=clusters)
 
 
@@ -118,11 +192,7 @@ def _paired(base: _Items, own: _Items) -> _Pair:
 
 
 def _compare_task(work: Derivation, cell: CellView, task: ItemTask, base: _Items | str, own: _Items | str) -> None:
-    sample = task.sample(cell)
-    if isinstance(own, _Items) and sample is not None:
-        key = column_key(sample.metric, task.subject, sample.definition)
-        work.keep(key, cell, _item_draws(own, task.subject))
-    if sample is None:
+    if task.sample(cell) is None:
         values = dict.fromkeys(PER_TASK, why_not(outcome_of(cell, task.question)))
     elif cell.baseline:
         values = dict.fromkeys(PER_TASK, IS_BASELINE)
@@ -171,17 +241,32 @@ def _recovery(before: Floats, after: Floats, clusters: tuple[str, ...] | None) -
         return Value(status=NOT_COMPARABLE, reason=str(error))
 
 
-def _item_draws(items: _Items, subject: str) -> Floats:
-    """Replicates [draws] of the accuracy, items (or clusters of items) resampled. Items are taken in the order of their ids,
-    so that all cells that answered the same items share their resamples."""
-    places: dict[str, int] = {}
-    names = items.ids if items.clusters is None else items.clusters
-    order = sorted(range(len(items.ids)), key=lambda i: items.ids[i])
-    blocks = [places.setdefault(names[i], len(places)) for i in order]
-    sums, sizes = np.bincount(blocks, weights=items.correct[order]), np.bincount(blocks)
-    drawn = counts(len(sums), subject)
-    shares: Floats = (drawn @ sums) / (drawn @ sizes)
-    return shares
+def _keep_draws(work: Derivation, task: ItemTask, cells: Sequence[CellView], answers: Mapping[str, _Items | str]) -> None:
+    """Replicates [draws] of the accuracy of every cell that answered the task. Items (or clusters of items) are resampled in the
+    order of their ids, so that all cells that answered the same items share their resamples."""
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...] | None], list[tuple[CellView, _Items]]] = {}
+    for cell in cells:
+        items = answers[cell.id]
+        if isinstance(items, _Items):
+            alike.setdefault((items.ids, items.clusters), []).append((cell, items))
+    for (ids, clusters), answered in alike.items():
+        order = sorted(range(len(ids)), key=lambda i: ids[i])
+        places: dict[str, int] = {}
+        blocks = [places.setdefault((ids if clusters is None else clusters)[i], len(places)) for i in order]
+        drawn = counts(len(places), task.subject)
+        sizes = drawn @ np.bincount(blocks)
+        sums = np.stack([np.bincount(blocks, weights=items.correct[order]) for _, items in answered])
+        for (cell, _), totals in zip(answered, _resampled(drawn, sums), strict=True):
+            sample = task.sample(cell)
+            assert sample is not None
+            work.keep(column_key(sample.metric, task.subject, sample.definition), cell, totals / sizes)
+
+
+def _resampled(drawn: Floats, sums: Floats) -> Sequence[Floats]:
+    """Totals [cells][draws] of `sums` [cells, blocks] in each replicate `drawn` [draws, blocks]."""
+    if np.all(sums == np.rint(sums)):  # of whole numbers every order of summing gives the same total: all cells at once
+        return list(np.ascontiguousarray((drawn @ sums.T).T))
+    return [drawn @ row for row in sums]
 
 
 # ---------------------------------------------------------------------- means over tasks

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from harness.report.cells import NOT_RUN, CellView, Outcome, withheld
 from harness.report.markup import Markup, el, join
 from harness.report.section import Section, scheme, status
 from harness.report.view import View
 from harness.spec import Failure
+
+FEW = 4
+"""Squares with one reason that are named at once; more are behind a fold."""
+
+HELPS: Mapping[str, str] = {
+    "oom": "More free memory, a smaller batch or context, or a method that quantizes layer by layer.",
+    "timeout": "A larger `timeout` (or `quantize_timeout`) in the suite, or fewer items.",
+    "crash": "The end of the log names the library; run this cell alone with --retry-failed, and report it there if it stays.",
+    "nonfinite": "The artifact answers NaN or infinity: more bits, another group size, or float32 for the baseline.",
+    "environment": "quant-harness env list says which environments are broken, quant-harness env build makes one again.",
+    "input": "The suite or what it names; correct it and run the same command again.",
+    "error": "The end of the log; the same command with --retry-failed asks again.",
+}
+"""What is likely to help, by kind of failure; what a message itself says comes first."""
 
 
 def section(view: View) -> Section | None:
@@ -20,7 +34,7 @@ def section(view: View) -> Section | None:
         return None
     body: list[Markup] = []
     if failed:
-        body.append(_table("Failures", ("Cell", "What", "Kind", "Why"), failed))
+        body += [_table("Failures", ("Cell", "What", "Kind", "Why and what helps"), failed), _again(view)]
     if waiting:
         rows = [el("tr", _head(view, cell), el("td", _questions(outcomes))) for cell, outcomes in waiting]
         body.append(_table("Not run", ("Cell", "What"), rows))
@@ -28,11 +42,7 @@ def section(view: View) -> Section | None:
         rows = [el("tr", _head(view, cell), el("td", _questions(outcomes))) for cell, outcomes in held]
         body.append(_table("Withheld: weights are held dequantized at run time", ("Cell", "What"), rows))
     if view.unsupported:
-        rows = [
-            el("tr", el("th", u.cell.name if len(view.models) > 1 else u.cell.label, scope="row"), el("td", u.reason))
-            for u in view.unsupported
-        ]
-        body.append(_table("Unsupported cells", ("Cell", "Why"), rows))
+        body.append(_table("Unsupported cells", ("Why", "Squares", "Which"), _unsupported(view)))
     return Section(
         id="failures",
         nav="Missing",
@@ -65,9 +75,35 @@ def _failed(view: View, cell: CellView) -> list[Markup]:
                     status(failure.kind, ""),
                     el("span", f"while {failure.phase}" if failure.phase else "", cls="muted small"),
                 ),
-                el("td", failure.message, tail, cls="why"),
+                el("td", failure.message, _helps(failure), tail, cls="why"),
             )
         )
+    return rows
+
+
+def _helps(failure: Failure) -> Markup | None:
+    advice = HELPS.get(failure.kind)
+    return None if advice is None else el("span", advice, cls="muted small block")
+
+
+def _again(view: View) -> Markup:
+    """The command that asks what failed again."""
+    commands = [command for command in view.commands if command.startswith("quant-harness run")]
+    if not commands:
+        return join()
+    return el("p", "What failed is asked again by ", el("code", f"{commands[-1]} --retry-failed"), cls="note")
+
+
+def _unsupported(view: View) -> list[Markup]:
+    """Squares that cannot exist here, those with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for u in view.unsupported:
+        reasons.setdefault(u.reason, []).append(u.cell.name if len(view.models) > 1 else u.cell.label)
+    rows = []
+    for reason, names in reasons.items():
+        which = ", ".join(names)
+        squares = el("td", which) if len(names) <= FEW else el("td", el("details", el("summary", "which"), which))
+        rows.append(el("tr", el("th", reason, scope="row", cls="why"), el("td", str(len(names)), cls="num"), squares))
     return rows
 
 

@@ -1,7 +1,9 @@
-"""The page around the sections: head, navigation, data block, scripts. Self-contained, and closed to the network by its policy.
+"""The page around the sections: head, navigation, data blocks, scripts. Self-contained, and closed to the network by its policy.
 
-The Content-Security-Policy allows exactly two scripts, by hash: plotly.js, inlined from the installed plotly package, and
-report.js. Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page.
+The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it. Nothing
+may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and the numbers,
+lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, byte for byte, the
+one that was packed.
 """
 
 from __future__ import annotations
@@ -11,17 +13,22 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
+from harness.report.answer import Offer
 from harness.report.charts import payload
-from harness.report.markup import Markup, data_block, el, join, raw
-from harness.report.section import Section
+from harness.report.markup import Markup, data_block, el, join, packed_block, raw
+from harness.report.section import Section, shapes
 from harness.report.view import View
 
+STYLES = ("report.css", "sections.css", "explore.css")
+SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js", "sections.js")
+"""Of `assets/`, in the order in which they are read: each uses those before it. The scripts are one, which waits for its data."""
 
-def page(view: View, sections: Sequence[Section]) -> bytes:
+
+def page(view: View, offered: Offer, sections: Sequence[Section]) -> bytes:
     """UTF-8 bytes of the page."""
     from plotly.offline import get_plotlyjs
 
-    style, script, plotly = _asset("report.css"), _asset("report.js"), _inert(get_plotlyjs())
+    plotly, script = _inert(get_plotlyjs()), f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
     title = view.title or view.suite or view.run
     head = el(
         "head",
@@ -32,7 +39,7 @@ def page(view: View, sections: Sequence[Section]) -> bytes:
         el("meta", name="referrer", content="no-referrer"),
         el("meta", name="generator", content="quant-harness"),
         el("title", f"{title} · quant-harness"),
-        el("style", raw(style)),
+        el("style", raw("".join(map(_asset, STYLES)))),
     )
     links = [el("a", s.nav, href=f"#{s.id}") for s in sections]
     body = el(
@@ -43,10 +50,12 @@ def page(view: View, sections: Sequence[Section]) -> bytes:
             el("div", el("span", "quant-harness", cls="brand"), el("div", *links, cls="links"), cls="wide"),
             aria_label="Sections",
         ),
+        shapes(),
         el("main", *(_section(s, first=i == 0) for i, s in enumerate(sections)), id="main"),
         el("div", id="tip", role="tooltip", hidden=True),
         data_block("data", payload(view)),
-        el("script", raw(plotly)),
+        data_block("offer", offered),
+        packed_block("plotly", plotly),
         el("script", raw(script)),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()

@@ -1,42 +1,152 @@
-"""Quality against cost: the chart to choose from."""
+"""Quality against cost: the controls, the chart to choose from, what is to be known of a point, and the table of decision.
+
+All four are drawn by the page's script (`assets/explore.js`) from one state, which the address carries. What stands here is their
+frame: labelled controls with the choices that this run has.
+"""
 
 from __future__ import annotations
 
-from harness.report.cells import Column
+from harness.decide import CONFIDENCES, Limits
+from harness.report.answer import Offer
+from harness.report.axes import ChartAxis, chart_axes
 from harness.report.markup import Markup, el, join, raw
-from harness.report.section import SHAPES, Section, figure, select
-from harness.report.standing import cost_columns, quality_columns
+from harness.report.numbers import THIN
+from harness.report.section import Section, select, shape
 from harness.report.view import View
 
+LOSSES = (
+    ("pp", "points of mean accuracy", ""),
+    ("recovery", "% of the baseline's accuracy", ""),
+    ("kl", "nats of divergence", ""),
+)
+PREFERENCES = (("size", "smallest", ""), ("speed", "fastest", ""), ("quality", "least loss", ""))
 
-def section(view: View) -> Section | None:
-    qualities, costs = quality_columns(view), cost_columns(view)
-    if not qualities or not costs:
+
+def section(view: View, offered: Offer) -> Section | None:
+    limits = offered.limits
+    axes = chart_axes(view)
+    if not axes.quality or not axes.cost:
         return None
-    numbers = {c.key: i for i, c in enumerate((*qualities, *costs))}
-    menus = [
-        select("pareto-quality", "Quality", [_option(view, c, numbers[c.key]) for c in qualities]),
-        select("pareto-cost", "Cost", [_option(view, c, numbers[c.key]) for c in costs]),
-    ]
-    if len(view.models) > 1:
-        menus.append(select("pareto-model", "Model", [(str(i), name, "") for i, name in enumerate(view.models)]))
-    menus.append(select("pareto-range", "Show", [("all", "all cells", ""), ("near", "near the baseline", "")]))
-    controls = el("div", *menus, cls="controls")
-    shapes = _shapes(view)
-    note = el("p", id="pareto-note", cls="note", aria_live="polite")
+    body = join(
+        _limits(view, limits),
+        _axes(view, list(axes.quality), list(axes.cost)),
+        el("div", id="pareto-legend", cls="legend"),
+        _chart(),
+        _shapes(view),
+        el("p", id="pareto-note", cls="note"),
+        el("p", id="alike", cls="band", hidden=True),
+        el("aside", id="panel", cls="panel", hidden=True, aria_label="The chosen cell", tabindex="-1"),
+        el("h3", "What to choose between", id="decision-title"),
+        el(
+            "div",
+            el("table", cls="plain choices"),
+            id="decision",
+            cls="scroll",
+            tabindex="0",
+            role="region",
+            aria_labelledby="decision-title",
+        ),
+        el("p", id="decision-note", cls="note"),
+        el("p", id="live", cls="hidden", role="status"),
+    )
     return Section(
         id="pareto",
-        nav="Pareto",
+        nav="Choose",
         title="Quality against cost",
-        lead="Every cell by what it costs and what it keeps. The line joins the cells that no other cell beats on both; "
-        "bars are 95 % intervals.",
-        body=join(figure("pareto", "Scatter chart of quality against cost with the Pareto frontier", controls), shapes, note),
+        lead="Say what you can live with: the recommendation, the chart and the table follow. The line joins the cells that no "
+        "other cell beats on both axes; bars are 95 % intervals. The address keeps what you chose: a link to it shows the same.",
+        body=body,
     )
 
 
-def _option(view: View, column: Column, index: int) -> tuple[str, str, str]:
-    overall = column.derived and not column.subject  # a mean over subjects stands above the groups
+def _limits(view: View, limits: Limits) -> Markup:
+    """The limits of a reader, and which cells are looked at."""
+    confidences = [(f"{c:g}", f"{100 * c:g}{THIN}%", "") for c in CONFIDENCES]
+    rows = [
+        _number("max-memory", "Memory at most", "GiB"),
+        _number("context", "at a context of", "tokens", whole=True),
+        _number("batch", "x batch", "", whole=True),
+        _number("max-size", "Size at most", "GiB"),
+        _number("max-tpot", "Time per token at most", "ms"),
+        _number("max-ttft", "Time to first token at most", "ms"),
+        _number("max-loss", "Loss below", ""),
+        _preset("loss", "of", LOSSES, limits.loss),
+        _preset("confidence", "shown with", confidences, f"{limits.confidence:g}"),
+        _preset("prefer", "Then the", PREFERENCES, limits.prefer),
+    ]
+    filters = [_filter("method", "Methods", list(view.methods))]
+    filters.append(_filter("bits", "Bits", [f"{b:g}" for b in sorted({c.cell.bits for c in view.cells}, reverse=True)]))
+    reset = el("button", "Reset", type="button", id="reset", cls="plain-button")
+    chosen = el("details", el("summary", "Methods and bits"), el("div", *filters, cls="filters"), cls="fold")
+    fields = el("div", *rows, reset, cls="controls limits")
+    return el("div", fields, chosen, id="limits", role="group", aria_label="Limits")
+
+
+def _axes(view: View, qualities: list[ChartAxis], costs: list[ChartAxis]) -> Markup:
+    menus = [
+        select("pareto-quality", "Quality", [_option(view, a, i) for i, a in enumerate(qualities)]),
+        select("pareto-cost", "Cost", [_option(view, a, i + len(qualities)) for i, a in enumerate(costs)]),
+    ]
+    if len(view.models) > 1:
+        each = [(str(i), name, "") for i, name in enumerate(view.models)]
+        menus.append(select("pareto-model", "Model", [*each, ("all", "all, side by side", "")]))
+    menus.append(select("pareto-range", "Show", [("all", "all cells", ""), ("near", "near the baseline", "")]))
+    return el("div", *menus, cls="controls")
+
+
+def _option(view: View, axis: ChartAxis, index: int) -> tuple[str, str, str]:
+    column = axis.column
+    overall = column.derived and not column.subject  # over all subjects: above the groups
     return str(index), column.title, "" if overall else view.group(column)
+
+
+def _chart() -> Markup:
+    """The plot itself is a picture to assistive technology; its frame takes the keyboard, and says each point in `live`."""
+    plot = el("div", id="pareto-plot", cls="plot")
+    keys = "Arrow keys walk the points, Enter tells all of one, Escape leaves. The table below has the numbers."
+    frame = el(
+        "div",
+        plot,
+        id="pareto-frame",
+        cls="frame",
+        tabindex="0",
+        role="application",
+        aria_roledescription="chart",
+        aria_label="Quality against cost with the frontier",
+        aria_describedby="pareto-keys",
+    )
+    said = el("p", keys, id="pareto-keys", cls="hidden")
+    return el("figure", frame, said, el("noscript", "This chart needs JavaScript; every number is in the tables."), cls="chart")
+
+
+def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> Markup:
+    box = el(
+        "input",
+        type="number",
+        id=identifier,
+        min=0,
+        step=1 if whole else "any",
+        autocomplete="off",
+        inputmode="numeric" if whole else "decimal",
+        placeholder="any" if not whole else "measured",
+    )
+    return el("label", el("span", label), el("span", box, el("span", unit, cls="unit") if unit else None, cls="box"), cls="menu")
+
+
+def _preset(
+    identifier: str, label: str, options: list[tuple[str, str, str]] | tuple[tuple[str, str, str], ...], chosen: str
+) -> Markup:
+    """A menu that stands on a choice."""
+    items = [el("option", text, value=value, selected=value == chosen) for value, text, _ in options]
+    return el("label", el("span", label), el("select", *items, id=identifier), cls="menu")
+
+
+def _filter(name: str, legend: str, values: list[str]) -> Markup:
+    boxes = [
+        el("label", el("input", type="checkbox", name=name, value=value, checked=True), el("span", value), cls="check")
+        for value in values
+    ]
+    return el("fieldset", el("legend", legend), *boxes, id=f"filter-{name}")
 
 
 def _shapes(view: View) -> Markup:
@@ -44,14 +154,13 @@ def _shapes(view: View) -> Markup:
     present = sorted({c.cell.bits for c in view.cells}, reverse=True)
     entries, seen = [], set()
     for bits in present:
-        name, path = next((n, p) for least, n, p in SHAPES if bits >= least)
+        name = shape(bits)[0]
         if name in seen:
             continue
         seen.add(name)
-        same = [b for b in present if next(n for least, n, _ in SHAPES if b >= least) == name]
+        same = [b for b in present if shape(b)[0] == name]
         text = "16 and 32 bits" if name == "star" else f"{' and '.join(f'{b:g}' for b in sorted(same, reverse=True))} bits"
-        icon = el(
-            "svg", raw(f'<path d="{path}"/>'), cls="mark native", viewBox="0 0 12 12", width="12", height="12", aria_hidden="true"
-        )
+        icon = el("svg", raw(f'<use href="#shape-{name}"/>'), cls="mark native", aria_hidden="true")
         entries.append(el("span", icon, text))
-    return el("div", *entries, cls="shapes")
+    hollow = [el("span", "hollow: simulated, quality only")] if any(c.simulated for c in view.cells) else []
+    return el("div", *entries, *hollow, cls="shapes")

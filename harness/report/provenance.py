@@ -56,6 +56,7 @@ def section(view: View) -> Section | None:
     body = [
         el("h3", "Repeat it"),
         *(commands or [el("p", "No command was stored with this run.", cls="muted")]),
+        _exactly(view),
         el("div", _facts("Run", rows), _facts("Machine", [(NAMES.get(k, k), v) for k, v in machine.items()]), cls="columns"),
         _facts("Models", _models(view)),
         _facts("Packages", list(main.items())) if main else None,
@@ -79,6 +80,24 @@ def section(view: View) -> Section | None:
         lead="Where these numbers come from and how to make them again.",
         body=join(*body),
     )
+
+
+def _exactly(view: View) -> Markup:
+    """What the same numbers need beside the command: the same code, packages and weights; each with its digest."""
+    context = view.context
+    packages = plain_table(context.get("packages"))
+    commit, source = context.get("commit"), context.get("source")
+    steps = [
+        f"The code: commit {commit}" if commit else "The code: of no commit that was known",
+        f"digest of the measuring code {str(source)[:16]}" if source else None,
+        f"Python {context.get('python')}" if context.get("python") else None,
+        f"weights {', '.join(f'{name} {weights[:16]}' for name, weights in sorted(view.weights.items()))}"
+        if view.weights
+        else None,
+    ]
+    wanted = "\n".join(f"{name}=={version}" for name, version in sorted(packages.items()))
+    pinned = el("details", el("summary", f"Its {len(packages)} packages as a requirements file"), el("pre", wanted, tabindex="0"))
+    return join(el("p", "; ".join(step for step in steps if step), ".", cls="note"), pinned if packages else None)
 
 
 def _models(view: View) -> list[tuple[str, object]]:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.report.cells import OK, CellView, Column, Value
+from harness.report.families import colour
 from harness.report.markup import Markup, el, join, raw
 from harness.report.numbers import Display, display, show, show_interval, with_unit
 from harness.report.view import View
-
-HUES = 12
-"""Number of method colours in report.css (`--m0` ...); methods beyond take them again from the start."""
 
 STATUS_WORDS = {
     "oom": "out of memory",
@@ -44,11 +42,8 @@ class Section:
 
 
 def hue(view: View, cell: CellView) -> int | None:
-    """Index of the method's colour; None for unquantized cells, which are drawn in grey."""
-    if cell.cell.bits >= 16:
-        return None
-    quantized = list(dict.fromkeys(c.cell.method for c in view.cells if c.cell.bits < 16))
-    return quantized.index(cell.cell.method) % HUES
+    """Index of the colour of the method's family; None for unquantized cells, which are drawn in grey."""
+    return None if cell.cell.bits >= 16 else colour(cell.cell.method)
 
 
 # Shapes by nominal bits, so that colour is never the only carrier. Names are Plotly's; paths are drawn in a 12 x 12 box.
@@ -72,8 +67,16 @@ def mark(view: View, cell: CellView) -> Markup:
     """The cell's mark as in the charts: method by colour, bits by shape; hollow when simulated."""
     index = hue(view, cell)
     cls = f"mark {'native' if index is None else f'm{index}'}{' hollow' if cell.simulated else ''}"
-    path = raw(f'<path d="{shape(cell.cell.bits)[1]}"/>')
-    return el("svg", path, cls=cls, viewBox="0 0 12 12", width="12", height="12", aria_hidden="true")
+    return el("svg", raw(f'<use href="#shape-{shape(cell.cell.bits)[0]}"/>'), cls=cls, aria_hidden="true")
+
+
+def shapes() -> Markup:
+    """The shapes of all marks, once in a page: a mark names its own."""
+    drawn = [
+        el("symbol", raw(f'<path d="{path}"/>'), id=f"shape-{name}", viewBox="0 0 12 12", overflow="visible")
+        for _, name, path in SHAPES
+    ]
+    return el("svg", *drawn, cls="shapes-of-marks", aria_hidden="true")
 
 
 def scheme(view: View, cell: CellView) -> Markup:

@@ -6,12 +6,13 @@ Replicates of task and window means share their resamples between cells; where a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from harness.frontier import Floats, Point, Standing, draws_from_interval, frontier
+from harness import frontier
+from harness.frontier import Bools, Floats, Side, Standing, draws_from_interval, side, stand
 from harness.report.cells import OK, CellView, Column
 from harness.report.view import View, place_or_last
-from harness.spec import Axis, digest
+from harness.spec import Axis, Better, digest
 
 
 def quality_columns(view: View) -> list[Column]:
@@ -29,18 +30,8 @@ def standings(
     """Standing by cell id, on x = cost and y = quality, of those cells that have both numbers. `noise` is shared by calls that
     draw many pairs of axes."""
     noise = Noise(view) if noise is None else noise
-    points = [
-        Point(
-            id=cell.id,
-            x=cell.values[cost.key].value,
-            y=cell.values[quality.key].value,
-            x_draws=noise.of(cell, cost),
-            y_draws=noise.of(cell, quality),
-        )
-        for cell in cells
-        if cell.values[cost.key].status == OK and cell.values[quality.key].status == OK
-    ]
-    return {s.id: s for s in frontier(points, better_x=cost.metric.better, better_y=quality.metric.better)}
+    both = tuple(c for c in cells if c.values[cost.key].status == OK and c.values[quality.key].status == OK)
+    return {s.id: s for s in stand([c.id for c in both], noise.side(both, cost), noise.side(both, quality))}
 
 
 class Noise:
@@ -50,6 +41,15 @@ class Noise:
     def __init__(self, view: View) -> None:
         self._kept = view.derived.draws
         self._drawn: dict[tuple[str, str], Floats | None] = {}
+        self._sides: dict[tuple[str, ...], Side] = {}
+
+    def side(self, cells: Sequence[CellView], column: Column) -> Side:
+        """These cells on an axis. They stand on it against each of the other axis' columns, so it is prepared once."""
+        key = column.key, *(cell.id for cell in cells)
+        if key not in self._sides:
+            values = [cell.values[column.key].value for cell in cells]
+            self._sides[key] = side(values, [self.of(cell, column) for cell in cells], column.metric.better)
+        return self._sides[key]
 
     def of(self, cell: CellView, column: Column) -> Floats | None:
         kept = self._kept.get(column.key, {}).get(cell.id)
@@ -58,9 +58,25 @@ class Noise:
         key = column.key, cell.id
         if key not in self._drawn:
             value = cell.values[column.key]
-            seed = int(digest(list(key))[:12], 16)
+            exact = value.low is None or value.high is None
+            seed = 0 if exact else int(digest(list(key))[:12], 16)
             self._drawn[key] = draws_from_interval(value.value, value.low, value.high, seed=seed)
         return self._drawn[key]
+
+
+def beats(values: Sequence[float], draws: Sequence[Floats | None], better: Better) -> Bools:
+    """Who beats whom beyond the noise on one axis: `frontier.beats`."""
+    return frontier.beats(side(values, draws, better))
+
+
+def shares(
+    cost: Sequence[tuple[float, Floats | None]],
+    quality: Sequence[tuple[float, Floats | None]],
+    better: tuple[Better, Better],
+) -> list[float]:
+    """Shares of the resamples in which each of some points is on their frontier. `better`: of cost and of quality."""
+    sides = [side([v for v, _ in axis], [d for _, d in axis], which) for axis, which in zip((cost, quality), better, strict=True)]
+    return [float(share) for share in frontier.shares_on_frontier(*sides)]
 
 
 def headline_axes(view: View) -> tuple[Column, Column] | None:

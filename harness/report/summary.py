@@ -1,36 +1,23 @@
-"""The answer first: what was measured, which cells are worth choosing, in plain words, and what to be careful about."""
+"""The answer first: what to deploy, what it costs and loses, what would change that; then what was measured."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-
-from harness import stats
-from harness.frontier import Standing
-from harness.report.cells import NOT_RUN, OK, CellView, Column, Outcome, Value, plain_table, withheld
-from harness.report.charts import series
-from harness.report.derived import LN_PPL_RATIO, MEAN_ACCURACY_DIFFERENCE, MINIMUM_DETECTABLE_EFFECT
-from harness.report.markup import Markup, el, join
-from harness.report.numbers import MINUS, display, show, with_unit
-from harness.report.section import Section, column_display, interval, number, scheme
-from harness.report.standing import cost_columns, quality_columns, standings
-from harness.report.verdicts import all_within, margin_points, tasks, words
+from harness.report.answer import Offer, answers
+from harness.report.cells import NOT_RUN, OK, plain_table, withheld
+from harness.report.markup import el, join
+from harness.report.notes import notes
+from harness.report.section import Section
 from harness.report.view import View
 
-MARGIN_POINTS = 1.0
-"""The loss of mean accuracy that the words of the table are about."""
 
-
-def section(view: View) -> Section | None:
-    parts = [el("div", *_tiles(view), cls="tiles")]
-    for model in view.models:
-        chosen = _chosen(view, model)
-        if chosen is not None:
-            parts.append(chosen)
-    warnings = _warnings(view)
-    if warnings:
-        parts.append(el("div", el("h3", "Before you trust a number"), el("ul", *(el("li", w) for w in warnings)), cls="warnings"))
-    return Section(id="summary", nav="Summary", title=view.title or view.suite or "Results", lead=_lead(view), body=join(*parts))
+def section(view: View, offered: Offer) -> Section | None:
+    said = answers(view, offered)
+    asked = el("div", *(el("p", line) for line in _progress(view)), cls="progress")
+    careful = len(notes(view))
+    which = "one note" if careful == 1 else f"{careful} notes"
+    beware = el("p", "Before you trust a number: ", el("a", which, href="#notes"), cls="note") if careful else None
+    parts = [el("div", *said, id="answer", aria_live="polite"), asked, beware]
+    return Section(id="summary", nav="Answer", title=view.title or view.suite or "Results", lead=_lead(view), body=join(*parts))
 
 
 def _lead(view: View) -> str:
@@ -47,326 +34,22 @@ def _lead(view: View) -> str:
     return f"{len(view.cells)} quantizations of {models}, each measured on its own packed artifact{where}{using}{when}."
 
 
-def _tiles(view: View) -> list[Markup]:
-    tiles = [tile for model in view.models[:2] if (tile := _pick(view, model)) is not None]
-    for model in view.models[:2]:
-        base = view.baseline_of(model)
-        if base is None:
-            continue
-        facts = []
-        for column in view.first(lambda places: places.baseline):
-            if (value := base.values[column.key]).status == OK:
-                how = column_display(view, column)
-                facts.append(f"{_lower(column.metric.title)} {with_unit(number(column, value, how), how)}")
-        subject = f"baseline of {model}" if len(view.models) > 1 else "the baseline"
-        tiles.append(_tile(base.label, subject, ", ".join(facts)))
-    return [*tiles, *_progress(view)]
-
-
-def _progress(view: View) -> list[Markup]:
+def _progress(view: View) -> list[str]:
     """How much of what was asked is answered, withheld, failed, and not run."""
     asked = [o for c in view.cells for o in c.outcomes]
     answered = sum(o.status == OK for o in asked)
     whole = sum(all(o.status == OK or withheld(o) for o in c.outcomes) for c in view.cells)
-    detail = f"{answered} of {len(asked)} questions answered"
+    line = f"{whole} of {len(view.cells)} cells complete: {answered} of {len(asked)} questions answered"
     held = [count for c in view.cells if (count := sum(map(withheld, c.outcomes)))]
     if held:
         those = "one cell" if len(held) == 1 else f"{len(held)} cells"
-        detail += f"; {sum(held)} on memory and speed are withheld, because the weights of {those} are simulated"
-    tiles = [_tile(f"{whole} of {len(view.cells)}", "cells complete", detail)]
+        line += f"; {sum(held)} on memory and speed are withheld, because the weights of {those} are simulated"
+    lines = [f"{line}."]
     failed = [count for c in view.cells if (count := sum(o.failure is not None and not withheld(o) for o in c.outcomes))]
     missing = sum(o.status == NOT_RUN for o in asked)
     if failed:
         cells = f"{len(failed)} {'cell' if len(failed) == 1 else 'cells'}"
-        detail = f"{sum(failed)} questions failed, {missing} not run; reasons below"
-        tiles.append(_tile(cells, "with failures", detail, alarm=True))
+        lines.append(f"{cells} with failures: {sum(failed)} questions failed, {missing} not run; reasons below.")
     elif missing:
-        tiles.append(_tile(str(missing), "questions not run", "the run was stopped; the same command goes on"))
-    return tiles
-
-
-def _pick(view: View, model: str) -> Markup | None:
-    """The smallest cell whose loss of mean accuracy is shown to be under the margin, and whose verdicts all say so where tasks
-    are scored until one."""
-    difference = view.column(MEAN_ACCURACY_DIFFERENCE.name)
-    cost = next((c for c in cost_columns(view) if c.metric.phrase), None)
-    base = view.baseline_of(model)
-    if (difference is None and not tasks(view)) or cost is None or base is None or base.values[cost.key].status != OK:
-        return None
-    safe, smaller = [], 0
-    for cell in view.cells:
-        loss, bits = None if difference is None else cell.values[difference.key], cell.values[cost.key]
-        if cell.model != model or cell.simulated or bits.status != OK or (loss is not None and loss.status != OK):
-            continue
-        if bits.value < base.values[cost.key].value:
-            smaller += 1
-            if all_within(view, cell) and (loss is None or stats.noninferior(_interval(loss), MARGIN_POINTS)):
-                safe.append((bits.value, cell))
-    if not smaller:
-        return None
-    shown = [f"a loss shown to be under {MARGIN_POINTS:g} point"] if difference is not None else []
-    shown += [f"every verdict within {margin_points(view)}"] if tasks(view) else []
-    label = f"{f'smallest of {model}' if len(view.models) > 1 else 'smallest'} with {' and '.join(shown)}"
-    if not safe:
-        return _tile("none", label, "more items, or more bits, would be needed")
-    bits_value, cell = min(safe, key=lambda pair: pair[0])
-    share = bits_value / base.values[cost.key].value
-    detail = f"{show(bits_value, cost.metric.unit)} {cost.metric.phrase}, {share:.0%} of the baseline's"
-    return _tile(cell.label, label, detail, main=True)
-
-
-def _interval(value: Value) -> stats.Interval:
-    return stats.Interval(value=value.value, low=value.low, high=value.high, n=value.n or 0)
-
-
-def _tile(value: str, label: str, detail: str, *, alarm: bool = False, main: bool = False) -> Markup:
-    cls = f"tile{' alarm' if alarm else ''}{' main' if main else ''}"
-    return el("div", el("strong", value), el("span", label), el("small", detail), cls=cls)
-
-
-def _chosen(view: View, model: str) -> Markup | None:
-    """The cells on the frontier of the first quality against the first cost, cheapest last, in words."""
-    qualities, costs = quality_columns(view), cost_columns(view)
-    if not qualities or not costs:
-        return None
-    cells = [c for c in view.cells if c.model == model]
-    quality = next((q for q in qualities if any(c.values[q.key].status == OK for c in cells)), qualities[0])
-    cost = costs[0]
-    stands = standings(view, cells, cost, quality)
-    on = sorted(
-        (c for c in cells if c.id in stands and stands[c.id].status == "frontier"), key=lambda c: c.values[cost.key].value
-    )
-    if not on:
-        return None
-    kept, merged = _merge(on, stands)
-    extra = [c for c in view.first(lambda places: places.choices) if c.key != cost.key]
-    columns = [cost, *extra, quality]
-    head = el("tr", el("th", "Scheme", scope="col"), *(_head(view, c) for c in columns), el("th", "In words", scope="col"))
-    rows = []
-    for cell in reversed(kept):
-        said = [words(view, cell), _words(view, cell)]
-        if merged[cell.id]:
-            said.append(f"Dearer and not better beyond the noise: {', '.join(c.label for c in merged[cell.id])}.")
-        numbers = [_number(view, cell, c) for c in columns]
-        text = el("td", " ".join(w for w in said if w), cls="words")
-        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *numbers, text))
-    title = f"Worth choosing between: {model}" if len(view.models) > 1 else "Worth choosing between"
-    table = el("table", el("thead", head), el("tbody", *rows), cls="plain choices")
-    tied = [c.label for c in cells if c.id in stands and stands[c.id].status == "tied"]
-    note = f"Each row gains on the next in {_lower(quality.metric.title)} beyond the noise, and costs more bits. "
-    note += f"Beaten by one of them in value only, within the noise: {', '.join(tied)}. " if tied else ""
-    scroller = el("div", table, cls="scroll", tabindex="0", role="region", aria_label=title)
-    return join(el("h3", title), scroller, el("p", note, cls="note"))
-
-
-def _merge(on: Sequence[CellView], stands: Mapping[str, Standing]) -> tuple[list[CellView], dict[str, list[CellView]]]:
-    """From the cheapest up: a frontier cell is kept if it beats all kept ones beyond the noise, else it is named beside the best
-    of those that it ties with."""
-    kept: list[CellView] = []
-    merged: dict[str, list[CellView]] = {}
-    for cell in on:
-        ties = [k for k in kept if k.id in stands[cell.id].ties]
-        if ties:
-            merged[ties[-1].id].append(cell)
-        else:
-            kept.append(cell)
-            merged[cell.id] = []
-    return kept, merged
-
-
-def _lower(title: str) -> str:
-    return title if title[:2].isupper() or title.startswith("ln") else title[:1].lower() + title[1:]
-
-
-def _head(view: View, column: Column) -> Markup:
-    how = column_display(view, column)
-    return el("th", column.metric.title, el("small", how.label) if how.label else None, scope="col", cls="num")
-
-
-def _number(view: View, cell: CellView, column: Column) -> Markup:
-    value = cell.values[column.key]
-    how = column_display(view, column)
-    if value.status != OK:
-        return el("td", "–", cls="num muted", data_tip=f"{value.status}: {value.reason}", tabindex="0")
-    between = interval(column, value, how)
-    return el("td", number(column, value, how), el("small", between) if between else None, cls="num")
-
-
-def _words(view: View, cell: CellView) -> str:
-    """What the paired comparison allows to be said; never 'no loss'."""
-    if cell.baseline:
-        return "The baseline."
-    column = view.column(MEAN_ACCURACY_DIFFERENCE.name)
-    if column is not None and (value := cell.values[column.key]).status == OK:
-        said = stats.state(_interval(value), MARGIN_POINTS)
-        low, high = (None if x is None else show(x, "points", signed=True) for x in (value.low, value.high))
-        change = f"{show(value.value, 'points', signed=True)} points ({low} to {high})"
-        if said.finding is stats.Finding.LOSS:
-            return f"Loses: {change}."
-        if said.finding is stats.Finding.GAIN:
-            return f"Scores above the baseline: {change}."
-        if said.finding is stats.Finding.WITHIN:
-            return f"Any loss is under {MARGIN_POINTS:g} point: {change}."
-        worst = (
-            "" if said.largest_loss is None else f"; up to {show(said.largest_loss, 'points')} points of loss cannot be excluded"
-        )
-        return f"No loss shown: {change}{worst}."
-    column = view.column(LN_PPL_RATIO.name)
-    if column is not None and (value := cell.values[column.key]).status == OK:
-        return f"Perplexity {_percent(value.value)} ({_percent(value.low)} to {_percent(value.high)})."
-    return ""
-
-
-def _percent(log_ratio: float | None) -> str:
-    if log_ratio is None:
-        return "?"
-    change = math.expm1(log_ratio) * 100
-    digits = 1 if abs(change) >= 0.95 else 2
-    return f"{MINUS if change < 0 else '+'}{abs(change):.{digits}f}\u202f%"
-
-
-# ---------------------------------------------------------------------- warnings
-
-
-def _warnings(view: View) -> list[str]:
-    said = []
-    if not view.ended:
-        missing = sum(o.status == NOT_RUN for c in view.cells for o in c.outcomes)
-        said.append(
-            f"This run has not ended: {missing} planned questions have no answer yet. Run the same command again to go on."
-        )
-    said += [grid.warning(model) for model, grid in sorted(view.source_grids.items())]
-    said += _unanswered(view)
-    said += _resolution(view)
-    said += _floor(view)
-    said += _suspicious(view)
-    simulated = [c.label for c in view.cells if c.simulated]
-    if simulated:
-        said.append(f"Simulated at run time (weights held dequantized), so without memory and latency: {', '.join(simulated)}.")
-    random = sorted({c.model for c in view.cells if c.cell.model.random})
-    if random:
-        said.append(
-            f"Without quality: {', '.join(random)}. The shape is filled with random weights: size, memory and speed are its own."
-        )
-    if view.derived.missing:
-        count = len(view.derived.missing)
-        first = view.derived.missing[0]
-        said.append(f"Raw samples of {count} answers are not on disk, so their paired comparisons are absent, e.g. {first}.")
-    if view.unplanned:
-        said.append(
-            f"{view.unplanned} stored outcomes belong to cells that the last plan no longer asks for; they are not shown."
-        )
-    said += [f"{note[:1].upper()}{note[1:]}." for note in view.notes]
-    return said + _notes(view)
-
-
-def _unanswered(view: View) -> list[str]:
-    """Tasks that no cell of a finished run answered: they are in no mean."""
-    tasks: dict[str, list[Outcome]] = {}
-    for cell in view.cells:
-        for outcome in cell.outcomes:
-            if any(metric.samples == "items" for metric in outcome.metrics):
-                tasks.setdefault(outcome.question.subject, []).append(outcome)
-    none = [task for task, outcomes in tasks.items() if not any(o.status == OK for o in outcomes)]
-    if not none or len(none) == len(tasks):
-        return []
-    return [f"No cell has an answer to {', '.join(none)}: left out of the mean accuracy."]
-
-
-def _resolution(view: View) -> list[str]:
-    """The smallest loss that single tasks could show."""
-    effects = [
-        cell.values[column.key].value
-        for column in view.of(MINIMUM_DETECTABLE_EFFECT.name)
-        for cell in view.cells
-        if cell.values[column.key].status == OK
-    ]
-    if not effects:
-        return []
-    middle = sorted(effects)[len(effects) // 2]
-    return [
-        f"A single task shows a loss only if it is larger than about {show(middle, 'points')} points here "
-        f"(80 % power, median over cells and tasks). Smaller losses go unseen, so none is called absent."
-    ]
-
-
-def _floor(view: View) -> list[str]:
-    """Cells whose divergence is inside the baseline's own noise floor."""
-    said = []
-    for column in view.columns:
-        floor = view.column(column.metric.floor, column.subject) if column.metric.floor else None
-        for model in view.models if floor is not None else ():
-            assert floor is not None
-            base = view.baseline_of(model)
-            if base is None or base.values[floor.key].status != OK:
-                continue
-            limit = base.values[floor.key].value
-            how = display(floor.metric.unit, [limit])
-            inside = [c.label for c in view.cells if c.model == model and not c.baseline and _inside(c.values[column.key], limit)]
-            if inside:
-                said.append(
-                    f"Indistinguishable from the baseline on {column.subject} (divergence inside the noise floor of "
-                    f"{with_unit(show(limit, floor.metric.unit, how), how)}): {', '.join(inside)}. Choose among them by cost."
-                )
-    return said
-
-
-def _inside(value: Value, limit: float) -> bool:
-    return value.status == OK and value.value <= limit
-
-
-def _suspicious(view: View) -> list[str]:
-    """A cell that is worse beyond the noise than one of its own method and options with fewer bits: most likely a broken path."""
-    said = []
-    for column in (c for c in view.columns if c.metric.monotone):
-        measured = [c for c in view.cells if c.values[column.key].status == OK]
-        for cell in measured:
-            for other in measured:
-                twins = cell.cell.bits > other.cell.bits and series(cell) == series(other)
-                if twins and _worse(column, cell.values[column.key], other.values[column.key]):
-                    name = _lower(column.title)
-                    said.append(f"Suspicious: {cell.label} has a worse {name} than {other.label}, which has fewer bits.")
-    return said
-
-
-def _worse(column: Column, value: Value, other: Value) -> bool:
-    """Whether the intervals lie apart, with `value` on the worse side."""
-    if column.metric.better == "higher":
-        return value.high is not None and other.low is not None and value.high < other.low
-    return value.low is not None and other.high is not None and value.low > other.high
-
-
-def _notes(view: View) -> list[str]:
-    """What probes noted themselves, cells with the same note together."""
-    said: dict[str, list[str]] = {}
-    for cell in view.cells:
-        for outcome in cell.outcomes:
-            for note in _notes_of(outcome):
-                labels = said.setdefault(note, [])
-                if cell.label not in labels:
-                    labels.append(cell.label)
-    return [f"{note} ({_few(labels)})" for note, labels in said.items()]
-
-
-def _notes_of(outcome: Outcome) -> list[str]:
-    facts = outcome.facts
-    notes = [f"{outcome.question.probe}: {n}" for n in _texts(facts.get("notes"))]
-    notes += [f"{outcome.question.probe} withheld: {n}" for n in _texts(facts.get("withheld"))]
-    notes += _texts(plain_table(facts.get("engine")).get("notes"))
-    notes += _texts(facts.get("marks"))
-    notes += [f"{outcome.question.probe}: {n}" for n in _texts(plain_table(facts.get("lm")).get("notes"))]
-    if facts.get("marked") == "nonfinite":
-        notes.append(f"{outcome.question.probe}: some answers were NaN or infinite; they are left out or counted as wrong")
-    return notes
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value] if value else []
-    if isinstance(value, dict):
-        return [f"{k}: {v}" for k, v in value.items() if v]
-    return [str(v) for v in value if v] if isinstance(value, list) else []
-
-
-def _few(labels: Sequence[str]) -> str:
-    return ", ".join(labels) if len(labels) <= 4 else f"{', '.join(labels[:3])} and {len(labels) - 3} more cells"
+        lines.append(f"{missing} questions not run: the run was stopped, and the same command goes on.")
+    return lines

@@ -1,4 +1,8 @@
-"""Every number: cells x metrics, sortable, a group of columns at a time."""
+"""Every number: cells x metrics, sortable, a group of columns at a time.
+
+The page holds the headline's columns as HTML. Those of another group are made by its script of the data block, which has every
+number once: as HTML they would be most of the page's bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from harness.report.cells import OK, CellView, Column, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display
 from harness.report.section import Section, column_display, interval, number, scheme, select, status
-from harness.report.standing import headline
+from harness.report.standing import headline, headline_axes
 from harness.report.view import View, place_or_last
 
-STANDINGS = {"frontier": "on the frontier", "tied": "tied with the frontier", "dominated": "beaten on both axes"}
+STANDINGS = {"frontier": "on the frontier", "tied": "tied with the frontier", "dominated": "beaten by the frontier"}
+"""Of a cell by its values, and by what is beyond the noise."""
 
 
 def section(view: View) -> Section | None:
@@ -20,18 +25,18 @@ def section(view: View) -> Section | None:
         return None
     columns = [c for c in view.columns if any(cell.values[c.key].status != "absent" for cell in view.cells)]
     columns.sort(key=lambda c: place_or_last(c.metric.places.headline))
-    head_keys = {c.key for c in _headline(columns)}
+    shown = _headline(columns)
     groups = {"headline": "Headline"} | {c.probe: view.group(c) for c in columns} | {"all": "Everything"}
     menu = select("table-group", "Columns", [(key, title, "") for key, title in groups.items()])
-    hint = el("span", "Select a column's title to sort by it.", cls="muted small")
-    displays = {c.key: column_display(view, c) for c in columns}
+    hint = el("span", "Select a column's title to sort by it; arrow keys walk the table.", cls="muted small")
+    displays = {c.key: column_display(view, c) for c in shown}
     standing = headline(view)
-    fixed = [_sorter("Cell", "", "text", "scheme"), _sorter("Frontier", "", "text", "g-headline")]
+    fixed = [_sorter("Cell", "", "text", "scheme"), _sorter("Frontier", "", "text", "g-headline", _axes(view))]
     if len(view.models) > 1:
         fixed.insert(0, _sorter("Model", "", "text", "model"))
     fixed.append(_sorter("Kernel", "", "text", _kernel_groups(view)))
-    head = el("tr", *fixed, *(_title(c, displays[c.key], c.key in head_keys) for c in columns))
-    rows = [_row(view, cell, columns, displays, head_keys, standing) for cell in view.cells]
+    head = el("tr", *fixed, *(_title(c, displays[c.key]) for c in shown))
+    rows = [_row(view, cell, shown, displays, standing) for cell in view.cells]
     table = el("table", el("thead", head), el("tbody", *rows), id="cells", cls="cells")
     body = join(
         el("div", menu, hint, cls="controls"),
@@ -67,20 +72,20 @@ def _sorter(title: str, unit: str, kind: str, cls: str, tip: str = "") -> Markup
     return el("th", button, scope="col", cls=cls, data_kind=kind)
 
 
-def _title(column: Column, how: Display, shown: bool) -> Markup:
+def _axes(view: View) -> str:
+    """Which axes the frontier is of."""
+    axes = headline_axes(view)
+    return "" if axes is None else f"The frontier of {axes[1].title} against {axes[0].title}, each model by itself."
+
+
+def _title(column: Column, how: Display) -> Markup:
     unit = " · ".join(part for part in (column.subject, how.label if how.label != "p" else "") if part)
-    cls = f"num g-{column.probe}{' g-headline' if shown else ''}"
     tip = f"{column.metric.definition}. {column.metric.description}".strip()
-    return _sorter(column.metric.title, unit, "number", cls, tip)
+    return _sorter(column.metric.title, unit, "number", "num g-headline", tip)
 
 
 def _row(
-    view: View,
-    cell: CellView,
-    columns: list[Column],
-    displays: Mapping[str, Display],
-    head_keys: set[str],
-    standing: Mapping[str, Standing],
+    view: View, cell: CellView, columns: list[Column], displays: Mapping[str, Display], standing: Mapping[str, Standing]
 ) -> Markup:
     cells = [el("th", scheme(view, cell), scope="row", cls="scheme", data_sort=cell.label)]
     if len(view.models) > 1:
@@ -89,18 +94,31 @@ def _row(
     kernel, layers = _kernel(cell)
     cells.append(el("td", kernel, cls=f"{_kernel_groups(view)} kernel", data_sort=kernel, data_tip=layers or None))
     for column in columns:
-        cells.append(_value(column, cell.values[column.key], displays[column.key], column.key in head_keys))
+        cells.append(_value(column, cell.values[column.key], displays[column.key]))
     return el("tr", *cells, data_cell=cell.id)
 
 
-def _value(column: Column, value: Value, how: Display, shown: bool) -> Markup:
-    cls = f"num g-{column.probe}{' g-headline' if shown else ''}"
+def _value(column: Column, value: Value, how: Display) -> Markup:
+    cls = "num g-headline"
     if value.status != OK:
         return el("td", status(value.status, value.reason), cls=cls)
     between = interval(column, value, how)
     tip = f"n = {value.n:,}".replace(",", "\u202f") if value.n else None
     small = el("small", between) if between else None
-    return el("td", number(column, value, how), small, cls=cls, data_sort=repr(value.value), data_tip=tip)
+    return el("td", number(column, value, how), small, cls=cls, data_sort=f"{value.value:.7g}", data_tip=tip)
+
+
+def standing_words(standing: Standing, rivals: str) -> str:
+    """`tied with the frontier: no worse than A beyond the noise; on the frontier in 18 % of resamples`. `rivals`: names."""
+    said = STANDINGS[standing.status]
+    if rivals:
+        against = {
+            "frontier": "costs more than these, and is not better beyond the noise",
+            "tied": "worse only within the noise than",
+            "dominated": "worse beyond the noise than",
+        }
+        said += f"; {against[standing.status]}{':' if standing.status == 'frontier' else ''} {rivals}"
+    return f"{said}; on the frontier in {standing.probability:.0%} of resamples".replace("%", "\u202f%")
 
 
 def _standing(cell: CellView, standing: Standing | None, view: View) -> Markup:
@@ -108,8 +126,7 @@ def _standing(cell: CellView, standing: Standing | None, view: View) -> Markup:
         return el("td", "–", cls="g-headline muted", data_sort="z")
     names = {c.id: c.label for c in view.cells}
     rivals = ", ".join(names[r] for r in (standing.rivals or standing.ties)[:3])
-    tip = f"{STANDINGS[standing.status]} in the values; in {standing.probability:.0%} of resamples"
-    tip += f"; {'no better beyond the noise than' if standing.status == 'frontier' else 'against'} {rivals}" if rivals else ""
+    tip = standing_words(standing, rivals)
     order = {"frontier": "a", "tied": "b", "dominated": "c"}[standing.status]
     sign = {"frontier": "●", "tied": "◐", "dominated": "○"}[standing.status]
     word = el("span", f"{sign} ", aria_hidden="true")
@@ -121,7 +138,6 @@ def _standing(cell: CellView, standing: Standing | None, view: View) -> Markup:
         cls=f"g-headline stand {standing.status}",
         data_sort=f"{order}{1 - standing.probability:.3f}",
         data_tip=tip,
-        tabindex="0",
     )
 
 

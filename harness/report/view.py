@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.costs import CellCost
 from harness.metrics import GROUPS, Group
 from harness.report import derived
 from harness.report.cells import (
@@ -25,12 +26,14 @@ from harness.report.cells import (
     Value,
     column_key,
     identity,
+    series_of,
     withheld,
 )
 from harness.report.compare import compare
 from harness.report.derivation import Derived
 from harness.spec import (
     CalibrationText,
+    Cell,
     EnvironmentRecord,
     Measurement,
     Metric,
@@ -43,6 +46,10 @@ from harness.spec import (
     to_json,
 )
 from harness.store import Run
+
+
+def _no_blobs(name: str) -> bytes:
+    raise FileNotFoundError(f"{name}: this view was made without raw samples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +76,8 @@ class View:
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)  # likewise
     calibrated_on: tuple[CalibrationText, ...] = ()
     notes: tuple[str, ...] = ()
+    costs: tuple[CellCost, ...] = ()  # by start
+    blob: Callable[[str], bytes] = _no_blobs  # raw samples by name
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
@@ -145,22 +154,34 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
         notes=run.plan.notes,
+        costs=tuple(sorted(run.costs, key=lambda c: (c.started_at, c.cell.name))),
+        blob=run.blob,
     )
 
 
 def _cells(run: Run, probes: Mapping[str, Group]) -> tuple[list[CellView], int]:
     """The planned cells with their outcomes, without values, and the number of records that belong to none of them."""
-    newest = _newest(run.records)
+    names = _Names()
+    newest = _newest(run.records, names)
     cells = []
     for index, planned in enumerate(run.plan.cells):
         cell, questions = planned.cell, planned.questions
-        records = [newest.pop((identity(cell), digest(q)), None) for q in questions]
+        records = [newest.pop((names.of(cell), names.of(q)), None) for q in questions]
         simulated = any(record is not None and record.simulated for record in records)
         outcomes = tuple(
-            Outcome(question=q, record=r, metrics=_metrics_of(q, probes), simulated=simulated)
+            Outcome(question=q, asked=names.of(q), record=r, metrics=_metrics_of(q, probes), simulated=simulated)
             for q, r in zip(questions, records, strict=True)
         )
-        cells.append(CellView(id=f"c{index}", cell=cell, baseline=planned.baseline, simulated=simulated, outcomes=outcomes))
+        cells.append(
+            CellView(
+                id=f"c{index}",
+                cell=cell,
+                baseline=planned.baseline,
+                simulated=simulated,
+                outcomes=outcomes,
+                series=series_of(cell),
+            )
+        )
     return cells, len(newest)
 
 
@@ -169,11 +190,24 @@ def _metrics_of(question: Question, probes: Mapping[str, Group]) -> tuple[Metric
     return () if probe is None else probe.metrics
 
 
-def _newest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
+class _Names:
+    """Digests of what tells cells and questions apart. A run holds thousands of records of few of them: each is made once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, named: Cell | Question) -> str:
+        written = repr(named)  # equal only for equal content, and many times cheaper than a digest
+        if written not in self._known:
+            self._known[written] = identity(named) if isinstance(named, Cell) else digest(named)
+        return self._known[written]
+
+
+def _newest(records: Sequence[Record], names: _Names) -> dict[tuple[str, str], Record]:
     """The newest record of each question of each cell, whatever their order: by start, then by key."""
     newest: dict[tuple[str, str], Record] = {}
     for record in sorted(records, key=lambda r: (r.started_at, r.key)):
-        newest[identity(record.cell), digest(record.question)] = record
+        newest[names.of(record.cell), names.of(record.question)] = record
     return newest
 
 
@@ -181,11 +215,11 @@ def _measured(cells: Sequence[CellView], rows: Mapping[str, Metric]) -> tuple[li
     """Columns of all measured metrics (every planned question has at least one), and each cell's value in each."""
     columns: dict[str, Column] = {}
     by_question: dict[str, list[str]] = {}
-    outcomes = {digest(o.question): o for c in cells for o in c.outcomes}
+    outcomes = {o.asked: o for c in cells for o in c.outcomes}
     samples: dict[str, list[Measurement]] = {key: [] for key in outcomes}
     for cell in cells:
         for outcome in cell.outcomes:
-            samples[digest(outcome.question)].extend(outcome.measurements)
+            samples[outcome.asked].extend(outcome.measurements)
     order = {name: place for place, name in enumerate(rows)}
     for key, outcome in outcomes.items():
         subject, probe = outcome.question.subject, outcome.question.probe
@@ -202,7 +236,7 @@ def _measured(cells: Sequence[CellView], rows: Mapping[str, Metric]) -> tuple[li
     for cell in cells:
         mine = squares[cell.id] = {name: _unasked(cell, column) for name, column in columns.items()}
         for outcome in cell.outcomes:
-            for name in by_question[digest(outcome.question)]:
+            for name in by_question[outcome.asked]:
                 mine[name] = _value(outcome, columns[name])
     return list(columns.values()), squares
 

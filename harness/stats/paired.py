@@ -38,10 +38,14 @@ def flips(base_correct: ArrayLike, cell_correct: ArrayLike) -> Flips:
 
 def mcnemar_exact(right_to_wrong: int, wrong_to_right: int) -> float:
     """Two-sided exact McNemar p-value: the flips against Binomial(flips, 1/2); 1 where nothing flipped."""
-    total = right_to_wrong + wrong_to_right
     if min(right_to_wrong, wrong_to_right) < 0:
         raise BadInput("flips are counts")
-    return min(1.0, 2.0 * float(stats.binom.cdf(min(right_to_wrong, wrong_to_right), total, 0.5)))
+    return _mcnemar(min(right_to_wrong, wrong_to_right), right_to_wrong + wrong_to_right)
+
+
+@functools.lru_cache(maxsize=65536)
+def _mcnemar(fewer: int, total: int) -> float:
+    return min(1.0, 2.0 * float(stats.binom.cdf(fewer, total, 0.5)))
 
 
 def paired_test(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> float:
@@ -109,14 +113,20 @@ def recovery(
     residuals = cell - ratio * base
     effective = effective_items(residuals, float(np.mean(residuals * residuals)), clusters, level)
     scale = effective / base.size
-    z = normal_quantile(level)
-    score = functools.partial(_ratio_score, both * scale, lost * scale, won * scale)
+    low, high = _ratio_limits(both * scale, lost * scale, won * scale, ratio, normal_quantile(level))
+    return Interval(value=ratio, low=low, high=high, n=base.size, level=level)
+
+
+@functools.lru_cache(maxsize=65536)
+def _ratio_limits(both: float, lost: float, won: float, ratio: float, z: float) -> tuple[float, float | None]:
+    """Limits of a ratio of accuracies: where the score statistic is +-z."""
+    score = functools.partial(_ratio_score, both, lost, won)
     low = _root(lambda t: score(t) - z, 1e-9, ratio) if ratio > 0 else 0.0
     ceiling = max(ratio, 1.0)
     while score(ceiling) > -z and ceiling < 1e9:
         ceiling *= 2
     high = _root(lambda t: score(t) + z, max(ratio, 1e-9), ceiling) if ceiling < 1e9 else None
-    return Interval(value=ratio, low=low, high=high, n=base.size, level=level)
+    return low, high
 
 
 @functools.lru_cache(maxsize=4096)
@@ -268,6 +278,7 @@ def _binary(scores: Floats) -> bool:
     return bool(np.all((scores == 0.0) | (scores == 1.0)))
 
 
+@functools.lru_cache(maxsize=65536)  # a task of some hundred items has few numbers of flips, and many cells
 def _tango(lost: float, won: float, n: float, z: float) -> tuple[float, float]:
     """Limits of p(won) - p(lost): where the score statistic, with the flips' probabilities fitted under that difference, is
     +-z."""
@@ -315,16 +326,30 @@ def _mcnemar_power(n: int, flip_rate: float, effect: float, alpha: float) -> flo
     likely."""
     if flip_rate <= 0:
         return 0.0
-    first, last = (int(x) for x in stats.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
-    counts = np.arange(max(first, 1), last + 1)
+    counts, likely = _flip_counts(n, flip_rate)
     if counts.size == 0:
         return 0.0
-    # Largest minority of flips that is still significant; -1 where none is.
-    critical = stats.binom.ppf(alpha / 2, counts, 0.5)
-    critical = np.where(stats.binom.cdf(critical, counts, 0.5) > alpha / 2, critical - 1, critical)
+    critical = _critical(alpha, int(counts[-1]).bit_length())[counts]
     share = min(1.0, 0.5 * (1 + effect / flip_rate))
     rejects = stats.binom.cdf(critical, counts, 1 - share) + stats.binom.sf(counts - critical - 1, counts, 1 - share)
-    return float(np.sum(stats.binom.pmf(counts, n, flip_rate) * np.where(critical >= 0, rejects, 0.0)))
+    return float(np.sum(likely * np.where(critical >= 0, rejects, 0.0)))
+
+
+@functools.lru_cache(maxsize=4096)  # a search for an effect below the flip rate asks for the same again and again
+def _flip_counts(n: int, flip_rate: float) -> tuple[NDArray[np.int64], Floats]:
+    """Numbers of flips that Binomial(n, flip_rate) makes likely, and their probabilities [numbers]."""
+    first, last = (int(x) for x in stats.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
+    counts = np.arange(max(first, 1), last + 1)
+    return counts, stats.binom.pmf(counts, n, flip_rate)
+
+
+@functools.lru_cache(maxsize=64)
+def _critical(alpha: float, bits: int) -> Floats:
+    """Largest minority of flips that is still significant [numbers of flips, below 2**bits]; -1 where none is."""
+    counts = np.arange(2**bits)
+    critical = stats.binom.ppf(alpha / 2, counts, 0.5)
+    limits: Floats = np.where(stats.binom.cdf(critical, counts, 0.5) > alpha / 2, critical - 1, critical)
+    return limits
 
 
 def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
@@ -333,6 +358,15 @@ def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
     index = np.arange(change.size) if task.clusters is None else cluster_index(task.clusters, change.size)
     sums = np.bincount(index, weights=np.where(usable, change, 0.0))
     sizes = np.bincount(index, weights=usable.astype(np.float64))
-    kinds, occurrences = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
+    kinds, occurrences = _kinds(sums, sizes)
     drawn = rng.multinomial(sums.size, occurrences / sums.size, size=REPLICATES).astype(np.float64) @ kinds
     return np.asarray(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), dtype=np.float64)
+
+
+def _kinds(sums: Floats, sizes: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """The distinct (sum, size) of clusters [kinds, 2] in ascending order, and how many clusters each has."""
+    if np.all(sizes == sizes[0]):  # one item each, say: a row is sorted much faster than a table
+        distinct, occurrences = np.unique(sums, return_counts=True)
+        return np.stack([distinct, np.full_like(distinct, sizes[0])], axis=1), occurrences
+    kinds, occurrences = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
+    return kinds, occurrences

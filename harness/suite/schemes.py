@@ -4,7 +4,7 @@ that is unique and short."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType
 
@@ -227,15 +227,35 @@ def _calibration(given: object, written: SuiteFile, where: str) -> Calibration:
 
 
 def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
-    """The choices with labels that differ: each of several twins gets the values in which they differ."""
+    """The choices with labels that differ: each of several twins gets the values in which they differ, those of its calibration
+    in short."""
     named = []
     for choice in choices:
         twins = [_values(c) for c in choices if c.label == choice.label]
         own = _values(choice)
-        differing = sorted(name for name in own if len({str(t.get(name)) for t in twins}) > 1)
-        twin = "".join(f" {name}={_short(own[name])}" for name in differing)
+        differing = {name for twin in twins for name in (*own, *twin) if len({str(t.get(name)) for t in twins}) > 1}
+        said = [f"{name}={_short(own[name])}" for name in sorted(differing) if name in own and not name.startswith(_CALIBRATION)]
+        said += _rows_in_short(own, differing)
+        twin = "".join(f" {words}" for words in said)
         named.append(replace(choice, label=choice.label + twin, twin=twin))
     return named
+
+
+_CALIBRATION = "calibration "
+
+
+def _rows_in_short(own: Mapping[str, object], differing: Collection[str]) -> list[str]:
+    """`on reference`, `16x256`, `seed 1`: of the calibration rows what tells twins apart. Of one without them: `uncalibrated`."""
+    asked = {name.removeprefix(_CALIBRATION) for name in differing if name.startswith(_CALIBRATION)}
+    rows = {name.removeprefix(_CALIBRATION): value for name, value in own.items() if name.startswith(_CALIBRATION)}
+    if not asked or not rows:
+        return ["uncalibrated"] if asked else []
+    said = [f"on {rows['corpus']}"] if "corpus" in asked else []
+    said += [f"{rows['samples']}x{rows['length']}"] if asked & {"samples", "length"} else []
+    said += [f"seed {rows['seed']}"] if "seed" in asked else []
+    return said + [
+        f"{name}={_short(rows[name])}" for name in sorted(asked - {"corpus", "samples", "length", "seed"}) if name in rows
+    ]
 
 
 def _values(choice: Choice) -> dict[str, object]:
@@ -243,7 +263,7 @@ def _values(choice: Choice) -> dict[str, object]:
     values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
     calibration = values.pop("calibration", None)
     if isinstance(calibration, Mapping):
-        values |= {f"calibration {name}": value for name, value in calibration.items()}
+        values |= {f"{_CALIBRATION}{name}": value for name, value in calibration.items()}
     if isinstance(choice.origin, Served):
         values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
     return values

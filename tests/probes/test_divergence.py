@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,31 @@ def test_the_raw_samples_carry_the_statistics(base: Any, tmp_path: Path) -> None
     divergence.PROBE.measure(session(tmp_path, base, is_baseline=True), QUESTION)
     asked = session(tmp_path, nudged(base, 0.3))
     answer = divergence.PROBE.measure(asked, QUESTION)
-    blobs = {name: np.load(io.BytesIO(data), allow_pickle=False) for name, data in asked.blobs.items()}
+    arrays = {name: data for name, data in asked.blobs.items() if name.endswith(".npy")}
+    blobs = {name: np.load(io.BytesIO(data), allow_pickle=False) for name, data in arrays.items()}
     assert set(blobs) == {"kl.npy", "same_top.npy", "delta_p.npy", "base_top.npy"}
     assert len({blob.shape for blob in blobs.values()}) == 1
     assert blobs["kl.npy"].astype(np.float64).mean() == pytest.approx(measured(answer, "kl_mean").value, rel=1e-6)
     assert blobs["same_top.npy"].mean() == pytest.approx(measured(answer, "same_top").value)
     assert measured(answer, "kl_mean").blob == "kl.npy"
+
+
+def test_the_tokens_furthest_from_the_baseline_are_kept_with_what_stands_before_them(base: Any, tmp_path: Path) -> None:
+    divergence.PROBE.measure(session(tmp_path, base, is_baseline=True), QUESTION)
+    asked = session(tmp_path, nudged(base, 0.05))
+    answer = divergence.PROBE.measure(asked, QUESTION)
+    worst = json.loads(asked.blobs[str(measured(answer, "kl_max").blob)])["tokens"]
+    kl = np.load(io.BytesIO(asked.blobs[str(measured(answer, "kl_mean").blob)]))
+    assert [one["kl"] for one in worst] == sorted(kl.ravel().tolist(), reverse=True)[: len(worst)]
+    assert len(worst) == divergence.WORST
+    assert worst[0]["kl"] == measured(answer, "kl_max").value
+    windows = asked.windows(QUESTION)
+    for one in worst:
+        ids = windows[one["window"]][: one["position"] + 1]
+        assert one["kl"] == kl[one["window"], one["position"] - 1]
+        assert one["before"] == tokenizer().decode(ids[:-1][-divergence.CONTEXT :])
+        assert one["token"] == tokenizer().decode(ids[-1:])
+        assert 0 <= one["p"] <= 1 >= one["p_base"] >= 0
 
 
 def test_perplexity_and_divergence_share_one_pass(base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Nonfinite, UnknownName, Unsupported
 from harness.forking import held_back
 from harness.probes import taskfiles, tasks_prepare
+from harness.probes.items import text_of
 from harness.probes.requests import ProbeRequests, TaskRequest
 from harness.probes.tasks import PROBE, known_tasks, task_digest
 from harness.spec import Answer, Measurement, Question
@@ -168,6 +169,29 @@ def test_generation_equals_lm_evals_own_hf_model(tmp_path: Path) -> None:
     assert accuracy.value == own["exact_match,none"] > 0
     assert accuracy.definition == "lm-eval mine_generate v2.0 exact_match, 0-shot"
     assert [m.metric for m in answer.measurements] == ["accuracy"]
+
+
+def test_the_baseline_keeps_what_was_asked_and_a_cell_only_its_answers(folder: Path, tmp_path: Path) -> None:
+    base, cell = session(tmp_path / "a", folder), session(tmp_path / "b", folder)
+    base.is_baseline = True
+    PROBE.measure(base, question(limit=7))
+    PROBE.measure(cell, question(limit=7))
+    kept, bare = (json.loads(one.blobs["items.json"])["items"] for one in (base, cell))
+    assert [{**row, "text": None} for row in kept] == [{**row, "text": None} for row in bare], "the same answers"
+    assert not any("text" in row for row in bare)
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    for row, item in zip(kept, rows[:7], strict=True):
+        assert item["question"] in row["text"]["prompt"]
+        assert [choice.strip() for choice in row["text"]["choices"]] == list(item["choices"])
+
+
+def test_a_long_prompt_keeps_its_end_and_says_that_something_is_left_out() -> None:
+    kept = text_of([("x" * 5000 + "the question?", "y" * 300)] * 30, 0, choices=True)
+    assert kept.prompt.startswith("…x")
+    assert kept.prompt.endswith("the question?")
+    assert len(kept.prompt) == 401
+    assert len(kept.choices) == 12
+    assert kept.choices[0] == "y" * 120 + "…"
 
 
 def test_a_limit_takes_the_first_items(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -38,11 +39,13 @@ class Page:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int = 1400, height: int = 1000, dark: bool = False) -> None:
+    def open(self, path: Path, *, width: int = 1400, height: int = 1000, dark: bool = False, fragment: str = "") -> None:
+        """Opens the page anew, with `#fragment` in its address."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=path.as_uri() + (f"#{fragment}" if fragment else ""))
         self.wait("document.documentElement?.dataset.ready === 'true'")
 
     def wait(self, condition: str, seconds: float = 60) -> None:
@@ -64,6 +67,12 @@ class Page:
             " m.dispatchEvent(new Event('change', {bubbles: true})); return m.value; })()"
         )
         assert found == value, f"{menu} has no choice {value!r}"
+
+    def press(self, *keys: str) -> None:
+        """Presses keys one after another where the focus is."""
+        for key in keys:
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=CODES[key])
 
     def screenshot(self, path: Path, *, full: bool = True) -> None:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
 import hashlib
 import html.parser
 import io
@@ -17,10 +18,12 @@ import pytest
 from rich.console import Console
 
 from harness import store
+from harness.frontier import Standing
 from harness.report import View, render, render_view, terminal_table
 from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
 from harness.report.numbers import display, show, show_interval, with_unit
+from harness.report.table import standing_words
 from harness.spec import Failure, Model, PlanRecord, Record
 from tests.report import synthetic
 
@@ -28,7 +31,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x0
 
 
 class Parsed(html.parser.HTMLParser):
-    """Elements, ids, attributes and the text outside scripts and styles."""
+    """Elements, ids, attributes and the text outside scripts and styles; scripts and data, unpacked."""
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
@@ -44,10 +47,13 @@ class Parsed(html.parser.HTMLParser):
             self._inside.append(tag)
             if tag == "script":
                 self.scripts.append("")
+                self._packed = ("type", "application/gzip") in attrs
 
     def handle_endtag(self, tag: str) -> None:
         if tag in {"script", "style"}:
             self._inside.pop()
+            if tag == "script" and self._packed:
+                self.scripts[-1] = gzip.decompress(base64.b64decode(self.scripts[-1])).decode()
 
     def handle_data(self, data: str) -> None:
         if not self._inside:
@@ -92,7 +98,10 @@ def test_every_planned_cell_and_unsupported_square_is_on_the_page(parsed: Parsed
 
 def test_all_sections_are_there_and_linked(parsed: Parsed) -> None:
     ids = {attributes["id"] for tag, attributes in parsed.tags if tag == "section"}
-    assert ids == {"summary", "pareto", "table", "tasks", "ladder", "failures", "glossary", "provenance"}
+    assert ids == {
+        "summary", "pareto", "table", "tasks", "ladder", "divergence", "memory", "latency", "examples", "making", "failures",
+        "notes", "glossary", "provenance",
+    }  # fmt: skip
     links = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
     assert {f"#{i}" for i in ids} <= links
     every = [attributes["id"] for tag, attributes in parsed.tags if "id" in attributes]
@@ -146,17 +155,20 @@ def test_nothing_on_the_page_can_reach_the_network(parsed: Parsed) -> None:
 
 def test_the_policy_allows_exactly_the_scripts_of_the_page(parsed: Parsed) -> None:
     policy = next(str(a["content"]) for t, a in parsed.tags if t == "meta" and "http-equiv" in a)
-    data, *scripts = parsed.scripts
+    data, offered, *scripts = parsed.scripts
     json.loads(data)
+    json.loads(offered)
+    assert "plotly.js" in scripts[0][:300]
     digests = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
     assert len(digests) == 2
     assert f"script-src {' '.join(digests)};" in policy
 
 
 def test_the_style_sheet_asks_for_nothing() -> None:
-    style = (Path(sys.modules["harness.report"].__path__[0]) / "assets" / "report.css").read_text()
-    assert "url(" not in style
-    assert "@import" not in style
+    for file in (Path(sys.modules["harness.report"].__path__[0]) / "assets").glob("*.css"):
+        style = file.read_text()
+        assert "url(" not in style
+        assert "@import" not in style
 
 
 def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -178,12 +190,12 @@ def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path
     header = dataclasses.replace(run.header, run=HOSTILE, started_at=HOSTILE, context=context)
     hostile = dataclasses.replace(run, header=header, plan=plan)
     found = Parsed(render(hostile))
-    assert len(found.scripts) == 3
+    assert len(found.scripts) == 4
     assert "<script>alert(1)</script>" in found.text.replace("\ufffd", "")
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
     assert json.loads(found.scripts[0])["models"] == [HOSTILE]
-    assert "</script" not in found.scripts[0]
+    assert "</script" not in found.scripts[0] + found.scripts[1]
 
 
 def test_a_simulated_cell_is_complete_without_what_it_may_not_show(shown: View, parsed: Parsed) -> None:
@@ -233,6 +245,18 @@ def test_several_models_get_a_menu_and_a_heat_map_each(tmp_path: Path) -> None:
     ]
     assert "Accuracy differences of one" in found.text
     assert "Accuracy differences of two" in found.text
+
+
+def test_the_share_of_resamples_is_told_as_that_on_the_frontier_whatever_the_status() -> None:
+    said = {
+        status: standing_words(Standing(id="c1", status=status, probability=0.18), rivals)
+        for status, rivals in (("frontier", ""), ("tied", "a, b"), ("dominated", "a"))
+    }
+    assert said == {
+        "frontier": "on the frontier; on the frontier in 18\u202f% of resamples",
+        "tied": "tied with the frontier; worse only within the noise than a, b; on the frontier in 18\u202f% of resamples",
+        "dominated": "beaten by the frontier; worse beyond the noise than a; on the frontier in 18\u202f% of resamples",
+    }
 
 
 def test_a_suspicious_cell_is_named(tmp_path: Path) -> None:
