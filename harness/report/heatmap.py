@@ -108,8 +108,7 @@ def _square(view: View, cell: CellView, column: Column) -> Markup:
         el("b", shown) if clear else el("span", shown, cls="thin"),
         cls=f"num {sign}",
         style=f"--a:{strength:.3f}",
-        data_tip=text,
-        tabindex="0",
+        data_tip=True,  # shows the label
         aria_label=f"{text}; {'beyond' if clear else 'within'} chance",
     )
 

@@ -67,6 +67,30 @@ def ratio_of_sums(
     return Interval(value=value, low=value - t_high * error, high=value - t_low * error, n=n, excluded=excluded, level=level)
 
 
+def upper_limits(numerators: ArrayLike, denominators: ArrayLike, confidences: ArrayLike) -> Floats:
+    """One-sided upper limits [confidences] of sum(numerators) / sum(denominators) over blocks [blocks]; NaN with one block.
+
+    As `ratio_of_sums`, whose replicates are used here once for all confidences. Far in the tail the few replicates that are left
+    say little, so a limit is never below that of Student's t.
+    """
+    top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    top, bottom = top[bottom > 0], bottom[bottom > 0]
+    levels = np.asarray(confidences, dtype=np.float64)
+    blocks = top.size
+    if blocks < 2:
+        return np.full(levels.shape, np.nan)
+    value = float(top.sum() / bottom.sum())
+    residuals = top - value * bottom
+    error = math.sqrt(blocks / (blocks - 1) * float(residuals @ residuals)) / float(bottom.sum())
+    if error <= 1e-15 * abs(value) or error == 0.0:
+        return np.full(levels.shape, value)
+    reach = np.asarray(stats.t.ppf(levels, blocks - 1), dtype=np.float64)
+    errors = _studentized_errors(residuals, bottom) if blocks >= FEW_BLOCKS else None
+    if errors is not None:
+        reach = np.clip(-np.quantile(errors, 1 - levels), reach, stats.t.ppf(levels, 1))
+    return np.asarray(value + reach * error, dtype=np.float64)
+
+
 def block_bootstrap_mean(blocks: ArrayLike, level: float = LEVEL) -> Interval:
     """Mean of all finite values of `blocks` [windows, tokens], windows resampled. A row [samples] is taken as blocks of one.
 

@@ -32,6 +32,7 @@ def page(html: Path) -> Iterator[browser.Page]:
 
 
 POINTS = "document.querySelectorAll('#{} .scatterlayer .points path').length"
+CELLS = "document.getElementById('pareto-plot').data.flatMap(t => t.customdata || []).length"
 
 
 def test_the_page_asks_for_nothing_but_itself_and_reports_no_error(page: browser.Page, html: Path) -> None:
@@ -50,7 +51,8 @@ def test_the_page_could_not_send_anything_if_it_tried(html: Path) -> None:
 
 
 def test_all_charts_have_points(page: browser.Page) -> None:
-    assert page.evaluate(POINTS.format("pareto-plot")) == 20, "22 cells; one failed, one lacks a task"
+    assert page.evaluate(CELLS) == 20, "22 cells; one failed, one lacks a task"
+    assert page.evaluate(POINTS.format("pareto-plot")) == 21, "and a ring around what is recommended"
     assert page.evaluate(POINTS.format("ladder-a-plot")) == 18
     assert page.evaluate(POINTS.format("ladder-b-plot")) == 18
 
@@ -65,7 +67,8 @@ def test_every_choice_of_the_menus_draws(page: browser.Page) -> None:
         page.choose(menu, choices[0])
     page.choose("pareto-range", "near")
     low, high = page.evaluate("document.getElementById('pareto-plot')._fullLayout.yaxis.range")
-    assert 80 < low < high < 110
+    assert 0 < 100 - 10**low < 100 - 10**high < 100, "by what is missing from 100 %: the axis grows downwards"
+    assert 80 < 100 - 10**low
     page.choose("pareto-range", "all")
     assert page.errors == []
 
@@ -113,4 +116,4 @@ def test_nothing_is_wider_than_the_window(html: Path, width: int) -> None:
         assert opened.evaluate("document.documentElement.scrollWidth") <= width
         background = opened.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == "rgb(19, 20, 22)", "the dark colours are on"
-        assert opened.evaluate(POINTS.format("pareto-plot")) == 20
+        assert opened.evaluate(CELLS) == 20

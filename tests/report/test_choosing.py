@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 import pytest
 
+from harness import store
 from harness.decide import Limits, decide
 from harness.report import render_view
 from harness.report.answer import Offer, answers, offer
 from harness.report.charts import payload
 from harness.report.standing import cost_columns, quality_columns, standings
-from harness.report.view import View
-from tests.report import browser
+from harness.report.view import View, view
+from tests.report import browser, synthetic
 
 PROGRAM = browser.find()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")
@@ -414,3 +415,25 @@ def test_on_paper_there_are_the_answer_the_chart_and_whole_tables(tab: browser.P
         assert tab.evaluate("(d => d.scrollWidth <= d.clientWidth)(document.getElementById('decision'))")
     finally:
         tab.call("Emulation.setEmulatedMedia", media="")
+
+
+# ---------------------------------------------------------------------- several models
+
+
+def test_several_models_are_answered_each_and_drawn_side_by_side(tab: browser.Page, tmp_path: Path) -> None:
+    two = view(store.read(synthetic.write(tmp_path, models=("one", "two"), small=True)))
+    path = tmp_path / "two.html"
+    path.write_bytes(render_view(two))
+    tab.open(path)
+    offered = offer(two)
+    assert tab.evaluate(ANSWER) == said(two, offered, offered.limits)
+    assert tab.evaluate("[...document.querySelectorAll('#answer .of')].map(n => n.textContent)") == ["one", "two"]
+    tab.choose("pareto-model", "1")
+    tab.wait("document.getElementById('pareto-plot').data.some(t => (t.customdata || []).length)")
+    drawn = set(tab.evaluate("document.getElementById('pareto-plot').data.flatMap(t => t.customdata || [])"))
+    assert drawn <= {c.id for c in two.cells if c.model == "two"}
+    tab.choose("pareto-model", "all")
+    tab.wait("document.querySelectorAll('#pareto-plot .subplot').length === 2")
+    titles = tab.evaluate("[...document.querySelectorAll('#pareto-plot .annotation-text')].map(n => n.textContent)")
+    assert {"one", "two"} <= set(titles)
+    assert tab.errors == []

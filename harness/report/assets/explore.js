@@ -2,7 +2,7 @@
    decide.js; probabilities, intervals and who beats whom came with the page. Texts go to the page as text, never as markup. */
 const QuantExplore = (() => {
   "use strict";
-  const { data, byId, cellOf, css, colour, escape, narrow, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond } = QuantChart;
+  const { data, plotly, byId, cellOf, css, colour, escape, narrow, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond } = QuantChart;
   if (!byId("limits")) return { draw: () => {} };
   const offer = JSON.parse(byId("offer").textContent);
   const GIB = 1073741824;
@@ -140,7 +140,7 @@ const QuantExplore = (() => {
   }
 
   /* ---- the chart */
-  let walk = [], at = -1, shownScenes = [];
+  let walk = [], at = -1, shownScenes = [], latest = 0;
   function chart(scenes, asked) {
     const plot = byId("pareto-plot"), several = scenes.length > 1;
     const across = several ? Math.max(1, Math.min(scenes.length, Math.floor((plot.clientWidth || 900) / 330))) : 1, down = Math.ceil(scenes.length / across);
@@ -173,7 +173,9 @@ const QuantExplore = (() => {
     shownScenes = scenes;
     walk = all.slice().sort((a, b) => a.model - b.model || a.v[c][0] - b.v[c][0]);
     at = -1;
-    return Plotly.react(plot, traces, whole, config()).then(() => {
+    const mine = ++latest;
+    return plotly.then((Plotly) => (mine === latest ? Plotly.react(plot, traces, whole, config()) : null)).then((drawn) => {
+      if (!drawn) return null;
       wire(plot);
       if (several || !all.length) return null;
       const s = scenes[0], wanted = [...new Set([...(s.pick && s.pick.v[q] && s.pick.v[c] ? [s.pick] : []), ...s.front])].map((x) => [x, short(x.label)]);
@@ -211,8 +213,8 @@ const QuantExplore = (() => {
     const families = [...data.families, "unquantized"].filter((name) => named.has(name));
     const entry = (sign, text) => el("span", null, sign, text), sign = (cls) => el("i", { class: cls, "aria-hidden": "true" });
     byId("pareto-legend").replaceChildren(
-      ...families.map((name) => entry(sign(`swatch round ${named.get(name).hue === null ? "native" : `m${named.get(name).hue}`}`), name)),
-      ...(named.has("frontier") ? [entry(sign("swatch dots"), "frontier, ties merged")] : []), ...(named.has("recommended") ? [entry(sign("swatch ring"), "recommended")] : []));
+      ...families.map((name) => entry(sign(`fam ${named.get(name).hue === null ? "native" : `m${named.get(name).hue}`}`), name)),
+      ...(named.has("frontier") ? [entry(sign("fam-line"), "frontier, ties merged")] : []), ...(named.has("recommended") ? [entry(sign("fam ring"), "recommended")] : []));
   }
   const fade = (color) => (/^#[0-9a-f]{6}$/i.test(color) ? `${color}55` : color);
   /* Lines of the limits and of the baseline, and the band of the noise floor. */
@@ -392,7 +394,6 @@ const QuantExplore = (() => {
   }
 
   /* ---- everything from the state */
-  let latest = 0;
   function draw() {
     const started = performance.now(), asked = limits(), decision = QuantDecide.decide(offer.candidates, asked);
     answer(decision, asked);
@@ -411,9 +412,7 @@ const QuantExplore = (() => {
     byId("alike").textContent = band;
     panel();
     document.documentElement.dataset.decided = (performance.now() - started).toFixed(1);
-    const mine = ++latest;
-    const drawn = chart(scenes, asked).then(() => { if (mine === latest) document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
-    return drawn;
+    return chart(scenes, asked).then(() => { document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
   }
   const form = byId("limits");
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -1,7 +1,7 @@
 /* What is left of the page: the charts by bits, tables that sort, explanations, the keyboard in tables, the navigation. */
 (() => {
   "use strict";
-  const { data, byId, cellOf, css, colour, escape, narrow, config, axis, layout, scaleFor, spanFor, bars } = QuantChart;
+  const { data, plotly, byId, cellOf, css, colour, escape, narrow, config, axis, layout, scaleFor, spanFor, bars } = QuantChart;
 
   /* ---- fidelity by bits */
   function ladder(id, menu) {
@@ -27,10 +27,11 @@
     });
     const shapes = [];
     if (base && !(scale.kind === "log" && base.v[index][0] <= 0)) shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: scale.at(base.v[index][0]), y1: scale.at(base.v[index][0]), line: { color: css("--native"), width: 1.2, dash: "dash" } });
-    Plotly.react(plot, traces, layout({
+    const whole = layout({
       xaxis: { ...axis({ title: "Nominal bits", unit: "", better: "neither" }), tickvals: widths.map((_, i) => i), ticktext: widths.map((b) => String(b)), range: [-0.4, widths.length - 0.6] },
       yaxis: axis(column, all.length ? spanFor(scale, all) : {}), shapes, showlegend: true, margin: { l: 60, r: 16, t: 16, b: 52 },
-    }), config());
+    });
+    return plotly.then((Plotly) => Plotly.react(plot, traces, whole, config()));
   }
 
   /* ---- the table */
@@ -98,7 +99,7 @@
   const unitless = (text, unit) => (unit && text.endsWith(unit) ? text.slice(0, -unit.length).trim() : text);
 
   /* ---- the keyboard in tables: one tab stop each, arrow keys walk what explains itself or does something */
-  function one(region) { for (const node of region.querySelectorAll("table [data-tip][tabindex], table button")) node.tabIndex = -1; }
+  function one(region) { for (const node of region.querySelectorAll("table [data-tip], table button")) node.tabIndex = -1; }
   document.querySelectorAll("main .scroll").forEach((region) => { one(region); new MutationObserver(() => one(region)).observe(region, { childList: true, subtree: true }); });
   document.addEventListener("keydown", (event) => {
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key], region = event.target.closest && event.target.closest(".scroll");
@@ -122,7 +123,7 @@
   let owner = null;
   function showTip(target) {
     owner = target;
-    tip.textContent = target.dataset.tip;
+    tip.textContent = target.dataset.tip || target.getAttribute("aria-label") || "";
     tip.hidden = false;
     placeTip(target);
   }
@@ -140,8 +141,8 @@
   window.addEventListener("scroll", () => { if (owner && owner === document.activeElement) placeTip(owner); else hideTip(); }, { passive: true, capture: true });
 
   /* ---- start */
-  function ladders() { ladder("ladder-a", "ladder-left"); ladder("ladder-b", "ladder-right"); }
-  function draw() { ladders(); return QuantExplore.draw(); }
+  const ladders = () => Promise.all([ladder("ladder-a", "ladder-left"), ladder("ladder-b", "ladder-right")]);
+  const draw = () => Promise.all([QuantExplore.draw(), ladders()]);
   for (const id of ["ladder-left", "ladder-right", "ladder-model"]) if (byId(id)) byId(id).addEventListener("change", ladders);
   const right = byId("ladder-right");
   if (right) {
@@ -170,5 +171,5 @@
     for (const e of entries) if (e.isIntersecting) { for (const a of links.values()) a.removeAttribute("aria-current"); const a = links.get(e.target.id); if (a) a.setAttribute("aria-current", "true"); }
   }, { rootMargin: "-20% 0px -70% 0px" });
   document.querySelectorAll("main > section").forEach((s) => seen.observe(s));
-  Promise.resolve(drawn).then(() => { document.documentElement.dataset.ready = "true"; });
+  drawn.then(() => { document.documentElement.dataset.ready = "true"; });
 })();
