@@ -144,7 +144,8 @@ def _right(row: Row, text: Mapping[str, object]) -> Markup:
 
 
 def _tokens(view: View, model: str) -> Markup | None:
-    blocks, left = [], 0
+    blocks: list[Markup] = []
+    left = 0
     for cell in cells_of(view, model, baseline=False):
         for outcome in cell.outcomes:
             rows = rows_of(view, outcome, "kl_max", "tokens")
