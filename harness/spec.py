@@ -5,8 +5,8 @@ All types are frozen, slotted and keyword-only. `to_json` / `canonical` / `diges
 one canonical byte string, and into its SHA-256; two equal questions always have equal digests. `decode.decode` reads plain data
 back into any of them.
 
-The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `Record`, `EndRecord`
-(store.py writes and reads them). Their fields stand in the order in which they are written.
+The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `ArtifactRecord`,
+`Record`, `EndRecord` (store.py writes and reads them). Their fields stand in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -66,6 +66,16 @@ class Model:
     random: bool = False
     file: str | None = None
     commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Licence:
+    """Under which licence a model is given, as its own card says: the hub's identifier ("apache-2.0", "other"), and for one that
+    the hub does not know its name and where it is written."""
+
+    identifier: str
+    name: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +316,8 @@ class Record:
 
     `key` is the digest of the exact question (weights, method config and version, tokenizer, task or corpus, probe
     version, seed, numerics); `context` is the digest of the conditions (host, packages, commit). Resume joins on both.
+    `environment` and `artifact` name what was installed and which bytes were measured ('' where none were, and in run files from
+    before 2026-11-29).
     """
 
     key: str
@@ -318,6 +330,7 @@ class Record:
     simulated: bool = False
     phases: tuple[Phase, ...] = ()
     environment: str = ""
+    artifact: str = ""
     started_at: str = ""
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -440,6 +453,25 @@ class EnvironmentRecord:
     digest: str
     python: str
     packages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file of an artifact: its name in the folder, with `/` between folders, and the SHA-256 of its bytes."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactRecord:
+    """The bytes of an artifact that was measured; records name it by `digest`. `folder` is its name in the cache; `files` are all
+    that a runtime reads, sorted by name, and not what the harness notes beside them."""
+
+    digest: str
+    folder: str
+    files: tuple[StoredFile, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@
     {"kind": "header", ...}         `spec.RunHeader`: first line, once
     {"kind": "plan", ...}           `spec.PlanRecord`: what was asked; the last one counts (a suite may grow)
     {"kind": "environment", ...}    `spec.EnvironmentRecord`: one that is not the main one
+    {"kind": "artifact", ...}       `spec.ArtifactRecord`: the bytes that the records after it were measured on
     {"kind": "record", ...}         `spec.Record`: one outcome
     {"kind": "cost", ...}           `costs.CellCost`: what a cell took, and what had been expected of it
     {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
@@ -32,10 +33,10 @@ from harness.costs import CellCost
 from harness.decode import DecodeError, decode
 from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
 from harness.files import write_atomically
-from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
+from harness.spec import SCHEMA, ArtifactRecord, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
-_Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | Record | CellCost | EndRecord
+_Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | ArtifactRecord | Record | CellCost | EndRecord
 _T = TypeVar("_T")
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
@@ -48,7 +49,8 @@ class TornLine(UserWarning):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
-    was installed in environments other than the main one, by the digest that records carry."""
+    was installed in environments other than the main one, `artifacts` the bytes that were measured, each by the digest that
+    records carry."""
 
     path: Path
     header: RunHeader
@@ -56,6 +58,7 @@ class Run:
     records: tuple[Record, ...]
     ended: bool
     environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
+    artifacts: Mapping[str, ArtifactRecord] = field(default_factory=dict)
 
     def blob(self, name: str) -> bytes:
         """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
@@ -90,6 +93,7 @@ def read(path: Path) -> Run:
     plan = PlanRecord()
     records: dict[str, Record] = {}
     environments: dict[str, EnvironmentRecord] = {}
+    artifacts: dict[str, ArtifactRecord] = {}
     ended = False
     for number, line in _lines(path):
         kind = line.pop("kind", None)
@@ -107,12 +111,23 @@ def read(path: Path) -> Run:
         elif kind == "environment":
             environment = _read(EnvironmentRecord, line, path, number)
             environments[environment.digest] = environment
+        elif kind == "artifact":
+            artifact = _read(ArtifactRecord, line, path, number)
+            artifacts[artifact.digest] = artifact
         elif kind == "end":
             _read(EndRecord, line, path, number)
             ended = True
     if header is None:
         raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
-    return Run(path=path, header=header, plan=plan, records=tuple(records.values()), ended=ended, environments=environments)
+    return Run(
+        path=path,
+        header=header,
+        plan=plan,
+        records=tuple(records.values()),
+        ended=ended,
+        environments=environments,
+        artifacts=artifacts,
+    )
 
 
 def read_header(path: Path) -> RunHeader | None:
@@ -175,6 +190,9 @@ class Writer:
 
     def environment(self, environment: EnvironmentRecord) -> None:
         self._append("environment", environment)
+
+    def artifact(self, artifact: ArtifactRecord) -> None:
+        self._append("artifact", artifact)
 
     def record(self, record: Record) -> None:
         self._append("record", record)

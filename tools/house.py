@@ -30,6 +30,7 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_export",), why="the verb `export`, which says what it does as `env` and `run` do"),
     Layer(rooms=("cli_env", "cli_progress"), why="the verb `env` and the progress of `run`, which the command line takes in"),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),

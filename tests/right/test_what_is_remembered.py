@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transformers
 
+from harness import files
 from harness.models import find
 from harness.models.corpora import tokenizer_digest
 from harness.probes import lm_eval_tasks, taskfiles
@@ -51,7 +52,7 @@ def replaced(path: Path) -> None:
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are remembered however young: as if each had been written long ago."""
-    monkeypatch.setattr(find, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(files, "YOUNG_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("change", [swapped, replaced])
