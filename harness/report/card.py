@@ -89,6 +89,7 @@ def _front(cell: CellView, release: Release) -> str:
             said["base_model_relation"] = "quantized"
     if release.library:
         said["library_name"] = release.library
+    said = {name: markdown.line(value) for name, value in said.items()}
     said["pipeline_tag"] = "text-generation"
     tags = ["quant-harness", cell.cell.method, f"{cell.cell.bits:g}-bit"]
     said["tags"] = [tag for tag in tags if _TAG.fullmatch(tag)]
@@ -169,12 +170,12 @@ def _measured(view: View, cell: CellView) -> list[str]:
 def _row(column: Column, cell: CellView, baseline: CellView | None) -> list[str]:
     value, metric = cell.values[column.key], column.metric
     how = display(metric.unit, [value.value])
-    number = with_unit(show(value.value, metric.unit, how, signed=metric.signed), how)
+    number = text(with_unit(show(value.value, metric.unit, how, signed=metric.signed), how))
     between = show_interval(value.low, value.high, metric.unit, how, value=value.value, signed=metric.signed)
     squares = [text(metric.title), text(column.subject), number, between, f"{value.n:,}" if value.n else ""]
     if baseline is not None:
         theirs = baseline.values[column.key]
-        squares.append(with_unit(show(theirs.value, metric.unit, how), how) if theirs.status == OK else DASH)
+        squares.append(text(with_unit(show(theirs.value, metric.unit, how), how)) if theirs.status == OK else DASH)
     return squares
 
 
@@ -288,7 +289,7 @@ def _bytes(view: View, cell: CellView, artifact: ArtifactRecord, release: Releas
         else "These files are copies of the ones that were measured."
     )
     rows = [("Artifact", artifact.digest), ("Record", digest(to_json(records))), ("Run", view.run)]
-    files = [[text(f.name), f"{f.bytes:,}", f"`{markdown.line(f.sha256)}`"] for f in artifact.files]
+    files = [[text(f.name), f"{f.bytes:,}", text(f.sha256)] for f in artifact.files]
     return [
         f"{copied} The digest of the artifact stands in the run file beside each number above; it is the SHA-256 of the list of "
         "files below, and that of the record the SHA-256 of the cell's records, both as canonical JSON.",

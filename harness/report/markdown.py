@@ -29,7 +29,8 @@ def text(value: object, longest: int = LONGEST) -> str:
     escaped = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", escaped)  # within a word it means nothing
     escaped = re.sub(r":(?=//)", r"\\:", escaped)
     escaped = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", escaped)
-    return re.sub(r"^([-+=]|\d+(?=[.)]))", r"&#8203;\1", escaped)  # what would begin a list or a heading
+    escaped = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", escaped)  # what would begin a list, or underline a heading
+    return re.sub(r"^([-+](?=\s|$)|-(?=-)|=)", r"\\\1", escaped)
 
 
 def code(language: str, content: str) -> str:

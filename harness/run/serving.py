@@ -46,7 +46,7 @@ def ways(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
         return (served, *_by_the_harness(cell))
     if layout == "":
         return ()
-    return (*_by_vllm(layout, cell.bits), _transformers(layout))
+    return (*_by_vllm(layout, cell.bits), _gptqmodel() if layout in ("gptq", "awq") else _transformers(layout))
 
 
 def _layout(cell: Cell) -> str:
@@ -79,19 +79,24 @@ def _vllm(command: str, note: str) -> Way:
     return Way(runtime="vLLM", language="sh", code=command, note=note)
 
 
-_PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
+def _gptqmodel() -> Way:
+    code = 'from gptqmodel import GPTQModel\n\nmodel = GPTQModel.load(".")'
+    return Way(runtime="GPTQModel", language="python", code=code, note=_RUN)
+
+
+_PACKAGES = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "auto-round": "auto-round"}
+_PACKAGES |= {"torchao": "torchao", "hqq": "hqq", "quanto": "optimum-quanto", "aqlm": "aqlm"}
 
 
 def _transformers(layout: str) -> Way:
     package = _PACKAGES.get(layout)
-    needs = f", which needs the package {package} for it" if package else ""
-    through = " quant-harness loads it through GPTQModel, with the same packed weights." if package == "gptqmodel" else f" {_RUN}"
+    needs = f"It needs the package {package} for this layout. " if package else ""
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained(".", dtype="bfloat16")\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")'
     )
-    return Way(runtime="Transformers", language="python", code=code, note=f"Transformers reads it{needs}.{through}")
+    return Way(runtime="Transformers", language="python", code=code, note=f"{needs}{_RUN}")
 
 
 def _llama_cpp(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
