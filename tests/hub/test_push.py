@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import pytest
 
 from harness import store
 from tests.hub.server import LFS_FROM, Hub
-from tests.hub.world import STRANGER, TOKEN, User, checkpoint
+from tests.hub.world import ROOT, STRANGER, TOKEN, User, checkpoint
+from tests.test_docs import blocks
 
 CARD = b"---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE\n---\n# Tiny\n"
 
@@ -116,3 +118,18 @@ probes: [quantize]""",
 def test_public_and_replace_belong_to_a_push(measured: User) -> None:
     said = measured.harness("export", "results/mine", "fake 4-bit", "--to", "out", "--replace", code=2)
     assert "--public and --replace belong to --push" in said
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_as_shown(user: User, hub: Hub) -> None:
+    hub.model("lab/tiny").commit(checkpoint())
+    user.harness("run", str(user.suite("[lab/tiny]", name="quick")))
+    (path,) = (user.folder / "results" / "quick").glob("*.jsonl")
+    path.write_text(path.read_text().replace('"fake 4-bit"', '"gptq 4-bit g64"'))  # a label is no part of any key
+    lines = [line for block in blocks(ROOT / "docs" / "export.md", "sh") for line in block.splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "quant-harness"
+        user.harness(*arguments, HF_HUB_DISABLE_XET="1", HF_TOKEN=TOKEN)
+    assert {p.name for p in (user.folder / "gptq-4bit").iterdir()} <= set(held(hub, "me/tiny-gptq-4bit"))
