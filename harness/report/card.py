@@ -27,6 +27,9 @@ FILE = "README.md"
 LONG = 8000
 """Characters of a list of packages or instruction sets."""
 
+PROSE = 2000
+"""Characters of a definition, a mark or a reason."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
@@ -85,7 +88,8 @@ def _front(cell: CellView, release: Release) -> str:
         said |= {f"license_{k}": v for k, v in (("name", licence.name), ("link", licence.link)) if v}
     if source.repo is not None and _REPO.fullmatch(source.repo):
         said["base_model"] = source.repo
-        if not _unquantized(cell):
+        itself = isinstance(cell.cell.origin, Given) and cell.cell.origin.checkpoint == source
+        if not _unquantized(cell) and not itself:
             said["base_model_relation"] = "quantized"
     if release.library:
         said["library_name"] = release.library
@@ -125,10 +129,10 @@ def _what(view: View, cell: CellView, artifact: ArtifactRecord, release: Release
         )
     if cell.cell.model.random:
         lines.append("**Its weights are random**: they have a size and a speed, and say nothing.")
-    lines += [f"**Marked**: {text(mark)}" for mark in cell.marks]
+    lines += [f"**Marked**: {text(_private(mark), PROSE)}" for mark in cell.marks]
     grid = view.source_grids.get(cell.model)
     if grid is not None:
-        lines.append(f"**Note**: {text(grid.warning(cell.model))}")
+        lines.append(f"**Note**: {text(grid.warning(cell.model), PROSE)}")
     if release.licence is None:
         lines.append(
             "**The licence of the source model was not found beside its weights.** Look it up before you pass this on; it holds "
@@ -159,7 +163,8 @@ def _measured(view: View, cell: CellView) -> list[str]:
     if silent:
         parts += ["Not measured:", "\n".join(silent)]
     definitions = {
-        f"- **{text(c.metric.title)}** ({text(c.metric.definition)}). {text(c.metric.description)}".rstrip() for c in shown
+        f"- **{text(c.metric.title)}** ({text(c.metric.definition, PROSE)}). {text(c.metric.description, PROSE)}".rstrip()
+        for c in shown
     }
     intervals = (
         "Intervals are 95 %. Windows of text and items of tasks are resampled whole; comparisons with the baseline are paired."
@@ -187,7 +192,10 @@ def _not_measured(view: View, cell: CellView) -> list[str]:
         asked = any((o.question.probe, o.question.subject) == (column.probe, column.subject) for o in cell.outcomes)
         if value.status not in (OK, ABSENT, BASELINE) and (asked or value.status != NOT_RUN) and not column.derived:
             reasons.setdefault((value.status, value.reason), []).append(column.title)
-    return [f"- {text(', '.join(titles))}: {text(status)}, {text(why)}" for (status, why), titles in reasons.items()]
+    return [
+        f"- {text(', '.join(titles), PROSE)}: {text(status)}, {text(_private(why), PROSE)}"
+        for (status, why), titles in reasons.items()
+    ]
 
 
 # ---- how and on what ----
@@ -258,8 +266,19 @@ def _conditions(view: View, cell: CellView) -> list[str]:
             )
     parts = [_facts(rows)]
     if view.commands:
-        parts += ["Measured by, and to be repeated with:", markdown.code("sh", "\n".join(map(markdown.line, view.commands)))]
+        parts += [
+            "Measured by, and to be repeated with:",
+            markdown.code("sh", "\n".join(markdown.line(_private(command)) for command in view.commands)),
+        ]
     return parts
+
+
+_PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/'\",:;()]+/)+([^\s/'\",:;()]*)")
+
+
+def _private(said: str) -> str:
+    """A text without the folders of the machine that wrote it: of a path its last part is left. A card may be published."""
+    return _PATH.sub(r"\1", said)
 
 
 def _plain(key: str, value: object) -> str:

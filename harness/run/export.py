@@ -26,8 +26,8 @@ from harness.run import contents, identity, serving
 from harness.run.account import Account
 from harness.run.observer import Observer
 from harness.run.stages import Stages
-from harness.run.workspace import sweep
-from harness.spec import ArtifactRecord, Cell, Failure, Given, RunContext, Served, StoredFile, digest
+from harness.run.workspace import check_disk, sweep
+from harness.spec import ArtifactRecord, Cell, Failure, Given, Model, RunContext, Served, StoredFile, digest
 from harness.store import Run
 from harness.suite import file, matrix
 from harness.suite.plan import Plan, PlannedCell
@@ -194,8 +194,8 @@ def _differs(names: list[str], place: Path, then: RunContext, *, rebuilt: bool) 
     which = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
     if not rebuilt:
         return Differs(
-            f"{place}: {which}: not what was measured: something has changed the cache since. Nothing was exported; remove that "
-            "folder and export again, and the artifact is made anew"
+            f"{place}: {which}: not what was measured: it was changed, or made anew, since. Nothing was exported; remove that "
+            "folder and export again, and the artifact is made once more"
         )
     return Differs(
         f"the artifact was no longer in the cache, and made again it is another one ({which}): the record's numbers are not "
@@ -223,13 +223,19 @@ def _copied(source: Path, target: Path) -> str:
 
 def _card(view: View, wish: Wish, artifact: ArtifactRecord, *, rebuilt: bool) -> str:
     cell = wish.cell.cell
+    known = (licence.of(model, fetch=wish.ask_hub) for model in _licensed(cell))
     release = Release(
         library=serving.library(cell),
         ways=serving.ways(cell, artifact),
-        licence=licence.of(cell.model, fetch=wish.ask_hub),
+        licence=next((each for each in known if each is not None), None),
         rebuilt=rebuilt,
     )
     return card.card(view, wish.cell, artifact, release)
+
+
+def _licensed(cell: Cell) -> list[Model]:
+    """The models whose licence holds for an artifact, the nearest first: a given checkpoint's own, and the source's."""
+    return [*([cell.origin.checkpoint] if isinstance(cell.origin, Given) else []), cell.model]
 
 
 # ---- an artifact that is gone ----
@@ -238,7 +244,7 @@ def _card(view: View, wish: Wish, artifact: ArtifactRecord, *, rebuilt: bool) ->
 def _rebuilt(run: Run, cell: Cell, suite: str | None, cache: Path, observer: Observer) -> Path:
     """Makes the artifact of a cell again, as a run of its suite would, and returns its folder."""
     plan = _planned(run, cell, suite, cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    check_disk(plan, cache)
     sweep(cache)
     inputs = identity.gather(plan, cache, tell=observer.fetching)
     planned = next(each for each in plan.cells if each.cell.identity() == cell.identity())

@@ -18,9 +18,9 @@ from harness.files import sha256
 from harness.measure import machine
 from harness.report import choose
 from harness.report.view import view
-from harness.run import export, runner
+from harness.run import contents, export, runner
 from harness.run.observer import Silent
-from harness.spec import ArtifactRecord, StoredFile, digest
+from harness.spec import ArtifactRecord, Served, StoredFile, digest
 from harness.suite import matrix
 from tests.hub.world import checkpoint
 
@@ -285,3 +285,29 @@ def test_an_interrupted_export_leaves_nothing(lab: Lab, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         lab.export(FOUR)
     assert not [p for p in lab.folder.iterdir() if "out" in p.name]
+
+
+def test_a_given_gguf_file_is_exported_under_its_own_name_with_all_its_parts(tmp_path: Path) -> None:
+    given, artifact = tmp_path / "given", tmp_path / "artifact"
+    given.mkdir()
+    artifact.mkdir()
+    names = [f"mine-Q4_0-{n:05d}-of-00002.gguf" for n in (1, 2)]
+    for name in names:
+        (given / name).write_bytes(name.encode())
+    (artifact / "model.gguf").symlink_to(given / names[0])
+    for name in ("artifact.json", "reload_check.json", "verified-0123456789ab.json", "answers-0123456789ab.json", "source.json"):
+        (artifact / name).write_text("{}")
+    assert {name: path.read_text() for name, path in contents.files(artifact).items()} == {name: name for name in names}
+    (artifact / "model.gguf").unlink()
+    (given / "one.gguf").write_text("one")
+    (artifact / "model.gguf").symlink_to(given / "one.gguf")
+    assert list(contents.files(artifact)) == ["one.gguf"]
+
+
+def test_a_model_behind_a_server_has_nothing_to_export(lab: Lab) -> None:
+    cell = choose.cell(view(store.read(lab.path)), FOUR)
+    served = Served(scheme=cell.cell.scheme, url="http://127.0.0.1:8000/v1", model="mine")
+    with pytest.raises(
+        BadInput, match=r"was measured on the server http://127\.0\.0\.1:8000/v1, and whoever runs that has its files"
+    ):
+        export.measured(store.read(lab.path), replace(cell, cell=replace(cell.cell, origin=served)))

@@ -183,6 +183,31 @@ def test_a_model_of_the_hub_is_named_with_its_commit(shown: View) -> None:
     assert f"lab/tiny, commit {'c' * 40}" in body
 
 
+def test_a_card_names_no_folder_of_the_machine_that_measured(shown: View) -> None:
+    commands = ("quant-harness run /home/somebody/secret/mine.yaml",)
+    cell = cell_of(shown, "gptq 4-bit g64")
+    why = "the file '/data/somebody/x/y.txt' is gone: see https://example.org/a/b (and/or 1/2)"
+    values = {**cell.values}
+    key = next(c.key for c in shown.columns if not c.derived)
+    values[key] = dataclasses.replace(values[key], status="error", reason=why)
+    _, body = parts(
+        card(dataclasses.replace(shown, commands=commands), dataclasses.replace(cell, values=values), ARTIFACT, RELEASE)
+    )
+    assert "somebody" not in body
+    assert "quant-harness run mine.yaml" in body
+    assert "the file 'y.txt' is gone: see https\\://example.org/a/b (and/or 1/2)" in body
+
+
+def test_a_checkpoint_that_was_given_is_no_quantization_of_itself(shown: View) -> None:
+    cell = cell_of(shown, "gptq 4-bit g64")
+    model = Model(name=cell.model, repo="lab/tiny-gptq")
+    for checkpoint, expected in ((model, None), (Model(name="other", repo="lab/other"), "quantized")):
+        given = replaced(cell, model=model, origin=Given(scheme=cell.cell.scheme, checkpoint=checkpoint))
+        front, body = parts(card(shown, given, ARTIFACT, RELEASE))
+        assert front.get("base_model_relation") == expected
+        assert "measured as it was given" in body
+
+
 def replaced(cell: CellView, **fields: Any) -> CellView:
     return dataclasses.replace(cell, cell=dataclasses.replace(cell.cell, **fields))
 
