@@ -5,8 +5,8 @@ All types are frozen, slotted and keyword-only. `to_json` / `canonical` / `diges
 one canonical byte string, and into its SHA-256; two equal questions always have equal digests. `decode.decode` reads plain data
 back into any of them.
 
-The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `ArtifactRecord`,
-`Record`, `EndRecord` (store.py writes and reads them). Their fields stand in the order in which they are written.
+The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `Record`, `EndRecord`
+(store.py writes and reads them). Their fields stand in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -66,16 +66,6 @@ class Model:
     random: bool = False
     file: str | None = None
     commit: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Licence:
-    """Under which licence a model is given, as its own card says: the hub's identifier ("apache-2.0", "other"), and for one that
-    the hub does not know its name and where it is written."""
-
-    identifier: str
-    name: str = ""
-    link: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -453,25 +443,6 @@ class EnvironmentRecord:
     digest: str
     python: str
     packages: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """A file of an artifact: its name in the folder, with `/` between folders, and the SHA-256 of its bytes."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactRecord:
-    """The bytes of an artifact that was measured; records name it by `digest`. `folder` is its name in the cache; `files` are all
-    that a runtime reads, sorted by name, and not what the harness notes beside them."""
-
-    digest: str
-    folder: str
-    files: tuple[StoredFile, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@
     {"kind": "header", ...}         `spec.RunHeader`: first line, once
     {"kind": "plan", ...}           `spec.PlanRecord`: what was asked; the last one counts (a suite may grow)
     {"kind": "environment", ...}    `spec.EnvironmentRecord`: one that is not the main one
-    {"kind": "artifact", ...}       `spec.ArtifactRecord`: the bytes that the records after it were measured on
+    {"kind": "artifact", ...}       `artifact.ArtifactRecord`: the bytes that the records after it were measured on
     {"kind": "record", ...}         `spec.Record`: one outcome
     {"kind": "cost", ...}           `costs.CellCost`: what a cell took, and what had been expected of it
     {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
@@ -29,11 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
+from harness.artifact import ArtifactRecord
 from harness.costs import CellCost
 from harness.decode import DecodeError, decode
 from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
 from harness.files import write_atomically
-from harness.spec import SCHEMA, ArtifactRecord, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
+from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
 _Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | ArtifactRecord | Record | CellCost | EndRecord

@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.artifact import Licence
 from harness.errors import BadInput
 from harness.models import find, hub, repository
-from harness.spec import Licence, Model
+from harness.spec import Model
 
 CHANGES_NUMBERS = False
 """What may be done with a model changes no measurement of it."""

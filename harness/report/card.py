@@ -13,13 +13,14 @@ from typing import Literal
 
 import yaml
 
+from harness.artifact import ArtifactRecord, Licence
 from harness.report import markdown
 from harness.report.cells import ABSENT, BASELINE, NOT_RUN, OK, CellView, Column, plain_table
 from harness.report.markdown import text
 from harness.report.numbers import DASH, display, show, show_interval, with_unit
 from harness.report.provenance import NAMES, PACKAGES
 from harness.report.view import View
-from harness.spec import OVERLAP, ArtifactRecord, Given, Licence, Model, digest, to_json
+from harness.spec import OVERLAP, Given, Model, digest, to_json
 
 FILE = "README.md"
 """Where a hub looks for the card of a model."""

@@ -6,16 +6,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.artifact import MANIFEST
+from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput
 from harness.files import Changed, Hashes
 from harness.formats import gguf_reader
 from harness.methods import reload
 from harness.models import source
-from harness.spec import ArtifactRecord, StoredFile, digest
-
-CHANGES_NUMBERS = False
-"""It looks at what was measured, and no measurement depends on it."""
+from harness.spec import digest
 
 _OURS = re.compile(
     rf"{re.escape(MANIFEST)}|{re.escape(reload.FILE)}|{re.escape(source.FACTS)}|(verified|answers)-[0-9a-f]{{12}}\.json"

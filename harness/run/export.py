@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from harness import files, plugins
-from harness.artifact import MANIFEST
+from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput, HarnessError
 from harness.measure import machine
 from harness.models import licence
@@ -27,7 +27,7 @@ from harness.run.account import Account
 from harness.run.observer import Observer
 from harness.run.stages import Stages
 from harness.run.workspace import check_disk, sweep
-from harness.spec import ArtifactRecord, Cell, Failure, Given, Model, RunContext, Served, StoredFile, digest
+from harness.spec import Cell, Failure, Given, Model, RunContext, Served, digest
 from harness.store import Run
 from harness.suite import file, matrix
 from harness.suite.plan import Plan, PlannedCell

@@ -10,10 +10,11 @@ import pprint
 import shlex
 
 from harness import plugins
+from harness.artifact import ArtifactRecord
 from harness.formats import openvino_ir
 from harness.methods import METHODS
 from harness.report.card import Way
-from harness.spec import ArtifactRecord, Cell, Quantized, to_json
+from harness.spec import Cell, Quantized, to_json
 
 CHANGES_NUMBERS = False
 """It says what others can do with an artifact."""

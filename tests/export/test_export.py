@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import store
-from harness.artifact import MANIFEST
+from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput
 from harness.files import sha256
 from harness.measure import machine
@@ -20,7 +20,7 @@ from harness.report import choose
 from harness.report.view import view
 from harness.run import contents, export, runner
 from harness.run.observer import Silent
-from harness.spec import ArtifactRecord, Served, StoredFile, digest
+from harness.spec import Served, digest
 from harness.suite import matrix
 from tests.hub.world import checkpoint
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness import reference
+from harness.artifact import Licence
 from harness.models import licence
-from harness.spec import Licence, Model
+from harness.spec import Model
 
 
 @pytest.mark.parametrize(

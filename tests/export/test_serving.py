@@ -7,10 +7,11 @@ import shlex
 
 import pytest
 
+from harness.artifact import ArtifactRecord, StoredFile
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
 from harness.run import serving
-from harness.spec import ArtifactRecord, Cell, Given, Model, Quantized, Running, Scheme, StoredFile
+from harness.spec import Cell, Given, Model, Quantized, Running, Scheme
 
 
 def artifact(name: str) -> ArtifactRecord:

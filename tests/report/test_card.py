@@ -12,25 +12,14 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from harness.artifact import ArtifactRecord, Licence, StoredFile
 from harness.errors import BadInput
 from harness.report import choose
 from harness.report.card import Release, Way, card
 from harness.report.cells import OK, CellView
 from harness.report.numbers import display, show
 from harness.report.view import View, view
-from harness.spec import (
-    ArtifactRecord,
-    CalibrationText,
-    EnvironmentRecord,
-    Given,
-    Licence,
-    Model,
-    Running,
-    Scheme,
-    StoredFile,
-    digest,
-    to_json,
-)
+from harness.spec import CalibrationText, EnvironmentRecord, Given, Model, Running, Scheme, digest, to_json
 from harness.store import Run
 
 FILES = (StoredFile(name="model.safetensors", bytes=3_936_664, sha256="ab" * 32),)
