@@ -88,7 +88,7 @@ def test_what_a_hub_refuses_is_said_in_words_and_the_export_stays(measured: User
 @pytest.mark.slow
 def test_a_large_file_goes_through_the_storage_and_arrives_with_its_bytes(user: User, hub: Hub) -> None:
     hub.model("lab/tiny").commit(checkpoint())
-    script = "x" * (2 * LFS_FROM)  # a fake artifact holds its options
+    script = "x" * LFS_FROM  # a fake artifact holds its options
     user.harness(
         "run",
         str(

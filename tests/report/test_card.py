@@ -222,7 +222,7 @@ def hostile(shown: View, text: str) -> tuple[View, CellView, ArtifactRecord, Rel
         outcomes.append(dataclasses.replace(outcome, record=record))
     values = {key: dataclasses.replace(v, status=text, reason=text) if v.status != OK else v for key, v in cell.values.items()}
     bad = dataclasses.replace(bad, outcomes=tuple(outcomes), values=values)
-    metric = {"title": text, "definition": text, "description": text, "unit": text}
+    metric: dict[str, Any] = {"title": text, "definition": text, "description": text, "unit": text}
     columns = tuple(
         dataclasses.replace(c, subject=text, metric=dataclasses.replace(c.metric, **metric)) if number < 3 else c
         for number, c in enumerate(shown.columns)
