@@ -7,6 +7,7 @@ Where a runtime is not installed the case is skipped, and says so.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -14,10 +15,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from harness import envs, reference, store
 from harness.files import sha256
@@ -47,6 +51,37 @@ class Case:
     runtime: str  # of by_runtime.py; '' where nothing but the harness loads it
     serve: str  # the command that the export prints
     files: frozenset[str]
+    given: Callable[[Path], None] | None = None  # writes the checkpoint, where the cell is one that somebody quantized
+
+
+def compressed(folder: Path) -> None:
+    """A compressed-tensors checkpoint of the reference model: rounded to nearest in groups of 64, codes of four bits plus eight
+    packed into int32, the first in the lowest bits, as that library's `pack-quantized` layout has them."""
+    state = load_file(reference.MODEL_DIR / "model.safetensors")
+    for name in [n for n in state if n.endswith("_proj.weight")]:
+        rows, columns = state[name].shape
+        groups = state.pop(name).float().view(rows, columns // 64, 64)
+        scale = (groups.abs().amax(-1, keepdim=True) / 7).to(torch.bfloat16)
+        codes = (groups / scale.float()).round().clamp(-8, 7).to(torch.int64).view(rows, columns // 8, 8) + 8
+        words = (codes << (4 * torch.arange(8))).sum(-1)
+        layer = name.removesuffix(".weight")
+        state[f"{layer}.weight_packed"] = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+        state[f"{layer}.weight_scale"] = scale.squeeze(-1).contiguous()
+        state[f"{layer}.weight_shape"] = torch.tensor([rows, columns])
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    for path in reference.MODEL_DIR.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 CASES = (
@@ -86,6 +121,14 @@ CASES = (
         files=frozenset({"config.json", "model.safetensors", "tokenizer.json"}),
     ),
     Case(
+        method="prequantized",
+        scheme="",
+        runtime="transformers",
+        serve="vllm serve .",
+        files=frozenset({"config.json", "model.safetensors", "tokenizer.json"}),
+        given=compressed,
+    ),
+    Case(
         method="bf16",
         scheme="{bits: 16}",
         runtime="transformers",
@@ -98,6 +141,8 @@ CASES = (
 def lacking(case: Case, cache: Path) -> str | None:
     """Why the case cannot run here, with what would add it."""
     method = METHODS[case.method]
+    if case.given is not None and importlib.util.find_spec("compressed_tensors") is None:
+        return "compressed-tensors not installed; add with: pip install compressed-tensors"
     missing = envs.missing(method)
     if missing is not None:
         return f"{', '.join(missing.packages)} not installed; add with: {missing.install}"
@@ -135,10 +180,14 @@ def test_an_export_loaded_by_its_own_runtime_gives_the_records_perplexity_and_ca
 ) -> None:
     if why := lacking(case, own_cache):
         pytest.skip(why)
-    rows = {"bf16": [{"bits": 16}]} | ({} if case.method == "bf16" else {case.method: "SCHEME"})
+    rows = {"bf16": [{"bits": 16}]} | ({} if case.method == "bf16" or case.given else {case.method: "SCHEME"})
+    models: list[object] = ["reference"]
+    if case.given is not None:
+        case.given(tmp_path / "given")
+        models.append({"path": "given", "of": "reference"})
     suite = {
         "name": "one",
-        "models": ["reference"],
+        "models": models,
         "baseline": "bf16",
         "probes": ["size", "perplexity"],
         "calibration": {"corpus": "reference", "samples": 8, "length": 128},
