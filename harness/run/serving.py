@@ -28,7 +28,9 @@ _RUN = "quant-harness measured it with this runtime."
 
 def library(cell: Cell) -> str:
     """The hub's name of the library that reads the folder; '' where it has none for it."""
-    return {"llamacpp": "gguf", "openvino": "openvino", "transformers": "transformers"}.get(cell.running.engine, "")
+    if cell.running.engine == "transformers":
+        return "" if _layout(cell) in ("", "library tensors", "modelopt") else "transformers"
+    return {"llamacpp": "gguf", "openvino": "openvino"}.get(cell.running.engine, "")
 
 
 def ways(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:

@@ -56,6 +56,13 @@ def test_vllm_is_named_where_it_has_kernels() -> None:
     assert servers("modelopt", 8) == ["vllm serve . --quantization modelopt"]
 
 
+def test_the_hub_is_told_a_library_only_where_that_reads_the_folder() -> None:
+    named = {method: serving.library(cell(method, METHODS[method].bits[0])) for method, _ in MADE}
+    assert {named[method] for method in ("bf16", "gptq", "awq", "bnb", "llmcompressor")} == {"transformers"}
+    assert {named[method] for method in ("hqq", "torchao", "quanto", "inc", "modelopt")} == {""}
+    assert (named["gguf"], named["openvino"]) == ("gguf", "openvino")
+
+
 def test_a_gguf_file_with_any_name_and_its_cache_are_arguments_of_its_server() -> None:
     origin = Given(
         scheme=Scheme(method="gguf_file", bits=4.0, options={"format": "gguf", "type": "Q4_0"}), checkpoint=Model(name="m")
