@@ -75,9 +75,11 @@ class _Told(cli_progress.Progress):
     """Says each step: none of them answers a question, which is what a run says."""
 
     def doing(self, cell: Cell, what: str, expected: Expected | None = None) -> None:
+        from harness.report import markdown
+
         super().doing(cell, what, expected)
         if what != COPYING:
-            cli_env.say(f"{cell.name}: no longer in the cache, made again: {what}")
+            cli_env.say(f"{markdown.line(cell.name)}: no longer in the cache, made again: {what}")
 
 
 def _say_what_is_there(done: Export) -> None:

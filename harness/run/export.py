@@ -21,6 +21,7 @@ from harness.models import licence
 from harness.report import card
 from harness.report.card import Release, Way
 from harness.report.cells import CellView
+from harness.report.markdown import line
 from harness.report.view import View
 from harness.run import contents, identity, serving
 from harness.run.account import Account
@@ -108,19 +109,21 @@ def export(run: Run, view: View, wish: Wish, cache: Path, observer: Observer) ->
 
 def measured(run: Run, cell: CellView) -> ArtifactRecord:
     """The artifact on which all numbers of a cell were measured. BadInput where the run file names none, or several."""
-    origin, name = cell.cell.origin, cell.cell.name
+    origin, name = cell.cell.origin, line(cell.cell.name)
     if isinstance(origin, Served):
-        raise BadInput(f"{name}: was measured on the server {origin.url}, and whoever runs that has its files; nothing to export")
+        raise BadInput(
+            f"{name}: was measured on the server {line(origin.url)}, and whoever runs that has its files; nothing to export"
+        )
     records = [outcome.record for outcome in cell.outcomes if outcome.record is not None]
     digests = sorted({record.artifact for record in records if record.artifact})
-    again = "measure it again with: " + (run.plan.commands[0] if run.plan.commands else "quant-harness run SUITE")
+    again = f"measure it again with: {line(run.plan.commands[0]) if run.plan.commands else 'quant-harness run SUITE'}"
     if not digests:
         failures = [record.failure for record in records if record.failure is not None]
         if not records:
             raise BadInput(f"{name}: was planned and not measured yet; {again}")
         if len(failures) == len(records):
             raise BadInput(
-                f"{name}: has no artifact ({failures[0].phase}: {failures[0].message}); see its failures in the report"
+                f"{name}: has no artifact ({line(failures[0].phase)}: {line(failures[0].message, 1000)}); see its failures in the report"
             )
         raise BadInput(f"{name}: this run file is from before 2026-11-29 and does not say which bytes were measured; {again}")
     if len(digests) > 1:
@@ -255,7 +258,7 @@ def _rebuilt(run: Run, cell: Cell, suite: str | None, cache: Path, observer: Obs
     finally:
         stages.close()
     if isinstance(made, Failure):
-        raise BadInput(f"{cell.name}: its artifact is no longer in the cache, and cannot be made again: {made.message}")
+        raise BadInput(f"{line(cell.name)}: its artifact is no longer in the cache, and cannot be made again: {made.message}")
     return made
 
 
@@ -263,7 +266,7 @@ def _planned(run: Run, cell: Cell, suite: str | None, cache: Path) -> Plan:
     """The plan of the cell and its baseline alone, without questions. BadInput where the suite does not plan that cell now."""
     plugins.load()
     named = suite or _suite_of(run)
-    lost = f"{cell.name}: its artifact is no longer in the cache"
+    lost = f"{line(cell.name)}: its artifact is no longer in the cache"
     if named is None:
         raise BadInput(f"{lost}, and the run file names no suite to make it again; name it with --suite FILE")
     try:

@@ -210,6 +210,19 @@ def test_a_cell_without_an_artifact_says_why(write_suite: WriteSuite, tmp_path: 
         lab.export(label)
 
 
+def test_what_a_run_file_says_does_not_steer_the_terminal(lab: Lab) -> None:
+    def change(line: dict[str, object]) -> None:
+        if line["kind"] == "plan":
+            line["commands"] = ["quant-harness run \x1b[31m\nx"]
+        if line["kind"] == "record":
+            del line["artifact"]
+
+    lab.edit(change)
+    with pytest.raises(BadInput, match="quant-harness run \ufffd") as raised:
+        lab.export(FOUR)
+    assert str(raised.value).isprintable()
+
+
 def test_numbers_of_several_artifacts_are_nobodys(lab: Lab) -> None:
     seen: list[int] = []
 
