@@ -122,9 +122,8 @@ def measured(run: Run, cell: CellView) -> ArtifactRecord:
         if not records:
             raise BadInput(f"{name}: was planned and not measured yet; {again}")
         if len(failures) == len(records):
-            raise BadInput(
-                f"{name}: has no artifact ({line(failures[0].phase)}: {line(failures[0].message, 1000)}); see its failures in the report"
-            )
+            why = f"{line(failures[0].phase)}: {line(failures[0].message, 1000)}"
+            raise BadInput(f"{name}: has no artifact ({why}); see its failures in the report")
         raise BadInput(f"{name}: this run file is from before 2026-11-29 and does not say which bytes were measured; {again}")
     if len(digests) > 1:
         raise BadInput(
@@ -137,7 +136,7 @@ def measured(run: Run, cell: CellView) -> ArtifactRecord:
     return artifact
 
 
-_PART = re.compile(r"[^/\\\x00-\x1f\x7f]+")
+_PART = re.compile(r"[^/\\]+")
 
 
 def _safe(artifact: ArtifactRecord) -> bool:
@@ -145,7 +144,9 @@ def _safe(artifact: ArtifactRecord) -> bool:
 
     def inside(name: str) -> bool:
         path = PurePosixPath(name)
-        plain = not path.is_absolute() and path.as_posix() == name and name.casefold() != card.FILE.casefold()
+        plain = (
+            name.isprintable() and not path.is_absolute() and path.as_posix() == name and name.casefold() != card.FILE.casefold()
+        )
         return plain and all(_PART.fullmatch(part) and part not in (".", "..") for part in path.parts) and bool(path.parts)
 
     names = [stored.name for stored in artifact.files]
