@@ -128,3 +128,32 @@ class Manifest:
     calibration_tokens: int | None
     device: str
     calibration_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file of an artifact: its name in the folder, with `/` between folders, and the SHA-256 of its bytes."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactRecord:
+    """The bytes of an artifact that was measured; records name it by `digest`. `folder` is its name in the cache; `files` are all
+    that a runtime reads, sorted by name, and not what the harness notes beside them."""
+
+    digest: str
+    folder: str
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Licence:
+    """Under which licence a model is given, as its own card says: the hub's identifier ("apache-2.0", "other"), and for one that
+    the hub does not know its name and where it is written."""
+
+    identifier: str
+    name: str = ""
+    link: str = ""

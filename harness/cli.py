@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_progress, cli_recommend
+from harness import cli_env, cli_export, cli_progress, cli_recommend
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
 from harness.version import __version__
 
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_env.app, name="env")
 app.command("recommend", epilog=cli_recommend.EPILOG)(cli_recommend.recommend)
+app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 out = Console()
 err = Console(stderr=True)
 

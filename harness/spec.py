@@ -306,6 +306,8 @@ class Record:
 
     `key` is the digest of the exact question (weights, method config and version, tokenizer, task or corpus, probe
     version, seed, numerics); `context` is the digest of the conditions (host, packages, commit). Resume joins on both.
+    `environment` and `artifact` name what was installed and which bytes were measured ('' where none were, and in run files from
+    before 2026-11-29).
     """
 
     key: str
@@ -318,6 +320,7 @@ class Record:
     simulated: bool = False
     phases: tuple[Phase, ...] = ()
     environment: str = ""
+    artifact: str = ""
     started_at: str = ""
     seconds: float = 0.0
     schema: int = SCHEMA

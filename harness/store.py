@@ -5,6 +5,7 @@
     {"kind": "header", ...}         `spec.RunHeader`: first line, once
     {"kind": "plan", ...}           `spec.PlanRecord`: what was asked; the last one counts (a suite may grow)
     {"kind": "environment", ...}    `spec.EnvironmentRecord`: one that is not the main one
+    {"kind": "artifact", ...}       `artifact.ArtifactRecord`: the bytes that the records after it were measured on
     {"kind": "record", ...}         `spec.Record`: one outcome
     {"kind": "cost", ...}           `costs.CellCost`: what a cell took, and what had been expected of it
     {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
+from harness.artifact import ArtifactRecord
 from harness.costs import CellCost
 from harness.decode import DecodeError, decode
 from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
@@ -35,7 +37,7 @@ from harness.files import write_atomically
 from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
-_Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | Record | CellCost | EndRecord
+_Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | ArtifactRecord | Record | CellCost | EndRecord
 _T = TypeVar("_T")
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
@@ -48,8 +50,8 @@ class TornLine(UserWarning):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
-    was installed in environments other than the main one, by the digest that records carry; `costs` what each invocation did for
-    each cell."""
+    was installed in environments other than the main one, `artifacts` the bytes that were measured, each by the digest that
+    records carry; `costs` what each invocation did for each cell."""
 
     path: Path
     header: RunHeader
@@ -58,6 +60,7 @@ class Run:
     ended: bool
     environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
     costs: tuple[CellCost, ...] = ()
+    artifacts: Mapping[str, ArtifactRecord] = field(default_factory=dict)
 
     def blob(self, name: str) -> bytes:
         """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
@@ -93,6 +96,7 @@ def read(path: Path) -> Run:
     records: dict[str, Record] = {}
     environments: dict[str, EnvironmentRecord] = {}
     spent: list[CellCost] = []
+    artifacts: dict[str, ArtifactRecord] = {}
     ended = False
     for number, line in _lines(path):
         kind = line.pop("kind", None)
@@ -112,6 +116,9 @@ def read(path: Path) -> Run:
             environments[environment.digest] = environment
         elif kind == "cost":
             spent.append(_read(CellCost, line, path, number))
+        elif kind == "artifact":
+            artifact = _read(ArtifactRecord, line, path, number)
+            artifacts[artifact.digest] = artifact
         elif kind == "end":
             _read(EndRecord, line, path, number)
             ended = True
@@ -125,6 +132,7 @@ def read(path: Path) -> Run:
         ended=ended,
         environments=environments,
         costs=tuple(spent),
+        artifacts=artifacts,
     )
 
 
@@ -188,6 +196,9 @@ class Writer:
 
     def environment(self, environment: EnvironmentRecord) -> None:
         self._append("environment", environment)
+
+    def artifact(self, artifact: ArtifactRecord) -> None:
+        self._append("artifact", artifact)
 
     def record(self, record: Record) -> None:
         self._append("record", record)

@@ -59,7 +59,8 @@ def test_each_step_of_the_walk_is_in_a_file_that_reaches_the_next_one() -> None:
     """The runner calls the child's starter, the server the worker, and so on: each caller's file names what it hands over to."""
     hands = {
         "cli.py": ["find", "plan", "run"],
-        "run/runner.py": ["identity.gather", "Recorder", "failure_of", "read_outcome"],
+        "run/runner.py": ["identity.gather", "Recorder", "Stages", "failure_of"],
+        "run/stages.py": ["JobFolders", "failure_of", "read_outcome"],
         "run/recorder.py": ["store.Writer"],
         "child/serve.py": ["run_job", "Job"],
         "child/worker.py": ["WorkerSession", "guarded"],

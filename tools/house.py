@@ -30,6 +30,7 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_export",), why="the verb `export`, which says what it does as `env` and `run` do"),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),
         why="the verbs `env` and `recommend` and the progress of `run`, which the command line takes in",

@@ -53,7 +53,7 @@ def act(script: str) -> None:
         raise RuntimeError(f"{rest} is {os.environ.get(rest)}")
     elif verb == "memory":
         raise MemoryError("scripted")
-    elif verb not in {"ok", "nan", "torn"}:
+    elif verb not in {"ok", "nan", "torn", "another"}:
         raise ValueError(f"no such script: {script!r}")
 
 
@@ -66,7 +66,8 @@ def quantize(request: QuantizeRequest) -> None:
     count = request.out_dir.parents[1] / "fake-quantized.txt"
     with count.open("a") as file:  # tests count how often something was quantized
         file.write(json.dumps(request.scheme.identity(), sort_keys=True) + "\n")
-    (request.out_dir / ARTIFACT).write_text(json.dumps(dict(request.scheme.options)))
+    made = {"made": time.time_ns()} if script == "another" else {}  # no two artifacts have the same bytes
+    (request.out_dir / ARTIFACT).write_text(json.dumps({**request.scheme.options, **made}))
     reload.skip(request.out_dir, "scripted: there is no model to compare")
 
 

@@ -8,12 +8,10 @@ weights; for a hub model that is not in the local cache, `plan` asks the hub for
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import json
 import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from pathlib import Path
 from harness import reference
 from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.files import write_atomically
+from harness.files import Changed, Hashes, sha256
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief
@@ -302,31 +300,15 @@ def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
     return {name: (entry.dtype, list(entry.shape)) for name, entry in safetensors_file.checkpoint(folder).items()}
 
 
-YOUNG_SECONDS = 2.0
-"""A file that changed so short a time ago is not remembered: it may change again within one tick of the file system's clock."""
-
-
 def weights_digest(folder: Path, memo: Path) -> str:
-    """SHA-256 over names and bytes of the weights and of all `settings` beside them.
-
-    The hash of a file is remembered in `memo` under device, inode, size, modification time and change time, so that a 140 GB
-    checkpoint is read once. Tools that put other bytes in a file's place and restore its modification time (rsync -a, tar,
-    container layers) change its inode or its change time, which no tool can set: the file is hashed again. What this cannot see:
-    bytes that change below the file system (a failing disk), or a network file system whose server keeps no change times.
-    """
-    known = _remembered(memo)
-    parts: dict[str, str] = {}
-    for name, path in _digested(folder).items():
-        stamp = _stamp(path)
-        if stamp not in known:
-            known[stamp] = _sha256(path)
-            if _stamp(path) != stamp:
-                raise BadInput(f"{path}: changed while it was read; run again when it is written")
-        parts[name] = known[stamp]
-        if _young(path):
-            del known[stamp]
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(memo, json.dumps(known))
+    """SHA-256 over names and bytes of the weights and of all `settings` beside them. The hash of a file is remembered in `memo`
+    (`files.Hashes`)."""
+    hashes = Hashes(memo)
+    try:
+        parts = {name: hashes.of(path) for name, path in _digested(folder).items()}
+    except Changed as error:
+        raise BadInput(f"{error}; run again when it is written") from None
+    hashes.keep()
     return digest(parts)
 
 
@@ -336,13 +318,13 @@ SMALL_BYTES = 1 << 24
 
 def remembered_digest(folder: Path, memo: Path) -> str | None:
     """`weights_digest` where it can be had at once: every file is remembered as it is now, or small. Else None."""
-    known = _remembered(memo)
+    hashes = Hashes(memo)
     parts: dict[str, str] = {}
     for name, path in _digested(folder).items():
-        stamp = _stamp(path)
-        if stamp not in known and path.stat().st_size > SMALL_BYTES:
+        known = hashes.known(path)
+        if known is None and path.stat().st_size > SMALL_BYTES:
             return None
-        parts[name] = known[stamp] if stamp in known else _sha256(path)
+        parts[name] = sha256(path) if known is None else known
     return digest(parts)
 
 
@@ -354,38 +336,10 @@ def _digested(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def _remembered(memo: Path) -> dict[str, str]:
-    try:
-        known = json.loads(memo.read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    return {stamp: value for stamp, value in known.items() if re.fullmatch(r"\d+( \d+){4}", stamp) and isinstance(value, str)}
-
-
-def _stamp(path: Path) -> str:
-    info = path.stat()
-    return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
-
-
-def _young(path: Path) -> bool:
-    info = path.stat()
-    return time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) < YOUNG_SECONDS * 1e9
-
-
 def settings(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder beside its weights that can change an answer; see `repository.SETTINGS`."""
     places = (*folder.iterdir(), *(folder / repository.TEMPLATES).glob("*.jinja"))
     return sorted(p for p in places if p.suffix in repository.SETTINGS and not _BOOKKEEPING.fullmatch(p.name) and p.is_file())
-
-
-def _sha256(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            hasher.update(chunk)
-    return hasher.hexdigest()
 
 
 _BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")

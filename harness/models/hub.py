@@ -105,7 +105,7 @@ def check_access(repo: str, *, kind: Kind, what: str) -> None:
     try:
         HfApi().auth_check(repo, repo_type=kind)
     except Exception as error:  # see `commit`
-        if not _no_answer(error):
+        if not no_answer(error):
             raise refusal(error, repo, None, kind=kind, what=what) from None
 
 
@@ -125,7 +125,7 @@ def files(snapshot: Snapshot, *, what: str) -> Mapping[str, HubFile] | None:
     try:
         return _listed(snapshot)
     except Exception as error:  # see `commit`
-        if _no_answer(error):
+        if no_answer(error):
             return None
         raise refusal(error, snapshot.repo, snapshot.commit, kind=snapshot.kind, what=what) from None
 
@@ -171,7 +171,7 @@ def fetch(snapshot: Snapshot, wanted: Sequence[str], *, what: str, tell: Fetchin
                 snapshot.repo, repo_type=snapshot.kind, revision=snapshot.commit, allow_patterns=patterns, max_workers=4
             )
     except Exception as error:  # see `commit`
-        if _no_answer(error):
+        if no_answer(error):
             raise unreachable(snapshot.repo, what=what, instead=instead) from None
         raise refusal(error, snapshot.repo, snapshot.commit, kind=snapshot.kind, what=what) from None
     return Path(str(folder))
@@ -182,10 +182,10 @@ def one(snapshot: Snapshot, name: str, *, what: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        with _no_bars():
+        with no_bars():
             return Path(str(hf_hub_download(snapshot.repo, name, repo_type=snapshot.kind, revision=snapshot.commit)))
     except Exception as error:  # see `commit`
-        if _no_answer(error):
+        if no_answer(error):
             return None
         raise refusal(error, snapshot.repo, snapshot.commit, kind=snapshot.kind, what=what) from None
 
@@ -241,7 +241,7 @@ def refusal(error: BaseException, repo: str, revision: str | None, *, kind: Kind
 
     page = _page(repo, kind)
     thing = "data set" if kind == "dataset" else "model"
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, errors.GatedRepoError):
         if status == 403:
             why = f"{repo} is gated, and your token has no access to it; ask for it at {page}, and run again when you have it"
@@ -270,7 +270,7 @@ def refusal(error: BaseException, repo: str, revision: str | None, *, kind: Kind
 
 def refusal_of_data(error: BaseException, repo: str, *, what: str, instead: str) -> BadInput:
     """As `refusal`, of what `datasets` raises: its own errors in the place of the hub's."""
-    if _no_answer(error):
+    if no_answer(error):
         return unreachable(repo, what=what, instead=instead)
     return BadInput(f"{what}: {repo} cannot be fetched ({type(error).__name__}); look at {_page(repo, 'dataset')}, or {instead}")
 
@@ -281,7 +281,7 @@ def _page(repo: str, kind: Kind) -> str:
     return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The status of the hub's answer, also where the library raises another error because of it."""
     for one_error in (error, error.__cause__):
         answer = getattr(one_error, "response", None)
@@ -290,18 +290,18 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _no_answer(error: BaseException) -> bool:
+def no_answer(error: BaseException) -> bool:
     """Whether the hub was not asked or gave no answer at all: the library says so by an entry that it finds nowhere."""
     from huggingface_hub import errors
 
-    if _status(error) is not None:
+    if status_of(error) is not None:
         return False
     lost = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
     return isinstance(error, lost) or type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout")
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """The library draws no progress of its own meanwhile."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -323,7 +323,7 @@ def _watched(snapshot: Snapshot, wanted: Sequence[HubFile], what: str, tell: Fet
     """Tells how much is here while files are fetched, by their sizes on disk: the ways in which the library fetches differ, and
     what it writes does not. Nothing is told where nothing is missing."""
     if not lacking(snapshot, wanted):
-        with _no_bars():
+        with no_bars():
             yield
         return
     total = sum(f.bytes for f in {f.blob: f for f in wanted}.values())
@@ -341,7 +341,7 @@ def _watched(snapshot: Snapshot, wanted: Sequence[HubFile], what: str, tell: Fet
     tell(what, here(), total)
     watcher.start()
     try:
-        with _no_bars():
+        with no_bars():
             yield
     finally:
         stop.set()

@@ -32,6 +32,10 @@ ARTIFACT_VERSION = 2
 """Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
 
 
+DIGESTS = "digests.json"
+"""The file of the cache that remembers the hashes of files (`files.Hashes`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """The plan's models and texts as local paths with digests, and the packages of the main environment.
@@ -227,7 +231,7 @@ def gather(plan: Plan, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Inputs
     folders = {m.name: find.fetch(m, cache, tell=tell) for m in plan.models}
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
-    weights = {name: find.weights_digest(folder, cache / "digests.json") for name, folder in folders.items()}
+    weights = {name: find.weights_digest(folder, cache / DIGESTS) for name, folder in folders.items()}
     return _inputs(plan, cache, folders=folders, weights=weights, texts=texts, calibrations=calibrations, data_commits=commits)
 
 
@@ -266,7 +270,7 @@ def at_hand(plan: Plan, cache: Path) -> Inputs | None:
         return None
     folders = {m.name: find.locate(m) for m in plan.models}
     here = {name: folder for name, folder in folders.items() if folder is not None}
-    weights = {name: find.remembered_digest(folder, cache / "digests.json") for name, folder in here.items()}
+    weights = {name: find.remembered_digest(folder, cache / DIGESTS) for name, folder in here.items()}
     known = {name: value for name, value in weights.items() if value is not None}
     texts = {name: Path(text.path) for name, text in plan.texts.items() if text.path is not None}
     calibrations = {name: Path(text.path) for name, text in plan.calibrations.items() if text.path is not None}

@@ -8,15 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import store
+from harness.artifact import MANIFEST
 from harness.child import job as jobs
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome
 from harness.costs import CellCost
 from harness.errors import OlderSchema
+from harness.files import Hashes
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.probes import PROBES
-from harness.run.identity import Inputs
+from harness.run import contents
+from harness.run.identity import DIGESTS, Inputs
 from harness.run.observer import Observer
 from harness.run.servers import Servers
 from harness.spec import (
@@ -30,6 +33,7 @@ from harness.spec import (
     Record,
     RunContext,
     RunHeader,
+    Served,
     to_json,
 )
 from harness.suite.plan import PlannedCell
@@ -52,6 +56,8 @@ class Recorder:
         self._writer = store.Writer(path, header)
         self._ended = False
         self._listed: set[str] = set()  # digests whose package lists are in the run file
+        self._listed_artifacts: set[str] = set()  # digests whose files are
+        self._artifacts: dict[Path, str] = {}  # digests of artifacts, by their folders
         self.stored: dict[str, Record] = {}
 
     @property
@@ -69,6 +75,7 @@ class Recorder:
             self._writer.plan(plan)
         self._ended = before.ended
         self._listed.update(before.environments)
+        self._listed_artifacts.update(before.artifacts)
         self.stored = {r.key: r for r in before.records}
 
     def unanswered(self, planned: PlannedCell, *, retry_failed: bool) -> list[Question]:
@@ -89,6 +96,20 @@ class Recorder:
         """Appends what a cell took."""
         self._writer.cost(cost)
         self._observer.measured(cost)
+
+    def list_artifact(self, cell: Cell) -> None:
+        """Puts the files of the artifact that the cell is about to be measured on into the run file, with their hashes. Those of
+        a server nobody has. It reads gigabytes, so it is called while nothing is measured."""
+        folder = self._inputs.artifact(cell)
+        if isinstance(cell.origin, Served) or folder in self._artifacts or not (folder / MANIFEST).is_file():
+            return
+        hashes = Hashes(self._inputs.cache / DIGESTS)
+        artifact = contents.read(folder, hashes)
+        hashes.keep()
+        if artifact.digest not in self._listed_artifacts:
+            self._writer.artifact(artifact)
+            self._listed_artifacts.add(artifact.digest)
+        self._artifacts[folder] = artifact.digest
 
     def store(self, planned: PlannedCell, question: Question, job: Path, *, index: int, started_at: str) -> Outcome:
         """Appends what a child left for the question at `index` of its job, and returns it."""
@@ -119,6 +140,7 @@ class Recorder:
             simulated=outcome.simulated,
             phases=outcome.phases,
             environment=self._list_packages(planned.cell),
+            artifact=self._artifacts.get(self._inputs.artifact(planned.cell), ""),
             started_at=started_at,
             seconds=outcome.seconds,
         )

@@ -7,8 +7,6 @@ there. A crash costs the probe that crashed; the cell's other questions are aske
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +16,22 @@ from harness import plugins
 from harness.artifact import verified
 from harness.child import job as jobs
 from harness.child.bound import bounded, complete, rounding
-from harness.child.events import Answered, Begun, Event, Progress
+from harness.child.events import Answered, Begun, Event
 from harness.child.failures import Exit, failure_of
-from harness.child.job import BaselineItems, Outcome, Stage
+from harness.child.job import BaselineItems, Outcome
 from harness.costs import CellCost
-from harness.files import draft_folder
 from harness.forecast import history
 from harness.forecast.estimate import Forecast, forecast
 from harness.measure import machine, rate
 from harness.methods import METHODS
-from harness.models.source import known
 from harness.probes import PROBES, sequential
 from harness.run import identity, left
 from harness.run.account import Account
-from harness.run.jobs import JobFolders
 from harness.run.observer import Observer, Silent
 from harness.run.recorder import Recorder, now
-from harness.run.servers import Servers
-from harness.run.workspace import check_disk, sweep, whole
-from harness.spec import Failure, Quantized, Question, Served
+from harness.run.stages import Stages
+from harness.run.workspace import check_disk, sweep
+from harness.spec import Failure, Question
 from harness.suite.plan import Plan, PlannedCell
 
 
@@ -72,16 +67,11 @@ class _Pipeline:
         self.plan = inputs.plan
         self.observer = observer
         self.settings = settings
-        self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
-        self.account: Account  # of the cell that is being measured
-        self.unwritten: dict[Path, Failure | None] = {}  # texts that models were to write, with why they could not
-        self.home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"
         threads = settings.threads or len(machine.affinity())
-        self.jobs = JobFolders(inputs, threads=threads, home=self.home)
-        self.servers = Servers(inputs, observer, threads=threads, home=self.home)
+        self.stages = Stages(inputs, observer, threads=threads)
         self.recorder = Recorder(
             inputs,
-            self.servers,
+            self.stages.servers,
             observer,
             context=identity.context(self.plan, packages=inputs.packages, threads=threads),
             folder=settings.results / self.plan.suite.name,
@@ -92,9 +82,8 @@ class _Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.servers.close()
+        self.stages.close()
         self.recorder.close()
-        shutil.rmtree(self.home, ignore_errors=True)
 
     def run(self) -> Path:
         self.recorder.resume()
@@ -107,10 +96,10 @@ class _Pipeline:
         )
         for refused in plugins.load().refused:
             self.observer.note(str(refused))
-        self.servers.prepare = self.jobs.write_preparation(todo)
+        self.stages.servers.prepare = self.stages.jobs.write_preparation(todo)
         for (planned, questions), cell in zip(todo, expected.cells, strict=True):
             if questions:
-                self.account = Account(planned, questions, cell)
+                self.stages.account = Account(planned, questions, cell)
                 self._measure(planned, questions)
                 self.recorder.cost(self._cost(planned))
         self.recorder.end(questions=planned_questions, asked=unanswered > 0)
@@ -132,13 +121,14 @@ class _Pipeline:
         asked = [q for q in planned.questions if PROBES[q.probe].needs_stored_baseline]
         kept = {self.inputs.stored_baseline(planned.cell, q) for q in asked} if planned.baseline else set()
         kept |= {self.inputs.bound(planned.cell)} if planned.baseline else set()
-        return self.account.close(artifact=artifact if artifact.is_dir() else None, kept=sorted(kept))
+        return self.stages.account.close(artifact=artifact if artifact.is_dir() else None, kept=sorted(kept))
 
     def _measure(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
-        artifact = self._artifact(planned)
+        artifact = self.stages.artifact(planned)
         if isinstance(artifact, Failure):
             self.recorder.fail(planned, questions, artifact)
             return
+        self.recorder.list_artifact(planned.cell)
         if not planned.baseline:
             self._bound(planned, questions)
             self._store_baselines(planned, [q for q in questions if PROBES[q.probe].needs_stored_baseline])
@@ -152,68 +142,12 @@ class _Pipeline:
             else:
                 self.recorder.fail(planned, group, wrong)
 
-    def _artifact(self, planned: PlannedCell) -> Path | Failure:
-        """The cell's artifact from the cache, or quantized now in a child of its own. A draft becomes the artifact in one
-        rename once its manifest is written, so that a half-written one is never used."""
-        environment, unbuilt = METHODS[planned.cell.method].environment, self.inputs.installed(planned.cell.method) is None
-        begun = time.monotonic()
-        lacking = self.servers.lacking(planned.cell)
-        if unbuilt:
-            self.account.took("environment", environment, time.monotonic() - begun)
-        if lacking is not None:
-            return lacking
-        target = self.inputs.artifact(planned.cell)
-        unread = self._source(planned)
-        if unread is not None:
-            return unread
-        if whole(target, self.inputs.model_dir(self.inputs.source(planned.cell))):
-            return target
-        unwritten = self._own_text(planned)
-        if unwritten is not None:
-            return unwritten
-        self.observer.doing(planned.cell, "quantize", self.account.expected("quantize"))
-        try:
-            with draft_folder(target) as draft:
-                failure = self._run_stage("quantize", planned, draft, phase="quantize")
-                if failure is not None:
-                    raise _Failed(failure)
-        except _Failed as failed:
-            return failed.failure
-        return target
-
-    def _source(self, planned: PlannedCell) -> Failure | None:
-        """Has the folder of the cell's model read as transformers reads it, once per model; why it cannot be is the failure of
-        every cell. A model that is quantized already is read by its own format, and a server reads its own files."""
-        baseline = self.inputs.baseline(planned.cell)  # runs in the main environment, whose transformers decides
-        read_here = isinstance(baseline.cell.origin, Quantized) and "transformers" in METHODS[baseline.cell.method].modules
-        if isinstance(planned.cell.origin, Served) or not read_here:
-            return None
-        model = planned.cell.model.name
-        if model not in self.sources:
-            view = self.inputs.view(model)
-            if known(view) is not None:
-                return None
-            self.observer.doing(planned.cell, "source")
-            self.sources[model] = self._run_stage("source", baseline, view, phase="source")
-        return self.sources[model]
-
-    def _own_text(self, planned: PlannedCell) -> Failure | None:
-        """Has the model write the text that the cell is calibrated on, if it is to be of its own and is not there yet. Why it
-        cannot is the failure of every cell that needs it."""
-        path = self.inputs.calibration(planned.cell)
-        if path is None or not identity.on_own_text(planned.cell) or path.is_file():
-            return None
-        if path not in self.unwritten:
-            self.observer.doing(planned.cell, SAMPLING, self.account.expected("sample"))
-            self.unwritten[path] = self._run_stage("sample", planned, path.parent, phase=SAMPLING)
-        return self.unwritten[path]
-
     def _verify(self, planned: PlannedCell, artifact: Path) -> Failure | None:
         """The reload check, once per artifact and way of running, before anything is timed: a fresh child compares answers."""
         if verified(artifact, planned.cell.running).is_file():
             return None
         self.observer.doing(planned.cell, "reload check")
-        return self._run_stage("verify", planned, artifact, phase="reload")
+        return self.stages.run("verify", planned, artifact, phase="reload")
 
     def _store_baselines(self, planned: PlannedCell, questions: Sequence[Question]) -> None:
         """Has the baseline's answers stored when a cell will be compared with them and they are not in the cache. Where
@@ -222,11 +156,11 @@ class _Pipeline:
         for question in questions:
             if self.inputs.stored_baseline(planned.cell, question).is_dir():
                 continue
-            artifact = self._artifact(baseline)
+            artifact = self.stages.artifact(baseline)
             if isinstance(artifact, Failure):
                 return
             self.observer.doing(baseline.cell, f"stored baseline {question.subject}")
-            wrong = self._run_stage("baseline", baseline, artifact, phase="baseline", questions=[question])
+            wrong = self.stages.run("baseline", baseline, artifact, phase="baseline", questions=[question])
             if wrong is not None:
                 self.observer.note(f"{wrong.kind}: {baseline.cell.name}: stored baseline {question.subject}: {wrong.message}")
 
@@ -239,38 +173,13 @@ class _Pipeline:
         folder = self.inputs.bound(planned.cell)
         if complete(folder, [each for each in [rounding(planned.cell)] if each is not None]):
             return
-        artifact = self._artifact(baseline)
+        artifact = self.stages.artifact(baseline)
         if isinstance(artifact, Failure):
             return
         self.observer.doing(baseline.cell, "fixed tokens")
-        wrong = self._run_stage("bound", baseline, artifact, phase="answers")
+        wrong = self.stages.run("bound", baseline, artifact, phase="answers")
         if wrong is not None:
             self.observer.note(f"{wrong.kind}: {baseline.cell.name}: fixed tokens: {wrong.message}")
-
-    def _run_stage(
-        self, stage: Stage, planned: PlannedCell, artifact: Path, *, phase: str, questions: Sequence[Question] = ()
-    ) -> Failure | None:
-        """Runs a job that answers nothing in a child of its own; None when it went well. A crash is told under `phase`."""
-        quantizes = stage == "quantize"
-        timeout = self.plan.suite.quantize_timeout if stage in ("quantize", "sample") else self.plan.suite.timeout
-        # a text is written where the baseline runs, whatever environment quantizes
-        runs = self.inputs.baseline(planned.cell) if stage == "sample" else planned
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, Progress):
-                self.observer.progress(planned.cell, SAMPLING if stage == "sample" else stage, _how_far(event))
-
-        with self.account.stage(stage):
-            job = self.jobs.write(stage, planned, artifact, questions)
-            ended = self.servers.run(METHODS[runs.cell.method], job, timeout, on_event, quantizes=quantizes)
-            self._note_starts()
-        outcome = jobs.read_outcome(job, phase=phase)
-        self.account.saw(outcome)
-        return failure_of(outcome, ended, log=jobs.log(job), phase=phase, timeout=timeout)
-
-    def _note_starts(self) -> None:
-        for environment, seconds in self.servers.take_started():
-            self.account.took("start", environment, seconds)
 
     def _paired(self, planned: PlannedCell, questions: Sequence[Question]) -> tuple[list[Question], Mapping[str, BaselineItems]]:
         """The questions that can be answered, and the baseline's items of those that are asked until a verdict. Where the
@@ -299,51 +208,31 @@ class _Pipeline:
         """Asks the questions of one isolation group, in as many children as crashes make necessary."""
         waiting = list(questions)
         while waiting:
-            job = self.jobs.write("probe", planned, artifact, waiting, items)
+            job = self.stages.jobs.write("probe", planned, artifact, waiting, items)
             watch = _Watch(waiting)
 
             def on_event(event: Event, job: Path = job, watch: _Watch = watch) -> None:
                 if isinstance(event, Begun):
                     question = watch.begin(event.index)
                     doing = f"{question.probe} {question.subject}".strip()
-                    self.observer.doing(planned.cell, doing, self.account.expected(question.probe, question))
+                    self.observer.doing(planned.cell, doing, self.stages.account.expected(question.probe, question))
                 elif isinstance(event, Answered):
                     question = watch.answer(event.index)
                     outcome = self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
-                    self.account.answered(question, outcome)
+                    self.stages.account.answered(question, outcome)
 
             timeout = self.plan.suite.timeout
-            ended = self.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
-            self._note_starts()
+            ended = self.stages.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
+            self.stages.note_starts()
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
             stopped_on_purpose = watch.answered and watch.current() is None and ended == Exit(code=0)
             if waiting and not stopped_on_purpose:
                 broken = watch.current() or waiting[0]
                 failure = failure_of(None, ended, log=jobs.log(job), phase=broken.probe, timeout=timeout)
                 outcome = Outcome(failure=failure, seconds=watch.seconds())
-                self.account.answered(broken, outcome)
+                self.stages.account.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
-
-
-SAMPLING = "calibration text"
-
-
-def _how_far(event: Progress) -> str:
-    """`layer 3 of 30`, `2,048 of 65,536 tokens`, or what the library has said last."""
-    if not event.total:
-        return event.said
-    if event.unit == "layer":
-        return f"layer {event.done} of {event.total}"
-    return f"{event.done:,} of {event.total:,} {event.unit}s"
-
-
-class _Failed(Exception):
-    """Ends the writing of an artifact whose child has failed, so that the draft is dropped."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
 
 
 class _Watch:

@@ -1,4 +1,5 @@
-"""A hub on the loopback address, as far as huggingface_hub and datasets ask one: revisions, lists of files, files.
+"""A hub on the loopback address, as far as huggingface_hub and datasets ask one: revisions, lists of files, files, and what is
+sent to it (uploads.py).
 
 Repositories live in memory: commits with files, branches that name commits. A file is sent as the hub sends it: with its commit
 and ETag, in the range that was asked for, gated and private ones only to the token that may see them. A large file is redirected
@@ -19,18 +20,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from tests.hub import uploads
+
 LFS_FROM = 4096
 """Files of so many bytes are kept in LFS, as the hub keeps large ones: their ETag is their SHA-256."""
 
 
 @dataclass(kw_only=True)
 class Repo:
-    """`claimed`: sizes that the list of files tells, instead of the true ones."""
+    """`claimed`: sizes that the list of files tells, instead of the true ones. `summaries` of the commits that were sent."""
 
     access: Literal["public", "gated", "private"] = "public"
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     claimed: dict[str, int] = field(default_factory=dict)
+    summaries: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Adds a commit and moves the branch to it; returns its name."""
@@ -56,6 +60,8 @@ class Hub:
         self.token = token
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.stored: dict[str, bytes] = {}
+        """Large files that were sent and are in no commit yet, by their SHA-256."""
         self.break_after: dict[str, int] = {}
         """Names of files whose next connection ends after so many bytes; not one for a part of the file."""
         self.hold: dict[str, int] = {}
@@ -118,14 +124,33 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         path = urllib.parse.urlsplit(self.path).path
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
         said = Request(method=self.command, path=urllib.parse.unquote(path), range=self.headers.get("Range"), token=token)
         self.served.requests.append(said)
         if self.served.fails_with is not None:
             self._refuse(self.served.fails_with, "")
+        elif (sent := uploads.ROUTE.fullmatch(path)) is not None:
+            reply = uploads.answer(self.served, sent, body, token, LFS_FROM)
+            if reply.body is None:
+                self._refuse(reply.status, reply.code)
+            else:
+                self._json(reply.body, reply.status)
         elif (api := _API.fullmatch(path)) is not None:
             self._api(api, body, token)
         elif (file := _FILE.fullmatch(path)) is not None:
@@ -260,9 +285,9 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # who asked is gone
 
-    def _json(self, value: object) -> None:
+    def _json(self, value: object, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

@@ -16,7 +16,7 @@ from harness.child import events, progress
 from harness.child.events import Event, Progress
 from harness.costs import CellForecast
 from harness.forecast.estimate import Forecast
-from harness.run import runner
+from harness.run import runner, stages
 from harness.run.observer import Silent
 from harness.spec import Cell
 from harness.suite import matrix
@@ -149,7 +149,7 @@ def test_in_a_pipe_a_line_comes_at_most_every_half_minute(
 
 
 def test_how_far_is_said_in_words() -> None:
-    assert runner._how_far(Progress(done=3, total=30, unit="layer")) == "layer 3 of 30"
-    assert runner._how_far(Progress(done=2048, total=65536, unit="token")) == "2,048 of 65,536 tokens"
-    assert runner._how_far(Progress(done=0, total=0, unit="layer", said="Compressing")) == "Compressing"
+    assert stages._how_far(Progress(done=3, total=30, unit="layer")) == "layer 3 of 30"
+    assert stages._how_far(Progress(done=2048, total=65536, unit="token")) == "2,048 of 65,536 tokens"
+    assert stages._how_far(Progress(done=0, total=0, unit="layer", said="Compressing")) == "Compressing"
     assert json.loads(events.event_line(Progress(done=1, total=2, unit="token")))["event"] == "progress"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import transformers
 
+from harness import files
 from harness.models import find
 from harness.models.corpora import tokenizer_digest
 from harness.probes import lm_eval_tasks, taskfiles
@@ -51,7 +52,7 @@ def replaced(path: Path) -> None:
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are remembered however young: as if each had been written long ago."""
-    monkeypatch.setattr(find, "YOUNG_SECONDS", 0.0)
+    monkeypatch.setattr(files, "YOUNG_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("change", [swapped, replaced])
@@ -71,7 +72,7 @@ def test_other_bytes_with_the_same_size_and_time_are_another_model(
 def test_a_file_that_did_not_change_is_read_once(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     time.sleep(0.02)
     before = find.weights_digest(model_folder, tmp_path / "memo.json")
-    monkeypatch.setattr(find, "_sha256", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} was read again"))
     assert find.weights_digest(model_folder, tmp_path / "memo.json") == before
 
 
