@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -19,11 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_progress
-from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness import cli_env, cli_progress, cli_verify
+from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness.files import write_atomically
 from harness.version import __version__
 
 if TYPE_CHECKING:
+    from harness import store
     from harness.envs import Missing
     from harness.forecast.estimate import CellPlan, Forecast
     from harness.spec import CalibrationText
@@ -49,6 +52,7 @@ app = typer.Typer(
     "  quant-harness results results/quick --format csv > quick.csv",
 )
 app.add_typer(cli_env.app, name="env")
+app.command(epilog="Examples: quant-harness verify results/quick · quant-harness verify results")(cli_verify.verify)
 out = Console()
 err = Console(stderr=True)
 
@@ -236,10 +240,9 @@ def results(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
 ) -> None:
     """Print stored results, one row per cell and metric."""
-    from harness import store
     from harness.report.frame import export
 
-    data = export(store.read(results), format.value)
+    data = export(_stored(results), format.value)
     if output is not None:
         _write_file(output, data)
     elif format is Format.parquet and sys.stdout.isatty():
@@ -330,10 +333,22 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing is wrong
         sys.exit(EXIT_OK)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            where = f"{error.filename}: " if error.filename else ""
+            advice = (
+                "free space, or choose other folders with --cache, --results and --report; everything measured so far is kept"
+            )
+            said = f"error: {where}cannot be written ({error.strerror}); {advice}"
+            err.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(EXIT_BAD_INPUT)
         traceback.print_exc()
         err.print("this is a bug in quant-harness; everything measured so far is kept", style="red", markup=False)
         sys.exit(EXIT_BUG)
+
+
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""A disk that is full, or a place that must not be written to: no bug of ours."""
 
 
 def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:
@@ -406,16 +421,25 @@ def _list_unsupported(planned: Plan) -> None:
 
 
 def _write_report(results: Path, target: Path) -> None:
-    from harness import store
     from harness.report import render
 
-    _write_file(target, render(store.read(results)))
+    _write_file(target, render(_stored(results)))
+
+
+def _stored(results: Path) -> store.Run:
+    """The run, and a line on standard error for each part of it that is damaged."""
+    from harness import store
+
+    run = store.read(results)
+    for said in run.damage_in_words:
+        err.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return run
 
 
 def _write_file(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        write_atomically(target, data)
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
 

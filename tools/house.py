@@ -30,6 +30,7 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_verify",), why="the verb `verify`, which prints as `env` does"),
     Layer(rooms=("cli_env", "cli_progress"), why="the verb `env` and the progress of `run`, which the command line takes in"),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
@@ -47,8 +48,8 @@ LAYERS = (
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
     Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "forking"), why="they know neither models nor methods"),
     Layer(
-        rooms=("artifact", "costs", "decode", "errors", "files"),
-        why="what most rooms share: artifacts, costs, types, messages, whole files",
+        rooms=("artifact", "costs", "decode", "errors", "files", "proof"),
+        why="what most rooms share: artifacts, costs, types, messages, whole files and lines",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

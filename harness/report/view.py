@@ -144,7 +144,7 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         weights=run.plan.weights,
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
-        notes=run.plan.notes,
+        notes=(*run.plan.notes, *run.damage_in_words),
     )
 
 
