@@ -48,7 +48,7 @@ class Chain:
         due = _proof(content, self.stated)
         if stated is not None and stated != due and stated == _proof(content, self.due):
             due = stated  # it follows from the line before, whose own proof is what was damaged
-        self.stated, self.due = stated or "", due
+        self.stated, self.due = stated or self.stated, due  # a line without a proof is a stranger: the next may follow the one before
         return content + b"}" if stated == due else None
 
 
