@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -19,11 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_export, cli_progress, cli_recommend
-from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness import cli_env, cli_export, cli_progress, cli_recommend, cli_verify
+from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness.files import write_atomically
 from harness.version import __version__
 
 if TYPE_CHECKING:
+    from harness import store
     from harness.envs import Missing
     from harness.forecast.estimate import CellPlan, Forecast
     from harness.spec import CalibrationText
@@ -52,6 +55,7 @@ app = typer.Typer(
 app.add_typer(cli_env.app, name="env")
 app.command("recommend", epilog=cli_recommend.EPILOG)(cli_recommend.recommend)
 app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
+app.command(epilog="Examples: quant-harness verify results/quick · quant-harness verify results")(cli_verify.verify)
 out = Console()
 err = Console(stderr=True)
 
@@ -248,10 +252,9 @@ def results(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
 ) -> None:
     """Print stored results, one row per cell and metric."""
-    from harness import store
     from harness.report.frame import export
 
-    data = export(store.read(results), format.value)
+    data = export(_stored(results), format.value)
     if output is not None:
         _write_file(output, data)
     elif format is Format.parquet and sys.stdout.isatty():
@@ -342,10 +345,22 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing is wrong
         sys.exit(EXIT_OK)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+            where = f"{error.filename}: " if error.filename else ""
+            advice = (
+                "free space, or choose other folders with --cache, --results and --report; everything measured so far is kept"
+            )
+            said = f"error: {where}cannot be written ({error.strerror}); {advice}"
+            err.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(EXIT_BAD_INPUT)
         traceback.print_exc()
         err.print("this is a bug in quant-harness; everything measured so far is kept", style="red", markup=False)
         sys.exit(EXIT_BUG)
+
+
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""A disk that is full, or a place that must not be written to: no bug of ours."""
 
 
 def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:
@@ -418,19 +433,28 @@ def _list_unsupported(planned: Plan) -> None:
 
 
 def _write_report(results: Sequence[Path], target: Path) -> None:
-    from harness import store
     from harness.report import render
 
-    runs = [store.read(path) for path in results]
+    runs = [_stored(path) for path in results]
     if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
         raise BadInput("the same run is named twice; name runs of two machines or two dates")
     _write_file(target, render(*runs))
 
 
+def _stored(results: Path) -> store.Run:
+    """The run, and a line on standard error for each part of it that is damaged."""
+    from harness import store
+
+    run = store.read(results)
+    for said in run.damage_in_words:
+        err.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return run
+
+
 def _write_file(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        write_atomically(target, data)
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
 

@@ -79,6 +79,10 @@ class OlderSchema(StoreError):
     """A file written by an older version of the harness, in a schema that this one does not read."""
 
 
+class DamagedBlob(StoreError):
+    """Raw samples whose bytes are not those that were stored."""
+
+
 class Unsupported(HarnessError):
     """This cell or probe cannot be measured here, for a reason that is no bug; becomes a typed failure."""
 

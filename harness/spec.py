@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of records and run files. Another one is refused in words.
 
 1: a cell was a model and a scheme, and a scheme's options held those of running. 2 (2026-11-28): a cell is a model, an origin and
-a way of running, and has a label."""
+a way of running, and has a label. 3 (2026-11-29): each line proves itself (proof.py)."""
 
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, list, dict with str keys."""

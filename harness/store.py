@@ -11,8 +11,13 @@
     {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
 
 ``results/<suite>/blobs/<aa>/<sha256>.<ext>`` holds raw samples. One process writes (an advisory lock proves it); each line
-is flushed and fsynced before the writer goes on, so that a kill at any moment costs at most the line being written. A torn
+is fsynced before the writer goes on, so that a kill at any moment costs at most the line being written. A torn
 last line is set aside in ``<run>.jsonl.torn`` with a warning when the run is opened again.
+
+Every line proves itself (proof.py). A damaged line is left out and named in `Run.damage`; its question counts as not run. When
+the run is opened for writing, damaged lines go to ``<run>.jsonl.damaged`` and the file gets a new chain. A finished run has a
+seal beside it, ``<run>.jsonl.seal``, with its length in bytes and its last proof: what was cut from its end afterwards shows. A
+blob's name is the digest of its bytes and is checked whenever one is read.
 """
 
 from __future__ import annotations
@@ -32,13 +37,24 @@ from typing import IO, TypeAlias, TypeVar
 from harness.artifact import ArtifactRecord
 from harness.costs import CellCost
 from harness.decode import DecodeError, decode
-from harness.errors import BadInput, NewerSchema, OlderSchema, StoreError
-from harness.files import write_atomically
+from harness.errors import BadInput, DamagedBlob, NewerSchema, OlderSchema, StoreError
+from harness.files import draft_file, write_atomically
+from harness.proof import Chain, Damage, Seal, read_seal, seal_path, sealed, stated_proof, unsealed
 from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
 _Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | ArtifactRecord | Record | CellCost | EndRecord
 _T = TypeVar("_T")
+
+_TYPES: Mapping[str, type[_Content]] = {
+    "header": RunHeader,
+    "plan": PlanRecord,
+    "environment": EnvironmentRecord,
+    "artifact": ArtifactRecord,
+    "record": Record,
+    "cost": CellCost,
+    "end": EndRecord,
+}
 
 _BLOB = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{1,8}")
 
@@ -47,11 +63,15 @@ class TornLine(UserWarning):
     """The last line of a run file was cut by a crash; it was set aside and its question will be asked again."""
 
 
+class DamagedLines(UserWarning):
+    """Lines of a run file are not as they were written; they were set aside and their questions will be asked again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
     was installed in environments other than the main one, `artifacts` the bytes that were measured, each by the digest that
-    records carry; `costs` what each invocation did for each cell."""
+    records carry; `costs` what each invocation did for each cell; `damage` what is not as it was written, and was left out."""
 
     path: Path
     header: RunHeader
@@ -61,10 +81,18 @@ class Run:
     environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
     costs: tuple[CellCost, ...] = ()
     artifacts: Mapping[str, ArtifactRecord] = field(default_factory=dict)
+    damage: tuple[Damage, ...] = ()
+
+    @property
+    def damage_in_words(self) -> tuple[str, ...]:
+        """A sentence for each part of the file that is not as it was written."""
+        left_out = "that was left out, and the next run asks it again"
+        return tuple(f"{self.path.name} is damaged: {found}; {left_out}" for found in self.damage)
 
     def blob(self, name: str) -> bytes:
-        """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's."""
-        return blob_path(self.path.parent, name).read_bytes()
+        """Raw samples by name; FileNotFoundError when they are not on disk, StoreError when the name is no blob's,
+        DamagedBlob when they are not what was stored."""
+        return read_blob(self.path.parent, name)
 
 
 def blob_path(folder: Path, name: str) -> Path:
@@ -77,7 +105,7 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
     """Keeps `data` under its SHA-256 and returns the name; writing the same bytes twice costs nothing."""
     name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
     path = blob_path(folder, name)
-    if path.exists():
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return name
     with _explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,84 +113,106 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
     return name
 
 
+def read_blob(folder: Path, name: str) -> bytes:
+    """See `Run.blob`."""
+    data = blob_path(folder, name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
+        raise DamagedBlob(f"{name}: its bytes are not what was stored; measure again with: quant-harness run SUITE")
+    return data
+
+
 def read(path: Path) -> Run:
     """Reads a run file, or the newest run of a results folder. BadInput when there is none, NewerSchema or OlderSchema for a
-    run of another schema."""
+    run of another schema, StoreError when its header or its plan is damaged."""
     path = newest(path) if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"{path}: no such results file; make one with: quant-harness run SUITE")
+    found = _Found()
+    for line in _lines(path):
+        if isinstance(line, Damage):
+            found.damaged(line)
+        elif (cls := _TYPES.get(line.kind)) is not None:
+            found.take(_read(cls, line, path))
+    return found.run(path)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the lines of a file hold, so far."""
+
     header: RunHeader | None = None
-    plan = PlanRecord()
-    records: dict[str, Record] = {}
-    environments: dict[str, EnvironmentRecord] = {}
-    spent: list[CellCost] = []
-    artifacts: dict[str, ArtifactRecord] = {}
-    ended = False
-    for number, line in _lines(path):
-        kind = line.pop("kind", None)
-        if number == 1:
-            if kind != "header":
-                raise BadInput(f"{path}: line 1 is not a run header; is this a file of quant-harness?")
-            _check_schema(path, line)
-            header = _read(RunHeader, line, path, number)
-        elif kind == "plan":
-            plan, ended = _read(PlanRecord, line, path, number), False
-        elif kind == "record":
-            record = _read(Record, line, path, number)
-            records.pop(record.key, None)
-            records[record.key] = record
-        elif kind == "environment":
-            environment = _read(EnvironmentRecord, line, path, number)
-            environments[environment.digest] = environment
-        elif kind == "cost":
-            spent.append(_read(CellCost, line, path, number))
-        elif kind == "artifact":
-            artifact = _read(ArtifactRecord, line, path, number)
-            artifacts[artifact.digest] = artifact
-        elif kind == "end":
-            _read(EndRecord, line, path, number)
-            ended = True
-    if header is None:
-        raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
-    return Run(
-        path=path,
-        header=header,
-        plan=plan,
-        records=tuple(records.values()),
-        ended=ended,
-        environments=environments,
-        costs=tuple(spent),
-        artifacts=artifacts,
-    )
+    plan: PlanRecord | None = None
+    ended: bool = False
+    records: dict[str, Record] = field(default_factory=dict)
+    environments: dict[str, EnvironmentRecord] = field(default_factory=dict)
+    artifacts: dict[str, ArtifactRecord] = field(default_factory=dict)
+    costs: list[CellCost] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
+
+    def take(self, line: _Content) -> None:
+        match line:
+            case RunHeader():
+                self.header = self.header or line
+            case PlanRecord():
+                self.plan, self.ended = line, False
+            case Record():
+                self.records.pop(line.key, None)
+                self.records[line.key] = line
+            case EnvironmentRecord():
+                self.environments[line.digest] = line
+            case ArtifactRecord():
+                self.artifacts[line.digest] = line
+            case CellCost():
+                self.costs.append(line)
+            case EndRecord():
+                self.ended = True
+
+    def damaged(self, damage: Damage) -> None:
+        self.damage.append(damage)
+        if damage.what == "plan":
+            self.plan = None
+
+    def run(self, path: Path) -> Run:
+        if self.header is None:
+            raise BadInput(f"{path}: is empty; run the suite again with: quant-harness run SUITE")
+        if self.plan is None and self.damage:
+            raise StoreError(
+                f"{path}: its plan is damaged ({'; '.join(map(str, self.damage))}), so that what it lacks is not "
+                "known; write the plan anew and measure what is missing with: quant-harness run SUITE"
+            )
+        return Run(
+            path=path,
+            header=self.header,
+            plan=self.plan or PlanRecord(),
+            records=tuple(self.records.values()),
+            ended=self.ended,
+            environments=self.environments,
+            costs=tuple(self.costs),
+            artifacts=self.artifacts,
+            damage=tuple(self.damage),
+        )
 
 
 def read_header(path: Path) -> RunHeader | None:
-    """The first line of a run file without reading the rest; None when it is not one."""
+    """The first line of a run file without reading the rest; None when it is not one, or not whole."""
     with path.open("rb") as file:
         first = file.readline()
-    try:
-        line = json.loads(first)
-    except ValueError:
+    if _kind(first) != "header":
         return None
-    if not isinstance(line, dict) or line.pop("kind", None) != "header":
-        return None
-    _check_schema(path, line)
+    _check_schema(path, first)
+    content = Chain().admit(first)
     try:
-        return decode(RunHeader, line)
-    except DecodeError:
+        return None if content is None else decode(RunHeader, _object(content))
+    except (DecodeError, ValueError):
         return None
 
 
 def costs(path: Path) -> Iterator[CellCost]:
-    """What cells took, from the run file's lines that say so; no other line is parsed. BadInput for one that says it
-    otherwise."""
-    begin = b'{"kind":"cost"'
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if raw.startswith(begin) and raw.endswith(b"\n"):
-                line = json.loads(raw)
-                del line["kind"]
-                yield _read(CellCost, line, path, number)
+    """What cells took, from the run file's lines that say so and are whole; no other line is parsed. BadInput for one that
+    says it otherwise."""
+    for line in _lines(path):
+        if not isinstance(line, Damage) and line.kind == "cost":
+            yield _read(CellCost, line, path)
 
 
 def newest(folder: Path) -> Path:
@@ -174,22 +224,32 @@ def newest(folder: Path) -> Path:
 
 
 class Writer:
-    """The single writer of one run file. Opening repairs a torn last line; a second writer at once is refused."""
+    """The single writer of one run file. Opening sets aside what is torn or damaged; a second writer at once is refused."""
 
     def __init__(self, path: Path, header: RunHeader) -> None:
         self.path = path
         self.folder = path.parent
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise StoreError(f"{path}: another quant-harness is writing this run; wait for it or stop it first") from None
+        self._file = self._opened()
         _set_torn_line_aside(self._file, path)
-        if self._file.seek(0, os.SEEK_END) == 0:
+        if _set_damage_aside(path):
+            self._file.close()
+            self._file = self._opened()
+        self._proof = _last_proof(path)
+        if not self._proof:
             self._append("header", header)
+
+    def _opened(self) -> IO[bytes]:
+        """The file, unbuffered: what could not be written is not tried again when it is closed. Locked until then."""
+        with _explained(self.folder):
+            file = self.path.open("ab+", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise StoreError(f"{self.path}: another quant-harness is writing this run; wait for it or stop it first") from None
+        return file
 
     def plan(self, plan: PlanRecord) -> None:
         self._append("plan", plan)
@@ -207,7 +267,11 @@ class Writer:
         self._append("cost", cost)
 
     def end(self, end: EndRecord) -> None:
+        """Says that everything planned has an outcome, and seals the file."""
         self._append("end", end)
+        seal = Seal(size=self._file.seek(0, os.SEEK_END), proof=self._proof)
+        with _explained(self.folder):
+            write_atomically(seal_path(self.path), json.dumps(to_json(seal)) + "\n", lasting=True)
 
     def blob(self, data: bytes, extension: str) -> str:
         return add_blob(self.folder, data, extension)
@@ -222,49 +286,109 @@ class Writer:
         self.close()
 
     def _append(self, kind: str, line: _Content) -> None:
-        data = line_of(kind, line)
+        data = sealed(content_of(kind, line), self._proof)
         with _explained(self.path):
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            seal_path(self.path).unlink(missing_ok=True)  # it is not finished any more
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                written = self._file.write(data)
+                while written < len(data):
+                    written += self._file.write(data[written:])
+                os.fsync(self._file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(end)
+                raise
+        self._proof = stated_proof(data) or ""
 
 
-def line_of(kind: str, line: _Content) -> bytes:
-    """A line of a run file, its end included."""
+def content_of(kind: str, line: _Content) -> bytes:
+    """A line of a run file without its proof."""
     text = json.dumps({"kind": kind, **to_json(line)}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode() + b"\n"
+    return text.encode()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, _Line]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """A line that is whole, without its proof."""
+
+    number: int
+    kind: str
+    content: bytes
+
+
+def _lines(path: Path) -> Iterator[Damage | _Whole]:
+    """What a run file holds, line by line. BadInput, NewerSchema, OlderSchema or StoreError for a first line that is no
+    header or cannot be read; TornLine as a warning for a last line that was cut, unless the file was finished: then it is
+    damage."""
+    chain, number, size, torn = Chain(), 0, 0, False
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                if raw.endswith(b"\n"):
-                    raise BadInput(
-                        f"{path}, line {number}: not valid JSON, so the file was edited or damaged; remove that line to go on"
-                    ) from None
-                warnings.warn(f"{path}, line {number}: cut by a crash, ignored", TornLine, stacklevel=3)
-                return
-            if not isinstance(line, dict):
-                raise BadInput(f"{path}, line {number}: not an object; is this a file of quant-harness?")
-            yield number, line
+            size += len(raw)
+            kind = _kind(raw)
+            if number == 1:
+                if kind != "header":
+                    raise BadInput(f"{path}: line 1 is not a run header; is this a file of quant-harness?")
+                _check_schema(path, raw)
+            content = chain.admit(raw)
+            if content is not None:
+                yield _Whole(number=number, kind=kind, content=content)
+            elif number == 1:
+                raise StoreError(
+                    f"{path}: its first line, which says what was measured where, is not as it was written, so that no "
+                    "line below can be trusted; measure again with: quant-harness run SUITE --fresh"
+                )
+            elif raw.endswith(b"\n"):
+                why = "not as it was written, or not where it was written"
+                yield Damage(line=number, what=kind, why=why)
+            else:
+                torn = True
+    seal = read_seal(path)
+    if isinstance(seal, Damage):
+        yield seal
+    elif seal is not None and chain.stated != seal.proof:
+        yield Damage(
+            line=None,
+            what="end",
+            why=f"it ends otherwise than when it was finished ({size:,} bytes now, {seal.size:,} then)",
+        )
+    elif torn:
+        warnings.warn(f"{path}, line {number}: cut by a crash, ignored", TornLine, stacklevel=3)
 
 
-def _read(cls: type[_T], line: _Line, path: Path, number: int) -> _T:
+_KIND = re.compile(rb'\{"kind":"([a-z]{1,20})"')
+
+
+def _kind(raw: bytes) -> str:
+    """What kind of line it says that it is; empty where it does not say."""
+    found = _KIND.match(raw)
+    return "" if found is None else found[1].decode()
+
+
+def _object(content: bytes) -> _Line:
+    line = json.loads(content)
+    if not isinstance(line, dict):
+        raise ValueError("not an object")
+    line.pop("kind", None)
+    return line
+
+
+def _read(cls: type[_T], line: _Whole, path: Path) -> _T:
     try:
-        return decode(cls, line)
-    except DecodeError as error:
+        return decode(cls, _object(line.content))
+    except (DecodeError, ValueError) as error:  # it proves itself, so it was written so
         raise BadInput(
-            f"{path}, line {number}: not what results schema {SCHEMA} says ({error}); it was edited, or another version wrote "
-            "it: measure anew with: quant-harness run SUITE --fresh"
+            f"{path}, line {line.number}: not what results schema {SCHEMA} says ({error}); another version wrote it: measure "
+            "anew with: quant-harness run SUITE --fresh"
         ) from None
 
 
-def _check_schema(path: Path, header: _Line) -> None:
-    schema = header.get("schema")
-    if not isinstance(schema, int):
+def _check_schema(path: Path, header: bytes) -> None:
+    try:
+        schema = _object(header).get("schema")
+    except ValueError:
+        schema = None
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise BadInput(f"{path}: its header names no schema; is this a file of quant-harness?")
     if schema > SCHEMA:
         raise NewerSchema(
@@ -300,6 +424,39 @@ def _set_torn_line_aside(file: IO[bytes], path: Path) -> None:
         aside.write(torn + b"\n")
     file.truncate(end)
     warnings.warn(f"{path}: its last line was cut by a crash; set aside in {path.name}.torn", TornLine, stacklevel=3)
+
+
+def _set_damage_aside(path: Path) -> bool:
+    """Moves damaged lines into `<run>.jsonl.damaged` and writes the others with a new chain; whether there were any. A seal that
+    does not fit goes, too."""
+    if path.stat().st_size == 0:
+        return False
+    damage = [found for found in _lines(path) if isinstance(found, Damage)]
+    if not damage:
+        return False
+    numbers = {found.line for found in damage}
+    proof = ""
+    with _explained(path), draft_file(path, lasting=True) as draft, draft.open("wb") as kept, path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number in numbers:
+                with path.with_name(path.name + ".damaged").open("ab") as aside:
+                    aside.write(raw)
+            else:
+                line = sealed(unsealed(raw), proof)
+                proof = stated_proof(line) or ""
+                kept.write(line)
+        kept.flush()
+    seal_path(path).unlink(missing_ok=True)
+    said = "; ".join(map(str, damage[:5])) + ("; ..." if len(damage) > 5 else "")
+    warnings.warn(f"{path}: {said}; set aside in {path.name}.damaged, and asked again", DamagedLines, stacklevel=4)
+    return True
+
+
+def _last_proof(path: Path) -> str:
+    """The proof that the last line states; empty for an empty file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        return stated_proof(file.read()) or ""
 
 
 @contextlib.contextmanager

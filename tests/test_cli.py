@@ -97,7 +97,7 @@ def test_an_unwritable_results_folder_is_answered_before_anything_runs(write_sui
 @pytest.mark.parametrize(("schema", "advice"), [(99, "pip install --upgrade"), (1, "measure again with")])
 def test_results_of_another_schema_are_refused_with_advice_and_left_untouched(finished: Path, schema: int, advice: str) -> None:
     path = store.newest(finished)
-    other = path.read_text().replace('"schema":2', f'"schema":{schema}', 1)
+    other = path.read_text().replace('"schema":3', f'"schema":{schema}', 1)
     path.write_text(other)
     verbs: list[list[str | Path]] = [["results", finished], ["report", finished, "-o", finished / "x.html"]]
     for verb in verbs:
@@ -111,22 +111,40 @@ def test_beside_a_run_of_an_older_schema_a_new_one_begins(write_suite: WriteSuit
     suite, results = write_suite("{bits: 4}"), tmp_path / "results"
     assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
     (old,) = (results / "scripted").glob("*.jsonl")
-    old.write_text(old.read_text().replace('"schema":2', '"schema":1'))
+    old.write_text(old.read_text().replace('"schema":3', '"schema":1'))
     assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
     assert len(list((results / "scripted").glob("*.jsonl"))) == 2
 
 
-def test_a_damaged_line_is_named(finished: Path) -> None:
+def test_a_damaged_line_is_named_and_left_out(finished: Path) -> None:
     path = store.newest(finished)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], "{broken\n", *lines[3:]]))
     done = call("results", finished)
+    assert done.returncode == 0
+    assert f"{path.name} is damaged: line 4: not as it was written" in done.stderr
+    assert "line 5" not in done.stderr
+    verified = call("verify", finished)
+    assert verified.returncode == 1
+    assert f"damaged  {path}" in verified.stdout
+    assert "line 4: not as it was written" in verified.stdout
+
+
+def test_results_that_are_whole_are_verified(finished: Path) -> None:
+    done = call("verify", finished)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"whole    {store.newest(finished)}: 12 outcomes")
+    assert done.stdout.rstrip().endswith("finished")
+
+
+def test_a_folder_without_results_cannot_be_verified(tmp_path: Path) -> None:
+    done = call("verify", tmp_path)
     assert done.returncode == 2
-    assert f"{path}, line 4: not valid JSON" in done.stderr
+    assert "quant-harness run SUITE" in done.stderr
 
 
 def test_help_shows_examples() -> None:
-    for verb in ("run", "plan", "report", "results", "methods"):
+    for verb in ("run", "plan", "report", "results", "verify", "methods"):
         done = call(verb, "--help")
         assert done.returncode == 0
         assert f"quant-harness {verb}" in done.stdout, verb

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import store
+from harness import proof, store
 from harness.child import events
 from harness.child.job import (
     Baseline,
@@ -188,7 +188,9 @@ def test_a_line_of_a_run_file_that_differs_is_refused_with_its_number_and_place(
         writer.record(RECORD)
     run = store.read(path)
     assert (run.header.context, run.records) == (context, (RECORD,))
-    path.write_text(path.read_text().replace('"bits":4.0', '"bits":"four"'))
+    header, record = path.read_bytes().splitlines(keepends=True)
+    content = proof.unsealed(record).replace(b'"bits":4.0', b'"bits":"four"')
+    path.write_bytes(header + proof.sealed(content, proof.stated_proof(header) or ""))
     with pytest.raises(BadInput, match=r"run.jsonl, line 2: .*origin\.scheme\.bits: expected a number, not 'four'.*--fresh"):
         store.read(path)
 

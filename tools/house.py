@@ -30,7 +30,9 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
-    Layer(rooms=("cli_export",), why="the verb `export`, which says what it does as `env` and `run` do"),
+    Layer(
+        rooms=("cli_export", "cli_verify"), why="the verbs `export` and `verify`, which say what they do as `env` and `run` do"
+    ),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),
         why="the verbs `env` and `recommend` and the progress of `run`, which the command line takes in",
@@ -54,8 +56,8 @@ LAYERS = (
         why="they know neither models nor methods",
     ),
     Layer(
-        rooms=("artifact", "costs", "decode", "errors", "files"),
-        why="what most rooms share: artifacts, costs, types, messages, whole files",
+        rooms=("artifact", "costs", "decode", "errors", "files", "proof"),
+        why="what most rooms share: artifacts, costs, types, messages, whole files and lines",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness import stats
 from harness.decide import Kind
-from harness.errors import HarnessError
+from harness.errors import DamagedBlob, HarnessError
 from harness.frontier import DRAWS, Floats
 from harness.report.cells import BASELINE, NOT_RUN, OK, CellView, Outcome, Value, column_key
 from harness.report.losses import FamilyLosses
@@ -60,6 +60,9 @@ class Derivation:
             raise Absent("no raw samples were kept with this answer")
         try:
             return self.blob(name)
+        except DamagedBlob:
+            self.missing.add(f"{cell.cell.name}, {outcome.question.probe} {outcome.question.subject}".strip())
+            raise Absent("its raw samples are damaged, so that nothing can be paired; the next run asks again") from None
         except (OSError, HarnessError):
             self.missing.add(f"{cell.cell.name}, {outcome.question.probe} {outcome.question.subject}".strip())
             raise Absent("its raw samples are not on disk any more, so that nothing can be paired") from None

@@ -153,9 +153,9 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
         weights=run.plan.weights,
         source_grids=run.plan.source_grids,
         calibrated_on=run.plan.calibrated_on,
-        notes=run.plan.notes,
         costs=tuple(sorted(run.costs, key=lambda c: (c.started_at, c.cell.name))),
         blob=run.blob,
+        notes=(*run.plan.notes, *run.damage_in_words),
     )
 
 

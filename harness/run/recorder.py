@@ -13,7 +13,7 @@ from harness.child import job as jobs
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome
 from harness.costs import CellCost
-from harness.errors import OlderSchema
+from harness.errors import OlderSchema, StoreError
 from harness.files import Hashes
 from harness.measure import machine
 from harness.methods import METHODS
@@ -76,7 +76,7 @@ class Recorder:
         self._ended = before.ended
         self._listed.update(before.environments)
         self._listed_artifacts.update(before.artifacts)
-        self.stored = {r.key: r for r in before.records}
+        self.stored = {r.key: r for r in before.records if self._has_its_samples(r)}
 
     def unanswered(self, planned: PlannedCell, *, retry_failed: bool) -> list[Question]:
         """The cell's questions that are still to be asked; with `retry_failed` those that failed, too."""
@@ -175,6 +175,18 @@ class Recorder:
             return replace(measurement, blob=names[measurement.blob])
 
         return replace(answer, measurements=tuple(kept(m) for m in answer.measurements))
+
+    def _has_its_samples(self, record: Record) -> bool:
+        """Whether the raw samples of an answer lie there as they were stored; without them it is asked again."""
+        names = () if record.answer is None else dict.fromkeys(m.blob for m in record.answer.measurements if m.blob is not None)
+        for name in names:
+            try:
+                store.read_blob(self._writer.folder, name)
+            except (OSError, StoreError) as error:
+                why = "not there any more" if isinstance(error, FileNotFoundError) else "damaged"
+                self._observer.note(f"{record.cell.name}, {record.question.probe}: its raw samples are {why}; asked again")
+                return False
+        return True
 
     def _same_packages(self, record: Record) -> bool:
         """Whether the record's environment, if there is one now, holds what it held then: one that was removed and built anew may
