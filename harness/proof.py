@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def sealed(content: bytes, before: str) -> bytes:
     if not content.endswith(b"}") or len(content) < 4 or b"\n" in content:
         raise ValueError("only one line that is a JSON object can be sealed")
     return content[:-1] + f',"proof":"{_proof(content[:-1], before)}"}}\n'.encode()
+
+
+def chained(contents: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a file of its own, from JSON objects."""
+    before = ""
+    for content in contents:
+        line = sealed(content, before)
+        before = stated_proof(line) or ""
+        yield line
 
 
 def unsealed(line: bytes) -> bytes:

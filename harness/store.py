@@ -29,7 +29,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
@@ -39,7 +39,7 @@ from harness.costs import CellCost
 from harness.decode import DecodeError, decode
 from harness.errors import BadInput, DamagedBlob, NewerSchema, OlderSchema, StoreError
 from harness.files import draft_file, write_atomically
-from harness.proof import Chain, Damage, Seal, read_seal, seal_path, sealed, stated_proof, unsealed
+from harness.proof import Chain, Damage, Seal, chained, read_seal, seal_path, sealed, stated_proof, unsealed
 from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
@@ -435,21 +435,28 @@ def _set_damage_aside(path: Path) -> bool:
     if not damage:
         return False
     numbers = {found.line for found in damage}
-    proof = ""
-    with _explained(path), draft_file(path, lasting=True) as draft, draft.open("wb") as kept, path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number in numbers:
-                with path.with_name(path.name + ".damaged").open("ab") as aside:
-                    aside.write(raw)
-            else:
-                line = sealed(unsealed(raw), proof)
-                proof = stated_proof(line) or ""
-                kept.write(line)
-        kept.flush()
+    place = path.with_name(path.name + ".damaged")
+    with (
+        _explained(path),
+        draft_file(path, lasting=True) as draft,
+        draft.open("wb") as kept,
+        path.open("rb") as file,
+        place.open("ab") as aside,
+    ):
+        kept.writelines(chained(_sifted(file, numbers, aside)))
     seal_path(path).unlink(missing_ok=True)
     said = "; ".join(map(str, damage[:5])) + ("; ..." if len(damage) > 5 else "")
     warnings.warn(f"{path}: {said}; set aside in {path.name}.damaged, and asked again", DamagedLines, stacklevel=4)
     return True
+
+
+def _sifted(lines: Iterable[bytes], damaged: Collection[int | None], aside: IO[bytes]) -> Iterator[bytes]:
+    """The lines without their proofs, but for those of these numbers, which are written to `aside`."""
+    for number, line in enumerate(lines, start=1):
+        if number in damaged:
+            aside.write(line)
+        else:
+            yield unsealed(line)
 
 
 def _last_proof(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import proof, store
 from harness.costs import CellCost, CellForecast, Expected, PieceCost, Source
 from harness.forecast import words
 from harness.forecast.estimate import MANY, Forecast, forecast
@@ -359,11 +359,10 @@ def test_what_another_machine_device_or_number_of_threads_took_says_nothing(tmp_
 
 def test_no_line_but_those_of_costs_is_parsed_and_a_bad_one_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a" / "1.jsonl", header(), cost(cell(), took(cell(), PERPLEXITY, 6.0, 5.0)))
-    with path.open("ab") as file:
-        file.write(b'{"kind":"record", this is not JSON}\n')
+    lines = [proof.unsealed(line) for line in path.read_bytes().splitlines(keepends=True)]
+    path.write_bytes(b"".join(proof.chained([*lines, b'{"kind":"record", this is not JSON}'])))
     assert read(tmp_path, HERE).runs == 1
-    with path.open("ab") as file:
-        file.write(b'{"kind":"cost","seconds":"long"}\n')
+    path.write_bytes(b"".join(proof.chained([*lines, b'{"kind":"cost","seconds":"long"}'])))
     known = read(tmp_path, HERE)
     assert known.runs == 0
     assert [line.split(":")[0] for line in known.unread] == ["1.jsonl"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import proof, store
 from harness.metrics import METRICS
 from harness.report.view import view
 from tests.envs.conftest import Installer
@@ -130,11 +130,12 @@ def told(suite: Path, tmp_path: Path, installer: Installer) -> Callable[[object]
     install(tmp_path / "site", "1.0", wheels=3)
     assert call(tmp_path / "site", "run", suite, cwd=tmp_path).returncode == 0
     path = store.newest(tmp_path / "results" / "scripted")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(proof.unsealed(line)) for line in path.read_bytes().splitlines(keepends=True)]
 
     def write(probes: object) -> Path:
         changed = [{**line, "probes": probes} if line["kind"] == "plan" else line for line in lines]
-        path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        path.write_bytes(b"".join(proof.chained(json.dumps(line, separators=(",", ":")).encode() for line in changed)))
+        proof.seal_path(path).unlink(missing_ok=True)
         return path
 
     return write
