@@ -106,12 +106,7 @@ def _judge(cell: Data, limits: Data) -> Data:
         elif value > allowed:
             add(what, "over", allowed, value)
     if limits["max_loss"] is not None and not cell["baseline"]:
-        if loss["value"] is None:
-            add("loss", "missing", limits["max_loss"], None, loss["reason"])
-        elif high is None:
-            add("loss", "missing", limits["max_loss"], None, f"{loss['n']} {loss['unit']} are too few for a limit")
-        elif high >= limits["max_loss"]:
-            add("loss", "not shown", limits["max_loss"], high)
+        wrong += _loss_wrong(loss, high, limits["max_loss"])
     hidden = cell["simulated"]
     return {
         "id": cell["id"],
@@ -128,6 +123,15 @@ def _judge(cell: Data, limits: Data) -> Data:
         "loss_high": high,
         "obstacles": wrong,
     }
+
+
+def _loss_wrong(loss: Data, high: float | None, allowed: float) -> list[Data]:
+    told = {"limit": "loss", "state": "missing", "allowed": allowed, "needed": None, "reason": ""}
+    if loss["value"] is None:
+        return [{**told, "reason": loss["reason"]}]
+    if high is None:
+        return [{**told, "reason": f"{loss['n']} {loss['unit']} are too few for a limit"}]
+    return [] if high < allowed else [{**told, "state": "not shown", "needed": high}]
 
 
 # ---- the order
