@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_not_within_a_limit_and_says_why() -> None:
         "c": "Its loss is not known (not measured).",
         "d": "Its memory is not known (oom).",
     }
-    assert made.changes == made.settle == ()
+    assert (made.changes, made.settle) == ((), ())
 
 
 def test_a_cell_without_a_size_can_be_picked_where_size_is_not_limited_but_comes_last() -> None:
