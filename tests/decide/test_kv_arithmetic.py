@@ -11,9 +11,9 @@ import pytest
 
 from harness import store
 from harness.decide import Candidate, memory_at
-from harness.formats.cache_shape import CacheShape, cache_shape
+from harness.formats.cache_shape import cache_shape
 from harness.measure import memory_phases
-from harness.metrics.memory import KV_CACHE
+from harness.metrics.memory import KV_CACHE, CacheShape
 from harness.report.candidates import candidates
 from harness.report.view import view
 
