@@ -173,20 +173,6 @@ PURE = ("report", "frontier", "gate", "publish")
 
 BELOW_PURE = {*PURE, "harness", "decide", "store", "stats", "metrics", "artifact", "costs", "decode", "errors", "files", "spec"}
 BELOW_PURE |= {"version"}
-    *PURE,
-    "harness",
-    "decide",
-    "store",
-    "stats",
-    "metrics",
-    "artifact",
-    "costs",
-    "decode",
-    "errors",
-    "files",
-    "spec",
-    "version",
-}
 
 
 def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_function() -> None:
