@@ -53,8 +53,13 @@ def test_memory_derived_from_one_context_is_what_is_measured_at_another(tmp_path
         assert sum(part.bytes_per_token for part in one.memory.cache) * context == other_cache  # to the byte
         derived, is_derived, _ = memory_at(one, context, 1)
         assert is_derived
-        # What else the two processes hold differs by some hundred kB, of about 14 MB.
-        assert derived == pytest.approx(other.memory.measured, rel=0.05)
+        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave: 1.4 MB here,
+        # of about 18, which no arithmetic of the shape can know.
+        assert derived is not None
+        assert one.memory.measured is not None
+        assert other.memory.measured is not None
+        assert derived == pytest.approx(other.memory.measured, rel=0.15)
+        assert abs(derived - other.memory.measured) < 0.7 * abs(one.memory.measured - other.memory.measured)
 
 
 def test_a_configuration_says_how_many_numbers_a_token_takes() -> None:
