@@ -11,7 +11,7 @@ from harness.metrics.divergence import BUCKETS, bucket
 from harness.report.cells import OK, CellView, Outcome
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show
-from harness.report.pieces import array, by_model, cells_of, fold, head_of, numeric, square, subjects, table, value_of
+from harness.report.pieces import Floats, array, by_model, cells_of, fold, head_of, numeric, square, subjects, table, value_of
 from harness.report.section import Section
 from harness.report.svg import MOST_ROWS, Dot, Line, Row, chart, key, short, span, steps
 from harness.report.view import View
@@ -116,7 +116,7 @@ def _asked(cell: CellView, subject: str) -> Outcome | None:
     )
 
 
-def _counts(samples: np.ndarray) -> list[float]:
+def _counts(samples: Floats) -> list[float]:
     """Share of the tokens in each bin of log10 of the divergence."""
     finite = samples[np.isfinite(samples)]
     if not finite.size:
@@ -131,7 +131,8 @@ def _histograms(view: View, model: str, cells: Sequence[CellView], subject: str)
     asked = None if base is None else _asked(base, subject)
     noise = None if asked is None else array(view, asked, "kl_floor")
     floor = [] if noise is None else _counts(noise)
-    drawn, rows = [], []
+    drawn: list[Markup] = []
+    rows = []
     for cell in cells:
         outcome = _asked(cell, subject)
         samples = None if outcome is None else array(view, outcome, "kl_mean")
