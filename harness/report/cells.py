@@ -72,8 +72,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellView:
-    """One planned cell with its values by column key. `series` is what makes one line of a chart by bits: a method with its options
-    and a way of running, whatever the bits."""
+    """One planned cell with its values by column key. `series` is what makes one line of a chart by bits: a method with its
+    options and a way of running, whatever the bits."""
 
     id: str
     cell: Cell
