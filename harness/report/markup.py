@@ -68,7 +68,7 @@ _ESCAPED = re.compile(rf"(?<!\\)((?:\\\\)*)\\u({'|'.join(f'{code:04x}' for code 
 
 def data_block(identifier: str, value: object) -> Markup:
     """Plain data and dataclasses as JSON in an inert block, packed; marks of direction are replaced as in `text`. `<`, `>`, `&`
-    and line separators are escaped in it, so that it is harmless unpacked as well. ValueError on numbers that JSON does not have."""
+    and line separators are escaped in it: unpacked it is harmless as well. ValueError on numbers that JSON does not have."""
     body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_fields)
     body = _ESCAPED.sub(lambda found: f"{found[1]}{DIRECTIONS[int(found[2], 16)]}", body) if _ESCAPED.search(body) else body
     body = body.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -83,7 +83,8 @@ def enter(page: browser.Page, **values: str | float) -> None:
     """Types into boxes and chooses in menus, as a reader does."""
     for name, value in values.items():
         page.evaluate(
-            f"(() => {{ const n = document.getElementById({json.dumps(name.replace('_', '-'))}); n.value = {json.dumps(str(value))};"
+            f"(() => {{ const n = document.getElementById({json.dumps(name.replace('_', '-'))});"
+            f" n.value = {json.dumps(str(value))};"
             " n.dispatchEvent(new Event('input', {bubbles: true})); n.dispatchEvent(new Event('change', {bubbles: true})); })()"
         )
 
@@ -373,7 +374,8 @@ def test_axe_finds_nothing_serious(tab: browser.Page, html_file: Path, width: in
     tab.evaluate("document.querySelector('#decision .cell-button').click()")
     tab.evaluate((resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8") + "; 0")
     found = tab.evaluate(
-        "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact))"
+        "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
+        ".filter(v => ['serious', 'critical'].includes(v.impact))"
         ".map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)]))"
     )
     assert found == []
