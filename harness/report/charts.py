@@ -32,8 +32,8 @@ NEAR_CEILING = 0.9
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartColumn:
     """A column of the table. `factor`: stored values times this are in `unit`. `scale`: how a chart draws it: linear, log, or
-    error (by the distance from 100 %, logarithmic). `floor`: the baseline's noise floor by model, in the same unit; empty where none
-    was measured. `metric`: its name; `group`: its probe's."""
+    error (by the distance from 100 %, logarithmic). `floor`: the baseline's noise floor by model, in the same unit; empty where
+    none was measured. `metric`: its name; `group`: its probe's."""
 
     key: str
     metric: str

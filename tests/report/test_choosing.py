@@ -134,6 +134,7 @@ def test_each_control_changes_the_answer_to_what_python_computes(page: browser.P
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_left_out_methods_and_bits_are_not_recommended_and_not_drawn(page: browser.Page, shown: View, offered: Offer) -> None:
     leave_out(page, "method", "gptq")
     leave_out(page, "bits", "8")
@@ -146,6 +147,7 @@ def test_left_out_methods_and_bits_are_not_recommended_and_not_drawn(page: brows
     assert not left & set(drawn)
 
 
+@pytest.mark.slow
 def test_the_script_finds_the_standings_that_python_finds_on_any_axes_and_of_any_selection(
     page: browser.Page, shown: View
 ) -> None:
@@ -166,6 +168,7 @@ def test_the_script_finds_the_standings_that_python_finds_on_any_axes_and_of_any
 # ---------------------------------------------------------------------- words that stand under the rows
 
 
+@pytest.mark.slow
 def test_what_is_said_of_the_rows_is_true_of_those_that_stand_there(page: browser.Page) -> None:
     assert "cheaper one on the frontier" in page.evaluate(NOTE) or "better than the next" in page.evaluate(NOTE)
     pick = page.evaluate("document.querySelector('#answer .pick').textContent")
@@ -187,6 +190,7 @@ def test_what_is_said_of_the_rows_is_true_of_those_that_stand_there(page: browse
 WORDS = "[...document.querySelectorAll('#decision td.words')].map(n => n.textContent)"
 
 
+@pytest.mark.slow
 def test_cells_far_below_what_is_allowed_are_folded_away_with_their_count(page: browser.Page) -> None:
     fold = page.evaluate("document.querySelector('#decision-more summary').textContent")
     count = int(fold.split()[0])
@@ -203,6 +207,7 @@ def test_cells_far_below_what_is_allowed_are_folded_away_with_their_count(page: 
 # ---------------------------------------------------------------------- the address
 
 
+@pytest.mark.slow
 def test_a_link_shows_what_its_sender_saw(tab: browser.Page, html_file: Path) -> None:
     tab.open(html_file)
     enter(tab, max_loss=2.5, confidence=0.9, max_memory=0.05, context=2048, prefer="speed")
@@ -296,6 +301,7 @@ def test_the_keyboard_walks_the_points_and_each_is_said(page: browser.Page) -> N
         assert command in text
 
 
+@pytest.mark.slow
 def test_charts_and_tables_are_one_stop_each_for_the_tab_key(page: browser.Page) -> None:
     stops = (
         "(root => [...root.querySelectorAll('a, button, input, select, summary, [tabindex]')]"
@@ -312,6 +318,7 @@ def test_charts_and_tables_are_one_stop_each_for_the_tab_key(page: browser.Page)
     assert page.evaluate("document.querySelectorAll('#cells th[aria-sort]').length") <= 1
 
 
+@pytest.mark.slow
 def test_a_point_tells_about_itself_under_the_mouse_and_all_when_it_is_clicked(page: browser.Page) -> None:
     page.evaluate("document.getElementById('pareto-plot').scrollIntoView({block: 'center', behavior: 'instant'})")
     x, y = page.evaluate(
@@ -326,6 +333,7 @@ def test_a_point_tells_about_itself_under_the_mouse_and_all_when_it_is_clicked(p
     page.wait("!document.getElementById('panel').hidden", seconds=10)
 
 
+@pytest.mark.slow
 def test_a_finger_on_the_chart_scrolls_the_page(tab: browser.Page, html_file: Path) -> None:
     tab.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=1)
     try:
@@ -345,6 +353,7 @@ def test_a_finger_on_the_chart_scrolls_the_page(tab: browser.Page, html_file: Pa
 # ---------------------------------------------------------------------- eyes: narrow, dark, on paper, read aloud
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1400])
 def test_no_column_is_cut_and_a_phone_has_the_answer_on_its_first_screen(tab: browser.Page, html_file: Path, width: int) -> None:
     tab.open(html_file, width=width, height=740)
@@ -357,6 +366,7 @@ def test_no_column_is_cut_and_a_phone_has_the_answer_on_its_first_screen(tab: br
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_stands_out_from_what_is_behind_it(tab: browser.Page, html_file: Path, dark: bool) -> None:
     tab.open(html_file, dark=dark)
@@ -367,6 +377,7 @@ def test_every_text_stands_out_from_what_is_behind_it(tab: browser.Page, html_fi
     assert bad == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("axe_core_python") is None, reason='axe is not installed: pip install -e ".[dev]"')
 @pytest.mark.parametrize(("width", "dark"), [(1400, False), (360, True)])
 def test_axe_finds_nothing_serious(tab: browser.Page, html_file: Path, width: int, dark: bool) -> None:
@@ -381,6 +392,7 @@ def test_axe_finds_nothing_serious(tab: browser.Page, html_file: Path, width: in
     assert found == []
 
 
+@pytest.mark.slow
 def test_on_paper_there_are_the_answer_the_chart_and_whole_tables(tab: browser.Page, html_file: Path) -> None:
     tab.open(html_file, width=794, height=1123, dark=True)
     tab.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
@@ -400,6 +412,7 @@ def test_on_paper_there_are_the_answer_the_chart_and_whole_tables(tab: browser.P
 # ---------------------------------------------------------------------- several models
 
 
+@pytest.mark.slow
 def test_several_models_are_answered_each_and_drawn_side_by_side(tab: browser.Page, tmp_path: Path) -> None:
     two = view(store.read(synthetic.write(tmp_path, models=("one", "two"), small=True)))
     path = tmp_path / "two.html"
