@@ -91,7 +91,7 @@ def _spread(view: View, cells: Sequence[CellView]) -> Markup:
     rows = []
     for cell in cells:
         for place, (bits, layers, parameters) in enumerate(_parts(cell)):
-            head = head_of(view, cell) if place == 0 else el("th", cell.label, scope="row", cls="muted")
+            head = head_of(cell) if place == 0 else el("th", cell.label, scope="row", cls="muted")
             numbers = (f"{bits:g}", f"{layers:,}", f"{parameters:,}")
             rows.append(el("tr", head, *(el("td", n, cls="num") for n in numbers)))
     columns = ["Cell", numeric("Stored", "bits/weight"), numeric("Layers"), numeric("Parameters")]

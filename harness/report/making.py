@@ -69,7 +69,7 @@ def _table(view: View, cells: Sequence[CellView]) -> Markup:
             "–" if peak is None else show(peak[0].value, "B", how),
             f"{tokens:,}" if isinstance(tokens, int) and tokens else "–",
         )
-        rows.append(el("tr", head_of(view, cell), *(el("td", text, cls="num") for text in squares)))
+        rows.append(el("tr", head_of(cell), *(el("td", text, cls="num") for text in squares)))
     columns = ["Cell", numeric("Time"), numeric("Peak memory", how.label), numeric("Calibration tokens")]
     return table("What quantizing cost", columns, rows)
 
@@ -126,6 +126,4 @@ def _costs(view: View, cell: CellView, cost: CellCost) -> Markup:
     most = sorted(spent.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
     said = ", ".join(f"{what} {duration(seconds)}" for what, seconds in most)
     took = duration(cost.seconds) + ("" if cost.whole else " (a part)")
-    return el(
-        "tr", head_of(view, cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why")
-    )
+    return el("tr", head_of(cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why"))

@@ -134,7 +134,7 @@ def _table(view: View, cells: Sequence[CellView], shape: Shape) -> Markup:
             value = known[0]
             between = show_interval(value.low, value.high, unit, how, value=value.value)
             squares.append(el("td", show(value.value, unit, how), el("small", between) if between else None, cls="num"))
-        rows.append(el("tr", head_of(view, cell), *squares))
+        rows.append(el("tr", head_of(cell), *squares))
     return table(f"Latency at {shape.subject}", ["Cell", *heads], rows)
 
 

@@ -92,7 +92,8 @@ def test_every_planned_cell_and_unsupported_square_is_on_the_page(parsed: Parsed
 
 def test_all_sections_are_there_and_linked(parsed: Parsed) -> None:
     ids = {attributes["id"] for tag, attributes in parsed.tags if tag == "section"}
-    assert ids == {"summary", "pareto", "table", "tasks", "ladder", "failures", "glossary", "provenance"}
+    first, below = {"summary", "pareto", "table", "tasks", "ladder"}, {"divergence", "memory", "latency", "examples", "making"}
+    assert ids == first | below | {"failures", "notes", "glossary", "provenance"}
     links = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
     assert {f"#{i}" for i in ids} <= links
     every = [attributes["id"] for tag, attributes in parsed.tags if "id" in attributes]
@@ -149,12 +150,13 @@ def test_the_policy_allows_exactly_the_scripts_of_the_page(parsed: Parsed) -> No
     data, *scripts = parsed.scripts
     json.loads(data)
     digests = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts]
-    assert len(digests) == 2
+    assert len(digests) == 3
     assert f"script-src {' '.join(digests)};" in policy
 
 
-def test_the_style_sheet_asks_for_nothing() -> None:
-    style = (Path(sys.modules["harness.report"].__path__[0]) / "assets" / "report.css").read_text()
+@pytest.mark.parametrize("name", ["report.css", "sections.css"])
+def test_the_style_sheet_asks_for_nothing(name: str) -> None:
+    style = (Path(sys.modules["harness.report"].__path__[0]) / "assets" / name).read_text()
     assert "url(" not in style
     assert "@import" not in style
 
@@ -178,7 +180,7 @@ def test_hostile_names_reasons_and_logs_are_text_and_never_markup(tmp_path: Path
     header = dataclasses.replace(run.header, run=HOSTILE, started_at=HOSTILE, context=context)
     hostile = dataclasses.replace(run, header=header, plan=plan)
     found = Parsed(render(hostile))
-    assert len(found.scripts) == 3
+    assert len(found.scripts) == 4
     assert "<script>alert(1)</script>" in found.text.replace("\ufffd", "")
     assert not [tag for tag, _ in found.tags if tag == "img"]
     assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
