@@ -95,7 +95,7 @@ def _took(view: View, model: str) -> Markup | None:
         return None
     drawn = chart("Forecast and elapsed time, by cell, logarithmic", [_row(*pair) for pair in chosen], scale, duration)
     note = "The mark is what it took, the line what had been forecast just before; no line: nothing was known."
-    rows = [_costs(view, cell, cost) for cell, cost in chosen]
+    rows = [_costs(cell, cost) for cell, cost in chosen]
     columns = ["Cell", numeric("Took"), numeric("Forecast"), el("th", "Spent on", scope="col")]
     return join(drawn, el("p", note, cls="note"), fold("Table of costs", table("Forecast against elapsed", columns, rows)))
 
@@ -119,7 +119,7 @@ def _forecast(cost: CellCost) -> str:
     return f"{duration(expected.low)} to {duration(expected.high)}"
 
 
-def _costs(view: View, cell: CellView, cost: CellCost) -> Markup:
+def _costs(cell: CellView, cost: CellCost) -> Markup:
     spent: dict[str, float] = {}
     for piece in cost.pieces:
         spent[piece.what] = spent.get(piece.what, 0.0) + piece.seconds

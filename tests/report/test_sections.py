@@ -14,8 +14,23 @@ import pytest
 
 from harness import store
 from harness.errors import HarnessError
-from harness.report import View, divergence, layers, machines, making, memory, notes, render, render_view, speed, view, worst
+from harness.report import (
+    View,
+    divergence,
+    layers,
+    machines,
+    making,
+    memory,
+    notes,
+    pieces,
+    render,
+    render_view,
+    speed,
+    view,
+    worst,
+)
 from harness.report.making import duration
+from harness.report.markup import el
 from harness.report.notes import ranged
 from harness.report.section import Section
 from harness.report.svg import MOST_ROWS, Dot, Row, Scale, chart, span, steps
@@ -337,6 +352,14 @@ def test_several_models_are_one_below_the_other_the_later_ones_folded(tmp_path: 
     assert section is not None
     assert "<h3>one</h3>" in section.body
     assert "<summary>two</summary>" in section.body
+
+
+def test_what_is_left_out_of_many_models_is_said(rich: View) -> None:
+    names = tuple(f"m{n}" for n in range(9))
+    made = pieces.by_model(dataclasses.replace(rich, models=names), lambda name: None if name == "m0" else el("p", name))
+    text = Parsed("".join(made).encode()).text
+    assert [name for name in names if name in text] == [f"m{n}" for n in range(1, 7)]
+    assert "2 more models are left out here" in text
 
 
 def test_a_side_car_of_another_form_is_no_side_car(rich: View) -> None:
