@@ -146,7 +146,7 @@ def summary(whole: View, shown: View, choice: Choice) -> bytes:
         if given.model not in shown.models:
             continue
         cells = [c for c in shown.cells if c.model == given.model]
-        told = [c for c in cells if c.baseline or c.id == given.pick or (s := standing.get(c.id)) and s.status == "frontier"]
+        told = [c for c in cells if c.baseline or c.id == given.pick or _mark(standing, c) == MARKS["frontier"]]
         name = f"**{in_markdown(given.model)}**: " if len(whole.models) > 1 else ""
         parts.append(f"{name}{in_markdown(say(offered.candidates, offered.limits, given).pick)}")
         lines = [_row(["scheme", *(_headed(c, displays[c.key]) for c in columns)]), _row(["---", *(["---:"] * len(columns))])]

@@ -20,6 +20,7 @@ const QuantChart = (() => {
   };
   /* plotly.js, unpacked: the policy of the page lets it run only if it is what was packed. */
   const plotly = (async () => {
+    if (window.Plotly) return window.Plotly;  /* a site's pages share one file */
     const packed = atob(byId("plotly").textContent), bytes = new Uint8Array(packed.length);
     for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
     const script = document.createElement("script");
