@@ -32,7 +32,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.errors import Unsupported
+from harness.errors import BadInput, Unsupported
+from harness.formats import cache_shape, config_json
 from harness.measure import memory_phases, nvidia, processes
 from harness.metrics.memory import (
     DEVICE,
@@ -102,6 +103,7 @@ def measure(session: Session, question: Question) -> Answer:
     facts = {
         "shape": shape.options(),
         "context_tokens": decode.get("kv_cache_tokens", shape.prompt + shape.new),
+        "kv_shape": _kv_shape(session),
         "rehearsal": rehearsal,
         "before_load_bytes": start.total,
         "phases": {name: asdict(one.facts) for name, one in beyond.items()},
@@ -113,6 +115,15 @@ def measure(session: Session, question: Question) -> Answer:
         "notes": [f"{name}: {one.missing}" for name, one in beyond.items() if one.missing],
     }
     return Answer(measurements=tuple(measured), facts=facts)
+
+
+def _kv_shape(session: Session) -> dict[str, int | None] | None:
+    """The model's shape, of which the cache's bytes at another context follow; None where its configuration does not say it."""
+    try:
+        shape = cache_shape.cache_shape(config_json.read(session.model_dir))
+    except BadInput:  # a GGUF file has no config.json
+        return None
+    return None if shape is None else asdict(shape)
 
 
 def _server(session: Session, origin: Served, asked: Mapping[str, int]) -> Answer:

@@ -7,7 +7,8 @@ resampled items are the same for a cell and its baseline, and counts of flips by
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,12 +46,12 @@ TOLD = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartAxis:
-    """A column with its values and replicates (None: an exact number) by cell id. `told`: whether the page holds the share of
-    resamples in which a cell is on the frontier of this axis and another such."""
+    """A column with its values by cell id. `draws`: replicates of a cell's value (None: an exact number), made when they are asked
+    for. `told`: whether the page holds the share of resamples in which a cell is on the frontier of this axis and another such."""
 
     column: Column
     values: Mapping[str, Value]
-    draws: Mapping[str, Floats | None]
+    draws: Callable[[CellView], Floats | None]
     told: bool = False
 
     @property
@@ -75,7 +76,7 @@ def chart_axes(view: View) -> ChartAxes:
             ChartAxis(
                 column=column,
                 values={c.id: c.values[column.key] for c in view.cells},
-                draws={c.id: noise.of(c, column) for c in view.cells if c.values[column.key].status == OK},
+                draws=functools.partial(noise.of, column=column),
                 told=column.key in told,
             )
             for column in columns
@@ -105,7 +106,7 @@ def _recovery(view: View) -> ChartAxis | None:
     if mean is None:
         return None
     values: dict[str, Value] = {}
-    draws: dict[str, Floats | None] = {}
+    draws: dict[str, Floats] = {}
     kept = view.derived.draws.get(mean.key, {})
     for cell in view.cells:
         base, own = view.baseline_of(cell.model), cell.values[mean.key]
@@ -116,16 +117,18 @@ def _recovery(view: View) -> ChartAxis | None:
             )
             continue
         if cell.baseline:
-            values[cell.id], draws[cell.id] = Value(status=OK, value=1.0, n=own.n), None
+            values[cell.id] = Value(status=OK, value=1.0, n=own.n)
             continue
-        ratios = kept[cell.id] / kept[base.id] if cell.id in kept and base.id in kept else None
-        if ratios is None or not np.isfinite(ratios).all():
-            values[cell.id], draws[cell.id] = Value(status=OK, value=own.value / before.value, n=own.n), None
+        if cell.id not in kept or base.id not in kept or not (kept[base.id] > 0).all():
+            values[cell.id] = Value(status=OK, value=own.value / before.value, n=own.n, reason="no interval")
             continue
+        ratios = kept[cell.id] / kept[base.id]
         low, high = (float(q) for q in np.quantile(ratios, [0.025, 0.975]))
         values[cell.id] = Value(status=OK, value=own.value / before.value, low=low, high=high, n=own.n)
         draws[cell.id] = ratios
-    return None if not draws else ChartAxis(column=_column(MEAN_RECOVERY), values=values, draws=draws, told=True)
+    if not any(v.status == OK for v in values.values()):
+        return None
+    return ChartAxis(column=_column(MEAN_RECOVERY), values=values, draws=lambda cell: draws.get(cell.id), told=True)
 
 
 def _flips(view: View) -> ChartAxis | None:
@@ -137,13 +140,12 @@ def _flips(view: View) -> ChartAxis | None:
         values[cell.id] = _flips_of(cell, [(lost[t], gained[t]) for t in lost if t in gained])
     if not any(v.status == OK for v in values.values()):
         return None
-    noise = Noise(view)
     column = _column(FLIPS)
-    draws = {
-        cell.id: noise.of(dataclasses.replace(cell, values={column.key: values[cell.id]}), column)
-        for cell in view.cells
-        if values[cell.id].status == OK
-    }
+    noise = Noise(view)
+
+    def draws(cell: CellView) -> Floats | None:
+        return noise.of(dataclasses.replace(cell, values={column.key: values[cell.id]}), column)
+
     return ChartAxis(column=column, values=values, draws=draws)
 
 

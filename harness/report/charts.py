@@ -202,12 +202,12 @@ def _rounded(number: float) -> float:
 def _beats(view: View, shown: Mapping[str, ChartAxis], numbers: Mapping[str, int]) -> dict[str, str]:
     tables = {}
     for index, model in enumerate(view.models):
-        ids = [c.id for c in view.cells if c.model == model]
+        cells = [c for c in view.cells if c.model == model]
         for axis in shown.values():
-            having = [k for k, i in enumerate(ids) if axis.values[i].status == OK]
-            table = np.zeros((len(ids), len(ids)), dtype=bool)
-            values = [axis.values[ids[k]].value for k in having]
-            table[np.ix_(having, having)] = beats(values, [axis.draws[ids[k]] for k in having], axis.column.metric.better)
+            having = [k for k, c in enumerate(cells) if axis.values[c.id].status == OK]
+            table = np.zeros((len(cells), len(cells)), dtype=bool)
+            values = [axis.values[cells[k].id].value for k in having]
+            table[np.ix_(having, having)] = beats(values, [axis.draws(cells[k]) for k in having], axis.column.metric.better)
             packed = base64.b64encode(np.packbits(table, axis=None).tobytes()).decode()
             tables[f"{index},{numbers[axis.column.key]}"] = packed
     return tables
@@ -217,12 +217,13 @@ def _shares(view: View, axes: ChartAxes, numbers: Mapping[str, int]) -> dict[str
     """For the pairs of the first axes of both sides."""
     found = {}
     for index, model in enumerate(view.models):
-        ids = [c.id for c in view.cells if c.model == model]
+        cells = [c for c in view.cells if c.model == model]
         for cost in (a for a in axes.cost if a.told):
             for quality in (a for a in axes.quality if a.told):
-                having = [i for i in ids if cost.values[i].status == OK and quality.values[i].status == OK]
-                xs, ys = ([(a.values[i].value, a.draws[i]) for i in having] for a in (cost, quality))
-                told = dict(zip(having, shares(xs, ys, (cost.column.metric.better, quality.column.metric.better)), strict=True))
+                having = [c for c in cells if cost.values[c.id].status == OK and quality.values[c.id].status == OK]
+                xs, ys = ([(a.values[c.id].value, a.draws(c)) for c in having] for a in (cost, quality))
+                found_shares = shares(xs, ys, (cost.column.metric.better, quality.column.metric.better))
+                told = {c.id: share for c, share in zip(having, found_shares, strict=True)}
                 key = f"{index},{numbers[cost.column.key]},{numbers[quality.column.key]}"
-                found[key] = [round(100 * told[i]) if i in told else -1 for i in ids]
+                found[key] = [round(100 * told[c.id]) if c.id in told else -1 for c in cells]
     return found

@@ -42,7 +42,8 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     order = {name: place for place, name in enumerate(DERIVED)}
     subjects = {o.question.subject: place for place, o in enumerate(asked)}
     columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
-    return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=tuple(sorted(work.missing)))
+    missing = tuple(sorted(work.missing))
+    return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=missing, losses=work.losses)
 
 
 def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[ItemTask]:

@@ -16,6 +16,7 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.frontier import Floats
+from harness.report import losses
 from harness.report.cells import NOT_COMPARABLE, OK, CellView, Value, column_key
 from harness.report.derivation import IS_BASELINE, Absent, Derivation, counts, from_interval, outcome_of, sample_of, why_not
 from harness.report.derived import (
@@ -83,6 +84,44 @@ def compare_tasks(work: Derivation, models: Sequence[Sequence[CellView]], tasks:
         for cell in cells if answered else ():
             own_answers = {task.subject: answers[task.subject][cell.id] for task in answered}
             _compare_means(work, cell, answered, bases, own_answers)
+        by_cell = {cell.id: {task.subject: answers[task.subject][cell.id] for task in answered} for cell in cells}
+        _losses(work, next((c for c in cells if c.baseline), None), [task.subject for task in answered], bases, by_cell)
+
+
+def _losses(
+    work: Derivation,
+    base_cell: CellView | None,
+    subjects: Sequence[str],
+    bases: Mapping[str, _Items | str],
+    answers: Mapping[str, Mapping[str, _Items | str]],
+) -> None:
+    """Losses of all cells of the model together, for a decision."""
+    base = [bases[subject] for subject in subjects]
+    if base_cell is None or not base:
+        return
+    unread = next((f"baseline: {own}" for own in base if isinstance(own, str)), None)
+    rows = {i: unread or _in_order(bases, own, subjects) for i, own in answers.items() if i != base_cell.id}
+    tasks = [(own.correct, own.clusters) for own in base if isinstance(own, _Items)]
+    for kind, family in losses.of_items(base_cell.id, tasks if unread is None else [], rows).items():
+        work.losses[base_cell.model, kind] = family
+
+
+def _in_order(
+    bases: Mapping[str, _Items | str], answers: Mapping[str, _Items | str], subjects: Sequence[str]
+) -> list[Floats] | str:
+    """A cell's scores of every task in the baseline's order, or why they cannot be compared."""
+    scores = []
+    for subject in subjects:
+        base, own = bases[subject], answers[subject]
+        if isinstance(own, str) or isinstance(base, str):
+            return f"{subject}: {own}"
+        try:
+            scores.append(_paired(base, own)[1])
+        except Absent as absent:
+            return f"{subject}: {absent}"
+        if min(base.correct.min(), own.correct.min()) < 0 or max(base.correct.max(), own.correct.max()) > 1:
+            return f"{subject}: its scores are not between 0 and 1"
+    return scores
 
 
 _NO_ANSWER = "it has no answer to this task"

@@ -16,7 +16,11 @@ from harness.frontier import Floats
 from harness.report.cells import NOT_COMPARABLE, CellView, Value, column_key
 from harness.report.derivation import IS_BASELINE, Absent, Derivation, counts, from_interval, outcome_of, sample_of, why_not
 from harness.report.derived import LN_PPL_RATIO
+from harness.report.losses import of_windows
 from harness.spec import Metric, Question
+
+DIVERGENCE = "kl_mean"
+"""The metric that a loss in nats is stated in."""
 
 BLOCK = 256
 """Tokens per block where samples are one long row: neighbours are correlated, so they are resampled together."""
@@ -49,14 +53,20 @@ def losses(work: Derivation, cells: Sequence[CellView], question: Question, metr
 def tokens(work: Derivation, cells: Sequence[CellView], question: Question, metric: Metric) -> None:
     """Replicates of a metric whose samples are averaged as they are. Where they are not on disk, the stored interval stands in
     (see `standing`)."""
+    tables: dict[str, Floats | str] = {}
     for cell in cells:
         sample = sample_of(outcome_of(cell, question), metric)
         if sample is None:
+            tables[cell.id] = "it has no answer to this"
             continue
         table = _windows_or_reason(work, cell, question, metric)
+        tables[cell.id] = table if sample.definition == metric.definition else f"measured as {sample.definition}"
         if not isinstance(table, str):
             key = column_key(metric.name, question.subject, sample.definition)
             work.keep(key, cell, _mean_draws(table, question.subject))
+    if metric.name == DIVERGENCE and cells and (cells[0].model, "kl") not in work.losses:  # the corpus that was asked for first
+        base = next((cell.id for cell in cells if cell.baseline), None)
+        work.losses[cells[0].model, "kl"] = of_windows(base, tables)
 
 
 def _baseline(work: Derivation, cells: Sequence[CellView], question: Question, metric: Metric) -> Floats | str:

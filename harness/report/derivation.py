@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from harness import stats
+from harness.decide import Kind
 from harness.errors import HarnessError
 from harness.frontier import DRAWS, Floats
 from harness.report.cells import BASELINE, NOT_RUN, OK, CellView, Outcome, Value, column_key
+from harness.report.losses import FamilyLosses
 from harness.spec import Measurement, Metric, Question, digest
 
 IS_BASELINE = Value(status=BASELINE, reason="the baseline is what the others are compared with")
@@ -19,13 +21,15 @@ IS_BASELINE = Value(status=BASELINE, reason="the baseline is what the others are
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """`columns`: (metric, subject) in display order. `values`: by cell id and column key. `draws`: replicates [draws] by column
-    key and cell id, for measured and derived columns alike. `missing`: samples that a comparison wanted in vain."""
+    """`columns`: (metric, subject) in display order. `values`: by cell id and column key. `draws`: replicates [draws] by
+    column key and cell id, for measured and derived columns alike. `missing`: samples that a comparison wanted in vain.
+    `losses`: what a decision is made of, by model and kind."""
 
     columns: tuple[tuple[str, str], ...]
     values: Mapping[str, Mapping[str, Value]]
     draws: Mapping[str, Mapping[str, Floats]]
     missing: tuple[str, ...]
+    losses: Mapping[tuple[str, Kind], FamilyLosses] = field(default_factory=dict)
 
 
 class Absent(Exception):
@@ -41,6 +45,7 @@ class Derivation:
         self.values: dict[str, dict[str, Value]] = {}
         self.draws: dict[str, dict[str, Floats]] = {}
         self.missing: set[str] = set()
+        self.losses: dict[tuple[str, Kind], FamilyLosses] = {}
 
     def put(self, cell: CellView, metric: Metric, subject: str, value: Value) -> None:
         self.columns[metric.name, subject] = None

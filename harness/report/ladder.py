@@ -5,7 +5,6 @@ from __future__ import annotations
 from harness.report.charts import ladder_columns
 from harness.report.markup import el
 from harness.report.section import Section, figure, hue, select
-from harness.report.standing import cost_columns, quality_columns
 from harness.report.view import View
 
 
@@ -13,8 +12,7 @@ def section(view: View) -> Section | None:
     columns = ladder_columns(view)
     if not columns or all(hue(view, cell) is None for cell in view.cells):
         return None
-    keys = list(dict.fromkeys(c.key for c in (*quality_columns(view), *cost_columns(view), *columns)))
-    options = [(str(keys.index(c.key)), c.title, "" if c.derived else view.group(c)) for c in columns]
+    options = [(c.key, c.title, "" if c.derived else view.group(c)) for c in columns]
     menus = [select("ladder-left", "Left", options), select("ladder-right", "Right", options)]
     if len(view.models) > 1:
         menus.append(select("ladder-model", "Model", [(str(i), name, "") for i, name in enumerate(view.models)]))

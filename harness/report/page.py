@@ -1,28 +1,27 @@
 """The page around the sections: head, navigation, data blocks, scripts. Self-contained, and closed to the network by its policy.
 
 The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it. Nothing
-may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. plotly.js is most of a page, so it lies
-there compressed; our script unpacks it and adds it as an element, which the policy allows only if it is, byte for byte, the one
-that was packed.
+may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and the numbers,
+lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, byte for byte, the
+one that was packed.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
 from harness.report.answer import Offer
 from harness.report.charts import payload
-from harness.report.markup import Markup, data_block, el, join, raw
-from harness.report.section import Section
+from harness.report.markup import Markup, data_block, el, join, packed_block, raw
+from harness.report.section import Section, shapes
 from harness.report.view import View
 
 STYLES = ("report.css", "sections.css", "explore.css")
 SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js", "sections.js")
-"""Of `assets/`, in the order in which they are read: each uses those before it."""
+"""Of `assets/`, in the order in which they are read: each uses those before it. The scripts are one, which waits for its data."""
 
 
 def library() -> bytes:
@@ -37,7 +36,8 @@ def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | 
 
     Shared, it is allowed as a file of the page's own site ('self'). Its hash would be no help: browsers refuse to check the hash
     of a file that is not served, and a site has to open from a disk, too."""
-    plotly, script = None if shared else _inert(library().decode()), "".join(map(_asset, SCRIPTS))
+    plotly = None if shared else _inert(library().decode())
+    script = f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
     title = view.title or view.suite or view.run
     head = el(
         "head",
@@ -59,11 +59,12 @@ def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | 
             el("div", el("span", "quant-harness", cls="brand"), el("div", *links, cls="links"), cls="wide"),
             aria_label="Sections",
         ),
+        shapes(),
         el("main", *(_section(s, first=i == 0) for i, s in enumerate(sections)), id="main"),
         el("div", id="tip", role="tooltip", hidden=True),
         data_block("data", payload(view)),
         data_block("offer", offered),
-        el("script", src=shared) if plotly is None else el("script", _packed(plotly), type="application/gzip", id="plotly"),
+        el("script", src=shared) if plotly is None else packed_block("plotly", plotly),
         el("script", raw(script)),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
@@ -82,11 +83,6 @@ def _policy(*scripts: str, shared: bool) -> str:
         f"default-src 'none'; script-src {own}{hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
-
-
-def _packed(script: str) -> Markup:
-    """Compressed, in base64: letters that end no element."""
-    return Markup(base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode())
 
 
 def _asset(name: str) -> str:

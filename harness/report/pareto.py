@@ -11,7 +11,7 @@ from harness.report.answer import Offer
 from harness.report.axes import ChartAxis, chart_axes
 from harness.report.markup import Markup, el, join, raw
 from harness.report.numbers import THIN
-from harness.report.section import SHAPES, Section, select
+from harness.report.section import Section, select, shape
 from harness.report.view import View
 
 LOSSES = (
@@ -79,7 +79,7 @@ def _limits(view: View, limits: Limits) -> Markup:
     reset = el("button", "Reset", type="button", id="reset", cls="plain-button")
     chosen = el("details", el("summary", "Methods and bits"), el("div", *filters, cls="filters"), cls="fold")
     fields = el("div", *rows, reset, cls="controls limits")
-    return el("form", fields, chosen, id="limits", aria_label="Limits", autocomplete="off")
+    return el("div", fields, chosen, id="limits", role="group", aria_label="Limits")
 
 
 def _axes(view: View, qualities: list[ChartAxis], costs: list[ChartAxis]) -> Markup:
@@ -126,6 +126,7 @@ def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> M
         id=identifier,
         min=0,
         step=1 if whole else "any",
+        autocomplete="off",
         inputmode="numeric" if whole else "decimal",
         placeholder="any" if not whole else "measured",
     )
@@ -153,15 +154,13 @@ def _shapes(view: View) -> Markup:
     present = sorted({c.cell.bits for c in view.cells}, reverse=True)
     entries, seen = [], set()
     for bits in present:
-        name, path = next((n, p) for least, n, p in SHAPES if bits >= least)
+        name = shape(bits)[0]
         if name in seen:
             continue
         seen.add(name)
-        same = [b for b in present if next(n for least, n, _ in SHAPES if b >= least) == name]
+        same = [b for b in present if shape(b)[0] == name]
         text = "16 and 32 bits" if name == "star" else f"{' and '.join(f'{b:g}' for b in sorted(same, reverse=True))} bits"
-        icon = el(
-            "svg", raw(f'<path d="{path}"/>'), cls="mark native", viewBox="0 0 12 12", width="12", height="12", aria_hidden="true"
-        )
+        icon = el("svg", raw(f'<use href="#shape-{name}"/>'), cls="mark native", aria_hidden="true")
         entries.append(el("span", icon, text))
     hollow = [el("span", "hollow: simulated, quality only")] if any(c.simulated for c in view.cells) else []
     return el("div", *entries, *hollow, cls="shapes")

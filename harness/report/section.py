@@ -67,8 +67,16 @@ def mark(view: View, cell: CellView) -> Markup:
     """The cell's mark as in the charts: method by colour, bits by shape; hollow when simulated."""
     index = hue(view, cell)
     cls = f"mark {'native' if index is None else f'm{index}'}{' hollow' if cell.simulated else ''}"
-    path = raw(f'<path d="{shape(cell.cell.bits)[1]}"/>')
-    return el("svg", path, cls=cls, viewBox="0 0 12 12", width="12", height="12", aria_hidden="true")
+    return el("svg", raw(f'<use href="#shape-{shape(cell.cell.bits)[0]}"/>'), cls=cls, aria_hidden="true")
+
+
+def shapes() -> Markup:
+    """The shapes of all marks, once in a page: a mark names its own."""
+    drawn = [
+        el("symbol", raw(f'<path d="{path}"/>'), id=f"shape-{name}", viewBox="0 0 12 12", overflow="visible")
+        for _, name, path in SHAPES
+    ]
+    return el("svg", *drawn, cls="shapes-of-marks", aria_hidden="true")
 
 
 def scheme(view: View, cell: CellView) -> Markup:

@@ -340,6 +340,8 @@ def _losses(values: Floats, limits: Floats, critical: Floats, n: int, raw: Float
 
 def _within(values: Floats, errors: Floats, reach: float) -> NDArray[np.bool_]:
     """Whether two cells' values lie within `reach` standard errors of their difference [cells, cells]."""
+    if not math.isfinite(reach):
+        return np.ones((values.size, values.size), dtype=np.bool_)
     products = errors @ errors.T
     squares = np.diag(products)
     variance = np.maximum(0.0, squares[:, None] + squares[None, :] - 2 * products)

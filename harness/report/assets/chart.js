@@ -1,9 +1,13 @@
 /* What the charts of the page share: the data block, colours, scales, axes, labels that do not collide. Decides nothing about the
    numbers. What is read is hostile: it goes to the page as text, or through `escape` where Plotly takes markup. */
-const QuantChart = (() => {
-  "use strict";
+const QuantChart = await (async () => {
   const byId = (id) => document.getElementById(id);
-  const data = JSON.parse(byId("data").textContent);
+  async function unpack(id) {
+    const packed = atob(byId(id).textContent), bytes = new Uint8Array(packed.length);
+    for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+  const data = JSON.parse(await unpack("data")), offer = JSON.parse(await unpack("offer"));
   const cellOf = new Map(data.cells.map((c) => [c.id, c]));
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (cell) => css(cell.hue === null ? "--native" : `--m${cell.hue}`);
@@ -21,14 +25,12 @@ const QuantChart = (() => {
   /* plotly.js, unpacked: the policy of the page lets it run only if it is what was packed. */
   const plotly = (async () => {
     if (window.Plotly) return window.Plotly;  /* a site's pages share one file */
-    const packed = atob(byId("plotly").textContent), bytes = new Uint8Array(packed.length);
-    for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
     const script = document.createElement("script");
-    script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    script.textContent = await unpack("plotly");
     document.head.append(script);
     return window.Plotly;
   })();
-  plotly.catch(() => { for (const plot of document.querySelectorAll(".plot")) plot.textContent = "This browser cannot unpack the charts; every number is in the tables."; });
+  plotly.catch(() => { for (const plot of document.querySelectorAll(".plot")) plot.textContent = "The charts could not be unpacked; every number is in the tables."; });
 
   /* Nothing of a chart takes a finger that scrolls the page; with a mouse, a drag zooms in and a double click goes back. */
   const config = () => ({ responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
@@ -157,5 +159,6 @@ const QuantChart = (() => {
     return percent < 0 ? null : percent;
   }
 
-  return { data, plotly, byId, cellOf, css, colour, escape, narrow, coarse, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond };
+  return { data, offer, plotly, byId, cellOf, css, colour, escape, narrow, coarse, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond };
 })();
+window.QuantChart = QuantChart; /* for whoever looks into the page with the browser's tools */

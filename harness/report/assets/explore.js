@@ -2,9 +2,8 @@
    decide.js; probabilities, intervals and who beats whom came with the page. Texts go to the page as text, never as markup. */
 const QuantExplore = (() => {
   "use strict";
-  const { data, plotly, byId, cellOf, css, colour, escape, narrow, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond } = QuantChart;
+  const { data, offer, plotly, byId, cellOf, css, colour, escape, narrow, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond } = QuantChart;
   if (!byId("limits")) return { draw: () => {} };
-  const offer = JSON.parse(byId("offer").textContent);
   const GIB = 1073741824;
   /* A cell whose loss is estimated at more than this many times what is allowed is folded away in the table. */
   const FAR = 3;
@@ -76,12 +75,12 @@ const QuantExplore = (() => {
     return node;
   }
   const SVG = "http://www.w3.org/2000/svg";
-  const PATHS = { star: "M6 .6 7.6 4.3 11.6 4.7 8.6 7.4 9.5 11.3 6 9.2 2.5 11.3 3.4 7.4 .4 4.7 4.4 4.3Z", circle: "M6 1.4A4.6 4.6 0 1 1 6 10.6 4.6 4.6 0 1 1 6 1.4Z", hexagon: "M6 .8 10.6 3.4 10.6 8.6 6 11.2 1.4 8.6 1.4 3.4Z", square: "M2 2H10V10H2Z", "triangle-up": "M6 1 11.2 10.2H.8Z", diamond: "M6 .4 11.6 6 6 11.6 .4 6Z", x: "M1.2 3.2 3.2 1.2 6 4 8.8 1.2 10.8 3.2 8 6 10.8 8.8 8.8 10.8 6 8 3.2 10.8 1.2 8.8 4 6Z" };
   function markOf(cell) {
-    const svg = document.createElementNS(SVG, "svg"), path = document.createElementNS(SVG, "path");
-    for (const [k, v] of [["viewBox", "0 0 12 12"], ["width", "12"], ["height", "12"], ["aria-hidden", "true"], ["class", `mark ${cell.hue === null ? "native" : `m${cell.hue}`}${cell.simulated ? " hollow" : ""}`]]) svg.setAttribute(k, v);
-    path.setAttribute("d", PATHS[cell.symbol] || PATHS.circle);
-    svg.append(path);
+    const svg = document.createElementNS(SVG, "svg"), use = document.createElementNS(SVG, "use");
+    svg.setAttribute("aria-hidden", "true");
+    svg.setAttribute("class", `mark ${cell.hue === null ? "native" : `m${cell.hue}`}${cell.simulated ? " hollow" : ""}`);
+    use.setAttribute("href", `#shape-${cell.symbol}`);
+    svg.append(use);
     return svg;
   }
 
@@ -415,7 +414,6 @@ const QuantExplore = (() => {
     return chart(scenes, asked).then(() => { document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
   }
   const form = byId("limits");
-  form.addEventListener("submit", (event) => event.preventDefault());
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => { remember(); draw(); });
   for (const id of MENUS) if (!form.contains(byId(id))) byId(id).addEventListener("change", () => { remember(); draw(); });
   byId("reset").addEventListener("click", () => {

@@ -7,7 +7,7 @@
   function ladder(id, menu) {
     const plot = byId(`${id}-plot`);
     if (!plot) return;
-    const index = Number(byId(menu).value), model = byId("ladder-model") ? Number(byId("ladder-model").value) : 0;
+    const index = data.columns.findIndex((c) => c.key === byId(menu).value), model = byId("ladder-model") ? Number(byId("ladder-model").value) : 0;
     const column = data.columns[index];
     const cells = data.cells.filter((x) => x.model === model && x.v[index]);
     const quantized = cells.filter((x) => x.hue !== null), base = cells.find((x) => x.baseline);
@@ -146,8 +146,8 @@
   for (const id of ["ladder-left", "ladder-right", "ladder-model"]) if (byId(id)) byId(id).addEventListener("change", ladders);
   const right = byId("ladder-right");
   if (right) {
-    const divergence = data.ladder.find((i) => data.columns[i].key.startsWith("kl_mean|"));
-    right.value = String(divergence === undefined ? data.ladder[Math.min(1, data.ladder.length - 1)] : divergence);
+    const divergence = data.ladder.find((i) => data.columns[i].metric === "kl_mean");
+    right.value = data.columns[divergence === undefined ? data.ladder[Math.min(1, data.ladder.length - 1)] : divergence].key;
   }
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   /* paper is narrower than the window */
