@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_progress
+from harness import cli_env, cli_progress, cli_recommend
 from harness.errors import EXIT_BUG, EXIT_OK, BadInput, HarnessError
 from harness.version import __version__
 
@@ -46,9 +46,11 @@ app = typer.Typer(
     "  quant-harness plan suites/qwen3-0.6b.yaml   the cells that would run, and why others cannot\n\n"
     "  quant-harness methods                       methods x bits, and what is missing here\n\n"
     "  quant-harness env list                      environments of methods that conflict with the others\n\n"
-    "  quant-harness results results/quick --format csv > quick.csv",
+    "  quant-harness results results/quick --format csv > quick.csv\n\n"
+    "  quant-harness recommend results/quick --max-memory 6GiB --context 8192 --max-loss 1pp",
 )
 app.add_typer(cli_env.app, name="env")
+app.command("recommend", epilog=cli_recommend.EPILOG)(cli_recommend.recommend)
 out = Console()
 err = Console(stderr=True)
 

@@ -189,6 +189,7 @@ def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_func
 SPEAKERS = {
     "cli.py": {"sys.stdout.write", "sys.stdout.buffer.write", "sys.exit"},
     "cli_env.py": {"sys.stdout.write"},
+    "cli_recommend.py": {"sys.stdout.write"},
     "child/serve.py": {"sys.exit", "os._exit"},  # a child leaves without the handlers of libraries whose threads are gone
     "child/branch.py": {"os._exit", "sys.stderr.write"},  # its standard error is the server's log
     "forking.py": {"os._exit"},

@@ -30,7 +30,10 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
-    Layer(rooms=("cli_env", "cli_progress"), why="the verb `env` and the progress of `run`, which the command line takes in"),
+    Layer(
+        rooms=("cli_env", "cli_progress", "cli_recommend"),
+        why="the verbs `env` and `recommend` and the progress of `run`, which the command line takes in",
+    ),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
     Layer(
@@ -45,7 +48,10 @@ LAYERS = (
     Layer(rooms=("scoring",), why="lm-eval's requests on any model; it knows no method and no engine"),
     Layer(rooms=("models", "runtimes"), why="a source model is a folder for torch, a runtime does without torch"),
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
-    Layer(rooms=("measure", "metrics", "stats", "store", "frontier", "decide", "forking"), why="they know neither models nor methods"),
+    Layer(
+        rooms=("measure", "metrics", "stats", "store", "frontier", "decide", "forking"),
+        why="they know neither models nor methods",
+    ),
     Layer(
         rooms=("artifact", "costs", "decode", "errors", "files"),
         why="what most rooms share: artifacts, costs, types, messages, whole files",

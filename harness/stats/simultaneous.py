@@ -227,7 +227,7 @@ class _Task:
     @property
     def changed(self) -> NDArray[np.bool_]:
         """Cells [cells] that answered anything unlike the baseline."""
-        return np.any(self.scores != self.base, axis=1)
+        return np.asarray(np.any(self.scores != self.base, axis=1))
 
     def spread(self, critical: Floats) -> Floats:
         """Variance of the mean [confidences, cells] over clusters, wide enough for normal quantiles where Student's are due."""
