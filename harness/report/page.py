@@ -38,11 +38,12 @@ def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | 
     of a file that is not served, and a site has to open from a disk, too."""
     plotly = None if shared else _inert(library().decode())
     script = f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
+    policy = _policy(script, shared=True) if plotly is None else _policy(plotly, script)
     title = view.title or view.suite or view.run
     head = el(
         "head",
         el("meta", charset="utf-8"),
-        raw(f'<meta http-equiv="Content-Security-Policy" content="{_policy(*filter(None, (plotly, script)), shared=plotly is None)}">'),
+        raw(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("meta", name="referrer", content="no-referrer"),
@@ -76,7 +77,7 @@ def _section(section: Section, first: bool) -> Markup:
     return el("section", join(heading, lead), section.body, id=section.id, aria_labelledby=f"{section.id}-title")
 
 
-def _policy(*scripts: str, shared: bool) -> str:
+def _policy(*scripts: str, shared: bool = False) -> str:
     own = "'self' " if shared else ""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
