@@ -61,7 +61,8 @@ ENDINGS_OF_FIGURES = (".svg", ".png")
 
 RESULTS_EPILOG = (
     "Examples: quant-harness results results/quick · "
-    "quant-harness results results/quick --method gptq --bits 4 --metric perplexity · quant-harness results results/quick -o quick.parquet · quant-harness results results/quick --format summary"
+    "quant-harness results results/quick --method gptq --bits 4 --metric perplexity · "
+    "quant-harness results results/quick -o quick.parquet · quant-harness results results/quick --format summary"
 )
 
 
@@ -250,7 +251,7 @@ def methods(
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     columns = ["method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "environment", "here"]
     for column in columns + ["from"] * bool(packages):
-        table.add_column(column, no_wrap=column == "method")
+        table.add_column(column, no_wrap=column == "method", overflow="fold")
     for method in METHODS.values():
         kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
         state = "missing" if here[method.name].install else here[method.name].state

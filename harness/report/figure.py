@@ -10,7 +10,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +51,15 @@ class _Frame:
 
 
 def svg(view: View, *, model: str | None = None, paper: bool = False) -> bytes:
-    """The chart of one model on the first axes of the page. BadInput where there is nothing to draw."""
+    """The chart of one model on the first axes of the page. Of the unquantized cells only the baseline is drawn: others would
+    press the rest into a corner. BadInput where there is nothing to draw."""
     name = _model(view, model)
     axes = _axes(view, name)
     if axes is None:
         raise BadInput(f"{name}: no quality and cost were measured of it that could be drawn against each other")
     cost, quality = axes
-    cells = [c for c in view.cells if c.model == name and c.values[cost.key].status == c.values[quality.key].status == OK]
+    both = [c for c in view.cells if c.model == name and c.values[cost.key].status == c.values[quality.key].status == OK]
+    cells = [c for c in both if c.baseline or c.cell.bits < 16] or both
     stands = standings(view, cells, cost, quality)
     size = 20 if paper else 14
     frame = _Frame(
@@ -213,14 +215,17 @@ def _cell(frame: _Frame, cell: CellView, stand: Standing, cost: Column, quality:
 
 
 def _labels(frame: _Frame, cells: Sequence[CellView], stands: Mapping[str, Standing], cost: Column, quality: Column) -> Markup:
-    """Names of the cells on the frontier, each where it covers no other name; one that fits nowhere is left to the table."""
-    taken: list[tuple[float, float, float, float]] = []
+    """Names of the baseline and of the cells on the frontier, each where it covers no other name; one that fits nowhere is left to the table."""
+    reach = frame.size * 0.6
+    marks = [frame.place(c.values[cost.key].value, c.values[quality.key].value) for c in cells]
+    taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in marks]
     parts = []
-    for cell in sorted((c for c in cells if stands[c.id].status == "frontier"), key=lambda c: (c.values[cost.key].value, c.id)):
+    on = (c for c in cells if stands[c.id].status == "frontier" or c.baseline)
+    for cell in sorted(on, key=lambda c: (c.values[cost.key].value, c.id)):
         x, y = frame.place(cell.values[cost.key].value, cell.values[quality.key].value)
         label = cell.label if len(cell.label) <= 32 else f"{cell.label[:31]}\u2026"
         wide, high = len(label) * frame.size * 0.52, frame.size * 1.1
-        for at_x, at_y in ((10, -8), (10, high), (-wide - 10, -8), (-wide - 10, high), (10, -8 - high), (10, 2 * high)):
+        for at_x, at_y in _beside(wide, high, reach):
             box = (x + at_x, y + at_y - high, x + at_x + wide, y + at_y)
             inside = box[0] >= frame.left and box[2] <= WIDTH and box[1] >= frame.top - high and box[3] <= frame.bottom
             if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
@@ -228,6 +233,14 @@ def _labels(frame: _Frame, cells: Sequence[CellView], stands: Mapping[str, Stand
                 parts.append(_text(label, box[0], box[3] - high * 0.2, frame.size * 0.85, fill=INK))
                 break
     return join(*parts)
+
+
+def _beside(wide: float, high: float, reach: float) -> Iterator[tuple[float, float]]:
+    """Where a name may stand beside its mark: the lower left corner, from near to far."""
+    for far in (0, 1, 2, 3, 4):
+        for down in (-far, far) if far else (0,):
+            for across in (reach + 4, -wide - reach - 4):
+                yield across, high / 2 + down * high
 
 
 def _families(cells: Sequence[CellView]) -> list[str]:
