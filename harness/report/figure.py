@@ -215,7 +215,7 @@ def _cell(frame: _Frame, cell: CellView, stand: Standing, cost: Column, quality:
 
 
 def _labels(frame: _Frame, cells: Sequence[CellView], stands: Mapping[str, Standing], cost: Column, quality: Column) -> Markup:
-    """Names of the baseline and of the cells on the frontier, each where it covers no other name; one that fits nowhere is left to the table."""
+    """Names of the baseline and of the cells on the frontier, each where it covers nothing; one that fits nowhere is left out."""
     reach = frame.size * 0.6
     marks = [frame.place(c.values[cost.key].value, c.values[quality.key].value) for c in cells]
     taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in marks]

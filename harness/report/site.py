@@ -23,6 +23,8 @@ from harness.report.view import View
 MARKER = "quant-harness-site.txt"
 """Of a folder that `site` made, and may make anew."""
 _LONGEST = 60
+_TAKEN = ("assets", "index.html", MARKER)
+"""Names that the site's own files have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ def files(views: Sequence[View]) -> Iterator[File]:
     """All files of the site. BadInput where two runs have one name."""
     folders: dict[str, View] = {}
     for view in sorted(views, key=lambda v: (v.suite, v.run)):
-        folder = f"{safe(view.suite or 'suite')}/{safe(view.run or 'run')}"
+        folder = f"{safe(view.suite)}/{safe(view.run)}"
         if folder in folders:
             raise BadInput(f"two of these results are the run {view.run} of {view.suite}; name each run once")
         folders[folder] = view
@@ -58,9 +60,9 @@ def safe(name: str) -> str:
     """A name as one part of a path and of an address: small letters, digits, dots, dashes and underscores. Where that changes it,
     a digest of the name tells it from others."""
     kept = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:_LONGEST].rstrip("-._")
-    if kept == name:
+    if kept and kept == name and kept not in _TAKEN:
         return kept
-    return "-".join(filter(None, (kept, hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10])))
+    return f"{kept or 'unnamed'}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
 
 
 def _index(folders: dict[str, View], offers: dict[str, Offer]) -> bytes:
