@@ -24,7 +24,9 @@ HOSTILE = (
 def views(tmp_path_factory: pytest.TempPathFactory) -> list[View]:
     found = []
     for number in (1, 2):
-        header = dataclasses.replace(
+        day = f"2026-11-2{number}"
+        run = f"{day.replace('-', '')}T040000Z-run"
+        header = dataclasses.replace(synthetic.HEADER, run=run, started_at=f"{day}T04:00:00Z")
             synthetic.HEADER, run=f"2026112{number}T040000Z-run", started_at=f"2026-11-2{number}T04:00:00Z"
         )
         with mock.patch.object(synthetic, "HEADER", header):
