@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_report.py ../before .                       # 506 synthetic cells
     python tests/benchmarks/bench_report.py ../before . --results results/quick
 
-Each command runs in a process of its own, `--times` times in turn, with the machine otherwise idle; the median is printed with the
+Each command runs in a process of its own, `--times` times in turn, on an idle machine; the median is printed with the
 CPU seconds and the peak memory. The CSV of both trees is compared byte for byte: a faster report may change no number.
 """
 

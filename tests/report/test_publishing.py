@@ -1,4 +1,4 @@
-"""The verbs that show and publish, as people call them: every command of docs/publishing.md, endings, mistakes, former folders."""
+"""The verbs that show and publish, as people call them: each command of docs/publishing.md, endings, mistakes, former sites."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from harness.report.view import View, view
 from tests.report import browser, synthetic
 
 HOSTILE = (
-    "../../etc/passwd", "..", ".", "", "/abs", "a/b", "a\\b", "C:\\x", "con", "<script>alert(1)</script>", "a\x00b", "\u202egpj.exe",
-    "x" * 10_000, "\U0001f600", "a b", "A", "a", "é", "javascript:alert(1)", "-rf", "~", "%2e%2e%2f", "index.html",
+    "../../etc/passwd", "..", ".", "", "/abs", "a/b", "a\\b", "C:\\x", "con", "<script>alert(1)</script>", "a\x00b",
+    "\u202egpj.exe", "x" * 10_000, "\U0001f600", "a b", "A", "a", "é", "javascript:alert(1)", "-rf", "~", "%2e%2e%2f", "index.html",
 )  # fmt: skip
 
 
