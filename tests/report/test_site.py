@@ -16,7 +16,8 @@ from tests.report import browser, synthetic
 
 HOSTILE = (
     "../../etc/passwd", "..", ".", "", "/abs", "a/b", "a\\b", "C:\\x", "con", "<script>alert(1)</script>", "a\x00b",
-    "\u202egpj.exe", "x" * 10_000, "\U0001f600", "a b", "A", "a", "é", "javascript:alert(1)", "-rf", "~", "%2e%2e%2f", "index.html",
+    "\u202egpj.exe", "x" * 10_000, "\U0001f600", "a b", "A", "a", "é", "javascript:alert(1)", "-rf", "~", "%2e%2e%2f",
+    "index.html",
 )  # fmt: skip
 
 
@@ -27,8 +28,6 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> list[View]:
         day = f"2026-11-2{number}"
         run = f"{day.replace('-', '')}T040000Z-run"
         header = dataclasses.replace(synthetic.HEADER, run=run, started_at=f"{day}T04:00:00Z")
-            synthetic.HEADER, run=f"2026112{number}T040000Z-run", started_at=f"2026-11-2{number}T04:00:00Z"
-        )
         with mock.patch.object(synthetic, "HEADER", header):
             path = synthetic.write(tmp_path_factory.mktemp("run"), seed=number, small=True)
         found.append(view(store.read(path)))
