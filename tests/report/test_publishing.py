@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness import cli, cli_env
 from harness.cli_publish import ENDINGS
 from tests.report import synthetic
 
@@ -81,3 +81,14 @@ def test_a_site_replaces_a_former_site_and_leaves_no_draft(tmp_path: Path) -> No
     assert call("site", "results", "-o", "out/site") == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["site"]
     assert not (tmp_path / "out" / "site" / "old.html").exists()
+
+
+@pytest.mark.slow
+def test_no_install_command_is_cut_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lacking = {state.install for state in cli_env.here().values() if state.install}
+    assert call("methods") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.partition(": ")[2] for line in lines if line.startswith("missing for ")} == lacking
