@@ -1,4 +1,4 @@
-"""Shared resamples: drawn all at once they are those that were drawn one by one, and totals are the same however they are summed."""
+"""Shared resamples: drawn all at once they are those drawn one by one, and totals are the same however they are summed."""
 
 from __future__ import annotations
 
