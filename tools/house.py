@@ -30,6 +30,7 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),
         why="the verbs `env` and `recommend` and the progress of `run`, which the command line takes in",

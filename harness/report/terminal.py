@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.report.cells import OK, CellView
+from harness.report.cells import OK, CellView, Column
 from harness.report.numbers import VERDICTS
-from harness.report.section import column_display, number
+from harness.report.section import column_display, interval, number
 from harness.report.standing import headline, headline_axes
 from harness.report.verdicts import counts, effort, margin_points, tasks
 from harness.report.view import View
@@ -26,15 +27,38 @@ SHORT = {
 }
 
 
-def terminal_table(view: View) -> Table:
-    """Cells in plan order; frontier of the first quality against the first cost of the menus (mean accuracy against bits per
-    weight): ● on it, ◐ tied with it within the noise. Fits 80 columns with short names. A word in place of a number is its
-    status."""
+def terminal_columns(view: View) -> list[Column]:
+    """The few that one chooses by."""
+    return view.first(lambda places: places.terminal)
+
+
+def frontier_words(view: View) -> str:
+    """Of what the marks of the frontier are: its two axes; empty where there is none."""
+    axes = headline_axes(view)
+    if axes is None:
+        return ""
+    cost, quality = (_lowered(axis) for axis in axes)
+    alone = ", each model by itself" if len(view.models) > 1 else ""
+    return f"● on the frontier of {quality} against {cost}{alone}; ◐ tied with it within the noise"
+
+
+def _lowered(column: Column) -> str:
+    title = column.title
+    return title if title[:2].isupper() or title.startswith("ln") else title[:1].lower() + title[1:]
+
+
+def terminal_table(
+    view: View, columns: Sequence[Column] | None = None, *, whole: View | None = None, intervals: bool = False
+) -> Table:
+    """Cells in plan order; by default the few columns that one chooses by. ● on the frontier of the first quality against the
+    first cost of the menus, ◐ tied with it within the noise; the words below name the two. Fits 80 columns with short names. A
+    word in place of a number is its status. `whole`: the view that this one is a part of, whose frontiers are shown."""
     from rich.table import Table
     from rich.text import Text
 
-    chosen = view.first(lambda places: places.terminal)
-    notes = ["● on the frontier, ◐ tied with it within the noise"] if headline_axes(view) else []
+    whole = view if whole is None else whole
+    chosen = terminal_columns(view) if columns is None else columns
+    notes = list(filter(None, [frontier_words(whole)]))
     sequential = tasks(view)
     if sequential:
         order, scored = " / ".join(VERDICTS.values()), effort(view)
@@ -43,9 +67,9 @@ def terminal_table(view: View) -> Table:
     for cell in view.cells:
         for mark in cell.marks:
             said.setdefault(mark, []).append(_name(view, cell))
-    notes += [_plain(f"{', '.join(names)}: {mark}") for mark, names in said.items()]
+    notes += [plain(f"{', '.join(names)}: {mark}") for mark, names in said.items()]
     table = Table(
-        title=_plain(view.title or view.suite),
+        title=plain(view.title or view.suite),
         title_justify="left",
         caption="\n".join(notes) or None,
         caption_justify="left",
@@ -56,22 +80,24 @@ def terminal_table(view: View) -> Table:
     displays = {column.key: column_display(view, column) for column in chosen}
     for column in chosen:
         title, unit = column.metric.short or column.metric.title, displays[column.key].label
+        title = f"{title}\n{plain(column.subject)}" if columns is not None and column.subject else title
         told = " ".join(title.split()) == unit.replace("/", " per ")  # "bits per weight" needs no unit
         head = "\n".join(filter(None, (title, "" if told else unit)))
         table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
     if sequential:
         table.add_column("verdicts", justify="right", vertical="bottom", no_wrap=True)
     table.add_column("", justify="center", vertical="bottom", no_wrap=True)
-    standing = headline(view)
+    standing = headline(whole)
     for cell in view.cells:
-        name = _plain(_name(view, cell))
+        name = plain(_name(view, cell))
         name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
         name += ", marked" if cell.marks else ""
         texts = [Text(name, style="bold" if cell.baseline else "")]
         for column in chosen:
             value = cell.values[column.key]
             if value.status == OK:
-                texts.append(Text(number(column, value, displays[column.key])))
+                between = interval(column, value, displays[column.key]) if intervals else ""
+                texts.append(Text(number(column, value, displays[column.key]) + (f" ({between})" if between else "")))
             else:
                 texts.append(Text(SHORT.get(value.status, value.status), style="dim"))
         if sequential:
@@ -88,6 +114,6 @@ def _name(view: View, cell: CellView) -> str:
     return cell.cell.name if len(view.models) > 1 else cell.label
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without control characters: a stored name must not steer the terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)

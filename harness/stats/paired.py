@@ -358,7 +358,7 @@ def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
     index = np.arange(change.size) if task.clusters is None else cluster_index(task.clusters, change.size)
     sums = np.bincount(index, weights=np.where(usable, change, 0.0))
     sizes = np.bincount(index, weights=usable.astype(np.float64))
-    kinds, occurrences = _kinds(sums, sizes)
+    kinds, occurrences = _kinds(sums.astype(np.float64), sizes.astype(np.float64))
     drawn = rng.multinomial(sums.size, occurrences / sums.size, size=REPLICATES).astype(np.float64) @ kinds
     return np.asarray(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), dtype=np.float64)
 

@@ -23,7 +23,7 @@ from harness.report.charts import payload
 from harness.report.derived import DERIVED
 from harness.report.frame import EXPORTS, frame_of
 from harness.report.numbers import MINUS
-from harness.report.standing import cost_columns, headline_axes, quality_columns
+from harness.report.standing import cost_columns, headline_axes, quality_columns, standings
 from harness.spec import Answer, Axis, Better, Failure, Measurement, Metric, Places, PlannedCellRecord, Question, Record, digest
 from tests.report import synthetic
 from tests.report.test_report import Parsed
