@@ -429,4 +429,8 @@ def test_several_models_are_answered_each_and_drawn_side_by_side(tab: browser.Pa
     tab.wait("document.querySelectorAll('#pareto-plot .subplot').length === 2")
     titles = tab.evaluate("[...document.querySelectorAll('#pareto-plot .annotation-text')].map(n => n.textContent)")
     assert {"one", "two"} <= set(titles)
+    boxes = tab.evaluate(
+        "[...document.querySelectorAll('#pareto-plot .bglayer .bg')].map(b => b.getBoundingClientRect().toJSON())"
+    )
+    assert all(b["width"] > 100 and b["height"] > 100 for b in boxes)
     assert tab.errors == []

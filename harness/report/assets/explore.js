@@ -156,9 +156,9 @@ const QuantExplore = (() => {
       points(s, sx, sy, xa, ya, traces, named);
       if (s.drawn.length) limitsOf(s, asked, sx, sy, xa, ya, shapes, annotations, several);
       const inView = byId("pareto-range").value === "near" ? nearest(s) : s.drawn;
-      const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, w = (1 - gap * (across - 1)) / across, h = (1 - 0.16 * (down - 1)) / down;
+      const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, gapY = several ? 70 / (down * 300 + 60) : 0, w = (1 - gap * (across - 1)) / across, h = (1 - gapY * (down - 1)) / down;
       const bottom = row === down - 1 || k + across >= scenes.length;
-      const domain = several ? [{ domain: [column * (w + gap), column * (w + gap) + w] }, { domain: [1 - row * (h + 0.16) - h, 1 - row * (h + 0.16)] }] : [{}, {}];
+      const domain = several ? [{ domain: [column * (w + gap), column * (w + gap) + w] }, { domain: [Math.max(0, 1 - row * (h + gapY) - h), 1 - row * (h + gapY)] }] : [{}, {}];
       const span = (scale, i) => (inView.length ? spanFor(scale, [...inView.map((x) => x.v[i][0]), ...(i === q ? floors([s]) : [])]) : {});
       axes[`xaxis${n}`] = { ...axis(data.columns[c], span(sx, c)), ...domain[0], anchor: ya };
       axes[`yaxis${n}`] = { ...axis(data.columns[q], span(sy, q)), ...domain[1], anchor: xa };
