@@ -161,7 +161,7 @@ def shares_on_frontier(x: Side, y: Side) -> Floats:
         best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
         on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
     if one_order:
-        held = np.empty(count)
+        held: Floats = np.empty(count)
         held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
     else:
         held = np.bincount(x.order[on], minlength=count).astype(np.float64)
