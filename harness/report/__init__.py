@@ -1,8 +1,8 @@
 """The report: a stored run as one HTML file that opens offline, and as a table for the terminal.
 
 `render(run)` is pure: records in, bytes out. No clock, no network, no torch; the same records in any order give equal bytes.
-A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are about
-the limits that a reader sets, and get what is offered under those that the page opens with.
+A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are
+about the limits that a reader sets, and get what is offered under those that the page opens with.
 """
 
 from __future__ import annotations

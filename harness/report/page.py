@@ -1,9 +1,9 @@
 """The page around the sections: head, navigation, data blocks, scripts. Self-contained, and closed to the network by its policy.
 
-The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it. Nothing
-may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and the numbers,
-lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, byte for byte, the
-one that was packed.
+The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it.
+Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and
+the numbers, lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, to
+the byte, the one that was packed.
 """
 
 from __future__ import annotations

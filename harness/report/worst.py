@@ -144,7 +144,8 @@ def _right(row: Row, text: Mapping[str, object]) -> Markup:
 
 
 def _tokens(view: View, model: str) -> Markup | None:
-    blocks, left = [], 0
+    blocks: list[Markup] = []
+    left = 0
     for cell in cells_of(view, model, baseline=False):
         for outcome in cell.outcomes:
             rows = rows_of(view, outcome, "kl_max", "tokens")
@@ -160,7 +161,7 @@ def _tokens(view: View, model: str) -> Markup | None:
 
 def _cell(cell: CellView, subject: str, rows: Sequence[Row]) -> Markup:
     most = rows[0].get("kl")
-    said = f"{cell.label} on {subject}: up to {most:.3g} nats" if isinstance(most, (int, float)) else f"{cell.label} on {subject}"
+    said = f"{cell.label} on {subject}" + (f": up to {most:.3g} nats" if isinstance(most, (int, float)) else "")
     heads = [numeric("KL", "nats"), numeric("p, baseline", "true token"), numeric("p, cell", "true token"), "Same guess"]
     title = f"{cell.label} on {subject}: tokens with the largest divergence"
     return fold(said, table(title, [el("th", "Text", scope="col"), *heads], [_token(row) for row in rows]))

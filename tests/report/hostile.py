@@ -17,6 +17,7 @@ from harness.metrics import METRICS
 from harness.spec import (
     Answer,
     CalibrationText,
+    Cell,
     EndRecord,
     EnvironmentRecord,
     Failure,
@@ -37,8 +38,34 @@ from tests.squares import square
 
 SCHEMES = ("javascript", "JaVaScRiPt", "java\tscript", "java\nscript", " javascript", "\x01javascript", "vbscript", "livescript")
 HANDLERS = ("onerror", "onload", "onclick", "onmouseover", "onfocus", "onpointerenter", "ontoggle", "onanimationstart", "onbegin")
-TAGS = ("script", "img", "svg", "iframe", "object", "embed", "link", "meta", "base", "form", "style", "video", "math", "template",
-        "noscript", "xmp", "plaintext", "textarea", "title", "details", "body", "html", "select", "foreignObject", "animate")  # fmt: skip
+TAGS = (
+    "script",
+    "img",
+    "svg",
+    "iframe",
+    "object",
+    "embed",
+    "link",
+    "meta",
+    "base",
+    "form",
+    "style",
+    "video",
+    "math",
+    "template",
+    "noscript",
+    "xmp",
+    "plaintext",
+    "textarea",
+    "title",
+    "details",
+    "body",
+    "html",
+    "select",
+    "foreignObject",
+    "animate",
+)
+KINDS: tuple[FailureKind, ...] = ("oom", "timeout", "crash", "error", "unsupported", "input", "environment", "nonfinite")
 MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u2028\u2029\u0085\ufffe\uffff\U000e0041"
 
@@ -56,18 +83,79 @@ def _strings() -> Iterator[str]:
         yield f"{scheme}:alert(1)"
         yield f'<a href="{scheme}:alert(1)">x</a>'
         yield f"[x]({scheme}:alert(1))"
-    yield from ("data:text/html,<script>alert(1)</script>", "data:text/html;base64,PHNjcmlwdD4=", "file:///etc/passwd",
-                "https://evil.example/?q=", "//evil.example/x.js", "blob:null/1", "about:blank", "view-source:x")  # fmt: skip
+    yield from (
+        "data:text/html,<script>alert(1)</script>",
+        "data:text/html;base64,PHNjcmlwdD4=",
+        "file:///etc/passwd",
+        "https://evil.example/?q=",
+        "//evil.example/x.js",
+        "blob:null/1",
+        "about:blank",
+        "view-source:x",
+    )
     yield from (f"abc{mark}def{mark}" for mark in MARKS)
     yield from (f"a\u202egnp.exe{mark}" for mark in MARKS)
     yield from (f"a{hidden}b" for hidden in INVISIBLE)
     yield from (f"c{chr(code)}d" for code in (*range(9), 11, 12, *range(14, 32), 127))
-    yield from ("../../etc/passwd", "..\\..\\windows\\system32", "/etc/passwd", "C:\\x\\y", "a/../../b", "%2e%2e%2f", "~root", "con",
-                "a\0.html", "-rf", "--help", "$(touch x)", "`touch x`", "; rm -rf x", "| cat x", "&& x", "> x", "$HOME", "%s%s%n",
-                "{0.__class__}", "{{7*7}}", "{% include 'x' %}", "${7*7}", "#{7*7}", "<%= 7*7 %>", "${jndi:ldap://x}")  # fmt: skip
-    yield from ("<!--", "-->", "--!>", "<![CDATA[", "]]>", "<?php", "?>", "<!DOCTYPE x [<!ENTITY y 'z'>]>", "&lt;script&gt;", "&#x3c;b&#x3e;",
-                "&colon;", "&NewLine;", "&amp;amp;", "&#0;", "&#x202e;", "\\u003cscript\\u003e", "\\x3cscript\\x3e", "\\", "\\\\", "\\\"", "\\'",
-                "</script >", "</SCRIPT>", "</scr\0ipt>", "<script/x>", "<\u017fcript>", "\uff1cscript\uff1e", "</style><x>", "</title><x>")  # fmt: skip
+    yield from (
+        "../../etc/passwd",
+        "..\\..\\windows\\system32",
+        "/etc/passwd",
+        "C:\\x\\y",
+        "a/../../b",
+        "%2e%2e%2f",
+        "~root",
+        "con",
+        "a\0.html",
+        "-rf",
+        "--help",
+        "$(touch x)",
+        "`touch x`",
+        "; rm -rf x",
+        "| cat x",
+        "&& x",
+        "> x",
+        "$HOME",
+        "%s%s%n",
+        "{0.__class__}",
+        "{{7*7}}",
+        "{% include 'x' %}",
+        "${7*7}",
+        "#{7*7}",
+        "<%= 7*7 %>",
+        "${jndi:ldap://x}",
+    )
+    yield from (
+        "<!--",
+        "-->",
+        "--!>",
+        "<![CDATA[",
+        "]]>",
+        "<?php",
+        "?>",
+        "<!DOCTYPE x [<!ENTITY y 'z'>]>",
+        "&lt;script&gt;",
+        "&#x3c;b&#x3e;",
+        "&colon;",
+        "&NewLine;",
+        "&amp;amp;",
+        "&#0;",
+        "&#x202e;",
+        "\\u003cscript\\u003e",
+        "\\x3cscript\\x3e",
+        "\\",
+        "\\\\",
+        '\\"',
+        "\\'",
+        "</script >",
+        "</SCRIPT>",
+        "</scr\0ipt>",
+        "<script/x>",
+        "<\u017fcript>",
+        "\uff1cscript\uff1e",
+        "</style><x>",
+        "</title><x>",
+    )
     yield from (
         "\\u202e",
         "\\\\u202e",
@@ -113,8 +201,18 @@ def _strings() -> Iterator[str]:
         "%",
         "&",
     )
-    yield from ("\U0001f4a9", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "e\u0301" * 20, "Z\u0351\u036b\u0343" * 30,
-                "\u0645\u0631\u062d\u0628\u0627", "\u05e9\u05dc\u05d5\u05dd", "\u4f60\u597d", "\ud7a3", "\ufdfd")  # fmt: skip
+    yield from (
+        "\U0001f4a9",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\U0001f1e9\U0001f1ea",
+        "e\u0301" * 20,
+        "Z\u0351\u036b\u0343" * 30,
+        "\u0645\u0631\u062d\u0628\u0627",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\u4f60\u597d",
+        "\ud7a3",
+        "\ufdfd",
+    )
     yield from (
         "x" * 10_240,
         "<" * 10_240,
@@ -146,64 +244,56 @@ def write(folder: Path, strings: tuple[str, ...] = STRINGS) -> Path:
     """A stored run in which these strings stand wherever a report shows text: `strings` as the labels of cells, one each, and all
     of STRINGS in turn everywhere else."""
     turn = itertools.cycle(STRINGS)
-    models = [Model(name=f"m{next(turn)}"), Model(name=f"n{next(turn)}", repo="o/r", revision=next(turn), commit=next(turn))]
+    models = [
+        Model(name=f"m{next(turn)}"),
+        Model(name=f"n{next(turn)}", repo="o/r", revision=next(turn), commit=next(turn)),
+    ]
     planned, records, costs = [], [], []
     with mock.patch("os.fsync"):
         for number, label in enumerate(strings):
-            model = models[number % 2]
-            first = number < 2
-            method = "bf16" if first else f"x{next(turn)}"
-            scheme = Scheme(
-                method=method, bits=16 if first else (8, 4, 3, 2)[number % 4], options={"note": next(turn), "n": number}
-            )
-            cell = square(scheme, model=model, label=label or "none")
+            cell = _cell(number, label, models[number % 2], turn)
             asked = _questions()
-            planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=first))
-            for question in asked:
-                failed = number % 5 == 3 and question.probe == "memory"
-                answer = None if failed else _answer(folder, question, number, first, turn)
-                kinds: tuple[FailureKind, ...] = (
-                    "oom",
-                    "timeout",
-                    "crash",
-                    "error",
-                    "unsupported",
-                    "input",
-                    "environment",
-                    "nonfinite",
-                )
-                failure = (
-                    Failure(kind=kinds[number % 8], phase=next(turn), message=next(turn), log_tail=next(turn)) if failed else None
-                )
-                records.append(
-                    Record(
-                        key=digest({"cell": cell, "question": question}),
-                        context="c" * 64,
-                        cell=cell,
-                        question=question,
-                        probe_version="1",
-                        answer=answer,
-                        failure=failure,
-                        environment="e" * 64,
-                        started_at="2026-11-21T04:00:01Z",
-                        seconds=1.5,
-                    )
-                )
-            piece = PieceCost(what=next(turn), subject=next(turn), seconds=1.0, model_seconds=0.5)
-            forecast = CellForecast(seconds=Expected(low=1.0, high=4.0, source="same"))
-            costs.append(
-                CellCost(
-                    cell=cell,
-                    baseline=first,
-                    started_at="2026-11-21T04:00:01Z",
-                    seconds=2.0,
-                    pieces=(piece,),
-                    questions="q",
-                    whole=True,
-                    expected=forecast,
-                )
-            )
+            planned.append(PlannedCellRecord(cell=cell, questions=tuple(asked), baseline=number < 2))
+            records += [_record(folder, cell, question, number, turn) for question in asked]
+            costs.append(_cost(cell, number < 2, turn))
         return _store(folder, planned, records, costs, models, turn)
+
+
+def _cell(number: int, label: str, model: Model, turn: Iterator[str]) -> Cell:
+    first = number < 2
+    method, bits = ("bf16", 16) if first else (f"x{next(turn)}", (8, 4, 3, 2)[number % 4])
+    scheme = Scheme(method=method, bits=bits, options={"note": next(turn), "n": number})
+    return square(scheme, model=model, label=label or "none")
+
+
+def _record(folder: Path, cell: Cell, question: Question, number: int, turn: Iterator[str]) -> Record:
+    failed = number % 5 == 3 and question.probe == "memory"
+    failure = Failure(kind=KINDS[number % 8], phase=next(turn), message=next(turn), log_tail=next(turn))
+    return Record(
+        key=digest({"cell": cell, "question": question}),
+        context="c" * 64,
+        cell=cell,
+        question=question,
+        probe_version="1",
+        answer=None if failed else _answer(folder, question, number, turn),
+        failure=failure if failed else None,
+        environment="e" * 64,
+        started_at="2026-11-21T04:00:01Z",
+        seconds=1.5,
+    )
+
+
+def _cost(cell: Cell, baseline: bool, turn: Iterator[str]) -> CellCost:
+    return CellCost(
+        cell=cell,
+        baseline=baseline,
+        started_at="2026-11-21T04:00:01Z",
+        seconds=2.0,
+        pieces=(PieceCost(what=next(turn), subject=next(turn), seconds=1.0, model_seconds=0.5),),
+        questions="q",
+        whole=True,
+        expected=CellForecast(seconds=Expected(low=1.0, high=4.0, source="same")),
+    )
 
 
 def _store(
@@ -233,9 +323,8 @@ def _store(
         ),
         context_digest="c" * 64,
     )
-    squares = [
-        UnsupportedRecord(cell=square(Scheme(method=next(turn), bits=3), model=models[0]), reason=next(turn)) for _ in range(40)
-    ]
+    wanted = [square(Scheme(method=next(turn), bits=3), model=models[0]) for _ in range(40)]
+    squares = [UnsupportedRecord(cell=cell, reason=next(turn)) for cell in wanted]
     texts = [
         CalibrationText(
             model=models[0].name,
@@ -282,8 +371,9 @@ def _questions() -> list[Question]:
     ]
 
 
-def _answer(folder: Path, question: Question, number: int, baseline: bool, turn: Iterator[str]) -> Answer:
+def _answer(folder: Path, question: Question, number: int, turn: Iterator[str]) -> Answer:
     """An answer with numbers of the right kind, and a hostile string wherever it has text."""
+    baseline = number < 2
     engine = {"name": next(turn), "kernels": {next(turn): 3}, "layers": {next(turn): [next(turn)]}, "notes": [next(turn)]}
     facts: dict[str, object] = {"notes": [next(turn)], "withheld": [next(turn)], "marks": [next(turn)], "engine": engine}
     values: dict[str, tuple[float, str | None]] = {}
