@@ -58,7 +58,7 @@ def test_results_come_as_one_tidy_table_in_every_format(finished: Path, tmp_path
     frame = pandas.read_parquet(target)
     assert len(frame) == len(rows)
     assert "| scheme" in call("results", finished, "--format", "markdown").stdout.replace("|scheme", "| scheme")
-    assert "fake_value" in call("results", finished).stdout
+    assert "Fake value" in call("results", finished).stdout
     assert list(harness.frame(finished).columns) == list(frame.columns)
 
 

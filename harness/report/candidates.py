@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from harness.decide import KINDS, Cache, Candidate, Kind, Loss, Memory, Number, Speed
 from harness.decode import DecodeError, decode
-from harness.formats.cache_shape import CacheShape
 from harness.metrics.divergence import GROUP as DIVERGENCE
 from harness.metrics.latency import TPOT, TTFT
 from harness.metrics.memory import (
@@ -22,6 +21,7 @@ from harness.metrics.memory import (
     PEAK_PREFILL,
     SERVER,
     SERVER_RSS,
+    CacheShape,
 )
 from harness.metrics.size import FILE
 from harness.report.cells import OK, CellView, Outcome, Value, withheld

@@ -35,8 +35,8 @@ class Took:
 
 
 def measure(tree: Path, verb: list[str], results: Path, target: Path) -> Took:
-    """Runs one command of a tree. Its own environment, so that only the tree differs."""
-    command = [sys.executable, "-m", "harness.cli", verb[0], str(results.resolve()), *verb[1:], "-o", str(target)]
+    """Runs one command of a tree, which stands alone on the path: the folder that this was started in does not (-P)."""
+    command = [sys.executable, "-P", "-m", "harness.cli", verb[0], str(results.resolve()), *verb[1:], "-o", str(target)]
     environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}
     started = time.monotonic()
     pid = os.posix_spawn(

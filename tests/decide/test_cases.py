@@ -54,7 +54,8 @@ def test_python_answers_every_case_as_the_oracle_does() -> None:
         assert python_answers(case)[0] == case["answer"], f"case {number}"
 
 
-def test_the_pages_script_answers_every_case_as_the_oracle_and_says_what_python_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(len(CASES), marks=pytest.mark.slow)])
+def test_the_pages_script_answers_every_case_as_the_oracle_and_says_what_python_says(tmp_path: Path, count: int) -> None:
     program = browser.find()
     if program is None:
         pytest.skip("no Chromium is installed here (chromium, chromium-browser or google-chrome on the path)")
@@ -66,7 +67,7 @@ def test_the_pages_script_answers_every_case_as_the_oracle_and_says_what_python_
     path.write_text(f"<!doctype html><html><head>{head}</head><body><script>{script}</script></body></html>", encoding="utf-8")
     with browser.page(program) as page:
         page.open(path)
-        for first in range(0, len(CASES), 100):
+        for first in range(0, count, 100):
             cases = CASES[first : first + 100]
             given = json.dumps([{"cells": c["cells"], "limits": c["limits"]} for c in cases])
             answers = page.evaluate(

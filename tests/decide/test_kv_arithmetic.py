@@ -11,9 +11,9 @@ import pytest
 
 from harness import store
 from harness.decide import Candidate, memory_at
-from harness.formats.cache_shape import CacheShape, cache_shape
+from harness.formats.cache_shape import cache_shape
 from harness.measure import memory_phases
-from harness.metrics.memory import KV_CACHE
+from harness.metrics.memory import KV_CACHE, CacheShape
 from harness.report.candidates import candidates
 from harness.report.view import view
 
@@ -23,13 +23,13 @@ models: [reference]
 baseline: bf16
 methods: {{bf16: null}}
 probes: [size, memory]
-memory: {{prompt: {prompt}, new: 16, batch: {batch}}}
+memory: {{prompt: 128, new: {new}, batch: 1}}
 """
 
 
-def measured(folder: Path, name: str, *, prompt: int, batch: int) -> tuple[Candidate, float]:
+def measured(folder: Path, name: str, *, new: int) -> tuple[Candidate, float]:
     """The embedded model's only cell, measured in a run of its own, and the bytes of its cache."""
-    (folder / f"{name}.yaml").write_text(SUITE.format(name=name, prompt=prompt, batch=batch))
+    (folder / f"{name}.yaml").write_text(SUITE.format(name=name, new=new))
     command = [sys.executable, "-m", "harness.cli", "run", f"{name}.yaml", "--cache", "cache", "--report", f"{name}.html"]
     here = {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[1])}
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600, env=here)
@@ -43,20 +43,23 @@ def measured(folder: Path, name: str, *, prompt: int, batch: int) -> tuple[Candi
 @pytest.mark.slow
 @pytest.mark.skipif(memory_phases.resident() is None, reason="the kernel's counters are Linux's")
 def test_memory_derived_from_one_context_is_what_is_measured_at_another(tmp_path: Path) -> None:
-    short, short_cache = measured(tmp_path, "short", prompt=64, batch=1)
-    long, long_cache = measured(tmp_path, "long", prompt=448, batch=2)
-    assert (short.memory.context, short.memory.batch, long.memory.context, long.memory.batch) == (79, 1, 463, 2)
+    short, short_cache = measured(tmp_path, "short", new=16)
+    long, long_cache = measured(tmp_path, "long", new=400)
+    assert (short.memory.context, long.memory.context) == (143, 527)
     assert short.memory.derivable == long.memory.derivable == ""
+    assert long_cache - short_cache > 0.1 * (short.memory.measured or 0)  # so much is to be derived
     for one, other, other_cache in ((short, long, long_cache), (long, short, short_cache)):
-        context, batch = other.memory.context, other.memory.batch
-        assert sum(part.bytes_per_token for part in one.memory.cache) * context * batch == other_cache  # to the byte
-        derived, is_derived, _ = memory_at(one, context, batch)
+        context = other.memory.context
+        assert sum(part.bytes_per_token for part in one.memory.cache) * context == other_cache  # to the byte
+        derived, is_derived, _ = memory_at(one, context, 1)
         assert is_derived
+        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave: 1.4 MB here,
+        # of about 18, which no arithmetic of the shape can know.
         assert derived is not None
+        assert one.memory.measured is not None
         assert other.memory.measured is not None
-        # What computing takes is not in the arithmetic: the activations of a prompt seven times as long, twice as many rows.
-        assert derived == pytest.approx(other.memory.measured, rel=0.1)
-    assert short_cache < long_cache
+        assert derived == pytest.approx(other.memory.measured, rel=0.15)
+        assert abs(derived - other.memory.measured) < 0.7 * abs(one.memory.measured - other.memory.measured)
 
 
 def test_a_configuration_says_how_many_numbers_a_token_takes() -> None:

@@ -178,10 +178,10 @@ def claimed(lost: Losses, place: int) -> bool:
 
 
 @pytest.mark.slow
-def test_on_the_margin_a_pick_is_claimed_wrongly_in_5_percent_and_without_the_correction_in_a_third() -> None:
+def test_on_the_margin_a_pick_is_claimed_wrongly_in_5_percent_and_without_the_correction_in_35() -> None:
     corrected, uncorrected = wrong_claims(MATRICES)
     assert compatible(corrected, 0.05), f"{corrected} of {MATRICES} matrices hold a wrong claim"
-    assert uncorrected / MATRICES == pytest.approx(0.33, abs=0.04), f"{uncorrected} of {MATRICES} without the correction"
+    assert uncorrected / MATRICES == pytest.approx(0.35, abs=0.02), f"{uncorrected} of {MATRICES} without the correction"
 
 
 def wrong_claims(matrices: int) -> tuple[int, int]:
