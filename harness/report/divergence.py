@@ -12,7 +12,7 @@ from harness.report.cells import OK, CellView, Outcome
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show
 from harness.report.pieces import Floats, array, by_model, cells_of, fold, head_of, numeric, square, subjects, table, value_of
-from harness.report.section import Section
+from harness.report.section import Section, scheme
 from harness.report.svg import MOST_ROWS, Dot, Line, Row, chart, key, short, span, steps
 from harness.report.view import View
 
@@ -96,7 +96,7 @@ def _percentile_table(view: View, cells: Sequence[CellView], subject: str) -> Ma
     rows = [
         el(
             "tr",
-            head_of(view, cell),
+            head_of(cell),
             *(
                 el("td", "–" if (v := value_of(view, cell, m, subject)) is None else _nats(v[0].value), cls="num")
                 for m, _ in shown
@@ -142,7 +142,7 @@ def _histograms(view: View, model: str, cells: Sequence[CellView], subject: str)
             drawn.append(_histogram(cell.label, _counts(samples), floor))
         finite = samples[np.isfinite(samples)]
         shares = [float((finite > limit).mean()) for limit in LIMITS]
-        rows.append(el("tr", head_of(view, cell), *(el("td", f"{share:.2%}", cls="num") for share in shares)))
+        rows.append(el("tr", head_of(cell), *(el("td", f"{share:.2%}", cls="num") for share in shares)))
     if not drawn:
         return el("p", "The histograms need raw samples, and none are on disk.", cls="muted")
     said = f"Share of tokens by divergence, from 1e{LEAST} to 1e{MOST} nats, logarithmic; what is smaller is in the first bin."
@@ -195,7 +195,7 @@ def _confidence(view: View, cells: Sequence[CellView], subject: str) -> Markup |
             strength = 0.0 if scale is None else scale.percent(found[0].value) / 100
             tip = f"n = {found[0].n}" if found[0].n else None
             squares.append(el("td", _nats(found[0].value), cls="num neg", style=f"--a:{strength:.2f}", data_tip=tip))
-        rows.append(el("tr", head_of(view, cell), *squares))
+        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *squares))
     columns = ["Cell", *(numeric(title) for _, title in shown)]
     title = f"Mean KL divergence by the baseline's confidence on {subject}"
     return join(

@@ -135,7 +135,7 @@ def _quality(sides: Sequence[Side], shared: Sequence[CellView]) -> Markup:
         if len(has) > 1 and rows:
             how = display(column.metric.unit, [v.value for c in shared for v in _values(sides, c, column) if v is not None])
             heads = ["Cell", *(numeric(side.letter, how.label) for side in has), el("th", "Against A", scope="col")]
-            squares = [_line(first, cell, column, how, sides, has) for cell in shared if _known(sides, cell, column) > 1]
+            squares = [_line(cell, column, how, sides, has) for cell in shared if _known(sides, cell, column) > 1]
             equal = sum(rows)
             said = f"{column.title}: {equal} of {len(rows)} cells have the same number in all runs"
             made.append(fold(said, table(column.title, heads, squares)))
@@ -159,10 +159,10 @@ def _compared(sides: Sequence[Side], cell: CellView, column: Column) -> bool:
     return len({v.value for v in _values(sides, cell, column) if v is not None}) == 1
 
 
-def _line(view: View, cell: CellView, column: Column, how: Display, sides: Sequence[Side], has: Sequence[Side]) -> Markup:
+def _line(cell: CellView, column: Column, how: Display, sides: Sequence[Side], has: Sequence[Side]) -> Markup:
     values = dict(zip([s.letter for s in sides], _values(sides, cell, column), strict=True))
     squares = [_square(values[side.letter], column, how) for side in has]
-    return el("tr", head_of(view, cell), *squares, el("td", _against(sides, cell, column), cls="why"))
+    return el("tr", head_of(cell), *squares, el("td", _against(sides, cell, column), cls="why"))
 
 
 def _square(value: Value | None, column: Column, how: Display) -> Markup:
@@ -240,7 +240,7 @@ def _speed(sides: Sequence[Side], shared: Sequence[CellView]) -> list[Markup]:
             known = _values(sides, cell, column)
             if any(v is not None for v in known):
                 squares = [_square(value, column, how) for value in known]
-                rows.append(el("tr", head_of(sides[0].view, cell), *squares, el("td", _factors(sides, known), cls="why")))
+                rows.append(el("tr", head_of(cell), *squares, el("td", _factors(sides, known), cls="why")))
         made.append(join(el("h4", title), panels, fold(f"Table of {title}", table(title, heads, rows))))
     return made or [el("p", "No speed and no memory of these cells was measured.", cls="muted")]
 

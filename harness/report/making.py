@@ -69,7 +69,7 @@ def _table(view: View, cells: Sequence[CellView]) -> Markup:
             "–" if peak is None else show(peak[0].value, "B", how),
             f"{tokens:,}" if isinstance(tokens, int) and tokens else "–",
         )
-        rows.append(el("tr", head_of(view, cell), *(el("td", text, cls="num") for text in squares)))
+        rows.append(el("tr", head_of(cell), *(el("td", text, cls="num") for text in squares)))
     columns = ["Cell", numeric("Time"), numeric("Peak memory", how.label), numeric("Calibration tokens")]
     return table("What quantizing cost", columns, rows)
 
@@ -95,7 +95,7 @@ def _took(view: View, model: str) -> Markup | None:
         return None
     drawn = chart("Forecast and elapsed time, by cell, logarithmic", [_row(*pair) for pair in chosen], scale, duration)
     note = "The mark is what it took, the line what had been forecast just before; no line: nothing was known."
-    rows = [_costs(view, cell, cost) for cell, cost in chosen]
+    rows = [_costs(cell, cost) for cell, cost in chosen]
     columns = ["Cell", numeric("Took"), numeric("Forecast"), el("th", "Spent on", scope="col")]
     return join(drawn, el("p", note, cls="note"), fold("Table of costs", table("Forecast against elapsed", columns, rows)))
 
@@ -119,13 +119,11 @@ def _forecast(cost: CellCost) -> str:
     return f"{duration(expected.low)} to {duration(expected.high)}"
 
 
-def _costs(view: View, cell: CellView, cost: CellCost) -> Markup:
+def _costs(cell: CellView, cost: CellCost) -> Markup:
     spent: dict[str, float] = {}
     for piece in cost.pieces:
         spent[piece.what] = spent.get(piece.what, 0.0) + piece.seconds
     most = sorted(spent.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
     said = ", ".join(f"{what} {duration(seconds)}" for what, seconds in most)
     took = duration(cost.seconds) + ("" if cost.whole else " (a part)")
-    return el(
-        "tr", head_of(view, cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why")
-    )
+    return el("tr", head_of(cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why"))

@@ -120,7 +120,7 @@ def _table(view: View, cells: Sequence[CellView], subject: str) -> Markup:
     rows = [
         el(
             "tr",
-            head_of(view, cell),
+            head_of(cell),
             *(
                 el("td", "–" if (v := column[place]) is None else show(v[0].value, "B", unit), cls="num")
                 for column, unit in zip(columns, how, strict=True)

@@ -76,9 +76,7 @@ def _block(view: View, model: str, shapes: Sequence[Shape]) -> Markup | None:
         two = [_chart(view, cells, these, metric, f"{title}, batch {batch}") for metric, title, _ in CHARTS]
         drawn.append(el("div", *(one for one in two if one is not None), cls="pair"))
     tables = [_table(view, cells, shape) for shape in shapes]
-    return join(
-        *drawn, *(fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)), _ran(view, cells)
-    )
+    return join(*drawn, *(fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)), _ran(cells))
 
 
 def _chart(view: View, cells: Sequence[CellView], shapes: Sequence[Shape], metric: str, title: str) -> Markup | None:
@@ -134,11 +132,11 @@ def _table(view: View, cells: Sequence[CellView], shape: Shape) -> Markup:
             value = known[0]
             between = show_interval(value.low, value.high, unit, how, value=value.value)
             squares.append(el("td", show(value.value, unit, how), el("small", between) if between else None, cls="num"))
-        rows.append(el("tr", head_of(view, cell), *squares))
+        rows.append(el("tr", head_of(cell), *squares))
     return table(f"Latency at {shape.subject}", ["Cell", *heads], rows)
 
 
-def _ran(view: View, cells: Sequence[CellView]) -> Markup | None:
+def _ran(cells: Sequence[CellView]) -> Markup | None:
     """The kernels that ran, read from the loaded models; cells with the same ones together."""
     groups: dict[tuple[str, ...], list[CellView]] = {}
     for cell in cells:
