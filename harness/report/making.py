@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.costs import CellCost
+from harness.metrics.quantize import PEAK, SECONDS
 from harness.report.cells import CellView, identity
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show
@@ -41,14 +42,14 @@ def duration(seconds: float) -> str:
 
 
 def _block(view: View, model: str) -> Markup | None:
-    cells = [c for c in cells_of(view, model) if value_of(view, c, "quantize_seconds", "")]
-    values = [v[0].value for c in cells if (v := value_of(view, c, "quantize_seconds", "")) is not None and v[0].value > 0]
+    cells = [c for c in cells_of(view, model) if value_of(view, c, SECONDS.name, "")]
+    values = [v[0].value for c in cells if (v := value_of(view, c, SECONDS.name, "")) is not None and v[0].value > 0]
     scale = span(values, log=True)
     if scale is None:
         return None
     rows = []
     for cell in cells:
-        found = value_of(view, cell, "quantize_seconds", "")
+        found = value_of(view, cell, SECONDS.name, "")
         assert found is not None
         text = duration(found[0].value)
         rows.append(Row(label=cell.label, text=text, dots=[Dot(value=found[0].value, hue=0, tip=text)]))
@@ -58,11 +59,11 @@ def _block(view: View, model: str) -> Markup | None:
 
 
 def _table(view: View, cells: Sequence[CellView]) -> Markup:
-    peaks = [v[0].value for c in cells if (v := value_of(view, c, "quantize_peak_bytes", "")) is not None]
+    peaks = [v[0].value for c in cells if (v := value_of(view, c, PEAK.name, "")) is not None]
     how = display("B", peaks)
     rows = []
     for cell in cells:
-        seconds, peak = (value_of(view, cell, m, "") for m in ("quantize_seconds", "quantize_peak_bytes"))
+        seconds, peak = (value_of(view, cell, m, "") for m in (SECONDS.name, PEAK.name))
         tokens = next((o.facts.get("calibration_tokens") for o in cell.outcomes if o.question.probe == "quantize"), None)
         squares = (
             "–" if seconds is None else duration(seconds[0].value),
