@@ -176,8 +176,7 @@ def _draft(path: Path) -> Path:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git leaves in the place of a large one where its extension LFS is not installed: a few lines that name
-    it."""
+    """Whether a file is what Git leaves in the place of a large one where its extension LFS is not installed."""
     try:
         with path.open("rb") as file:
             return file.read(40).startswith(b"version https://git-lfs.github.com/spec/")

@@ -431,7 +431,8 @@ def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int
         return windows(ids, length, samples * length, name)
     if len(ids) < length + 1:
         raise BadInput(
-            f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length}; lower calibration.length"
+            f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length} and the token after it; "
+            + ("lower calibration.length, or use a longer text" if len(ids) > 8 else "use a longer text")
         )
     draw = random.Random(seed)
     starts = [draw.randrange(len(ids) - length) for _ in range(samples)]

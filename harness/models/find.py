@@ -92,8 +92,8 @@ def check_folder(folder: Path, name: str) -> None:
     pointers = sorted(p.name for p in ([folder] if folder.is_file() else folder.glob("*.*")) if is_lfs_pointer(p))
     if pointers:
         raise BadInput(
-            f"model {name!r}: {folder}: {brief(pointers)}: a Git LFS pointer in the place of the file, because the repository was "
-            "cloned without git-lfs; run in it: git lfs install && git lfs pull"
+            f"model {name!r}: {folder}: {brief(pointers)}: a Git LFS pointer in the place of the file: the repository was cloned "
+            "without git-lfs; run in it: git lfs install && git lfs pull"
         )
     if gguf_reader.is_gguf(folder):
         if not folder.is_file():
@@ -124,7 +124,6 @@ def check_folder(folder: Path, name: str) -> None:
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         )
-
 
     tokenizer = folder / "tokenizer.json"
     try:
@@ -273,8 +272,9 @@ def shape(source: Model) -> ModelShape | None:
 
 @functools.lru_cache(maxsize=64)  # a commit never changes
 def _on_the_hub(source: Model) -> tuple[ModelShape, int, Headers] | None:
-    """Shape, bytes and headers of the tensors of a hub model (no headers of a GGUF file), from the headers of its files, which alone are fetched. None where the hub
-    cannot be reached; BadInput says what it refuses, or what is wrong with the repository."""
+    """Shape, bytes and headers of the tensors of a hub model (no headers of a GGUF file), from the beginnings of its files, which
+    alone are fetched. None where the hub cannot be reached; BadInput says what it refuses, or what is wrong with the
+    repository."""
     what = f"model {source.name!r}"
     snapshot = repository.snapshot_of(source)
     names = None if snapshot is None else repository.wanted(source, snapshot)

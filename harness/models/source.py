@@ -185,9 +185,7 @@ def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrai
     return model, {*ignored, *others}
 
 
-def _check_numbers(
-    model_dir: Path, model: PreTrainedModel, stored: Mapping[str, HeaderEntry], unread: Collection[str]
-) -> None:
+def _check_numbers(model_dir: Path, model: PreTrainedModel, stored: Mapping[str, HeaderEntry], unread: Collection[str]) -> None:
     """BadInput where integers are stored in the place of weights: without a quantization they would be cast, and mean nothing."""
     own = {_as_stored(name, stored): tensor for name, tensor in model.state_dict().items()}
     left = {_as_stored(name, stored) for name in unread}

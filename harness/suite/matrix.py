@@ -52,6 +52,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
+    inputs.check_calibration(written, sources, cells, given)
     return Plan(
         suite=suite,
         file=path,

@@ -23,7 +23,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A model of the suite. `of`: the model that it was made of, whose cell it is then. `shape`: what its files say, None until
-    they are here. `grid`: on which its weights lie, where a note says that they were quantized before. `unread`: its stored tensors
+    they are here. `grid`: on which its weights lie, where a note says that they were quantized before. `unread`: stored tensors
     that transformers does not load."""
 
     model: Model
@@ -82,7 +82,8 @@ def looked_at(
         if bodies:
             own = [s.shape is not None and not s.quantized for s in known]
             known = [
-                replace(s, unread=unread(s.model, s.config, cache=cache)) if here else s for s, here in zip(known, own, strict=True)
+                replace(s, unread=unread(s.model, s.config, cache=cache)) if here else s
+                for s, here in zip(known, own, strict=True)
             ]
     else:
         known = [replace(s, shape=shapes[s.name]) for s in sources]
