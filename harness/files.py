@@ -173,12 +173,3 @@ def _young(path: Path) -> bool:
 
 def _draft(path: Path) -> Path:
     return path.with_name(f".draft-{path.name}-{os.getpid()}")
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git leaves in the place of a large one where its extension LFS is not installed."""
-    try:
-        with path.open("rb") as file:
-            return file.read(40).startswith(b"version https://git-lfs.github.com/spec/")
-    except OSError:
-        return False

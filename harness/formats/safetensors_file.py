@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import Role, StoredTensor
 from harness.errors import BadInput
-from harness.files import is_lfs_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +71,15 @@ def header(path: Path) -> list[HeaderEntry]:
     if unknown:
         raise BadInput(f"{path}: holds numbers of a type that this version does not know: {', '.join(unknown)}")
     return entries
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one where its extension LFS is not installed."""
+    try:
+        with path.open("rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs.github.com/spec/")
+    except OSError:
+        return False
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int]]], *, metadata: Mapping[str, str] | None = None) -> bytes:

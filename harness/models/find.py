@@ -19,10 +19,10 @@ from pathlib import Path
 from harness import reference
 from harness.artifact import LinearLayer, ModelShape
 from harness.errors import BadInput, UnknownName
-from harness.files import Changed, Hashes, is_lfs_pointer, sha256
+from harness.files import Changed, Hashes, sha256
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
-from harness.formats.safetensors_file import INDEX, MODEL, brief
+from harness.formats.safetensors_file import INDEX, MODEL, brief, is_lfs_pointer
 from harness.models import fit, grid, hub, random_weights, repository
 from harness.models.fit import Headers
 from harness.spec import Model, digest

@@ -9,8 +9,6 @@ file, that of a shape, is asked there for its tensors.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import json
 import re
 import subprocess
@@ -24,6 +22,7 @@ from harness.errors import BadInput
 from harness.files import write_atomically
 from harness.formats import config_json, quantization_config
 from harness.formats.config_json import ModelConfig
+from harness.models import body
 from harness.spec import digest, to_json
 
 Headers: TypeAlias = Mapping[str, tuple[str, list[int]]]
@@ -108,7 +107,7 @@ def _layer(config: ModelConfig, kind: str, hidden: int) -> dict[str, list[int]]:
 
 def _ask(config: ModelConfig, stored: Headers | None, cache: Path | None) -> Mapping[str, Mapping[str, list[int]]] | None:
     """What the process says of a config and, unless None, of the headers of a file. BadInput where that is a refusal."""
-    version = _transformers()
+    version = body.transformers_here()
     if version is None:
         return None
     asked = {"config": to_json(config), "stored": to_json(stored), "transformers": version, "version": VERSION}
@@ -129,15 +128,6 @@ def _ask(config: ModelConfig, stored: Headers | None, cache: Path | None) -> Map
         raise BadInput(said)
     found: Mapping[str, Mapping[str, list[int]]] = said
     return found
-
-
-def _transformers() -> str | None:
-    if importlib.util.find_spec("torch") is None:
-        return None
-    try:
-        return importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _asked(config: ModelConfig, stored: Headers | None) -> str | None:

@@ -1,5 +1,5 @@
-"""A file that is not the model its config.json describes is refused by `plan`, once and for every method; what else such a file may
-hold is said."""
+"""A file that is not the model its config.json describes is refused by `plan`, once and for every method; what else such a file
+may hold is said."""
 
 from __future__ import annotations
 
@@ -200,7 +200,11 @@ def test_calibration_rows_are_no_longer_than_the_context(made: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("few.txt", "a b", "holds . tokens, fewer than one row of 32 tokens .*; use a longer text"),
+        (
+            "few.txt",
+            "the river stone opens house the green water",
+            r"holds \d+ tokens, fewer than one row of 32 tokens .*; use a longer text",
+        ),
         ("empty.txt", "", "holds no text"),
         ("null.jsonl", '{"text": null}\n', "holds no text"),
         ("none/readme.md", "text", r"holds no \.txt, \.jsonl or \.parquet file"),
