@@ -80,11 +80,8 @@ def looked_at(
         known = [replace(s, shape=shape(s.model), grid=noted(s.model)) for s in pinned]
         known = [replace(s, shape=filled(s.model, cache=cache)) if s.model.random else s for s in known]
         if bodies:
-            own = [s.shape is not None and not s.quantized for s in known]
-            known = [
-                replace(s, unread=unread(s.model, s.config, cache=cache)) if here else s
-                for s, here in zip(known, own, strict=True)
-            ]
+            own = {s.name for s in known if s.shape is not None and not s.quantized and "model_type" in s.config}
+            known = [replace(s, unread=unread(s.model, s.config, cache=cache)) if s.name in own else s for s in known]
     else:
         known = [replace(s, shape=shapes[s.name]) for s in sources]
     known = _placed(_with_bodies, written)(known, cache) if bodies else known

@@ -125,7 +125,7 @@ def test_a_type_that_transformers_does_not_know_is_one_sentence(made: Path, tmp_
     assert ". " not in str(seen.value)
     edit(made / "config.json", model_type=None)
     with pytest.raises(BadInput, match=r"config\.json names no model_type"):
-        planned(tmp_path)
+        source.make(made, tmp_path / "view")
 
 
 def test_layers_for_several_tokens_that_the_config_counts_are_named_in_the_plan(made: Path, tmp_path: Path) -> None:
