@@ -53,6 +53,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
+    notes = (*notes, *inputs.hub_notes(written, [*texts.values(), *given.values()]))
     return Plan(
         suite=suite,
         file=path,

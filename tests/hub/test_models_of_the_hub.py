@@ -194,6 +194,10 @@ def test_the_files_of_the_index_are_fetched_and_no_twin_of_them(user: User, hub:
         ({WEIGHTS: None, "pytorch_model.bin": None, "onnx/x.bin": None}, "lab/tiny holds no weights; look for a repository"),
         ({"config.json": None}, "lab/tiny has no config.json, so it is not a transformers checkpoint"),
         ({"tokenizer.json": None}, "lab/tiny holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it"),
+        (
+            {WEIGHTS: None, "model-00001-of-00002.safetensors": b"0", "model-00002-of-00002.safetensors": b"0"},
+            "lab/tiny holds only model-00001-of-00002.safetensors, model-00002-of-00002.safetensors; give another revision",
+        ),
         ({WEIGHTS: None, "tiny.Q4_0.gguf": b"GGUF"}, "lab/tiny holds GGUF files (tiny.Q4_0.gguf); name one of them with `file`"),
     ],
 )
