@@ -194,10 +194,6 @@ def test_the_files_of_the_index_are_fetched_and_no_twin_of_them(user: User, hub:
         ({WEIGHTS: None, "pytorch_model.bin": None, "onnx/x.bin": None}, "lab/tiny holds no weights; look for a repository"),
         ({"config.json": None}, "lab/tiny has no config.json, so it is not a transformers checkpoint"),
         ({"tokenizer.json": None}, "lab/tiny holds no tokenizer (tokenizer.json, tokenizer.model, ...); fetch it"),
-        (
-            {WEIGHTS: None, "model-00001-of-00002.safetensors": b"0", "model-00002-of-00002.safetensors": b"0"},
-            "lab/tiny holds only model-00001-of-00002.safetensors, model-00002-of-00002.safetensors; give another revision",
-        ),
         ({WEIGHTS: None, "tiny.Q4_0.gguf": b"GGUF"}, "lab/tiny holds GGUF files (tiny.Q4_0.gguf); name one of them with `file`"),
     ],
 )
@@ -210,6 +206,16 @@ def test_a_repository_that_holds_no_checkpoint_is_refused_before_anything_is_fet
     assert sentence in said
     assert len(said.splitlines()) == 1, said
     assert blobs(user) == 0
+
+
+def test_shards_without_an_index_are_refused_by_plan_before_they_are_fetched(user: User, hub: Hub) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    files = {name: data for name, data in checkpoint().items() if name != WEIGHTS}
+    hub.model("lab/tiny").commit({**files, **dict.fromkeys(names, b"0")})
+    said = user.harness("plan", str(user.suite("[lab/tiny]")), code=2)
+    assert f"lab/tiny holds only {names[0]}, {names[1]}; give another revision" in said
+    assert len(said.splitlines()) == 1, said
+    assert hub.sent(names[0]) == []
 
 
 @pytest.mark.slow
