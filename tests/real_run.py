@@ -119,6 +119,17 @@ def suite(model: real_models.Packaged, checkpoint: Path, given: Given, folder: P
     return target
 
 
+def check(given: Given) -> None:
+    """BadInput for what a user hands over that is not there, before a model is fetched for it."""
+    for what, path in (("text", given.text), ("calibration", given.calibration), ("tasks", given.tasks)):
+        if path and path != HUB:
+            found = _there(path, what)
+            if what == "tasks":
+                _files_of_pairs(found)
+            else:
+                corpora.read(found)
+
+
 def _corpus(text: str) -> dict[str, Any]:
     """The entry of a text: the suite's is of the hub, and what it names is taken out."""
     if not text:
@@ -137,11 +148,7 @@ def _there(path: str, what: str) -> Path:
 def pairs(source: Path, folder: Path) -> list[dict[str, str]]:
     """A task for each file of minimal pairs in `source`, as entries of a suite. Data of a task lie under its own folder, so they
     are copied, into one that is named by what they are. BadInput where there are none, or where a file holds anything else."""
-    files = sorted(source.glob("*.jsonl")) if source.is_dir() else []
-    if not files:
-        raise BadInput(f"{source}: no folder with *.jsonl files of minimal pairs; BLiMP is published as such files")
-    for path in files:
-        _check_pairs(path)
+    files = _files_of_pairs(source)
     tasks = {f"blimp_{path.stem}": path for path in files}
     target = folder / f"pairs-{digest([TASK, {n: corpora.digest(path) for n, path in tasks.items()}])[:12]}"
     if not target.is_dir():
@@ -152,8 +159,17 @@ def pairs(source: Path, folder: Path) -> list[dict[str, str]]:
     return [{"task": name, "include": str(target)} for name in tasks]
 
 
+def _files_of_pairs(source: Path) -> list[Path]:
+    files = sorted(source.glob("*.jsonl")) if source.is_dir() else []
+    if not files:
+        raise BadInput(f"{source}: no folder with *.jsonl files of minimal pairs; BLiMP is published as such files")
+    for path in files:
+        _check_pairs(path)
+    return files
+
+
 def _check_pairs(path: Path) -> None:
-    for count, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for count, line in enumerate(path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n"), start=1):
         try:
             item = json.loads(line)
         except ValueError:
@@ -280,6 +296,7 @@ def main() -> int:
     given = Given(text=asked.text, tasks=asked.tasks, calibration=asked.calibration)
     cache = workspace.default_cache().expanduser().resolve()
     try:
+        check(given)
         checkpoint = real_models.checkpoint(asked.model, cache)
         model = real_models.MODELS[asked.model]
         suite_file = suite(model, checkpoint, given, cache / "real" / "suites")

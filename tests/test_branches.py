@@ -14,7 +14,7 @@ import pytest
 
 from harness.child.events import JobRequest
 from harness.child.failures import Exit
-from harness.child.fork_server import Server
+from harness.child.fork_server import Server, ServerFailed, ServerSlow
 from harness.child.job import Job, Outcome, read_outcome, write_job
 from harness.spec import Model, Running, Scheme
 from tests.squares import square
@@ -167,3 +167,20 @@ def test_a_server_that_leaves_by_itself_is_not_taken_for_one_that_was_killed(tmp
         assert server.run(JobRequest(job=job), lambda event: None, 20.0) == Exit(code=3)
     finally:
         server.close()
+
+
+def test_a_server_that_is_only_slow_is_not_said_to_be_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing of the environment, so it is no ServerFailed, which is stored for every question: the run stops."""
+    monkeypatch.setattr("harness.child.fork_server.START_SECONDS", 0.01)
+    server = Server(python=Path(sys.executable), modules=["json"], home=tmp_path / "home", env={})
+    with pytest.raises(
+        ServerSlow, match=r"has not imported json after .* minutes: the machine is busy.* what is measured is kept: run"
+    ):
+        server.start()
+    assert not issubclass(ServerSlow, ServerFailed)
+
+
+def test_a_server_that_dies_is_said_to_be_broken(tmp_path: Path) -> None:
+    server = Server(python=Path("/bin/false"), modules=[], home=tmp_path / "home", env={})
+    with pytest.raises(ServerFailed, match="cannot serve jobs"):
+        server.start()

@@ -14,6 +14,7 @@ from harness import report, store
 from harness.cli import main
 from harness.errors import BadInput
 from harness.run import identity, runner
+from harness.scoring.chat import Conversations
 from harness.spec import Question
 from harness.suite.matrix import plan
 from harness.suite.plan import Plan
@@ -108,6 +109,26 @@ def test_a_template_that_the_model_has_not_is_refused_by_plan(template: Any, ent
 def test_a_template_that_the_suite_asks_for_is_missed_at_the_suites_line(write: Write) -> None:
     with pytest.raises(BadInput, match="line 6: model 'tiny': its tokenizer has no chat template"):
         plan(write(None, extra="chat_template: true"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in messages %}{{ m.content }}", r"broken: line 1: Unexpected end of template"),
+        ("{{ raise_exception('not today') }}", "broken: it refuses a single question of a user: not today"),
+        ("{{ '' }}", "broken: what a user says is not in what it writes"),
+    ],
+)
+def test_a_template_that_is_broken_is_refused_by_plan_with_its_file(template: str, says: str, write: Write) -> None:
+    path = write(template=template, extra="chat_template: true")
+    with pytest.raises(BadInput, match=rf"line \d+: model 'tiny': .*chat_template\.jinja: the chat template is {says}"):
+        plan(path, device="cpu")
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.content }}", "{{ raise_exception('not today') }}", "{{ '' }}"])
+def test_and_by_who_applies_it_as_bad_input(template: str) -> None:
+    with pytest.raises(BadInput, match=r"its chat template .* is broken"):
+        Conversations(tokenizer=words("inst", chat_template=template))([{"role": "user", "content": "river"}])
 
 
 def test_plan_says_in_one_line_that_a_model_is_scored_unlike_it_is_served(

@@ -161,6 +161,18 @@ def test_a_file_that_holds_no_pairs_is_refused_with_its_line(tmp_path: Path, lin
         real_run.pairs(folder, tmp_path / "out")
 
 
+def test_a_pair_may_hold_a_line_separator(tmp_path: Path) -> None:
+    pair = json.dumps({"sentence_good": "a\u2028b", "sentence_bad": "c"}, ensure_ascii=False)
+    (tmp_path / "pairs.jsonl").write_text(pair + "\n", encoding="utf-8")
+    assert [task["task"] for task in real_run.pairs(tmp_path, tmp_path / "out")] == ["blimp_pairs"]
+
+
+def test_what_is_handed_over_is_looked_at_before_a_model_is_fetched(tmp_path: Path) -> None:
+    for given in (real_run.Given(text="no.txt"), real_run.Given(calibration="no.txt"), real_run.Given(tasks="no")):
+        with pytest.raises(BadInput, match="no such file or folder"):
+            real_run.check(given)
+
+
 def test_what_is_not_there_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--text .*no such file or folder: .*missing\.txt"):
         real_run.suite(real_models.MODELS["smollm2"], tmp_path, Given(text=str(tmp_path / "missing.txt")), tmp_path / "out")

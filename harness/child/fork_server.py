@@ -29,6 +29,14 @@ class ServerFailed(HarnessError):
     """The fork server did not start or died; carries the tail of its log."""
 
 
+class ServerSlow(HarnessError):
+    """The fork server was still at its imports when its time was over: a busy machine, which says nothing of its environment."""
+
+
+START_SECONDS = 600.0
+"""What a server has to import its modules, on a cold disk."""
+
+
 class Server:
     """One fork server: `python -m harness.child.serve MODULES` in an environment's interpreter."""
 
@@ -48,8 +56,8 @@ class Server:
         self._child: int | None = None
 
     def start(self) -> Ready:
-        """Starts the server and waits until it has imported its modules (at most 10 minutes on a cold disk); returns what it then
-        says. ServerFailed where it says nothing of the kind."""
+        """Starts the server and waits until it has imported its modules (at most `START_SECONDS`); returns what it then says.
+        ServerFailed where it says nothing of the kind, ServerSlow where it is still at it."""
         path = harness_alone(self._home, plugins.links(self._offered))
         laid = {**os.environ, **self._env, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1"}
         laid[plugins.CHILDS] = plugins.for_child(self._offered)
@@ -65,10 +73,15 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for the parent alone
             )
         self._buffer = b""
-        event = self._event(time.monotonic() + 600)
+        event = self._event(time.monotonic() + START_SECONDS)
         if not isinstance(event, Ready):
-            said = self.log_tail()
+            said, running = self.log_tail(), event is None and self._process.poll() is None
             self.close()
+            if running:
+                raise ServerSlow(
+                    f"{self._python} has not imported {', '.join(self._modules) or 'its modules'} after {START_SECONDS / 60:g} "
+                    "minutes: the machine is busy, or its disk is slow; what is measured is kept: run again when it is idle"
+                )
             raise ServerFailed(f"{self._python} cannot serve jobs; its log ends with:\n{said}")
         return event
 

@@ -35,6 +35,12 @@ def text_part(config: ModelConfig) -> ModelConfig:
     return mapping(config, "text_config") or config
 
 
+def context(config: ModelConfig) -> int | None:
+    """The longest input, in tokens, that the model's positions are made for; None where it names none."""
+    said = text_part(config).get("max_position_embeddings")
+    return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else None
+
+
 def architecture(config: ModelConfig) -> str:
     """transformers' class of the model, e.g. "LlamaForCausalLM"; "?" where none is named."""
     names = config.get("architectures")

@@ -62,11 +62,24 @@ def header(path: Path) -> list[HeaderEntry]:
             parts = [(name, file.get_slice(name)) for name in file.offset_keys()]
             entries = [HeaderEntry(name=n, dtype=s.get_dtype(), shape=tuple(s.get_shape()), file=path) for n, s in parts]
     except SafetensorError as error:
+        if is_lfs_pointer(path):
+            raise BadInput(
+                f"{path}: is a Git LFS pointer in the place of the file; run where it was cloned: git lfs pull"
+            ) from None
         raise BadInput(f"{path}: is no safetensors file or it is damaged ({error}); fetch or make it again") from None
     unknown = sorted({entry.dtype for entry in entries} - BITS.keys())
     if unknown:
         raise BadInput(f"{path}: holds numbers of a type that this version does not know: {', '.join(unknown)}")
     return entries
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in the place of a large one where its extension LFS is not installed."""
+    try:
+        with path.open("rb") as file:
+            return file.read(40).startswith(b"version https://git-lfs.github.com/spec/")
+    except OSError:
+        return False
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, Sequence[int]]], *, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -135,6 +148,14 @@ def tensor(entry: HeaderEntry) -> Tensor:
     with safe_open(str(entry.file), framework="pt", device="cpu") as file:
         held: Tensor = file.get_tensor(entry.name)
     return held
+
+
+def nonfinite(folder: Path) -> list[str]:
+    """The stored tensors of the checkpoint in `folder` that hold NaN or infinity; reads them all."""
+    import torch
+
+    floats = [entry for entry in checkpoint(folder).values() if entry.dtype in ("F64", "F32", "F16", "BF16")]
+    return sorted(entry.name for entry in floats if not bool(torch.isfinite(tensor(entry)).all()))
 
 
 def tensors(folder: Path, *, device: str = "cpu") -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def of_configs(configs: Mapping[str, ModelConfig], *, cache: Path | None) -> dic
     it is remembered.
 
     BadInput says why transformers makes no causal language model of one."""
-    version = _transformers()
+    version = transformers_here()
     asked = {name: config for name, config in configs.items() if version is not None and not _only_linear(config)}
     keys = {n: digest({"config": to_json(c), "transformers": version, "version": VERSION})[:32] for n, c in asked.items()}
     memos = {key: None if cache is None else cache / "bodies" / f"{key}.json" for key in keys.values()}
@@ -149,7 +149,8 @@ def of_configs(configs: Mapping[str, ModelConfig], *, cache: Path | None) -> dic
     return bodies
 
 
-def _transformers() -> str | None:
+def transformers_here() -> str | None:
+    """The version of transformers that is installed here beside torch; None without one of them."""
     if importlib.util.find_spec("torch") is None:
         return None
     try:

@@ -39,6 +39,7 @@ def hollow(model_dir: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = config_json.read(model_dir)
+    _check_kind(model_dir, raw)
     own = "it comes with code of its own (auto_map), which is never run here" if raw.get("auto_map") else ""
     try:
         config = AutoConfig.from_pretrained(str(model_dir), trust_remote_code=False)
@@ -51,6 +52,22 @@ def hollow(model_dir: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
             f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
             f"causal language model: {why}"
         ) from None
+
+
+def _check_kind(model_dir: Path, config: config_json.ModelConfig) -> None:
+    """BadInput for a config.json of no type, which transformers would guess from the folder's name, or of one that this version
+    does not know."""
+    import transformers
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise BadInput(f"{model_dir}: config.json names no model_type; fetch it again, or save it with the model's own class")
+    if kind not in transformers.CONFIG_MAPPING:
+        own = "; it comes with code of its own (auto_map), which is never run here" if config.get("auto_map") else ""
+        raise BadInput(
+            f"{model_dir}: cannot load the model type {kind!r} as a causal language model: transformers "
+            f"{transformers.__version__} knows no such type{own or '; install one that does, or correct model_type'}"
+        )
 
 
 def renamed(model_dir: Path) -> Callable[[str], str]:

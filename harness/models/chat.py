@@ -88,6 +88,50 @@ def asks_for_the_day(template: str) -> bool:
     return "strftime_now" in template
 
 
+def broken(template: str) -> str | None:
+    """Why a template writes no conversation at all; None where it does, and where only the tokenizer could tell. It is
+    compiled as transformers does it, and asked for one question of a user."""
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Refused(Exception):
+        pass
+
+    def refuse(said: object) -> None:
+        raise Refused(str(said))
+
+    rules = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    rules.globals.update(raise_exception=refuse, strftime_now=lambda form: form)
+    try:
+        compiled = rules.from_string(_GENERATION.sub("", template))
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    question = "Which city has more water?"
+    special = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": ""}
+    try:
+        text = compiled.render(messages=[{"role": "user", "content": question}], add_generation_prompt=True, **special)
+    except Refused as error:
+        return f"it refuses a single question of a user: {error}"
+    except Exception:  # it may need what only the tokenizer gives, and a template may raise what it likes: the run tells
+        return None
+    return None if holds(text, question) else "what a user says is not in what it writes"
+
+
+_GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""transformers' own tag, which marks what the model said and writes nothing."""
+
+
+def file_of(source: Model, name: str) -> str:
+    """Where a model's template of this name is written, for messages."""
+    place = str(find.locate(source) or source.repo or source.path)
+    if source.repo is not None and find.locate(source) is None:
+        return f"the chat template {name!r} of {place}"
+    folder = Path(place)
+    own = folder / _FILE if name == DEFAULT else folder / repository.TEMPLATES / f"{name}.jinja"
+    return str(own if own.is_file() else folder / _CONFIG)
+
+
 def leaves_out(template: str, system: str) -> str | None:
     """Why a system message is not in what the template writes; None where it is, and where only the tokenizer could tell."""
     from transformers.utils.chat_template_utils import render_jinja_template

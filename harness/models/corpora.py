@@ -184,6 +184,20 @@ def fetch(source: Corpus, cache: Path) -> Path:
     return target
 
 
+def looked_at(source: Corpus) -> str | None:
+    """For `plan`, of a text on the hub: None where the data set is there at its revision and its content is given; a note where
+    the hub cannot be reached. BadInput says what it refuses. Split and column are known once it is fetched."""
+    text, what = source.hub, f"corpus {source.name!r}"
+    if text is None:
+        return None
+    if hub.commit(text.repo, text.revision, kind="dataset", what=what) is None:
+        return (
+            f"{what}: {text.repo} was not looked at, because the hub cannot be reached: what it lacks is known when it is fetched"
+        )
+    hub.check_access(text.repo, kind="dataset", what=what)
+    return None
+
+
 _LOCAL_TEXT = "name a local file: corpora: [{path: text.txt}]"
 
 
@@ -431,7 +445,8 @@ def calibration_rows(ids: Sequence[int], *, samples: int, length: int, seed: int
         return windows(ids, length, samples * length, name)
     if len(ids) < length + 1:
         raise BadInput(
-            f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length}; lower calibration.length"
+            f"calibration corpus {name!r} has {len(ids)} tokens, fewer than one row of {length} and the token after it; "
+            + ("lower calibration.length, or use a longer text" if len(ids) > 8 else "use a longer text")
         )
     draw = random.Random(seed)
     starts = [draw.randrange(len(ids) - length) for _ in range(samples)]

@@ -22,8 +22,9 @@ from harness.errors import BadInput, UnknownName
 from harness.files import Changed, Hashes, sha256
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
-from harness.formats.safetensors_file import INDEX, MODEL, brief
-from harness.models import grid, hub, random_weights, repository
+from harness.formats.safetensors_file import INDEX, MODEL, brief, is_lfs_pointer
+from harness.models import fit, grid, hub, random_weights, repository
+from harness.models.fit import Headers
 from harness.spec import Model, digest
 
 _BOOKKEEPING = re.compile(rf"artifact\.json|reload_check\.json|verified-\w+\.json|{re.escape(grid.NOTE)}")
@@ -88,6 +89,12 @@ def is_one_file(source: Model) -> bool:
 
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
+    pointers = sorted(p.name for p in ([folder] if folder.is_file() else folder.glob("*.*")) if is_lfs_pointer(p))
+    if pointers:
+        raise BadInput(
+            f"model {name!r}: {folder}: {brief(pointers)}: a Git LFS pointer in the place of the file: the repository was cloned "
+            "without git-lfs; run in it: git lfs install && git lfs pull"
+        )
     if gguf_reader.is_gguf(folder):
         if not folder.is_file():
             raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
@@ -116,6 +123,17 @@ def check_folder(folder: Path, name: str) -> None:
         raise BadInput(
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
+        )
+
+    tokenizer = folder / "tokenizer.json"
+    try:
+        whole = not tokenizer.is_file() or isinstance(json.loads(tokenizer.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise BadInput(
+            f"model {name!r}: {tokenizer} is damaged or cut off; fetch or save it again: "
+            'AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         )
 
 
@@ -253,9 +271,10 @@ def shape(source: Model) -> ModelShape | None:
 
 
 @functools.lru_cache(maxsize=64)  # a commit never changes
-def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
-    """Shape and bytes of the tensors of a hub model, from the headers of its files, which alone are fetched. None where the hub
-    cannot be reached; BadInput says what it refuses, or what is wrong with the repository."""
+def _on_the_hub(source: Model) -> tuple[ModelShape, int, Headers] | None:
+    """Shape, bytes and headers of the tensors of a hub model (no headers of a GGUF file), from the beginnings of its files, which
+    alone are fetched. None where the hub cannot be reached; BadInput says what it refuses, or what is wrong with the
+    repository."""
     what = f"model {source.name!r}"
     snapshot = repository.snapshot_of(source)
     names = None if snapshot is None else repository.wanted(source, snapshot)
@@ -268,13 +287,13 @@ def _on_the_hub(source: Model) -> tuple[ModelShape, int] | None:
             with hub.beginning(snapshot, name, what=what) as file:
                 headers.append(gguf_reader.read(file, known[name].bytes, f"{source.repo}: {name}"))
         header = gguf_reader.joined(headers, f"{source.repo}: {source.file}")
-        return gguf_reader.shape(header), sum(tensor.bytes for tensor in header.tensors)
+        return gguf_reader.shape(header), sum(tensor.bytes for tensor in header.tensors), {}
     config = hub.one(snapshot, "config.json", what=what)
     if config is None:
         return None
     held = hub.tensors(snapshot, [name for name in names if name.endswith(".safetensors")], what=what)
     bits = sum(safetensors_file.BITS[dtype] * math.prod(sizes) for dtype, sizes in held.values())
-    return _shape(config_json.read(config.parent), held), bits // 8
+    return _shape(config_json.read(config.parent), held), bits // 8, held
 
 
 def shape_of(folder: Path, stored: Mapping[str, tuple[str, list[int]]] | None = None) -> ModelShape:
@@ -293,6 +312,33 @@ def stored_bytes(source: Model) -> int | None:
     if gguf_reader.is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)  # not asked of a file that is refused
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
+
+
+def unread(source: Model, config: ModelConfig, *, cache: Path | None) -> tuple[str, ...]:
+    """The tensors of a model's files that transformers does not load; () where it is on a hub that cannot be reached, and of a
+    GGUF file. BadInput where the files are not the model that its config describes (models/fit.py)."""
+    folder = locate(source)
+    if source.random or is_one_file(source):
+        return ()
+    looked_at = _on_the_hub(source) if folder is None else None
+    held = tensors(folder) if folder is not None else None if looked_at is None else looked_at[2]
+    if held is None:
+        return ()
+    try:
+        return fit.unread(config, held, cache=cache)
+    except BadInput as error:
+        raise BadInput(f"model {source.name!r}: {folder or source.repo}: {error}") from None
+
+
+def filled(source: Model, *, cache: Path | None) -> ModelShape | None:
+    """What the model will be that is made of a shape; None where transformers is not here to say it. BadInput where it makes
+    none."""
+    config = random_weights.config_of(Path(str(source.path)))
+    try:
+        held = fit.tensors(config, cache=cache)
+    except BadInput as error:
+        raise BadInput(f"shape {source.path}: {error}") from None
+    return None if held is None else _shape({k: v for k, v in config.items() if k != quantization_config.KEY}, held)
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import BadInput, UnknownName
-from harness.formats import gguf_reader, safetensors_file
+from harness.formats import config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.safetensors_file import INDEX, MODEL, brief
 from harness.models import hub
 from harness.spec import Model
@@ -102,6 +102,12 @@ def _weight_names(source: Model, snapshot: hub.Snapshot, known: Mapping[str, hub
         return [MODEL]
     loose = [name for name in known if "/" not in name and name.endswith(".safetensors")]
     if loose:
+        config = hub.one(snapshot, "config.json", what=what) if "config.json" in known else None
+        if config is not None and quantization_config.quantization(config_json.read(config.parent)) is None:
+            raise BadInput(
+                f"{what}: transformers reads {MODEL}, or the files that {INDEX} names, and {source.repo} holds only "
+                f"{brief(loose)}; give another revision or repository, or fetch it, add the index, and give the folder as `path`"
+            )
         return loose
     files = [name for name in known if gguf_reader.is_gguf(Path(name))]
     if files:

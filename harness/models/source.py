@@ -6,8 +6,10 @@ as transformers reads it, and methods, converters, baseline and ledger all get a
 the files that hold anything else, without it. No weight is changed.
 
 Refused (BadInput, in one sentence): a weight that the model has and the file lacks or has in another shape; a tensor of a loaded
-layer that nothing reads (the scales of a quantization that the config does not name); a model that transformers cannot load
-without code of the checkpoint. What belongs to no loaded layer is left out, and named in `Source.unread`.
+layer that nothing reads (the scales of a quantization that the config does not name); a layer or part that the config says
+nothing of (it is the config of another model); weights stored as integers; a model that transformers cannot load without code of
+the checkpoint. What its class ignores, what models compute anew, layers for multi-token prediction that the config counts, other
+heads and towers are left out, and named in `Source.unread`. `plan` asks the same of the headers alone (models/fit.py).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.loading_report import LoadStateDictInfo
 
-VERSION = 4
+VERSION = 5
 """Raised when the same folder gives another view."""
 
 FACTS = "source.json"
@@ -157,21 +159,90 @@ def kept(model_dir: Path) -> Callable[[str, Tensor], Tensor]:
     return held
 
 
+def not_loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> set[str]:
+    """The tensors of `stored` that transformers does not load by the config.json in a folder, whose weights need not be there.
+    BadInput for those that it should."""
+    return _loaded(model_dir, stored)[1]
+
+
 def _loaded(model_dir: Path, stored: Mapping[str, HeaderEntry]) -> tuple[PreTrainedModel, set[str]]:
     """The model as transformers loads it, without memory, and the stored names that it does not load."""
     import torch
 
     model, unexpected = _without_memory(model_dir, stored, torch.bfloat16)
+    _check_numbers(model_dir, model, stored, unexpected)
     ignored = {_as_stored(name, stored) for name, why in unexpected.items() if why == "ignored"}
     others = {_as_stored(name, stored) for name, why in unexpected.items() if why != "ignored"}
-    lost = sorted(name for name in others if not _apart(name, model) and not _derived(stored[name]))
+    unknown = sorted(name for name in others if not _derived(stored[name]))
+    lost = [name for name in unknown if not _apart(name, model)]
     if lost:
         raise BadInput(
             f"{model_dir}: {brief(lost)}: stored with layers that are loaded, but nothing reads "
             f"{'it' if len(lost) == 1 else 'them'}, so the model would not be the one that was saved; name the quantization that "
             "they belong to in config.json, or save the model again"
         )
+    _check_parts(model_dir, model, unknown)
     return model, {*ignored, *others}
+
+
+def _check_numbers(model_dir: Path, model: PreTrainedModel, stored: Mapping[str, HeaderEntry], unread: Collection[str]) -> None:
+    """BadInput where integers are stored in the place of weights: without a quantization they would be cast, and mean nothing."""
+    own = {_as_stored(name, stored): tensor for name, tensor in model.state_dict().items()}
+    left = {_as_stored(name, stored) for name in unread}
+    whole = sorted(t.name for t in stored.values() if t.dtype.startswith(("I", "U", "BOOL")) and t.name not in left)
+    cast_ones = [name for name in whole if name not in own or own[name].is_floating_point()]
+    if cast_ones:
+        raise BadInput(
+            f"{model_dir}: {brief(cast_ones)}: stored as integers ({stored[cast_ones[0]].dtype}), and config.json has no "
+            "quantization_config that says what they mean; add the quantization_config that they were saved with, or save the "
+            "model unquantized"
+        )
+
+
+_SPARE = re.compile(r"nextn|mtp", re.IGNORECASE)
+_OTHER_PARTS = re.compile(
+    r"(^|\.)(mtp\w*|\w*vision\w*|visual|\w*audio\w*|\w*image\w*|speech\w*|multi_modal\w*|mm_\w+|talker|token2wav|score|classifier|"
+    r"qa_outputs|v_head|value_head)(\.|$)"
+)
+"""Parts that published checkpoints hold beside a language model: multi-token prediction, towers for other inputs, other heads."""
+
+
+def _check_parts(model_dir: Path, model: PreTrainedModel, names: Sequence[str]) -> None:
+    """BadInput for stored layers and parts that neither the config accounts for nor any such checkpoint has: its config.json is
+    that of another model."""
+    said = model.config.get_text_config().to_dict() | model.config.to_dict()
+    spare = sum(v for k, v in said.items() if _SPARE.search(k) and isinstance(v, int) and not isinstance(v, bool))
+    beyond = {name: place for name in names if (place := _beyond(name, model)) is not None}
+    more = [name for name, (layer, layers) in beyond.items() if layer >= layers + spare]
+    fix = "take the config.json that was saved with these weights, or save the model again"
+    if more:
+        layer, layers = beyond[more[0]]
+        raise BadInput(
+            f"{model_dir}: {brief(more)}: of layer {layer}, and by config.json there are {layers} layers (0 to {layers - 1}), so "
+            f"what is stored would be measured in part; the config is likely that of another model: {fix}"
+        )
+    strange = [name for name in names if name not in beyond and not _OTHER_PARTS.search(name)]
+    if strange:
+        raise BadInput(
+            f"{model_dir}: {brief(strange)}: stored, and a {type(model).__name__} has no such part, so what is stored would be "
+            f"measured in part; the config is likely that of another model: {fix}"
+        )
+
+
+def _beyond(name: str, model: PreTrainedModel) -> tuple[int, int] | None:
+    """(the layer of a tensor, how many there are) of one that belongs to a layer beyond the last; else None."""
+    import torch
+
+    for start in (model, getattr(model, model.base_model_prefix, model)):
+        module: torch.nn.Module = start
+        for part in name.split("."):
+            if isinstance(module, torch.nn.ModuleList) and part.isdigit() and int(part) >= len(module):
+                return int(part), len(module)
+            following = dict(module.named_children()).get(part)
+            if following is None:
+                break
+            module = following
+    return None
 
 
 def _without_memory(

@@ -24,6 +24,7 @@ from harness.engines.base import BASELINE_FACTS, Rerun
 from harness.errors import Nonfinite
 from harness.metrics.divergence import BUCKETS, DELTA_QUANTILES, GROUP, METRICS, QUANTILES, bucket
 from harness.probes.base import Probe, Session
+from harness.probes.blame import broken
 from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
 from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Question
@@ -77,7 +78,7 @@ def measure(session: Session, question: Question) -> Answer:
     finite = np.isfinite(kl)
     bad = int(finite.size - finite.sum())
     if bad == finite.size:
-        raise Nonfinite(f"{session.cell.name}: no token of {question.subject!r} has a finite divergence; the artifact is broken")
+        raise Nonfinite(f"{session.cell.name}: no token of {question.subject!r} has a finite divergence; {broken(session)}")
     facts: dict[str, object] = {"windows": int(kl.shape[0]), "window": int(kl.shape[1]) + 1, "tokens": int(kl.size)}
     if bad:
         facts["marked"] = "nonfinite"

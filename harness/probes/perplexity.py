@@ -27,6 +27,7 @@ from harness.errors import BadInput, Nonfinite, Unsupported
 from harness.metrics.perplexity import GROUP
 from harness.models import corpora
 from harness.probes.base import Probe, Session
+from harness.probes.blame import broken
 from harness.probes.requests import CorpusRequest, ProbeRequests
 from harness.spec import Answer, Json, Measurement, Question, digest
 
@@ -175,10 +176,10 @@ def same_tokens(
     known = int(expected.sum())
     lost = int((expected & ~np.isfinite(values)).sum())
     if lost:
-        broken = ": the artifact is broken" if 2 * lost > known else ""
+        why = f": {broken(session)}" if 2 * lost > known else ""
         raise Nonfinite(
             f"{session.cell.name}: {lost} of {known} scored tokens of {question.subject!r} are NaN or infinite, where "
-            f"the baseline answers them all; no mean over the others is given{broken}"
+            f"the baseline answers them all; no mean over the others is given{why}"
         )
     return np.where(expected, values, np.nan)
 
@@ -200,7 +201,7 @@ def _answer(
     bad = int(finite.size - finite.sum())
     if bad == finite.size:
         raise Nonfinite(
-            f"{session.cell.name}: all {bad} scored tokens of {question.subject!r} are NaN or infinite; the artifact is broken"
+            f"{session.cell.name}: all {bad} scored tokens of {question.subject!r} are NaN or infinite; {broken(session)}"
         )
     if bad:
         facts["marked"] = "nonfinite"
@@ -252,10 +253,10 @@ def _rolling(session: Session, question: Question, definition: str) -> Answer:
     sums = np.array([part.astype(np.float64).sum() for part in nll])
     bad = int(sum((~np.isfinite(part)).sum() for part in nll))
     if bad:  # the words and bytes of the text are those of all its tokens
-        broken = ": the artifact is broken" if 2 * bad > tokens else ""
+        why = f": {broken(session)}" if 2 * bad > tokens else ""
         raise Nonfinite(
             f"{session.cell.name}: {bad} of {tokens} tokens of {question.subject!r} are NaN or infinite, so the text has no "
-            f"sum{broken}"
+            f"sum{why}"
         )
     # Counted as lm-eval does: words split at white space, bytes of the UTF-8 text.
     words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))

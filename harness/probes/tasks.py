@@ -31,6 +31,7 @@ from harness.metrics.tasks import GROUP
 from harness.models import build
 from harness.probes import sequential
 from harness.probes.base import Probe, Session
+from harness.probes.blame import broken
 from harness.probes.items import Item, baseline_items, said_of, side_car, text_of
 from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, templates
 from harness.probes.prompting import Prompting, prompting_of
@@ -139,7 +140,7 @@ def _check_finite(session: Session, name: str) -> None:
         scores = next(iter(session.loaded.score_windows([list(range(1, 17))], None)))
         session.memo["answers"] = bool(np.isfinite(scores.nll).any())
     if not session.memo["answers"]:
-        raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; the artifact is broken")
+        raise Nonfinite(f"{session.cell.name}: the model answers NaN or infinity to {name!r}; {broken(session)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,11 +263,11 @@ def _as_the_baseline(item: Item, base: Item) -> Item:
 
 def _marks(session: Session, name: str, items: Iterable[Item]) -> dict[str, object]:
     """How many items there are, and how many of them have no finite answer; Nonfinite if most have none."""
-    broken = [item.nonfinite for item in items]
-    if 2 * sum(broken) > len(broken):
-        some = "every item" if all(broken) else f"{sum(broken)} of {len(broken)} items"
-        raise Nonfinite(f"{session.cell.name}: {some} of {name!r} have NaN log-likelihoods; the artifact is broken")
-    return {"items": len(broken), **({"marked": "nonfinite", "nonfinite_items": sum(broken)} if any(broken) else {})}
+    lost = [item.nonfinite for item in items]
+    if 2 * sum(lost) > len(lost):
+        some = "every item" if all(lost) else f"{sum(lost)} of {len(lost)} items"
+        raise Nonfinite(f"{session.cell.name}: {some} of {name!r} have NaN log-likelihoods; {broken(session)}")
+    return {"items": len(lost), **({"marked": "nonfinite", "nonfinite_items": sum(lost)} if any(lost) else {})}
 
 
 def _answer(session: Session, name: str, outcomes: Mapping[str, TaskOutcome], results: Results) -> Answer:

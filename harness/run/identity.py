@@ -17,8 +17,9 @@ from harness import envs, plugins
 from harness.child.bound import VERSION as BOUND_VERSION
 from harness.child.bound import Rounding, bounded, rounding
 from harness.child.job import stored_baseline_name
+from harness.errors import BadInput
 from harness.measure import machine
-from harness.methods import METHODS
+from harness.methods import METHODS, gguf_file
 from harness.models import chat, corpora, find, hub, sampled, source
 from harness.models.corpora import SAMPLED
 from harness.probes import PROBES, sequential
@@ -229,10 +230,21 @@ def gather(plan: Plan, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Inputs
     what is fetched is here."""
     commits = _data_commits(plan)  # first: what cannot be had is said before anything is fetched
     folders = {m.name: find.fetch(m, cache, tell=tell) for m in plan.models}
+    _check_origins(plan, folders)
     texts = {name: corpora.fetch(source, cache) for name, source in plan.texts.items()}
     calibrations = {name: corpora.fetch(source, cache) for name, source in plan.calibrations.items()}
     weights = {name: find.weights_digest(folder, cache / DIGESTS) for name, folder in folders.items()}
     return _inputs(plan, cache, folders=folders, weights=weights, texts=texts, calibrations=calibrations, data_commits=commits)
+
+
+def _check_origins(plan: Plan, folders: Mapping[str, Path]) -> None:
+    """BadInput for a GGUF file that was made of another model than its cell's, now that both are here."""
+    for cell in (p.cell for p in plan.cells):
+        if isinstance(cell.origin, Given) and find.is_one_file(cell.origin.checkpoint) and not find.is_one_file(cell.model):
+            name = cell.origin.checkpoint.name
+            why = gguf_file.another_model(find.shape_of(folders[name]), find.shape_of(folders[cell.model.name]).config)
+            if why:
+                raise BadInput(f"{name!r} {why}; correct `of`")
 
 
 def _inputs(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import Unsupported
+from harness.errors import BadInput, Unsupported
 from harness.models.chat import holds
 
 if TYPE_CHECKING:
@@ -34,22 +34,44 @@ class Conversations:
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation. Without `add_generation_prompt` it ends inside the last message, which is to be gone on
         with. A template that refuses a system message gets the conversation without it (as lm-eval does). Unsupported where it
-        refuses that one too."""
+        refuses that one too; BadInput where the template itself is broken, or writes nothing."""
         import jinja2
 
         system = [message["content"] for message in messages if message["role"] == "system"]
         try:
             text = self._written(messages, add_generation_prompt)
+        except jinja2.exceptions.TemplateSyntaxError as error:
+            raise self._broken(f"line {error.lineno}: {error.message}") from error
         except jinja2.exceptions.TemplateError:
             plain = [message for message in messages if message["role"] != "system"]
             try:
                 text = self._written(plain, add_generation_prompt)
             except jinja2.exceptions.TemplateError as error:
+                if self._refuses_all():
+                    raise self._broken(f"it refuses every conversation: {error}") from error
                 roles = ", ".join(message["role"] for message in messages)
                 raise Unsupported(f"the chat template refuses a conversation of {roles}: {error}") from error
+        if not text:
+            raise self._broken("it writes nothing")
         self.written += 1
         self.without_system += not all(holds(text, part) for part in system)
         return text
+
+    def _broken(self, why: str) -> BadInput:
+        place = getattr(self.tokenizer, "name_or_path", "") or "the tokenizer"
+        return BadInput(
+            f"{place}: its chat template (chat_template.jinja, or tokenizer_config.json) is broken: {why}; fetch or save the "
+            "tokenizer again, or mend it"
+        )
+
+    def _refuses_all(self) -> bool:
+        import jinja2
+
+        try:
+            self._written([{"role": "user", "content": "Which city has more water?"}], True)
+        except jinja2.exceptions.TemplateError:
+            return True
+        return False
 
     def _written(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(

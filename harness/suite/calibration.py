@@ -11,11 +11,13 @@ A corpus that is scored is never cut in two: its perplexity would be that of ano
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness import reference
+from harness.errors import BadInput
+from harness.formats import config_json
 from harness.models import corpora, overlap, sampled
 from harness.models.corpora import SAMPLED, Corpus
 from harness.spec import CalibrationText, Json, Scheme, digest
@@ -59,6 +61,27 @@ class CalibrationTexts:
             return f"kept apart from the scored corpus {self._apart[0][0]!r}"
         return "no corpus of the suite keeps a text apart from what is scored"
 
+    def check_length(self, length: int, context: int, model: str) -> None:
+        """BadInput where the suite itself names this length of calibration rows, which is beyond a model's context."""
+        for where, given in self._calibrations():
+            if isinstance(given, Mapping) and given.get("length") == length:
+                raise BadInput(
+                    f"{where}: calibration: length: {length} tokens are more than the context of model {model!r}, {context}; "
+                    f"write length: {context}"
+                )
+
+    def _calibrations(self) -> Iterator[tuple[str, object]]:
+        """What the suite says of calibration, each with where."""
+        suite = self._written.suite
+        yield self._written.where("calibration"), suite.calibration.model_dump(exclude_unset=True)
+        for name, entry in suite.methods.items():
+            for grid in entry if isinstance(entry, list) else [entry]:
+                for given in _each((grid or {}).get("calibration")):
+                    yield self._written.where("methods", name), given
+        for index, extra in enumerate(suite.include):
+            for given in _each(extra.get("calibration")):
+                yield self._written.where("include", index), given
+
     def _kept_apart(self, index: int) -> tuple[str, Corpus] | None:
         """(the scored corpus, what it keeps apart)."""
         entry, where = self._written.suite.corpora[index], self._written.where("corpora", index)
@@ -80,6 +103,10 @@ class CalibrationTexts:
         free = next(name for name in _names(source) if name not in {SAMPLED, DEFAULT, *self.by_name})
         self.by_name[free] = replace(source, name=free)
         return free
+
+
+def _each(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _speaks_for_itself(source: Source) -> bool:
@@ -154,12 +181,20 @@ def option(scheme: Scheme) -> Mapping[str, Json] | None:
 
 
 def on(scheme: Scheme, texts: CalibrationTexts, source: Source) -> tuple[Scheme, str]:
-    """(the scheme with the model's text in the place of the default, why it is this one)."""
+    """(the scheme with the model's text in the place of the default, why it is this one). Rows are no longer than the model's
+    context: libraries cut them there without a word. BadInput where the suite itself names a longer one; the default falls."""
     wish = option(scheme)
-    if wish is None or wish["corpus"] != DEFAULT:
-        return scheme, "" if wish is None else NAMED
-    options = {**scheme.options, "calibration": {**wish, "corpus": texts.default(source)}}
-    return replace(scheme, options=options), texts.why(source)
+    if wish is None:
+        return scheme, ""
+    why = NAMED
+    if wish["corpus"] == DEFAULT:
+        wish, why = {**wish, "corpus": texts.default(source)}, texts.why(source)
+    context = config_json.context(source.config)
+    if context is not None and int(wish["length"]) > context:
+        texts.check_length(int(wish["length"]), context, source.name)
+        why += f"; rows of {context} tokens, the model's context, in place of the default {wish['length']}"
+        wish = {**wish, "length": context}
+    return replace(scheme, options={**scheme.options, "calibration": wish}), why
 
 
 NAMED = "named by the suite"

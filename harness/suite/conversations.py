@@ -25,7 +25,7 @@ def notes(written: SuiteFile, sources: Sequence[Source], tasks: Sequence[TaskReq
             continue
         for index, task in enumerate(tasks):
             if task.prompting.template:
-                _check(written, index, source.name, templates, task)
+                _check(written, index, source, templates, task)
         without = [task.name for task in tasks if not task.prompting.template]
         if templates and without:
             said.append(
@@ -35,11 +35,18 @@ def notes(written: SuiteFile, sources: Sequence[Source], tasks: Sequence[TaskReq
     return tuple(said)
 
 
-def _check(written: SuiteFile, index: int, model: str, templates: chat.Templates, task: TaskRequest) -> None:
-    entry = written.suite.tasks[index]
+def _check(written: SuiteFile, index: int, source: Source, templates: chat.Templates, task: TaskRequest) -> None:
+    entry, model = written.suite.tasks[index], source.name
     own = isinstance(entry, TaskEntry) and entry.chat_template is not None
     where = written.where("tasks", index, "chat_template") if own else written.where("chat_template")
     template = chat.chosen(templates, task.prompting.template, f"{where}: model {model!r}")
+    if why := chat.broken(template):
+        wish = task.prompting.template
+        file = chat.file_of(source.model, wish if isinstance(wish, str) else chat.DEFAULT)
+        raise BadInput(
+            f"{where}: model {model!r}: {file}: the chat template is broken: {why}; fetch or save the tokenizer again, or mend "
+            "it, or take `chat_template` out"
+        )
     system = task.prompting.system
     if system is not None and (why := chat.leaves_out(template, system)):
         raise BadInput(

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import BadInput
-from harness.formats import config_json, gguf_reader
+from harness.formats import config_json
 from harness.methods import gguf_file
 from harness.models import corpora, find
 from harness.models.corpora import Corpus
 from harness.probes.requests import CorpusRequest
+from harness.suite.calibration import option
 from harness.suite.file import SuiteFile
+from harness.suite.plan import PlannedCell
 from harness.suite.sources import Source
 
 READ_AT_MOST = 1 << 20
@@ -35,8 +37,8 @@ def check(written: SuiteFile, sources: Sequence[Source], texts: Mapping[str, Cor
 
 def _check_window(place: str, request: CorpusRequest, sources: Sequence[Source]) -> None:
     for source in sources:
-        context = config_json.text_part(source.config).get("max_position_embeddings")
-        if isinstance(context, int) and not isinstance(context, bool) and 0 < context < request.window:
+        context = None if source.model.random else config_json.context(source.config)  # random weights are asked no text
+        if context is not None and context < request.window:
             raise BadInput(
                 f"{place}: window: {request.window} tokens are more than the context of model {source.name!r}, {context}; "
                 f"write window: {context}"
@@ -60,6 +62,48 @@ def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: S
         raise BadInput(f"{place}: {path} holds {what}, fewer than one window of {request.window} tokens; {remedy}")
 
 
+def hub_notes(written: SuiteFile, texts: Iterable[Corpus]) -> tuple[str, ...]:
+    """What is to be said of texts on a hub that cannot be reached. BadInput for those that it does not give."""
+    try:
+        said = [corpora.looked_at(text) for text in texts if text.hub is not None]
+    except BadInput as error:
+        raise BadInput(f"{written.where('corpora')}: {error}") from None
+    return tuple(dict.fromkeys(note for note in said if note is not None))
+
+
+def check_calibration(
+    written: SuiteFile, sources: Sequence[Source], cells: Sequence[PlannedCell], texts: Mapping[str, Corpus]
+) -> None:
+    """BadInput for a text that a cell is calibrated on and that is shorter than one row, for the cell's own model."""
+    by_model = {source.model: source for source in sources}
+    seen: set[tuple[str, str, int]] = set()
+    for cell in (each.cell for each in cells):
+        wish = option(cell.scheme)
+        corpus = None if wish is None else texts.get(str(wish["corpus"]))
+        if wish is None or corpus is None or corpus.path is None:
+            continue
+        path, length = Path(corpus.path), int(wish["length"])
+        if (cell.model.name, corpus.path, length) in seen:
+            continue
+        seen.add((cell.model.name, corpus.path, length))
+        if not path.is_dir() and path.stat().st_size > READ_AT_MOST:
+            continue
+        text = corpora.text(path)  # BadInput for a folder without texts, and for what is no text
+        size = len(text.encode())
+        count = _tokens(text, by_model[cell.model]) if size <= BYTES_OF_A_TOKEN * length else size
+        if count < length + 1:
+            what = "no text" if not text.strip() else f"{count} tokens" if count < size else f"{size} bytes of text"
+            remedy = f"use a longer text, or lower `length` below {count}" if count > CALIBRATION_LEAST else "use a longer text"
+            raise BadInput(
+                f"{written.where('calibration')}: {path}, on which {cell.name} is calibrated, holds {what}, fewer than one "
+                f"row of {length} tokens and the one that follows it; {remedy}"
+            )
+
+
+CALIBRATION_LEAST = 8
+"""Tokens. A suite takes no shorter rows."""
+
+
 def _tokens(text: str, source: Source) -> int:
     """Tokens of the text for a model whose tokenizer is here, or a number that is large enough."""
     folder = find.locate(source.model)
@@ -75,7 +119,7 @@ def _tokens(text: str, source: Source) -> int:
 
 
 def _check_origin(place: str, source: Source, made_of: Source) -> None:
-    if source.shape is None or made_of.shape is None or not gguf_reader.is_gguf(Path(str(source.model.path or ""))):
+    if source.shape is None or made_of.shape is None or not find.is_one_file(source.model):
         return
     if why := gguf_file.another_model(source.shape, made_of.config):
         raise BadInput(f"{place}: {source.name!r} {why}; correct `of`")

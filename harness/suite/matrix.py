@@ -22,6 +22,7 @@ from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of
 from harness.suite.schemes import Choice, check_served_models, choices_of
 from harness.suite.sources import Source, looked_at, sources_of
+from harness.suite.sources import notes as notes_of
 from harness.suite.squares import Frame, Square, squares
 
 
@@ -41,7 +42,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
     inputs.check(written, sources, texts, requests.corpora)
-    notes = conversations.notes(written, sources, requests.tasks)
+    notes = (*conversations.notes(written, sources, requests.tasks), *notes_of(sources))
     labels = {c.label for c in choices}
     if suite.baseline not in labels and not all(s.quantized for s in sources):
         raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
@@ -51,6 +52,8 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
+    inputs.check_calibration(written, sources, cells, given)
+    notes = (*notes, *inputs.hub_notes(written, [*texts.values(), *given.values()]))
     return Plan(
         suite=suite,
         file=path,

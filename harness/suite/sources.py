@@ -11,6 +11,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import quantization
+from harness.formats.safetensors_file import brief
 from harness.models import body, find, grid
 from harness.spec import Model, SourceGrid
 from harness.suite.file import SuiteFile, unique
@@ -22,12 +23,14 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A model of the suite. `of`: the model that it was made of, whose cell it is then. `shape`: what its files say, None until
-    they are here. `grid`: on which its weights lie, where a note says that they were quantized before."""
+    they are here. `grid`: on which its weights lie, where a note says that they were quantized before. `unread`: stored tensors
+    that transformers does not load."""
 
     model: Model
     of: Model | None
     shape: ModelShape | None = None
     grid: SourceGrid | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,7 +76,12 @@ def looked_at(
         pin, shape, noted = _placed(find.pinned, written), _placed(find.shape, written), _placed(grid.of, written)
         commits = {s.model: pin(s.model) for s in sources}
         pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
+        filled, unread = _placed(find.filled, written), _placed(find.unread, written)
         known = [replace(s, shape=shape(s.model), grid=noted(s.model)) for s in pinned]
+        known = [replace(s, shape=filled(s.model, cache=cache)) if s.model.random else s for s in known]
+        if bodies:
+            own = {s.name for s in known if s.shape is not None and not s.quantized and "model_type" in s.config}
+            known = [replace(s, unread=unread(s.model, s.config, cache=cache)) if s.name in own else s for s in known]
     else:
         known = [replace(s, shape=shapes[s.name]) for s in sources]
     known = _placed(_with_bodies, written)(known, cache) if bodies else known
@@ -93,6 +101,23 @@ def looked_at(
                 "it was made of: give that one as a model too, and name it here with `of`"
             )
     return known
+
+
+def notes(sources: Sequence[Source]) -> tuple[str, ...]:
+    """What is to be said of the models' files: tensors that no cell holds, groups that may fall."""
+    left = tuple(
+        f"model {s.name!r}: its files also hold {brief(s.unread)}, which transformers does not load (computed anew, or of parts "
+        "that answer no text): no cell holds them, and no size counts them"
+        for s in sources
+        if s.unread
+    )
+    unseen = tuple(
+        f"model {s.name!r}: its sizes are not known before it is fetched; a default group size may fall then, and what its sizes "
+        "do not allow is refused"
+        for s in sources
+        if s.shape is None and s.of is None
+    )
+    return left + unseen
 
 
 def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:

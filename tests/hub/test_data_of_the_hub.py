@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.hub.server import Hub, Repo
-from tests.hub.world import TOKEN, User
+from tests.hub.world import TOKEN, User, checkpoint
 from tests.tiny_llama import llama, text, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -88,6 +88,24 @@ def test_a_text_of_the_hub_that_cannot_be_had_is_one_sentence(entry: str, senten
     said = user.python(read(entry))
     assert sentence in said
     assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1, said
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{repo: lab/none, split: test}", "has no data set lab/none, or it is private and you are not logged in"),
+        ("{repo: lab/texts, split: test, revision: v9}", "corpus 'texts': lab/texts has no revision 'v9'"),
+        ("{repo: lab/gated, split: test}", "corpus 'gated': lab/gated is gated"),
+    ],
+)
+def test_a_text_of_the_hub_is_looked_for_by_plan(entry: str, sentence: str, user: User, hub: Hub) -> None:
+    hub.model("lab/tiny").commit(checkpoint())
+    hub.data_set("lab/texts").commit({"test.jsonl": rows(3, 0)})
+    hub.repos["datasets/lab/gated"] = Repo(access="gated")
+    hub.data_set("lab/gated").commit({"test.jsonl": rows(3, 0)})
+    said = user.harness("plan", str(user.suite("[lab/tiny]", extra=f"corpora: [{entry}]")), code=2)
+    assert sentence in said
     assert len(said.splitlines()) == 1, said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_a_mistake_in_naming_the_file_is_one_sentence(entry: str, sentence: str,
     said = user.harness("plan", str(suite(user, f"{{repo: lab/tiny-GGUF, {entry}}}")), code=2)
     assert sentence in said
     assert len(said.splitlines()) == 1, said
+
+
+def test_a_file_of_another_model_is_refused_by_plan(user: User, hub: Hub, tmp_path: Path) -> None:
+    plain = checkpoint()
+    config = json.loads(plain["config.json"]) | {"num_hidden_layers": 3}
+    hub.model("lab/tiny").commit({**plain, "config.json": json.dumps(config).encode()})
+    hub.model("lab/tiny-GGUF").commit(written(tmp_path / "a", "tiny.Q8_0"))
+    said = user.harness("plan", str(suite(user, "{repo: lab/tiny-GGUF, file: tiny.Q8_0.gguf, of: tiny}")), code=2)
+    assert "has 2 layers and the model it is given as a quantization `of` has 3: it was made of another one; correct `of`" in said
 
 
 def test_a_file_in_parts_is_read_whole_and_a_missing_or_renamed_part_is_named(tmp_path: Path) -> None:

@@ -208,6 +208,16 @@ def test_a_repository_that_holds_no_checkpoint_is_refused_before_anything_is_fet
     assert blobs(user) == 0
 
 
+def test_shards_without_an_index_are_refused_by_plan_before_they_are_fetched(user: User, hub: Hub) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    files = {name: data for name, data in checkpoint().items() if name != WEIGHTS}
+    hub.model("lab/tiny").commit({**files, **dict.fromkeys(names, b"0")})
+    said = user.harness("plan", str(user.suite("[lab/tiny]")), code=2)
+    assert f"lab/tiny holds only {names[0]}, {names[1]}; give another revision" in said
+    assert len(said.splitlines()) == 1, said
+    assert hub.sent(names[0]) == []
+
+
 @pytest.mark.slow
 def test_offline_what_is_here_is_measured_and_what_is_not_is_one_sentence(user: User, hub: Hub) -> None:
     hub.model("lab/tiny").commit(checkpoint())

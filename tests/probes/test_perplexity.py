@@ -218,6 +218,15 @@ def test_nan_weights_give_a_typed_failure_and_no_number(definition: str, tmp_pat
         PROBE.measure(session(tmp_path, model), corpus_question("perplexity", definition=definition))
 
 
+def test_nan_weights_of_the_source_are_the_sources(tmp_path: Path) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(Nonfinite, match=r"the source is broken: NaN or infinity is stored in model\.norm\.weight"):
+        PROBE.measure(session(tmp_path, model), corpus_question("perplexity"))
+
+
 def test_a_corpus_shorter_than_a_window_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="fewer than one window of 64"):
         PROBE.measure(session(tmp_path, corpus="The river runs."), corpus_question("perplexity"))

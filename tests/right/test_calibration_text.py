@@ -36,7 +36,7 @@ SHORT = "calibration: {samples: 4, length: 32}\n"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a model of one's own, `mine`, a text that is scored and one that is not."""
-    checkpoint(tmp_path / "mine")
+    checkpoint(tmp_path / "mine", model=llama(max_position_embeddings=512))
     (tmp_path / "scored.txt").write_text(text(60))
     (tmp_path / "apart.txt").write_text(text(60, seed=1))
     return tmp_path

@@ -16,7 +16,7 @@ from harness.child.job import Job
 from harness.child.worker import _check_share
 from harness.errors import BadInput, Unsupported
 from harness.formats import config_json
-from harness.models import body, build, source
+from harness.models import body, build, fit, source
 from harness.suite.matrix import plan
 from harness.suite.plan import Plan
 from tests.right import families
@@ -38,8 +38,12 @@ def asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models are built by the same function in this process, which has imported torch, instead of in one that must."""
 
     def run_here(command: list[str], **_: Any) -> None:
-        assert command[:3] == [sys.executable, "-m", "harness.models.body"]
-        body._main(command[3:])
+        assert command[:2] == [sys.executable, "-m"]
+        if command[2] == "harness.models.fit":
+            fit._main(Path(command[3]))
+        else:
+            assert command[2] == "harness.models.body"
+            body._main(command[3:])
 
     monkeypatch.setattr("harness.models.body.subprocess.run", run_here)
 

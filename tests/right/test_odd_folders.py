@@ -50,7 +50,7 @@ def another_head(state: State) -> None:
 @pytest.mark.slow
 def test_what_is_stored_and_not_loaded_changes_no_answer_and_no_size(tmp_path: Path) -> None:
     clean = checkpoint(tmp_path / "clean")
-    with_other_tensors(clean, tmp_path / "more", one_layer_more)
+    edit(with_other_tensors(clean, tmp_path / "more", one_layer_more) / "config.json", num_nextn_predict_layers=1)
     with_other_tensors(clean, tmp_path / "copy", a_copy_of_the_head)
     stored = run(tmp_path, models="[{path: clean}, {path: more}, {path: copy}]", methods=METHODS_ASKED)
     assert not failures(stored)

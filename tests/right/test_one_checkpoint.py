@@ -195,7 +195,8 @@ def test_a_head_that_differs_from_the_embedding_that_it_is_said_to_be_tied_to_is
 
 
 def test_layers_that_are_stored_and_not_loaded_are_left_out_and_named(plain: Path, tmp_path: Path) -> None:
-    """As models for multi-token prediction store them: behind the last layer, or under a name of their own."""
+    """As models for multi-token prediction store them: behind the last layer, in the number that the config says, or under a name
+    of their own."""
 
     def more(state: dict[str, torch.Tensor]) -> None:
         state.update({k.replace("layers.1.", "layers.2."): v.clone() for k, v in state.items() if ".layers.1." in k})
@@ -203,6 +204,7 @@ def test_layers_that_are_stored_and_not_loaded_are_left_out_and_named(plain: Pat
         state["model.vision.patch.weight"] = torch.zeros(4, 4)
 
     folder = rewritten(plain, tmp_path / "m", more)
+    edit(folder / "config.json", num_nextn_predict_layers=1)
     made = view(folder, tmp_path)
     assert len(made.unread) == 11
     assert "model.layers.2.self_attn.q_proj.weight" in made.unread
