@@ -7,6 +7,7 @@ weights; for a hub model that is not in the local cache, `plan` asks the hub for
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
 import json
@@ -39,7 +40,7 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
     if isinstance(entry, str):
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))
-        if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
+        if entry.startswith((".", "/", "~")) or (entry and (base / entry).exists()):
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
     unknown = sorted(set(entry) - set(_KEYS))
@@ -57,7 +58,7 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         return Model(name=str(entry.get("name") or folder.name), path=str(folder))
     repo = str(entry["repo"])
     if not _HUB_ID.fullmatch(repo):
-        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
+        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name){_written_right(repo)}")
     revision, file = entry.get("revision"), entry.get("file")
     if file is not None and not gguf_reader.is_gguf(Path(str(file))):
         raise BadInput(f"a model's `file` names one GGUF file of its repository, and {file!r} is none: {dict(entry)}")
@@ -67,6 +68,27 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         revision=None if revision is None else str(revision),
         file=None if file is None else str(file),
     )
+
+
+def _written_right(repo: str) -> str:
+    """How an address of the hub, or a name with its revision, is written in a suite."""
+    found = _ADDRESS.fullmatch(repo) or re.fullmatch(r"([\w.-]+/[\w.-]+)[@:]([\w./-]+)", repo)
+    if found is None:
+        return ""
+    name, revision = found.groups()
+    return f"; write {{repo: {name}{f', revision: {revision}' if revision else ''}}}"
+
+
+_ADDRESS = re.compile(r"https?://[^/]+/([\w.-]+/[\w.-]+?)(?:/(?:tree|blob|resolve)/([\w.-]+)(?:/.*)?)?/?")
+
+
+def meant(source: Model) -> str:
+    """`; did you mean ...?` for a hub id without an owner that is near the name of a model which comes with the harness; else ''."""
+    name = source.repo or ""
+    spellings = {"reference": "models: [reference]"}
+    spellings |= {shape: f"models: [{{shape: {shape}}}]" for shape in random_weights.known()}
+    near = [] if "/" in name else difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
+    return f"; did you mean {spellings[near[0]]}?" if near else ""
 
 
 _KEYS = ("path", "repo", "shape", "name", "revision", "file")
@@ -98,6 +120,8 @@ def check_folder(folder: Path, name: str) -> None:
             f"model {name!r}: {folder} holds GGUF files; give one of them as `path`, and with `of` the checkpoint in "
             "safetensors that it was made of"
         )
+    if folder.is_file():
+        raise BadInput(f"model {name!r}: {folder} is a file, and a model is the folder that holds it; write path: {folder.parent}")
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
     if not (folder / "config.json").is_file():

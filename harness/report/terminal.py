@@ -81,7 +81,7 @@ def terminal_table(
     for column in chosen:
         title, unit = column.metric.short or column.metric.title, displays[column.key].label
         title = f"{title}\n{plain(column.subject)}" if columns is not None and column.subject else title
-        told = " ".join(title.split()) == unit.replace("/", " per ")  # "bits per weight" needs no unit
+        told = " ".join(title.split()).startswith(unit.replace("/", " per "))  # "bits per weight of ..." needs no unit
         head = "\n".join(filter(None, (title, "" if told else unit)))
         table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
     if sequential:

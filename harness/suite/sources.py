@@ -11,7 +11,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import quantization
-from harness.models import body, find, grid
+from harness.models import body, find, grid, hub
 from harness.spec import Model, SourceGrid
 from harness.suite.file import SuiteFile, unique
 
@@ -70,7 +70,7 @@ def looked_at(
     transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
     that transformers cannot load."""
     if shapes is None:
-        pin, shape, noted = _placed(find.pinned, written), _placed(find.shape, written), _placed(grid.of, written)
+        pin, shape, noted = _placed(_pinned, written), _placed(find.shape, written), _placed(grid.of, written)
         commits = {s.model: pin(s.model) for s in sources}
         pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
         known = [replace(s, shape=shape(s.model), grid=noted(s.model)) for s in pinned]
@@ -93,6 +93,23 @@ def looked_at(
                 "it was made of: give that one as a model too, and name it here with `of`"
             )
     return known
+
+
+def _pinned(model: Model) -> Model:
+    try:
+        return find.pinned(model)
+    except BadInput as error:
+        raise BadInput(f"{error}{find.meant(model)}") from None
+
+
+def out_of_reach(sources: Sequence[Source]) -> list[str]:
+    """A line for each model of the hub of which nothing is known here, because the hub cannot be asked."""
+    return [
+        f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and {hub.why_silent()}, "
+        f"so nothing is known of it here{find.meant(source.model)}"
+        for source in sources
+        if source.model.repo is not None and source.shape is None
+    ]
 
 
 def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:
