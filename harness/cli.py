@@ -174,7 +174,7 @@ def plan(
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
-    bits = ("bits per weight, quantized layers", "whole model")
+    bits = ("bits per\nweight of\nlayers", "bits per\nweight of\nthe model")
     for column in ("model", "scheme", *bits, "artifact", "questions", *(["environment"] if states else [])):
         table.add_column(column, justify="left" if column in {"model", "scheme", "environment"} else "right")
     for p, place in zip(planned.cells, places, strict=True):

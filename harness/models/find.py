@@ -121,7 +121,9 @@ def check_folder(folder: Path, name: str) -> None:
             "safetensors that it was made of"
         )
     if folder.is_file():
-        raise BadInput(f"model {name!r}: {folder} is a file, and a model is the folder that holds it; write path: {folder.parent}")
+        raise BadInput(
+            f"model {name!r}: {folder} is a file, and a model is the folder that holds it; write path: {folder.parent}"
+        )
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
     if not (folder / "config.json").is_file():

@@ -31,16 +31,20 @@ def check(written: SuiteFile, cells: Sequence[Cell]) -> None:
     for index, pattern in enumerate(written.suite.exclude):
         where = written.where("exclude", index)
         if not pattern:
-            raise BadInput(f"{where}: an empty entry of `exclude` would take out every cell; write exclude: [{{method: gptq, bits: 2}}]")
+            raise BadInput(
+                f"{where}: an empty entry of `exclude` would take out every cell; write exclude: [{{method: gptq, bits: 2}}]"
+            )
         _check_names(pattern, cells, where)
         left: Sequence[Cell] = cells
+        fitted: list[str] = []
         for key, wanted in pattern.items():
             for each in _listed(wanted):
                 _check_spelling(key, each, cells, where)
             fitting = [cell for cell in left if _has(cell, key, wanted)]
             if not fitting:
-                raise BadInput(f"{where}: `exclude` takes no cell out: {_none_has(key, wanted, left, all_cells=left is cells)}")
+                raise BadInput(f"{where}: `exclude` takes no cell out: {_none_has(key, wanted, left, fitted)}")
             left = fitting
+            fitted.append(f"{key}: {plain(wanted)}")
 
 
 def _check_names(pattern: Pattern, cells: Sequence[Cell], where: str) -> None:
@@ -65,14 +69,15 @@ def _check_spelling(key: str, wanted: object, cells: Iterable[Cell], where: str)
         raise BadInput(f"{where}: exclude: {key}: {shown(wanted)} is {kind}; write {key}: {plain(_short(meant[0]))}")
 
 
-def _none_has(key: str, wanted: object, cells: Sequence[Cell], *, all_cells: bool) -> str:
-    of = "the suite" if all_cells else "those that the entry names before it"
+def _none_has(key: str, wanted: object, cells: Sequence[Cell], fitted: Sequence[str]) -> str:
+    """Why a key takes nothing out of the cells that `fitted`, the keys before it, have left."""
+    of = f"with {', '.join(fitted)}" if fitted else "of the suite"
     there = [plain(_short(value)) for value in _there(key, cells)]
     if not there:
-        return f"no cell of {of} has `{key}`; take it out of the entry"
+        return f"no cell {of} has `{key}`; take it out of the entry"
     near = difflib.get_close_matches(str(wanted), there, n=1, cutoff=0.6) if isinstance(wanted, str) else []
     then = f"did you mean {key}: {near[0]}?" if near else f"there is {key}: {', '.join(there)}"
-    return f"no cell of {of} has {key}: {shown(wanted)}; {then}"
+    return f"no cell {of} has {key}: {shown(wanted)}; {then}"
 
 
 def _there(key: str, cells: Iterable[Cell]) -> list[object]:

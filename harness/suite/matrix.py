@@ -95,7 +95,9 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             raise BadInput(f"{place}: {said}: {reasons[0] if reasons else 'this model has no such cell'}")
         entries = [exclude.entry_of(written, s.cell) for s in baselines]
         if all(entry is not None for entry in entries):
-            raise BadInput(f"{written.where('exclude', entries[0] or 0)}: {said}: it is excluded; name another one with `baseline`")
+            raise BadInput(
+                f"{written.where('exclude', entries[0] or 0)}: {said}: it is excluded; name another one with `baseline`"
+            )
 
 
 def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:

@@ -35,7 +35,7 @@ WANTED: dict[str, Wanted] = {
     "models": Wanted("a list of models", "models: [reference]"),
     "models.*": Wanted("a model", "models: [reference, {path: ./my-model}]"),
     "baseline": Wanted("the label of a cell", "baseline: bf16"),
-    "bits": Wanted("a list of bit widths, one at least", "bits: [8, 4, 3]"),
+    "bits": Wanted("a list of bit widths", "bits: [8, 4, 3]"),
     "bits.*": Wanted("a bit width above 0", "bits: [8, 4, 3]"),
     "methods": Wanted("a mapping of methods to their options", "methods: {bf16: , gptq: {group_size: 64}}"),
     "methods.*": Wanted("a mapping of options, or a list of such mappings", "gptq: {group_size: 64}"),
@@ -81,10 +81,10 @@ WANTED: dict[str, Wanted] = {
     "alpha": Wanted("a number", "alpha: 0.05"),
     "beta": Wanted("a number", "beta: 0.05"),
     "latency": Wanted("a mapping", "latency: {prompt: [128, 512], new: 64, batch: [1]}"),
-    "latency.prompt": Wanted("a list of token counts, one at least", "prompt: [128, 512]"),
+    "latency.prompt": Wanted("a list of token counts", "prompt: [128, 512]"),
     "latency.prompt.*": Wanted("a number of tokens of at least 1", "prompt: [128, 512]"),
     "latency.new": Wanted("a whole number of at least 2", "new: 64"),
-    "latency.batch": Wanted("a list of batch sizes, one at least", "batch: [1, 8]"),
+    "latency.batch": Wanted("a list of batch sizes", "batch: [1, 8]"),
     "latency.batch.*": Wanted("a batch size from 1 to 1024", "batch: [1, 8]"),
     "latency.budget": Wanted("a number of seconds above 0", "budget: 30"),
     "memory": Wanted("a mapping", "memory: {prompt: 512, new: 64, batch: 1}"),
@@ -98,7 +98,7 @@ WANTED: dict[str, Wanted] = {
     "serving.new": Wanted("a whole number of at least 2", "new: 64"),
     "serving.requests": Wanted("a whole number of at least 1", "requests: 24"),
     "serving.budget": Wanted("a number of seconds above 0", "budget: 60"),
-    "probes": Wanted("a list of probes, one at least", "probes: [size, perplexity, tasks]"),
+    "probes": Wanted("a list of probes", "probes: [size, perplexity, tasks]"),
     "probes.*": Wanted("the name of a probe", "probes: [size, perplexity, tasks]"),
     "device": Wanted("auto, cpu, cuda or cuda:N", "device: cuda"),
     "seed": Wanted("a whole number from 0 to 4294967295", "seed: 0"),
@@ -169,6 +169,8 @@ def _sentence(place: Place, error: ErrorDetails, data: object, keys: Mapping[str
     if error["type"] == "value_error" or wanted is None:
         return f"{key}: {message}"
     value = _value(data, place)
+    if value == []:
+        return f"{key}: [] is an empty list; write {wanted.example}, or take `{place[-1]}` out"
     right = _respelt(own, place, value)
     return f"{key}: {shown(value)} is not {wanted.what}; write {right or wanted.example}"
 

@@ -16,6 +16,9 @@ from harness.methods.base import Option
 from harness.spec import OptionValue
 from harness.suite.mistakes import shown
 
+_FEW = 8
+"""So many values are listed beside the one that is meant."""
+
 _TRUE, _FALSE = ("true", "yes", "on", "1", "y"), ("false", "no", "off", "0", "n")
 
 
@@ -45,9 +48,11 @@ def refusal(choices: Sequence[object], name: str, written: object) -> str:
         return f"{shown(written)} is a text; write {name}: {shown(meant)}, without quotes"
     if meant is not None and isinstance(meant, bool):
         return f"{shown(written)} is neither true nor false; write {name}: {shown(meant)}"
-    if meant is not None:
-        return f"{shown(written)} is not one of its values; did you mean {name}: {plain(meant)}?"
-    return f"{shown(written)} is not one of its values; it takes {', '.join(map(plain, choices))}"
+    takes = f"it takes {', '.join(map(plain, choices))}"
+    if meant is None:
+        return f"{shown(written)} is not one of its values; {takes}"
+    also = f"; {takes}" if len(choices) <= _FEW else ""
+    return f"{shown(written)} is not one of its values; did you mean {name}: {plain(meant)}?{also}"
 
 
 def plain(choice: object) -> str:
@@ -81,5 +86,7 @@ def _of_the_kind(option: Option, name: str, written: OptionValue) -> OptionValue
         return int(written)
     if not kinds or (isinstance(written, kinds) and (bool in kinds or not isinstance(written, bool))):
         return written
-    wanted = "a number" if float in kinds else "a whole number" if int in kinds else "true or false" if bool in kinds else "a text"
+    wanted = (
+        "a number" if float in kinds else "a whole number" if int in kinds else "true or false" if bool in kinds else "a text"
+    )
     raise ValueError(f"{name}: {shown(written)} is not {wanted}; write {name}: {shown(default)}")

@@ -133,6 +133,7 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
         entry = TaskEntry(task=item) if isinstance(item, str) else item
         folder = _task_folder(entry, written, index)
         names.append(entry.task)
+        _check_shots(entry, folder, written.where("tasks", index, "shots"))
         yield TaskRequest(
             name=entry.task,
             shots=entry.shots,
@@ -144,6 +145,20 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
             prompting=_prompting(entry, written, index),
         )
     unique(names, f"{written.where('tasks')}: task")
+
+
+def _check_shots(entry: TaskEntry, folder: Path | None, place: str) -> None:
+    """BadInput for more examples than a task has whose data lie here."""
+    from harness.probes import taskshots
+
+    if not entry.shots or folder is None:
+        return
+    most = taskshots.examples(entry.task, folder)
+    if most is not None and entry.shots > most:
+        raise BadInput(
+            f"{place}: task {entry.task!r} has {most} examples to show, and shots: {entry.shots} asks for more; "
+            f"write shots: {min(5, most)}"
+        )
 
 
 def _prompting(entry: TaskEntry, written: SuiteFile, index: int) -> Prompting:

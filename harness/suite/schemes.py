@@ -118,7 +118,9 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
     grids: list[tuple[str, Mapping[str, object], str]] = []
     for name, entry in written.suite.methods.items():
         if entry == []:
-            raise BadInput(f"{written.where('methods', name)}: {name}: [] is an empty list, so it has no cell; write {name}: {{}}")
+            raise BadInput(
+                f"{written.where('methods', name)}: {name}: [] is an empty list, so it has no cell; write {name}: {{}}"
+            )
         if isinstance(entry, list):
             grids += [(name, grid, written.where("methods", name, index)) for index, grid in enumerate(entry)]
         else:

@@ -96,6 +96,8 @@ def looked_at(
 
 
 def _pinned(model: Model) -> Model:
+    if model.repo is not None:
+        hub.check_address()
     try:
         return find.pinned(model)
     except BadInput as error:
