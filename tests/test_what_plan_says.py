@@ -4,7 +4,6 @@ vain or vanish in silence, folders in which nothing can be written, a machine th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -204,7 +203,7 @@ def test_an_address_of_the_hub_that_is_none_is_refused(tmp_path: Path, monkeypat
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "me:secret@127.0.0.1:9")
-    with pytest.raises(BadInput, match="write HF_ENDPOINT=http://127.0.0.1:9") as caught:
+    with pytest.raises(BadInput, match=r"write HF_ENDPOINT=http://127.0.0.1:9") as caught:
         planned(tmp_path, "name: mine\nmodels: [lab/llama]\nmethods: {bf16: }\nprobes: [size]\n")
     assert "secret" not in str(caught.value)
 

@@ -164,7 +164,8 @@ def _with_bits(
         if not any(options.same(width, b) for b in method.bits):
             offered = ", ".join(f"{b:g}" for b in method.bits)
             raise BadInput(
-                f"{where}: {method.name} does not offer {mistakes.shown(width)} bits; it offers {offered}: write bits: [{offered}]"
+                f"{where}: {method.name} does not offer {mistakes.shown(width)} bits; it offers {offered}: "
+                f"write bits: [{offered}]"
             )
     if asked is not None:
         return dict(axes)

@@ -107,8 +107,8 @@ def _pinned(model: Model) -> Model:
 def out_of_reach(sources: Sequence[Source]) -> list[str]:
     """A line for each model of the hub of which nothing is known here, because the hub cannot be asked."""
     return [
-        f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and {hub.why_silent()}, "
-        f"so nothing is known of it here{find.meant(source.model)}"
+        f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and "
+        f"{hub.why_silent()}, so nothing is known of it here{find.meant(source.model)}"
         for source in sources
         if source.model.repo is not None and source.shape is None
     ]
