@@ -9,9 +9,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_export, cli_progress, cli_recommend, cli_verify
+from harness import cli_env, cli_export, cli_progress, cli_publish, cli_recommend, cli_verify
+from harness.cli_publish import waiting, write_file
 from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
-from harness.files import write_atomically
 from harness.version import __version__
 
 if TYPE_CHECKING:
@@ -53,6 +52,10 @@ app = typer.Typer(
     "  quant-harness recommend results/quick --max-memory 6GiB --context 8192 --max-loss 1pp",
 )
 app.add_typer(cli_env.app, name="env")
+app.command(epilog=cli_publish.RESULTS_EPILOG)(cli_publish.results)
+app.command(epilog=cli_publish.FIGURE_EPILOG)(cli_publish.figure)
+app.command(epilog=cli_publish.SITE_EPILOG)(cli_publish.site)
+app.command(epilog=cli_publish.METHODS_EPILOG)(cli_publish.methods)
 app.command("recommend", epilog=cli_recommend.EPILOG)(cli_recommend.recommend)
 app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.command(epilog="Examples: quant-harness verify results/quick · quant-harness verify results")(cli_verify.verify)
@@ -66,23 +69,6 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; default: all that this process may use.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
-
-
-class Format(StrEnum):
-    """Formats of `results`."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    markdown = "markdown"
-    parquet = "parquet"
-
-
-class Listing(StrEnum):
-    """Formats of `methods`."""
-
-    table = "table"
-    json = "json"
 
 
 @app.command(
@@ -252,84 +238,6 @@ def report(
     out.print(f"report   {output}", soft_wrap=True, highlight=False)
 
 
-@app.command(
-    epilog="Examples: quant-harness results results/quick · quant-harness results results/quick --format parquet -o quick.parquet"
-)
-def results(
-    results: ResultsArgument,
-    format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
-) -> None:
-    """Print stored results, one row per cell and metric."""
-    from harness.report.frame import export
-
-    data = export(_stored(results), format.value)
-    if output is not None:
-        _write_file(output, data)
-    elif format is Format.parquet and sys.stdout.isatty():
-        raise BadInput("parquet is binary; name a file with -o FILE, or redirect standard output")
-    else:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-@app.command(epilog="Example: quant-harness methods --format json")
-def methods(
-    format: Annotated[Listing, typer.Option("--format", help="How to print.")] = Listing.table,
-) -> None:
-    """List method x bits x engine x environment: what runs here, and the command that adds what is missing.
-
-    What other packages offer (methods, engines, probes) is listed with the package and its version."""
-    from harness import plugins
-    from harness.methods import METHODS
-
-    offered = plugins.load()
-    packages = {p.name: p.provider for p in offered.plugins if p.kind == "method"}
-    here = cli_env.here()
-    if format is Listing.json:
-        rows = [
-            {
-                "method": method.name,
-                "title": method.title,
-                "bits": list(method.bits),
-                "engine": method.engine,
-                "environment": method.environment,
-                "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
-                "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
-                "options": {name: option.default for name, option in method.options.items()},
-                "running_options": {name: option.default for name, option in method.running_options.items()},
-                "state": here[method.name].state,
-                "install": here[method.name].install,
-                "source": method.source,
-                "package": packages.get(method.name),
-            }
-            for method in METHODS.values()
-        ]
-        beside = [(p, "ready") for p in offered.plugins if p.kind != "method"]
-        beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
-        rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
-        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-        return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    columns = ["method", "what", "kernels on CPU, by bits", "on CUDA", "runs in", "environment", "here"]
-    for column in columns + ["from"] * bool(packages):
-        table.add_column(column, no_wrap=column == "method")
-    for method in METHODS.values():
-        kernels = (_kernels(method.kernel_cpu), _kernels(method.kernel_cuda))
-        state = escape(here[method.name].install or here[method.name].state)  # "[gguf]" is no markup
-        row = [*map(escape, (method.name, method.title, *kernels, method.engine, method.environment)), state]
-        table.add_row(*row, *([escape(packages.get(method.name, ""))] if packages else []))
-    out.print(table)
-    for plugin in offered.plugins:
-        if plugin.kind != "method":
-            cli_env.say(f"{plugin.kind} {plugin.name} from {plugin.provider}")
-    for refused in offered.refused:
-        cli_env.say(str(refused))
-    out.print(
-        "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
-    )
-
-
 def _version(show: bool) -> None:
     if show:
         out.print(f"quant-harness {__version__}", highlight=False)
@@ -436,28 +344,13 @@ def _list_unsupported(planned: Plan) -> None:
 def _write_report(results: Sequence[Path], target: Path) -> None:
     from harness.report import render
 
-    runs = [_stored(path) for path in results]
-    if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
-        raise BadInput("the same run is named twice; name runs of two machines or two dates")
-    _write_file(target, render(*runs))
-
-
-def _stored(results: Path) -> store.Run:
-    """The run, and a line on standard error for each part of it that is damaged."""
-    from harness import store
-
-    run = store.read(results)
-    for said in run.damage_in_words:
-        err.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return run
-
-
-def _write_file(target: Path, data: bytes) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, data)
-    except OSError as error:
-        raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file") from None
+    with waiting("reading") as say:
+        runs = [store.read(path) for path in results]
+        if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
+            raise BadInput("the same run is named twice; name runs of two machines or two dates")
+        say(f"comparing {sum(len(run.plan.cells) for run in runs)} cells and drawing the page")
+        page = render(*runs)
+    write_file(target, page)
 
 
 def _check_writable(target: Path) -> None:
@@ -471,13 +364,6 @@ def _check_writable(target: Path) -> None:
             target.unlink()
     except OSError as error:
         raise BadInput(f"{target}: cannot be written ({error.strerror}); name another file with --report") from None
-
-
-def _kernels(by_bits: Mapping[float, str]) -> str:
-    kinds: dict[str, list[str]] = {}
-    for bits, kind in by_bits.items():
-        kinds.setdefault(kind, []).append(f"{bits:g}")
-    return "; ".join(f"{kind} {' '.join(bits)}" for kind, bits in kinds.items())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -68,6 +68,7 @@ def _checked(path: Path, seen: dict[tuple[Path, str], str]) -> Checked:
     """`seen`: what was found of raw samples already, empty where they are whole: runs of one folder share them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", store.TornLine)
+        warnings.simplefilter("ignore", store.DamagedLines)  # said below, by file
         try:
             run = store.read(path)
         except HarnessError as error:

@@ -120,9 +120,9 @@ def stand(ids: Sequence[str], x: Side, y: Side) -> list[Standing]:
     x_beats, y_beats = beats(x), beats(y)
     x_less, y_less = x.values[:, None] < x.values, y.values[:, None] < y.values
     beaten_by = ~x_less.T & ~y_less.T & (x_less | y_less)  # [i, j]: i is no worse than j on both and better on one
-    on = ~beaten_by.any(axis=0)
+    on: Bools = np.logical_not(beaten_by.any(axis=0))
     clear = beaten_by & (x_beats | y_beats)
-    is_clear = clear.any(axis=0)
+    is_clear: Bools = np.asarray(clear.any(axis=0))
     chosen = np.where(is_clear, clear, beaten_by)
     chosen_on = chosen & on[:, None]
     rivals = np.where(chosen_on.any(axis=0), chosen_on, chosen) & ~on
@@ -161,10 +161,10 @@ def shares_on_frontier(x: Side, y: Side) -> Floats:
         best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
         on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
     if one_order:
-        held = np.empty(count, dtype=np.intp)
+        held: Floats = np.empty(count)
         held[x.order[:, 0]] = np.count_nonzero(on, axis=1)
     else:
-        held = np.bincount(x.order[on], minlength=count)
+        held = np.bincount(x.order[on], minlength=count).astype(np.float64)
     shares: Floats = held / on.shape[1]
     return shares
 

@@ -64,7 +64,7 @@ class TornLine(UserWarning):
 
 
 class DamagedLines(UserWarning):
-    """Lines of a run file are not as they were written; they were set aside and their questions will be asked again."""
+    """Lines of a run file are not as they were written; they are left out and their questions will be asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,10 @@ def read(path: Path) -> Run:
             found.damaged(line)
         elif (cls := _TYPES.get(line.kind)) is not None:
             found.take(_read(cls, line, path))
-    return found.run(path)
+    run = found.run(path)
+    for said in run.damage_in_words:
+        warnings.warn(said, DamagedLines, stacklevel=2)
+    return run
 
 
 @dataclass(slots=True)

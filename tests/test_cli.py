@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def test_results_come_as_one_tidy_table_in_every_format(finished: Path, tmp_path
     frame = pandas.read_parquet(target)
     assert len(frame) == len(rows)
     assert "| scheme" in call("results", finished, "--format", "markdown").stdout.replace("|scheme", "| scheme")
-    assert "fake_value" in call("results", finished).stdout
+    assert "Fake value" in call("results", finished).stdout
     assert list(harness.frame(finished).columns) == list(frame.columns)
 
 
@@ -66,6 +67,18 @@ def test_a_report_can_be_made_again_from_stored_results_byte_for_byte(finished: 
     assert call("report", finished, "-o", first).returncode == 0
     harness.render(store.newest(finished), second)
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_report_of_two_runs_sets_them_side_by_side_and_one_run_is_not_two(finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    shutil.copytree(finished, other)
+    both = tmp_path / "both.html"
+    done = call("report", finished, other, "-o", both)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs side by side" in both.read_text()
+    again = call("report", finished, finished, "-o", both)
+    assert again.returncode == 2
+    assert "the same run is named twice" in again.stderr
 
 
 @pytest.mark.parametrize(

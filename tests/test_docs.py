@@ -73,7 +73,8 @@ def test_every_quant_harness_command_of_the_docs_runs_as_shown(shown_folder: Pat
         done = subprocess.run(
             [*run, *shlex.split(command)[1:]], cwd=shown_folder, capture_output=True, text=True, timeout=120, check=False
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        answers = {0, 1} if command.startswith("quant-harness recommend") else {0}  # 1: none of these scripted cells qualifies
+        assert done.returncode in answers, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_suite_of_the_readme_can_be_planned(shown_folder: Path) -> None:

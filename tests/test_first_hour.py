@@ -190,6 +190,7 @@ def test_a_run_whose_every_question_failed_on_bad_input_leaves_with_two(write_su
 
 def test_cells_that_differ_in_their_calibration_alone_have_short_labels_of_their_own(tmp_path: Path) -> None:
     rows = ", ".join(f"{{samples: {n}, length: 128, seed: {seed}}}" for n, seed in ((8, 0), (16, 0), (16, 1)))
-    made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {{gptq: {{bits: 4, calibration: [{rows}]}}, rtn: {{bits: 4}}}}\n")
+    methods = f"{{gptq: {{bits: 4, calibration: [{rows}]}}, rtn: {{bits: 4}}}}"
+    made = planned(tmp_path, f"name: mine\nmodels: [reference]\nmethods: {methods}\n")
     names = [name for name in labels(made) if name.startswith("gptq")]
     assert names == [f"gptq 4-bit g128 {words}" for words in ("8x128 seed 0", "16x128 seed 0", "16x128 seed 1")]

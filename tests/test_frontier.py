@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.frontier import DRAWS, Point, draws_from_interval, frontier
+from harness.frontier import DRAWS, Point, draws_from_interval, frontier, side, stand
 
 
 def brute_force(points: list[Point], better_x: str, better_y: str) -> set[str]:
@@ -121,3 +121,42 @@ def test_an_interval_without_width_is_an_exact_number() -> None:
     draws = draws_from_interval(5.0, 4.0, 6.0, seed=0, count=100_000)
     assert draws is not None
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx([4.0, 6.0], abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_share_of_resamples_on_the_frontier_is_that_of_each_resample_by_itself(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rounded = seed % 2 == 0  # many equal replicates
+    points = []
+    for i in range(int(rng.integers(2, 12))):
+        x, y = float(rng.integers(6)), float(rng.integers(6))
+        drawn = [None if rng.random() < 0.3 else value + rng.standard_normal(40) for value in (x, y)]
+        x_draws, y_draws = (None if d is None else np.round(d) if rounded else d for d in drawn)
+        points.append(Point(id=f"p{i}", x=x, y=y, x_draws=x_draws, y_draws=y_draws))
+    held = dict.fromkeys((p.id for p in points), 0)
+    for draw in range(40):
+        one = [
+            Point(
+                id=p.id,
+                x=p.x if p.x_draws is None else float(p.x_draws[draw]),
+                y=p.y if p.y_draws is None else float(p.y_draws[draw]),
+            )
+            for p in points
+        ]
+        for name in brute_force(one, "lower", "higher"):
+            held[name] += 1
+    standings = frontier(points, better_x="lower", better_y="higher")
+    if any(d is not None for p in points for d in (p.x_draws, p.y_draws)):
+        assert {s.id: s.probability for s in standings} == {name: count / 40 for name, count in held.items()}
+
+
+def test_a_side_serves_many_frontiers() -> None:
+    rng = np.random.default_rng(3)
+    ids, values = [f"p{i}" for i in range(9)], rng.uniform(size=(3, 9))
+    draws = values[:, :, None] + 0.1 * rng.standard_normal((3, 9, 50))
+    sides = [side(list(v), list(d), "lower") for v, d in zip(values, draws, strict=True)]
+    for x, y in ((0, 1), (0, 2), (2, 1)):
+        points = [
+            Point(id=ids[i], x=values[x][i], y=values[y][i], x_draws=draws[x][i], y_draws=draws[y][i]) for i in range(len(ids))
+        ]
+        assert stand(ids, sides[x], sides[y]) == frontier(points, better_x="lower", better_y="lower")

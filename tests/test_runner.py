@@ -156,7 +156,7 @@ def test_a_failed_question_is_asked_again_only_on_request(write_suite: WriteSuit
     assert again.path == first.path
     assert record(again, "fake 3-bit", "a").started_at >= record(first, "fake 3-bit", "a").started_at
     kinds = Counter(json.loads(line)["kind"] for line in first.path.read_text().splitlines())
-    assert kinds == {"header": 1, "plan": 1, "record": 8 + 1, "cost": 2 + 1, "end": 1 + 1}
+    assert kinds == {"header": 1, "plan": 1, "artifact": 2, "record": 8 + 1, "cost": 2 + 1, "end": 1 + 1}
     assert set(measured(tmp_path).values()) == {1}
 
 

@@ -17,6 +17,8 @@ from harness.report.view import view
 from harness.spec import to_json
 from tests.report import synthetic
 
+pytestmark = pytest.mark.filterwarnings("ignore::harness.store.DamagedLines")
+
 CHANGES = 200
 """Single bytes that the fast test changes; the slow one changes thousands."""
 

@@ -2,7 +2,7 @@
 
 `decide(candidates, limits)` is total and deterministic: every cell gets a verdict, every limit that it does not keep is
 named with its number. `say(candidates, limits, recommendation)` puts it in words. `report/assets/decide.js` has the same
-functions over the same JSON; `tests/decide/cases.jsonl` holds cases that both must answer alike. Standard library only.
+functions over the same JSON; `tests/decide/cases.jsonl.gz` holds cases that both must answer alike. Standard library only.
 """
 
 from __future__ import annotations

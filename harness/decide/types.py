@@ -91,8 +91,8 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A cell as a decision sees it. `alike`: by kind, the ids of the model's cells (the baseline among them) whose loss cannot be
-    told from this one's."""
+    """A cell as a decision sees it. `losses` and `alike` by kind; `alike`: the ids of the model's cells (the baseline among
+    them) whose loss cannot be told from this one's."""
 
     id: str
     label: str
@@ -104,8 +104,8 @@ class Candidate:
     size: Number
     memory: Memory
     speeds: tuple[Speed, ...] = ()
-    losses: Mapping[Kind, Loss] = field(default_factory=dict)
-    alike: Mapping[Kind, tuple[str, ...]] = field(default_factory=dict)
+    losses: Mapping[str, Loss] = field(default_factory=dict)
+    alike: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

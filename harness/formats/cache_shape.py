@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from harness.formats.config_json import ModelConfig, integer, text_part, words
+from harness.metrics.memory import CacheShape
 
 _ATTENTION = {"full_attention", "sliding_attention"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheShape:
-    """`layers` of attention, each with a key and a value of `kv_heads` x `head_size` numbers for each token; `windowed` of
-    them keep the last `window` tokens only."""
-
-    layers: int
-    kv_heads: int
-    head_size: int
-    windowed: int = 0
-    window: int | None = None
 
 
 def cache_shape(config: ModelConfig) -> CacheShape | None:

@@ -11,6 +11,14 @@ BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.95), (0.95, 1.0))
 """By the baseline's top probability: a flipped guess costs nothing where the baseline guesses too."""
 
 
+KL_MEAN, KL_MAX, KL_FLOOR = "kl_mean", "kl_max", "kl_floor"
+
+
+def kl_percentile(name: str) -> str:
+    """The metric of one of QUANTILES."""
+    return f"kl_{name}"
+
+
 def bucket(low: float, high: float) -> str:
     return f"kl_confidence_{round(low * 100):02d}_{round(high * 100):02d}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from harness.metrics.group import Group
 from harness.spec import Axis, Metric, Places
 
@@ -104,3 +106,15 @@ RUNTIME = _bytes(
 )
 METRICS = (PEAK_DECODE, PEAK_PREFILL, PEAK_LOAD, PEAK_HOST, PEAK_DEVICE, WEIGHTS, KV_CACHE, REST, RUNTIME, SERVER, SERVER_RSS)
 GROUP = Group(title="Memory", metrics=METRICS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """`layers` of attention, each with a key and a value of `kv_heads` x `head_size` numbers for each token; `windowed` of
+    them keep the last `window` tokens only."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    windowed: int = 0
+    window: int | None = None

@@ -167,7 +167,7 @@ def worst_tokens(
                 "after": tokenizer.decode(ids[column + 2 : column + 2 + CONTEXT // 4]),
                 "kl": float(flat[place]),
                 "base_top": float(scores["base_top"][row, column]),
-                "same_top": bool(scores["same_top"][row, column]),
+                "same_guess": bool(scores["same_top"][row, column]),
                 "p_base": math.exp(-float(scores["base_nll"][row, column])),
                 "p": math.exp(-float(scores["nll"][row, column])),
             }

@@ -1,8 +1,8 @@
 """The report: a stored run as one HTML file that opens offline, and as a table for the terminal.
 
 `render(run)` is pure: records in, bytes out. No clock, no network, no torch; the same records in any order give equal bytes.
-A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are about
-the limits that a reader sets, and get what is offered under those that the page opens with.
+A section is a function `section(view) -> Section | None` in a file of its own, plus one line in SECTIONS. Those of FIRST are
+about the limits that a reader sets, and get what is offered under those that the page opens with.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def render(run: Run, *others: Run) -> bytes:
     return render_view(view(run), *map(view, others))
 
 
-def render_view(shown: View, *others: View) -> bytes:
-    """As `render`, of views that are there already."""
+def render_view(shown: View, *others: View, shared: str | None = None) -> bytes:
+    """As `render`, of views that are there already. `shared`: where the page finds plotly.js, see `page.page`."""
     from harness.report import page
 
     offered = offer(shown)
     made = [*(make(shown, offered) for make in FIRST), *(make(shown) for make in SECTIONS)]
     sections = [section for section in made if section is not None]
-    return page.page(shown, offered, _with_others(sections, machines_section([shown, *others])))
+    return page.page(shown, offered, _with_others(sections, machines_section([shown, *others])), shared)
 
 
 def _with_others(sections: Sequence[Section], beside: Section | None) -> list[Section]:

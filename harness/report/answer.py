@@ -17,6 +17,9 @@ from harness.report.view import View
 MARGIN_POINTS, MARGIN_NATS = 1.0, 0.02
 """The loss that the page opens with: in points of mean accuracy, or in nats of divergence where no tasks were compared."""
 
+MOST = 3
+"""Models whose answers stand open on the first screen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
@@ -48,8 +51,13 @@ def offer(view: View) -> Offer:
 
 
 def answers(view: View, offered: Offer) -> list[Markup]:
-    """One answer for each model."""
-    return [_answer(view, offered, r) for r in offered.decision.recommendations]
+    """One answer for each model; those beyond the first few are behind a fold."""
+    said = [_answer(view, offered, r) for r in offered.decision.recommendations]
+    rest = said[MOST:]
+    if not rest:
+        return said
+    more = f"{len(rest)} more {'model' if len(rest) == 1 else 'models'}"
+    return [*said[:MOST], el("details", el("summary", more), *rest, cls="fold")]
 
 
 def _answer(view: View, offered: Offer, given: Recommendation) -> Markup:

@@ -46,8 +46,8 @@ TOLD = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartAxis:
-    """A column with its values by cell id. `draws`: replicates of a cell's value (None: an exact number), made when they are asked
-    for. `told`: whether the page holds the share of resamples in which a cell is on the frontier of this axis and another such."""
+    """A column with its values by cell id. `draws`: replicates of a cell's value (None: an exact number), made when asked for.
+    `told`: whether the page holds the share of resamples in which a cell is on the frontier of this axis and another such."""
 
     column: Column
     values: Mapping[str, Value]

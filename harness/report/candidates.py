@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from harness.decide import KINDS, Cache, Candidate, Kind, Loss, Memory, Number, Speed
 from harness.decode import DecodeError, decode
-from harness.formats.cache_shape import CacheShape
 from harness.metrics.divergence import GROUP as DIVERGENCE
 from harness.metrics.latency import TPOT, TTFT
 from harness.metrics.memory import (
@@ -22,12 +21,14 @@ from harness.metrics.memory import (
     PEAK_PREFILL,
     SERVER,
     SERVER_RSS,
+    CacheShape,
 )
 from harness.metrics.size import FILE
 from harness.report.cells import OK, CellView, Outcome, Value, withheld
 from harness.report.view import View
 
 _FLOOR = next(m for m in DIVERGENCE.metrics if m.name == "kl_floor").name
+_LONGEST = 200
 _FEWEST_BYTES, _MOST_BYTES = 0.2, 4.05
 """What a number of a cache can take: less than two bits or more than 32 are a shape that does not fit the cache."""
 
@@ -64,8 +65,14 @@ def _number(value: Value | None) -> Number:
     if value is None:
         return Number(value=None, reason="not measured")
     if value.status != OK:
-        return Number(value=None, reason=f"{value.status}: {value.reason}" if value.reason else value.status)
+        return Number(value=None, reason=_line(f"{value.status}: {value.reason}" if value.reason else value.status))
     return Number(value=value.value, low=value.low, high=value.high)
+
+
+def _line(reason: str) -> str:
+    """A reason in one line that a sentence can hold; all of it stands where failures are listed."""
+    words = " ".join(reason.split())
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
 def _speeds(view: View, cell: CellView) -> tuple[Speed, ...]:
@@ -113,7 +120,7 @@ def _memory(cell: CellView) -> Memory:
     if withheld(outcome, PEAK_HOST):
         return Memory(measured=None, reason="the weights are simulated")
     if outcome.failure is not None:
-        return Memory(measured=None, reason=f"{outcome.failure.kind}: {outcome.failure.message}")
+        return Memory(measured=None, reason=_line(f"{outcome.failure.kind}: {outcome.failure.message}"))
     found = {m.metric: m.value for m in reversed(outcome.measurements)}
     served = next((found[m.name] for m in (SERVER, SERVER_RSS) if m.name in found), None)
     measured = next((found[m.name] for m in (PEAK_DEVICE, PEAK_HOST) if m.name in found), served)

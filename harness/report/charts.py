@@ -31,9 +31,9 @@ NEAR_CEILING = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartColumn:
-    """A column of the table. `factor`: stored values times this are in `unit`. `scale`: how a chart draws it: linear, log, or error (by the distance from 100 %, logarithmic).
-    `floor`: the baseline's noise floor by model, in the same unit; empty where none was measured. `metric`: its name; `group`: its
-    probe's."""
+    """A column of the table. `factor`: stored values times this are in `unit`. `scale`: how a chart draws it: linear, log, or
+    error (by the distance from 100 %, logarithmic). `floor`: the baseline's noise floor by model, in the same unit; empty where
+    none was measured. `metric`: its name; `group`: its probe's."""
 
     key: str
     metric: str
@@ -52,8 +52,8 @@ class ChartColumn:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChartCell:
     """A cell by column: `v` is [value, low, high, n] in the column's unit, cut after the last that is known (None where there is
-    no number), `t` the text, `why` the reason why there is no number, as an index into the payload's reasons, by column. `model` is
-    an index into the payload's models; cells of one `series` are joined by a line."""
+    no number), `t` the text, `why` the reason why there is no number, as an index into the payload's reasons, by column. `model`
+    is an index into the payload's models; cells of one `series` are joined by a line."""
 
     id: str
     model: int

@@ -255,7 +255,7 @@ def _keep_draws(work: Derivation, task: ItemTask, cells: Sequence[CellView], ans
         blocks = [places.setdefault((ids if clusters is None else clusters)[i], len(places)) for i in order]
         drawn = counts(len(places), task.subject)
         sizes = drawn @ np.bincount(blocks)
-        sums = np.stack([np.bincount(blocks, weights=items.correct[order]) for _, items in answered])
+        sums = np.asarray([np.bincount(blocks, weights=items.correct[order]) for _, items in answered], dtype=np.float64)
         for (cell, _), totals in zip(answered, _resampled(drawn, sums), strict=True):
             sample = task.sample(cell)
             assert sample is not None

@@ -7,23 +7,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.metrics.divergence import BUCKETS, bucket
+from harness.metrics.divergence import BUCKETS, KL_FLOOR, KL_MAX, KL_MEAN, bucket, kl_percentile
 from harness.report.cells import OK, CellView, Outcome
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show
 from harness.report.pieces import Floats, array, by_model, cells_of, fold, head_of, numeric, square, subjects, table, value_of
-from harness.report.section import Section
+from harness.report.section import Section, scheme
 from harness.report.svg import MOST_ROWS, Dot, Line, Row, chart, key, short, span, steps
 from harness.report.view import View
 
-PERCENTILES = (("kl_median", "median"), ("kl_p90", "90 %"), ("kl_p99", "99 %"), ("kl_max", "largest"))
+PERCENTILES = (
+    (kl_percentile("median"), "median"),
+    (kl_percentile("p90"), "90 %"),
+    (kl_percentile("p99"), "99 %"),
+    (KL_MAX, "largest"),
+)
 LEAST, MOST, PER_DECADE = -9, 2, 4
 """The histogram's first and last power of ten in nats, and its bins in each; what is smaller is in the first bin."""
 LIMITS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def section(view: View) -> Section | None:
-    found = subjects(view, "kl_mean")
+    found = subjects(view, KL_MEAN)
     if not found:
         return None
     blocks = []
@@ -43,7 +48,7 @@ def section(view: View) -> Section | None:
 
 
 def _block(view: View, model: str, subject: str) -> Markup | None:
-    cells = [c for c in cells_of(view, model, baseline=False) if value_of(view, c, "kl_mean", subject)]
+    cells = [c for c in cells_of(view, model, baseline=False) if value_of(view, c, KL_MEAN, subject)]
     if not cells:
         return None
     floor = _floor(view, model, subject)
@@ -54,7 +59,7 @@ def _block(view: View, model: str, subject: str) -> Markup | None:
 
 def _floor(view: View, model: str, subject: str) -> float | None:
     base = view.baseline_of(model)
-    found = None if base is None else value_of(view, base, "kl_floor", subject)
+    found = None if base is None else value_of(view, base, KL_FLOOR, subject)
     return None if found is None else found[0].value
 
 
@@ -71,7 +76,7 @@ def _percentiles(view: View, cells: Sequence[CellView], subject: str, floor: flo
             if known is not None and known[0].value > 0:
                 values.append(known[0].value)
                 dots.append(Dot(value=known[0].value, hue=number, form=number, tip=f"{name}: {_nats(known[0].value)} nats"))
-        mean = value_of(view, cell, "kl_mean", subject)
+        mean = value_of(view, cell, KL_MEAN, subject)
         rows.append(Row(label=cell.label, text="" if mean is None else f"mean {_nats(mean[0].value)}", dots=dots))
     scale = span([*values, *([floor] if floor else [])], log=True)
     if scale is None:
@@ -91,12 +96,19 @@ def _tick(value: float) -> str:
 
 
 def _percentile_table(view: View, cells: Sequence[CellView], subject: str) -> Markup:
-    metrics = (("kl_mean", "mean"), *PERCENTILES[:2], ("kl_p95", "95 %"), PERCENTILES[2], ("kl_p99_9", "99.9 %"), PERCENTILES[3])
+    metrics = (
+        (KL_MEAN, "mean"),
+        *PERCENTILES[:2],
+        (kl_percentile("p95"), "95 %"),
+        PERCENTILES[2],
+        (kl_percentile("p99_9"), "99.9 %"),
+        PERCENTILES[3],
+    )
     shown = [(m, title) for m, title in metrics if any(value_of(view, c, m, subject) for c in cells)]
     rows = [
         el(
             "tr",
-            head_of(view, cell),
+            head_of(cell),
             *(
                 el("td", "–" if (v := value_of(view, cell, m, subject)) is None else _nats(v[0].value), cls="num")
                 for m, _ in shown
@@ -112,7 +124,7 @@ def _percentile_table(view: View, cells: Sequence[CellView], subject: str) -> Ma
 
 def _asked(cell: CellView, subject: str) -> Outcome | None:
     return next(
-        (o for o in cell.outcomes if o.question.subject == subject and any(m.metric == "kl_mean" for m in o.measurements)), None
+        (o for o in cell.outcomes if o.question.subject == subject and any(m.metric == KL_MEAN for m in o.measurements)), None
     )
 
 
@@ -129,20 +141,20 @@ def _counts(samples: Floats) -> list[float]:
 def _histograms(view: View, model: str, cells: Sequence[CellView], subject: str) -> Markup | None:
     base = view.baseline_of(model)
     asked = None if base is None else _asked(base, subject)
-    noise = None if asked is None else array(view, asked, "kl_floor")
+    noise = None if asked is None else array(view, asked, KL_FLOOR)
     floor = [] if noise is None else _counts(noise)
     drawn: list[Markup] = []
     rows = []
     for cell in cells:
         outcome = _asked(cell, subject)
-        samples = None if outcome is None else array(view, outcome, "kl_mean")
+        samples = None if outcome is None else array(view, outcome, KL_MEAN)
         if samples is None:
             continue
         if len(drawn) < MOST_ROWS:
             drawn.append(_histogram(cell.label, _counts(samples), floor))
         finite = samples[np.isfinite(samples)]
         shares = [float((finite > limit).mean()) for limit in LIMITS]
-        rows.append(el("tr", head_of(view, cell), *(el("td", f"{share:.2%}", cls="num") for share in shares)))
+        rows.append(el("tr", head_of(cell), *(el("td", f"{share:.2%}", cls="num") for share in shares)))
     if not drawn:
         return el("p", "The histograms need raw samples, and none are on disk.", cls="muted")
     said = f"Share of tokens by divergence, from 1e{LEAST} to 1e{MOST} nats, logarithmic; what is smaller is in the first bin."
@@ -195,7 +207,7 @@ def _confidence(view: View, cells: Sequence[CellView], subject: str) -> Markup |
             strength = 0.0 if scale is None else scale.percent(found[0].value) / 100
             tip = f"n = {found[0].n}" if found[0].n else None
             squares.append(el("td", _nats(found[0].value), cls="num neg", style=f"--a:{strength:.2f}", data_tip=tip))
-        rows.append(el("tr", head_of(view, cell), *squares))
+        rows.append(el("tr", el("th", scheme(view, cell), scope="row"), *squares))
     columns = ["Cell", *(numeric(title) for _, title in shown)]
     title = f"Mean KL divergence by the baseline's confidence on {subject}"
     return join(

@@ -15,7 +15,7 @@ FEW = 4
 
 HELPS: Mapping[str, str] = {
     "oom": "More free memory, a smaller batch or context, or a method that quantizes layer by layer.",
-    "timeout": "A larger `timeout` (or `quantize_timeout`) in the suite, or fewer items.",
+    "timeout": "A larger timeout (or quantize_timeout) in the suite, or fewer items.",
     "crash": "The end of the log names the library; run this cell alone with --retry-failed, and report it there if it stays.",
     "nonfinite": "The artifact answers NaN or infinity: more bits, another group size, or float32 for the baseline.",
     "environment": "quant-harness env list says which environments are broken, quant-harness env build makes one again.",
@@ -73,7 +73,7 @@ def _failed(view: View, cell: CellView) -> list[Markup]:
                 el(
                     "td",
                     status(failure.kind, ""),
-                    el("span", f"while {failure.phase}" if failure.phase else "", cls="muted small"),
+                    el("span", f" while {failure.phase}" if failure.phase else "", cls="muted small"),
                 ),
                 el("td", failure.message, _helps(failure), tail, cls="why"),
             )
@@ -103,7 +103,7 @@ def _unsupported(view: View) -> list[Markup]:
     for reason, names in reasons.items():
         which = ", ".join(names)
         squares = el("td", which) if len(names) <= FEW else el("td", el("details", el("summary", "which"), which))
-        rows.append(el("tr", el("th", reason, scope="row", cls="why"), el("td", str(len(names)), cls="num"), squares))
+        rows.append(el("tr", el("th", reason, scope="row", cls="why"), el("td", str(len(names))), squares))
     return rows
 
 

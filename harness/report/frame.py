@@ -73,7 +73,7 @@ def export(shown: View, format: str) -> bytes:
 
 
 def _csv(shown: View) -> bytes:
-    """What is not there is empty. Without pandas, whose import takes longer than all else; the bytes are those of its `to_csv`."""
+    """What is not there is empty. Without pandas, whose import takes longer than all else; the bytes are its own."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)

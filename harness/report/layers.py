@@ -44,7 +44,7 @@ def _block(view: View, model: str) -> Markup | None:
         label = "Share of the quantized layers' parameters by stored bits, by cell that mixes widths"
         drawn.append(key([(number, NAMES[number], None) for number in bins]))
         drawn.append(chart(label, [_row(cell) for cell in mixed], Scale(low=0, high=1), lambda share: f"{share:.0%}"))
-    return join(*drawn, _spread(view, stored) if stored else None, _placed(cells))
+    return join(*drawn, _spread(stored) if stored else None, _placed(cells))
 
 
 def _facts(cell: CellView) -> Mapping[str, object]:
@@ -87,11 +87,11 @@ def _row(cell: CellView) -> Row:
     return Row(label=cell.label, text=text, bars=bars)
 
 
-def _spread(view: View, cells: Sequence[CellView]) -> Markup:
+def _spread(cells: Sequence[CellView]) -> Markup:
     rows = []
     for cell in cells:
         for place, (bits, layers, parameters) in enumerate(_parts(cell)):
-            head = head_of(view, cell) if place == 0 else el("th", cell.label, scope="row", cls="muted")
+            head = head_of(cell) if place == 0 else el("th", cell.label, scope="row", cls="muted")
             numbers = (f"{bits:g}", f"{layers:,}", f"{parameters:,}")
             rows.append(el("tr", head, *(el("td", n, cls="num") for n in numbers)))
     columns = ["Cell", numeric("Stored", "bits/weight"), numeric("Layers"), numeric("Parameters")]

@@ -20,9 +20,6 @@ from harness.report.svg import Dot, Row, Scale, chart, span
 from harness.report.view import View
 from harness.spec import Cell, Given, digest, to_json
 
-QUALITIES = ("kl_mean", "ln_ppl_ratio", "perplexity", "accuracy", "mean_accuracy")
-SPEEDS = ("tpot", "ttft", "peak_device_bytes", "peak_host_bytes", "peak_decode_bytes")
-CHARTS = ("tpot", "ttft", "peak_host_bytes", "peak_device_bytes")
 NAMED = ("commit", "harness", "python", "device", "threads", "source", "packages_digest")
 """What of a run's conditions is set beside the others'."""
 
@@ -128,14 +125,14 @@ def _quality(sides: Sequence[Side], shared: Sequence[CellView]) -> Markup:
     first = sides[0].view
     made = []
     for column in first.columns:
-        if column.metric.name not in QUALITIES:
+        if column.metric.axis != "quality" or column.metric.places.axis is None:
             continue
         has = [side for side in sides if any(c.key == column.key for c in side.view.columns)]
         rows = [_compared(sides, cell, column) for cell in shared if _known(sides, cell, column) > 1]
         if len(has) > 1 and rows:
             how = display(column.metric.unit, [v.value for c in shared for v in _values(sides, c, column) if v is not None])
             heads = ["Cell", *(numeric(side.letter, how.label) for side in has), el("th", "Against A", scope="col")]
-            squares = [_line(first, cell, column, how, sides, has) for cell in shared if _known(sides, cell, column) > 1]
+            squares = [_line(cell, column, how, sides, has) for cell in shared if _known(sides, cell, column) > 1]
             equal = sum(rows)
             said = f"{column.title}: {equal} of {len(rows)} cells have the same number in all runs"
             made.append(fold(said, table(column.title, heads, squares)))
@@ -159,10 +156,10 @@ def _compared(sides: Sequence[Side], cell: CellView, column: Column) -> bool:
     return len({v.value for v in _values(sides, cell, column) if v is not None}) == 1
 
 
-def _line(view: View, cell: CellView, column: Column, how: Display, sides: Sequence[Side], has: Sequence[Side]) -> Markup:
+def _line(cell: CellView, column: Column, how: Display, sides: Sequence[Side], has: Sequence[Side]) -> Markup:
     values = dict(zip([s.letter for s in sides], _values(sides, cell, column), strict=True))
     squares = [_square(values[side.letter], column, how) for side in has]
-    return el("tr", head_of(view, cell), *squares, el("td", _against(sides, cell, column), cls="why"))
+    return el("tr", head_of(cell), *squares, el("td", _against(sides, cell, column), cls="why"))
 
 
 def _square(value: Value | None, column: Column, how: Display) -> Markup:
@@ -224,7 +221,7 @@ def _is(metric: str, definition: str, subject: str, column: Column) -> bool:
 def _speed(sides: Sequence[Side], shared: Sequence[CellView]) -> list[Markup]:
     """For each measure and shape a chart for each machine, side by side, all on one scale; beneath them the table."""
     made = []
-    columns = {c.key: c for side in sides for c in side.view.columns if c.metric.name in SPEEDS}
+    columns = {c.key: c for side in sides for c in side.view.columns if _of_a_machine(c)}
     for column in columns.values():
         values = [v for cell in shared for v in _values(sides, cell, column) if v is not None]
         scale = span([x for v in values for x in (v.value, v.low, v.high) if x is not None], log=column.metric.scale == "log")
@@ -232,17 +229,23 @@ def _speed(sides: Sequence[Side], shared: Sequence[CellView]) -> list[Markup]:
             continue
         how = display(column.metric.unit, [v.value for v in values])
         title = f"{column.title}"
-        drawn = [_panel(sides[0], side, shared, column, scale, how) for side in sides] if column.metric.name in CHARTS else []
-        panels = el("div", *(one for one in drawn if one is not None), cls="pair") if drawn else None
+        drawn = [_panel(sides[0], side, shared, column, scale, how) for side in sides]
+        panels = el("div", *(one for one in drawn if one is not None), cls="pair")
         heads = ["Cell", *(numeric(side.name, how.label) for side in sides), el("th", "Against A", scope="col")]
         rows = []
         for cell in shared:
             known = _values(sides, cell, column)
             if any(v is not None for v in known):
                 squares = [_square(value, column, how) for value in known]
-                rows.append(el("tr", head_of(sides[0].view, cell), *squares, el("td", _factors(sides, known), cls="why")))
+                rows.append(el("tr", head_of(cell), *squares, el("td", _factors(sides, known), cls="why")))
         made.append(join(el("h4", title), panels, fold(f"Table of {title}", table(title, heads, rows))))
     return made or [el("p", "No speed and no memory of these cells was measured.", cls="muted")]
+
+
+def _of_a_machine(column: Column) -> bool:
+    """Whether this is a cost that a machine has and a file has not: what a simulated cell may not show."""
+    metric = column.metric
+    return metric.axis == "cost" and not metric.when_simulated and metric.places.axis is not None
 
 
 def _panel(first: Side, side: Side, shared: Sequence[CellView], column: Column, scale: Scale, how: Display) -> Markup | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.costs import CellCost
+from harness.metrics.quantize import PEAK, SECONDS
 from harness.report.cells import CellView, identity
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import display, show
@@ -41,14 +42,14 @@ def duration(seconds: float) -> str:
 
 
 def _block(view: View, model: str) -> Markup | None:
-    cells = [c for c in cells_of(view, model) if value_of(view, c, "quantize_seconds", "")]
-    values = [v[0].value for c in cells if (v := value_of(view, c, "quantize_seconds", "")) is not None and v[0].value > 0]
+    cells = [c for c in cells_of(view, model) if value_of(view, c, SECONDS.name, "")]
+    values = [v[0].value for c in cells if (v := value_of(view, c, SECONDS.name, "")) is not None and v[0].value > 0]
     scale = span(values, log=True)
     if scale is None:
         return None
     rows = []
     for cell in cells:
-        found = value_of(view, cell, "quantize_seconds", "")
+        found = value_of(view, cell, SECONDS.name, "")
         assert found is not None
         text = duration(found[0].value)
         rows.append(Row(label=cell.label, text=text, dots=[Dot(value=found[0].value, hue=0, tip=text)]))
@@ -58,18 +59,18 @@ def _block(view: View, model: str) -> Markup | None:
 
 
 def _table(view: View, cells: Sequence[CellView]) -> Markup:
-    peaks = [v[0].value for c in cells if (v := value_of(view, c, "quantize_peak_bytes", "")) is not None]
+    peaks = [v[0].value for c in cells if (v := value_of(view, c, PEAK.name, "")) is not None]
     how = display("B", peaks)
     rows = []
     for cell in cells:
-        seconds, peak = (value_of(view, cell, m, "") for m in ("quantize_seconds", "quantize_peak_bytes"))
+        seconds, peak = (value_of(view, cell, m, "") for m in (SECONDS.name, PEAK.name))
         tokens = next((o.facts.get("calibration_tokens") for o in cell.outcomes if o.question.probe == "quantize"), None)
         squares = (
             "–" if seconds is None else duration(seconds[0].value),
             "–" if peak is None else show(peak[0].value, "B", how),
             f"{tokens:,}" if isinstance(tokens, int) and tokens else "–",
         )
-        rows.append(el("tr", head_of(view, cell), *(el("td", text, cls="num") for text in squares)))
+        rows.append(el("tr", head_of(cell), *(el("td", text, cls="num") for text in squares)))
     columns = ["Cell", numeric("Time"), numeric("Peak memory", how.label), numeric("Calibration tokens")]
     return table("What quantizing cost", columns, rows)
 
@@ -95,7 +96,7 @@ def _took(view: View, model: str) -> Markup | None:
         return None
     drawn = chart("Forecast and elapsed time, by cell, logarithmic", [_row(*pair) for pair in chosen], scale, duration)
     note = "The mark is what it took, the line what had been forecast just before; no line: nothing was known."
-    rows = [_costs(view, cell, cost) for cell, cost in chosen]
+    rows = [_costs(cell, cost) for cell, cost in chosen]
     columns = ["Cell", numeric("Took"), numeric("Forecast"), el("th", "Spent on", scope="col")]
     return join(drawn, el("p", note, cls="note"), fold("Table of costs", table("Forecast against elapsed", columns, rows)))
 
@@ -119,13 +120,11 @@ def _forecast(cost: CellCost) -> str:
     return f"{duration(expected.low)} to {duration(expected.high)}"
 
 
-def _costs(view: View, cell: CellView, cost: CellCost) -> Markup:
+def _costs(cell: CellView, cost: CellCost) -> Markup:
     spent: dict[str, float] = {}
     for piece in cost.pieces:
         spent[piece.what] = spent.get(piece.what, 0.0) + piece.seconds
     most = sorted(spent.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
     said = ", ".join(f"{what} {duration(seconds)}" for what, seconds in most)
     took = duration(cost.seconds) + ("" if cost.whole else " (a part)")
-    return el(
-        "tr", head_of(view, cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why")
-    )
+    return el("tr", head_of(cell), el("td", took, cls="num"), el("td", _forecast(cost), cls="num"), el("td", said, cls="why"))

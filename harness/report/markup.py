@@ -67,8 +67,8 @@ _ESCAPED = re.compile(rf"(?<!\\)((?:\\\\)*)\\u({'|'.join(f'{code:04x}' for code 
 
 
 def data_block(identifier: str, value: object) -> Markup:
-    """Plain data and dataclasses as JSON in an inert block, packed; marks of direction are replaced as in `text`. `<`, `>`, `&` and
-    line separators are escaped in it, so that it is harmless unpacked as well. ValueError on numbers that JSON does not have."""
+    """Plain data and dataclasses as JSON in an inert block, packed; marks of direction are replaced as in `text`. `<`, `>`, `&`
+    and line separators are escaped in it: unpacked it is harmless as well. ValueError on numbers that JSON does not have."""
     body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_fields)
     body = _ESCAPED.sub(lambda found: f"{found[1]}{DIRECTIONS[int(found[2], 16)]}", body) if _ESCAPED.search(body) else body
     body = body.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -76,7 +76,7 @@ def data_block(identifier: str, value: object) -> Markup:
 
 
 def packed_block(identifier: str, content: str) -> Markup:
-    """Text as an inert block that a script unpacks: gzip in base64, whose letters end no element. Equal texts give equal bytes."""
+    """Text as an inert block that a script unpacks: gzip in base64, whose letters end no element. Equal text, equal bytes."""
     packed = base64.b64encode(gzip.compress(content.encode(), compresslevel=9, mtime=0)).decode()
     return Markup(f'<script type="application/gzip" id="{text(identifier)}">{packed}</script>')
 

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.metrics.memory import (
+    KV_CACHE,
+    PEAK_DECODE,
+    PEAK_DEVICE,
+    PEAK_HOST,
+    PEAK_LOAD,
+    PEAK_PREFILL,
+    REST,
+    RUNTIME,
+    SERVER,
+    SERVER_RSS,
+    WEIGHTS,
+)
 from harness.report.cells import CellView, Column, Value
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display, display, show, with_unit
@@ -12,14 +25,14 @@ from harness.report.section import Section
 from harness.report.svg import Dot, Row, Segment, chart, key, span
 from harness.report.view import View
 
-PARTS = (("weight_bytes_resident", "weights"), ("kv_cache_bytes", "KV cache"), ("rest_bytes", "rest"))
-PHASES = (("peak_load_bytes", "load"), ("peak_prefill_bytes", "prefill"), ("peak_decode_bytes", "decode"))
-SERVER = (("server_bytes", "server processes"), ("server_rss_bytes", "server processes, resident sets"))
-OTHERS = (("runtime_bytes", "runtime, not in the peaks"), *SERVER)
+PARTS = ((WEIGHTS.name, "weights"), (KV_CACHE.name, "KV cache"), (REST.name, "rest"))
+PHASES = ((PEAK_LOAD.name, "load"), (PEAK_PREFILL.name, "prefill"), (PEAK_DECODE.name, "decode"))
+SERVERS = ((SERVER.name, "server processes"), (SERVER_RSS.name, "server processes, resident sets"))
+OTHERS = ((RUNTIME.name, "runtime, not in the peaks"), *SERVERS)
 
 
 def section(view: View) -> Section | None:
-    found = list(dict.fromkeys(s for metric, _ in (*PHASES, *SERVER) for s in subjects(view, metric)))
+    found = list(dict.fromkeys(s for metric, _ in (*PHASES, *SERVERS) for s in subjects(view, metric)))
     blocks: list[Markup] = []
     for subject in found:
         made = by_model(view, lambda model, subject=subject: _block(view, model, subject))  # type: ignore[misc]
@@ -48,10 +61,10 @@ def _block(view: View, model: str, subject: str) -> Markup | None:
     groups: dict[str, list[CellView]] = {}
     others = []
     for cell in cells_of(view, model):
-        peak = value_of(view, cell, "peak_decode_bytes", subject)
+        peak = value_of(view, cell, PEAK_DECODE.name, subject)
         if peak is not None:
             groups.setdefault(peak[1].metric.definition, []).append(cell)
-        elif any(value_of(view, cell, metric, subject) for metric, _ in (*PARTS, *PHASES, *SERVER)):
+        elif any(value_of(view, cell, metric, subject) for metric, _ in (*PARTS, *PHASES, *SERVERS)):
             others.append(cell)
     charts = [_chart(view, cells, subject, definition) for definition, cells in groups.items()]
     shown = [cell for cells in groups.values() for cell in cells] + others
@@ -98,8 +111,8 @@ def _row(view: View, cell: CellView, subject: str, how: Display) -> Row:
         found = value_of(view, cell, metric, subject)
         if found is not None:
             dots.append(Dot(value=found[0].value, hue=8, form=number + 1, tip=f"peak of {name}: {_bytes(found[0].value, how)}"))
-    peak = value_of(view, cell, "peak_decode_bytes", subject)
-    rest = value_of(view, cell, "rest_bytes", subject)
+    peak = value_of(view, cell, PEAK_DECODE.name, subject)
+    rest = value_of(view, cell, REST.name, subject)
     text = "" if peak is None else _bytes(peak[0].value, how)
     if rest is not None and rest[0].value < 0:
         text += f" (rest {_bytes(rest[0].value, how)})"
@@ -109,8 +122,8 @@ def _row(view: View, cell: CellView, subject: str, how: Display) -> Row:
 def _table(view: View, cells: Sequence[CellView], subject: str) -> Markup:
     metrics = [
         (metric, title)
-        for metric, title in (*PARTS, *((m, f"peak of {n}") for m, n in PHASES), ("peak_host_bytes", "host peak"),
-                              ("peak_device_bytes", "device peak"), *OTHERS)
+        for metric, title in (*PARTS, *((m, f"peak of {n}") for m, n in PHASES), (PEAK_HOST.name, "host peak"),
+                              (PEAK_DEVICE.name, "device peak"), *OTHERS)
         if any(value_of(view, c, metric, subject) for c in cells)
     ]  # fmt: skip
     columns: list[list[tuple[Value, Column] | None]] = [
@@ -120,7 +133,7 @@ def _table(view: View, cells: Sequence[CellView], subject: str) -> Markup:
     rows = [
         el(
             "tr",
-            head_of(view, cell),
+            head_of(cell),
             *(
                 el("td", "–" if (v := column[place]) is None else show(v[0].value, "B", unit), cls="num")
                 for column, unit in zip(columns, how, strict=True)

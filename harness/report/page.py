@@ -1,9 +1,9 @@
 """The page around the sections: head, navigation, data blocks, scripts. Self-contained, and closed to the network by its policy.
 
-The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it. Nothing
-may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and the numbers,
-lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, byte for byte, the
-one that was packed.
+The Content-Security-Policy allows exactly two scripts, by hash: ours, and plotly.js as the installed plotly package ships it.
+Nothing may be loaded or sent: no connections, frames, forms, fonts or images but those in the page. What is large, plotly.js and
+the numbers, lies there packed. Our script unpacks plotly.js and adds it as an element, which the policy allows only if it is, to
+the byte, the one that was packed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,26 @@ SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js", "sections.js")
 """Of `assets/`, in the order in which they are read: each uses those before it. The scripts are one, which waits for its data."""
 
 
-def page(view: View, offered: Offer, sections: Sequence[Section]) -> bytes:
-    """UTF-8 bytes of the page."""
+def library() -> bytes:
+    """plotly.js as its package ships it, for pages that share it."""
     from plotly.offline import get_plotlyjs
 
-    plotly, script = _inert(get_plotlyjs()), f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
+    return str(get_plotlyjs()).encode()
+
+
+def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | None = None) -> bytes:
+    """UTF-8 bytes of the page. `shared`: where `library` lies for it, from the page on; by default the page holds it itself.
+
+    Shared, it is allowed as a file of the page's own site ('self'). Its hash would be no help: browsers refuse to check the hash
+    of a file that is not served, and a site has to open from a disk, too."""
+    plotly = None if shared else _inert(library().decode())
+    script = f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
+    policy = _policy(script, shared=True) if plotly is None else _policy(plotly, script)
     title = view.title or view.suite or view.run
     head = el(
         "head",
         el("meta", charset="utf-8"),
-        raw(f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">'),
+        raw(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("meta", name="referrer", content="no-referrer"),
@@ -55,7 +65,7 @@ def page(view: View, offered: Offer, sections: Sequence[Section]) -> bytes:
         el("div", id="tip", role="tooltip", hidden=True),
         data_block("data", payload(view)),
         data_block("offer", offered),
-        packed_block("plotly", plotly),
+        el("script", src=shared) if plotly is None else packed_block("plotly", plotly),
         el("script", raw(script)),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
@@ -67,10 +77,11 @@ def _section(section: Section, first: bool) -> Markup:
     return el("section", join(heading, lead), section.body, id=section.id, aria_labelledby=f"{section.id}-title")
 
 
-def _policy(*scripts: str) -> str:
+def _policy(*scripts: str, shared: bool = False) -> str:
+    own = "'self' " if shared else ""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
+        f"default-src 'none'; script-src {own}{hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
 

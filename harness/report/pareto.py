@@ -6,7 +6,7 @@ frame: labelled controls with the choices that this run has.
 
 from __future__ import annotations
 
-from harness.decide import CONFIDENCES, Limits
+from harness.decide import CONFIDENCES, KINDS, Limits
 from harness.report.answer import Offer
 from harness.report.axes import ChartAxis, chart_axes
 from harness.report.markup import Markup, el, join, raw
@@ -14,11 +14,8 @@ from harness.report.numbers import THIN
 from harness.report.section import Section, select, shape
 from harness.report.view import View
 
-LOSSES = (
-    ("pp", "points of mean accuracy", ""),
-    ("recovery", "% of the baseline's accuracy", ""),
-    ("kl", "nats of divergence", ""),
-)
+LOSS_UNITS = ("points of mean accuracy", "% of the baseline's accuracy", "nats of divergence")
+"""What a loss is counted in, in the order of `KINDS`."""
 PREFERENCES = (("size", "smallest", ""), ("speed", "fastest", ""), ("quality", "least loss", ""))
 
 
@@ -70,7 +67,7 @@ def _limits(view: View, limits: Limits) -> Markup:
         _number("max-tpot", "Time per token at most", "ms"),
         _number("max-ttft", "Time to first token at most", "ms"),
         _number("max-loss", "Loss below", ""),
-        _preset("loss", "of", LOSSES, limits.loss),
+        _preset("loss", "of", [(kind, unit, "") for kind, unit in zip(KINDS, LOSS_UNITS, strict=True)], limits.loss),
         _preset("confidence", "shown with", confidences, f"{limits.confidence:g}"),
         _preset("prefer", "Then the", PREFERENCES, limits.prefer),
     ]

@@ -14,8 +14,10 @@ from harness.errors import HarnessError
 from harness.report.cells import OK, CellView, Column, Outcome, Value, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display, show, with_unit
-from harness.report.section import scheme
 from harness.report.view import View
+
+MOST_MODELS = 6
+"""Models that each of these sections draws: a page of fifty models is for finding one, whose own report has all."""
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -37,20 +39,31 @@ def fold(summary: str, *body: Markup | None) -> Markup:
 
 
 def by_model(view: View, make: Callable[[str], Markup | None]) -> list[Markup]:
-    """One block for each model that has something to show; those after the first are folded away."""
-    made = [(name, block) for name in view.models if (block := make(name)) is not None]
+    """One block for each model that has something to show, up to MOST_MODELS; those after the first are folded away."""
+    made: list[tuple[str, Markup]] = []
+    left = 0
+    for name in view.models:
+        if len(made) == MOST_MODELS:
+            left += 1
+        elif (block := make(name)) is not None:
+            made.append((name, block))
     if len(view.models) < 2:
         return [block for _, block in made]
-    return [join(el("h3", name), block) if not place else fold(name, block) for place, (name, block) in enumerate(made)]
+    blocks = [join(el("h3", name), block) if not place else fold(name, block) for place, (name, block) in enumerate(made)]
+    if left:
+        said = f"{left} more models are left out here, to keep the page small; their numbers are in the table of all cells."
+        blocks.append(el("p", said, cls="muted small"))
+    return blocks
 
 
 def cells_of(view: View, model: str, *, baseline: bool = True) -> list[CellView]:
     return [c for c in view.cells if c.model == model and (baseline or not c.baseline)]
 
 
-def head_of(view: View, cell: CellView) -> Markup:
-    """The first square of a cell's row."""
-    return el("th", scheme(view, cell), scope="row")
+def head_of(cell: CellView) -> Markup:
+    """The first square of a cell's row: its name, and that it is the baseline or simulated."""
+    tags = [el("span", word, cls="tag") for word, so in (("baseline", cell.baseline), ("simulated", cell.simulated)) if so]
+    return el("th", cell.label, *(join(" ", tag) for tag in tags), scope="row")
 
 
 def square(value: Value | None, column: Column | None, how: Display | None, *, interval: str = "") -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.metrics.latency import PREFILL, ROOFLINE, THROUGHPUT, TPOT, TPOT_RATIO, TTFT, TTFT_RATIO
 from harness.report.cells import CellView, Outcome
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display, display, show, show_interval
@@ -13,15 +14,15 @@ from harness.report.section import Section
 from harness.report.svg import FORMS, Dot, Row, chart, key, span
 from harness.report.view import View
 
-CHARTS = (("tpot", "Time per output token", "decode"), ("ttft", "Time to first token", "prefill"))
+CHARTS = ((TPOT.name, "Time per output token", "decode"), (TTFT.name, "Time to first token", "prefill"))
 NUMBERS = (
-    ("tpot", "Per token"),
-    ("tpot_ratio", "× baseline"),
-    ("ttft", "First token"),
-    ("ttft_ratio", "× baseline"),
-    ("throughput", "Decode"),
-    ("prefill_throughput", "Prefill"),
-    ("roofline_share", "Of roofline"),
+    (TPOT.name, "Per token"),
+    (TPOT_RATIO.name, "× baseline"),
+    (TTFT.name, "First token"),
+    (TTFT_RATIO.name, "× baseline"),
+    (THROUGHPUT.name, "Decode"),
+    (PREFILL.name, "Prefill"),
+    (ROOFLINE.name, "Of roofline"),
 )
 
 
@@ -55,7 +56,10 @@ def section(view: View) -> Section | None:
 def shapes_of(view: View) -> list[Shape]:
     """The shapes that cells were timed at, by batch and then by prompt."""
     found = {
-        o.question.subject: o for c in view.cells for o in c.outcomes if any(m.metric in ("tpot", "ttft") for m in o.measurements)
+        o.question.subject: o
+        for c in view.cells
+        for o in c.outcomes
+        if any(m.metric in (TPOT.name, TTFT.name) for m in o.measurements)
     }
     return sorted((_shape(o) for o in found.values()), key=lambda s: (s.batch, s.prompt, s.new, s.subject))
 
@@ -76,9 +80,7 @@ def _block(view: View, model: str, shapes: Sequence[Shape]) -> Markup | None:
         two = [_chart(view, cells, these, metric, f"{title}, batch {batch}") for metric, title, _ in CHARTS]
         drawn.append(el("div", *(one for one in two if one is not None), cls="pair"))
     tables = [_table(view, cells, shape) for shape in shapes]
-    return join(
-        *drawn, *(fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)), _ran(view, cells)
-    )
+    return join(*drawn, *(fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)), _ran(cells))
 
 
 def _chart(view: View, cells: Sequence[CellView], shapes: Sequence[Shape], metric: str, title: str) -> Markup | None:
@@ -120,9 +122,9 @@ def _table(view: View, cells: Sequence[CellView], shape: Shape) -> Markup:
     for metric, title in shown:
         found = [value_of(view, c, metric, shape.subject) for c in cells]
         unit = next(v[1].metric.unit for v in found if v is not None)
-        how = display("share" if metric == "roofline_share" else unit, [v[0].value for v in found if v is not None])
+        how = display("share" if metric == ROOFLINE.name else unit, [v[0].value for v in found if v is not None])
         heads.append(numeric(title, how.label))
-        columns.append((metric, found, "share" if metric == "roofline_share" else unit, how))
+        columns.append((metric, found, "share" if metric == ROOFLINE.name else unit, how))
     rows = []
     for place, cell in enumerate(cells):
         squares = []
@@ -134,11 +136,11 @@ def _table(view: View, cells: Sequence[CellView], shape: Shape) -> Markup:
             value = known[0]
             between = show_interval(value.low, value.high, unit, how, value=value.value)
             squares.append(el("td", show(value.value, unit, how), el("small", between) if between else None, cls="num"))
-        rows.append(el("tr", head_of(view, cell), *squares))
+        rows.append(el("tr", head_of(cell), *squares))
     return table(f"Latency at {shape.subject}", ["Cell", *heads], rows)
 
 
-def _ran(view: View, cells: Sequence[CellView]) -> Markup | None:
+def _ran(cells: Sequence[CellView]) -> Markup | None:
     """The kernels that ran, read from the loaded models; cells with the same ones together."""
     groups: dict[tuple[str, ...], list[CellView]] = {}
     for cell in cells:

@@ -9,6 +9,9 @@ from harness.report.notes import notes
 from harness.report.section import Section
 from harness.report.view import View
 
+FEW = 4
+"""So many models are named in the first sentence; more are counted."""
+
 
 def section(view: View, offered: Offer) -> Section | None:
     said = answers(view, offered)
@@ -22,6 +25,8 @@ def section(view: View, offered: Offer) -> Section | None:
 
 def _lead(view: View) -> str:
     models = ", ".join(view.models) or "no model"
+    if len(view.models) > FEW:
+        models = f"{len(view.models)} models"
     machine = plain_table(view.context.get("machine"))
     listed = machine.get("gpus")
     gpus = [plain_table(gpu) for gpu in listed] if isinstance(listed, list) else []

@@ -105,7 +105,7 @@ def markdown(whole: View, shown: View, choice: Choice) -> bytes:
     standing = headline(whole)
     for cell in shown.cells:
         entries = [cell.model] if len(shown.models) > 1 else []
-        entries += [cell.label, *(_entry(cell, c, displays[c.key]) for c in columns)]
+        entries += [_label(cell), *(_entry(cell, c, displays[c.key]) for c in columns)]
         lines.append(_row([*map(in_markdown, entries), _mark(standing, cell)]))
     note = frontier_words(whole)
     return ("\n".join(lines) + (f"\n\n{in_markdown(note)}" if note else "") + "\n").encode()
@@ -126,7 +126,7 @@ def latex(whole: View, shown: View, choice: Choice) -> bytes:
     standing = headline(whole)
     for cell in shown.cells:
         entries = [cell.model] if several else []
-        entries += [cell.label, *(_entry(cell, c, displays[c.key]) for c in columns)]
+        entries += [_label(cell), *(_entry(cell, c, displays[c.key]) for c in columns)]
         stand = standing.get(cell.id)
         sign = {"frontier": "$\\bullet$", "tied": "$\\circ$"}.get(stand.status, "") if stand else ""
         lines.append(" & ".join([*map(in_latex, entries), sign]) + " \\\\")
@@ -146,12 +146,12 @@ def summary(whole: View, shown: View, choice: Choice) -> bytes:
         if given.model not in shown.models:
             continue
         cells = [c for c in shown.cells if c.model == given.model]
-        told = [c for c in cells if c.baseline or c.id == given.pick or (s := standing.get(c.id)) and s.status == "frontier"]
+        told = [c for c in cells if c.baseline or c.id == given.pick or _mark(standing, c) == MARKS["frontier"]]
         name = f"**{in_markdown(given.model)}**: " if len(whole.models) > 1 else ""
         parts.append(f"{name}{in_markdown(say(offered.candidates, offered.limits, given).pick)}")
         lines = [_row(["scheme", *(_headed(c, displays[c.key]) for c in columns)]), _row(["---", *(["---:"] * len(columns))])]
         for cell in told[:MOST_IN_SUMMARY]:
-            label = in_markdown(cell.label) + (" (baseline)" if cell.baseline else "")
+            label = in_markdown(_label(cell))
             entries = [in_markdown(_entry(cell, c, displays[c.key])) for c in columns]
             lines.append(_row([f"**{label}**" if cell.id == given.pick else label, *entries]))
         left = len(cells) - len(told[:MOST_IN_SUMMARY])
@@ -159,7 +159,7 @@ def summary(whole: View, shown: View, choice: Choice) -> bytes:
     asked = [o for c in shown.cells for o in c.outcomes]
     missing = sum(o.status != OK for o in asked)
     said = f"{missing} of {len(asked)} questions have no answer. " if missing else ""
-    parts.append(f"{said}Run {in_markdown(whole.run)}, {in_markdown(whole.started_at[:10])}; brackets are 95 % intervals.")
+    parts.append(f"{said}Run {in_markdown(whole.run)}, {in_markdown(whole.started_at[:10])}; in brackets 95 % intervals.")
     return ("\n\n".join(parts) + "\n").encode()
 
 
@@ -192,7 +192,11 @@ def _entry(cell: CellView, column: Column, how: Display) -> str:
     if value.status != OK:
         return STATUS_WORDS.get(value.status, value.status)
     between = interval(column, value, how)
-    return f"{number(column, value, how)} [{between}]" if between else number(column, value, how)
+    return f"{number(column, value, how)} ({between})" if between else number(column, value, how)
+
+
+def _label(cell: CellView) -> str:
+    return cell.label + (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
 
 
 def _mark(standing: Mapping[str, Standing], cell: CellView) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.report.cells import OK, CellView, Column
-from harness.report.numbers import VERDICTS
+from harness.report.cells import OK, CellView, Column, Value
+from harness.report.numbers import VERDICTS, Display
 from harness.report.section import column_display, interval, number
 from harness.report.standing import headline, headline_axes
 from harness.report.verdicts import counts, effort, margin_points, tasks
@@ -14,6 +14,7 @@ from harness.report.view import View
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 MARKS = {"frontier": "●", "tied": "◐", "dominated": ""}
 SHORT = {
@@ -28,8 +29,8 @@ SHORT = {
 
 
 def terminal_columns(view: View) -> list[Column]:
-    """The few that one chooses by."""
-    return view.first(lambda places: places.terminal)
+    """The few that one chooses by; of a run that measured none of them its first."""
+    return view.first(lambda places: places.terminal) or list(view.columns[:4])
 
 
 def frontier_words(view: View) -> str:
@@ -58,16 +59,8 @@ def terminal_table(
 
     whole = view if whole is None else whole
     chosen = terminal_columns(view) if columns is None else columns
-    notes = list(filter(None, [frontier_words(whole)]))
+    notes = list(filter(None, [frontier_words(whole), *_notes(view)]))
     sequential = tasks(view)
-    if sequential:
-        order, scored = " / ".join(VERDICTS.values()), effort(view)
-        notes.append(f"verdicts: tasks {order}, margin {margin_points(view)}{f'; {scored}' if scored else ''}")
-    said: dict[str, list[str]] = {}
-    for cell in view.cells:
-        for mark in cell.marks:
-            said.setdefault(mark, []).append(_name(view, cell))
-    notes += [plain(f"{', '.join(names)}: {mark}") for mark, names in said.items()]
     table = Table(
         title=plain(view.title or view.suite),
         title_justify="left",
@@ -79,27 +72,18 @@ def terminal_table(
     table.add_column("cell", overflow="fold", vertical="bottom")  # a long name is broken, a number never
     displays = {column.key: column_display(view, column) for column in chosen}
     for column in chosen:
-        title, unit = column.metric.short or column.metric.title, displays[column.key].label
-        title = f"{title}\n{plain(column.subject)}" if columns is not None and column.subject else title
-        told = " ".join(title.split()).startswith(unit.replace("/", " per "))  # "bits per weight of ..." needs no unit
-        head = "\n".join(filter(None, (title, "" if told else unit)))
+        head = _head(column, displays[column.key], subject=columns is not None)
         table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
     if sequential:
         table.add_column("verdicts", justify="right", vertical="bottom", no_wrap=True)
     table.add_column("", justify="center", vertical="bottom", no_wrap=True)
     standing = headline(whole)
     for cell in view.cells:
-        name = plain(_name(view, cell))
-        name += (", baseline" if cell.baseline else "") + (", simulated" if cell.simulated else "")
-        name += ", marked" if cell.marks else ""
-        texts = [Text(name, style="bold" if cell.baseline else "")]
-        for column in chosen:
-            value = cell.values[column.key]
-            if value.status == OK:
-                between = interval(column, value, displays[column.key]) if intervals else ""
-                texts.append(Text(number(column, value, displays[column.key]) + (f" ({between})" if between else "")))
-            else:
-                texts.append(Text(SHORT.get(value.status, value.status), style="dim"))
+        told = [
+            word for word, holds in (("baseline", cell.baseline), ("simulated", cell.simulated), ("marked", cell.marks)) if holds
+        ]
+        texts = [Text(", ".join([plain(_name(view, cell)), *told]), style="bold" if cell.baseline else "")]
+        texts += [_entry(column, cell.values[column.key], displays[column.key], intervals=intervals) for column in chosen]
         if sequential:
             verdicts = counts(view, cell)
             texts.append(Text("" if cell.baseline else " / ".join(str(len(verdicts[verdict])) for verdict in VERDICTS)))
@@ -107,6 +91,34 @@ def terminal_table(
         texts.append(Text(MARKS[stand.status] if stand is not None else "", style="green"))
         table.add_row(*texts)
     return table
+
+
+def _notes(view: View) -> list[str]:
+    """What verdicts and marks mean."""
+    notes = []
+    if tasks(view):
+        order, scored = " / ".join(VERDICTS.values()), effort(view)
+        notes.append(f"verdicts: tasks {order}, margin {margin_points(view)}{f'; {scored}' if scored else ''}")
+    said: dict[str, list[str]] = {}
+    for cell in view.cells:
+        for mark in cell.marks:
+            said.setdefault(mark, []).append(_name(view, cell))
+    return notes + [plain(f"{', '.join(names)}: {mark}") for mark, names in said.items()]
+
+
+def _head(column: Column, how: Display, *, subject: bool) -> str:
+    title = column.metric.short or column.metric.title
+    told = " ".join(title.split()).startswith(how.label.replace("/", " per "))  # "bits per weight of the model" needs no unit
+    return "\n".join(filter(None, (title, plain(column.subject) if subject else "", "" if told else how.label)))
+
+
+def _entry(column: Column, value: Value, how: Display, *, intervals: bool) -> Text:
+    from rich.text import Text
+
+    if value.status != OK:
+        return Text(SHORT.get(value.status, value.status), style="dim")
+    between = interval(column, value, how) if intervals else ""
+    return Text(number(column, value, how) + (f" ({between})" if between else ""))
 
 
 def _name(view: View, cell: CellView) -> str:

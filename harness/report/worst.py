@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.metrics.divergence import KL_MAX
 from harness.report.cells import CellView, Outcome, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.pieces import by_model, cells_of, fold, numeric, rows_of, table
@@ -148,7 +149,7 @@ def _tokens(view: View, model: str) -> Markup | None:
     left = 0
     for cell in cells_of(view, model, baseline=False):
         for outcome in cell.outcomes:
-            rows = rows_of(view, outcome, "kl_max", "tokens")
+            rows = rows_of(view, outcome, KL_MAX, "tokens")
             if rows and len(blocks) < CELLS:
                 blocks.append(_cell(cell, outcome.question.subject, rows[:TOKENS]))
             left += bool(rows) and len(blocks) == CELLS
@@ -177,7 +178,7 @@ def _token(row: Row) -> Markup:
         "…",
         cls="excerpt",
     )
-    same = row.get("same_top")
+    same = row.get("same_guess")
     guess = "yes" if same is True else "no" if same is False else "–"
     numbers = [_number(row.get(name), form) for name, form in (("kl", ".3f"), ("p_base", ".1%"), ("p", ".1%"))]
     return el("tr", el("th", words, scope="row", cls="why"), *(el("td", n, cls="num") for n in numbers), el("td", guess))

@@ -18,9 +18,9 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from harness.errors import BadInput, Nonfinite
+from harness.stats import distributions
 from harness.stats.intervals import LEVEL, Floats, Interval, effective_items, wilson
 
 SEED = 1729
@@ -57,12 +57,12 @@ def ratio_of_sums(
         # All blocks agree (a cell that equals its baseline): the interval is that one value.
         return Interval(value=value, low=value, high=value, n=n, excluded=excluded, level=level)
     tail = (1 - level) / 2
-    t_high = float(stats.t.ppf(1 - tail, blocks - 1))
+    t_high = float(distributions.t.ppf(1 - tail, blocks - 1))
     t_low = -t_high
     errors = _studentized_errors(residuals, bottom) if blocks >= FEW_BLOCKS else None
     if errors is not None:
         # One block that outweighs all others makes replicates' errors arbitrarily small; one degree of freedom is the limit.
-        most = float(stats.t.ppf(1 - tail, 1))
+        most = float(distributions.t.ppf(1 - tail, 1))
         t_low, t_high = (float(t) for t in np.clip(np.quantile(errors, [tail, 1 - tail]), -most, most))
     return Interval(value=value, low=value - t_high * error, high=value - t_low * error, n=n, excluded=excluded, level=level)
 
@@ -84,10 +84,10 @@ def upper_limits(numerators: ArrayLike, denominators: ArrayLike, confidences: Ar
     error = math.sqrt(blocks / (blocks - 1) * float(residuals @ residuals)) / float(bottom.sum())
     if error <= 1e-15 * abs(value) or error == 0.0:
         return np.full(levels.shape, value)
-    reach = np.asarray(stats.t.ppf(levels, blocks - 1), dtype=np.float64)
+    reach = np.asarray(distributions.t.ppf(levels, blocks - 1), dtype=np.float64)
     errors = _studentized_errors(residuals, bottom) if blocks >= FEW_BLOCKS else None
     if errors is not None:
-        reach = np.clip(-np.quantile(errors, 1 - levels), reach, stats.t.ppf(levels, 1))
+        reach = np.clip(-np.quantile(errors, 1 - levels), reach, distributions.t.ppf(levels, 1))
     return np.asarray(value + reach * error, dtype=np.float64)
 
 

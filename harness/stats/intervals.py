@@ -13,9 +13,10 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from harness.errors import BadInput, Nonfinite
+from harness.stats import distributions
 
 Floats: TypeAlias = NDArray[np.float64]
 Clusters: TypeAlias = Sequence[Hashable] | NDArray[np.generic]
@@ -99,7 +100,7 @@ def mean_interval(samples: ArrayLike, level: float = LEVEL) -> Interval:
     mean = float(values.mean())
     if values.size < 2:
         return Interval(value=mean, low=None, high=None, n=values.size, excluded=excluded, level=level)
-    half = float(stats.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    half = float(distributions.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
     return Interval(value=mean, low=mean - half, high=mean + half, n=values.size, excluded=excluded, level=level)
 
 
@@ -113,8 +114,8 @@ def median_interval(samples: ArrayLike, level: float = LEVEL) -> Interval:
     n = values.size
     tail = (1 - level) / 2
     # Largest number of samples that may be cut from each end while P(median outside) stays below 1 - level.
-    cut = int(stats.binom.ppf(tail, n, 0.5))
-    if stats.binom.cdf(cut, n, 0.5) > tail:
+    cut = int(distributions.binom.ppf(tail, n, 0.5))
+    if distributions.binom.cdf(cut, n, 0.5) > tail:
         cut -= 1
     low, high = (None, None) if cut < 0 else (float(values[cut]), float(values[n - 1 - cut]))
     return Interval(value=float(np.median(values)), low=low, high=high, n=n, excluded=excluded, level=level)
@@ -184,7 +185,7 @@ def effective_items(residuals: Floats, variance: float, clusters: Clusters | Non
     sums = np.bincount(index, weights=residuals)
     design = max(1.0, count / (count - 1) * float(sums @ sums) / (n * variance))
     tail = 0.5 + level / 2
-    penalty = float(stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, count - 1)) ** 2
+    penalty = float(distributions.t.ppf(tail, n - 1) / distributions.t.ppf(tail, count - 1)) ** 2
     return max(1.0, n / design * penalty)
 
 

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
 from harness.errors import BadInput
+from harness.stats import distributions
 from harness.stats.bootstrap import REPLICATES, SEED, block_bootstrap_mean, ratio_of_sums
 from harness.stats.intervals import LEVEL, Clusters, Floats, Interval, as_correct, cluster_index, effective_items, normal_quantile
 
@@ -45,7 +46,7 @@ def mcnemar_exact(right_to_wrong: int, wrong_to_right: int) -> float:
 
 @functools.lru_cache(maxsize=65536)
 def _mcnemar(fewer: int, total: int) -> float:
-    return min(1.0, 2.0 * float(stats.binom.cdf(fewer, total, 0.5)))
+    return min(1.0, 2.0 * float(distributions.binom.cdf(fewer, total, 0.5)))
 
 
 def paired_test(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> float:
@@ -331,24 +332,26 @@ def _mcnemar_power(n: int, flip_rate: float, effect: float, alpha: float) -> flo
         return 0.0
     critical = _critical(alpha, int(counts[-1]).bit_length())[counts]
     share = min(1.0, 0.5 * (1 + effect / flip_rate))
-    rejects = stats.binom.cdf(critical, counts, 1 - share) + stats.binom.sf(counts - critical - 1, counts, 1 - share)
+    rejects = distributions.binom.cdf(critical, counts, 1 - share) + distributions.binom.sf(
+        counts - critical - 1, counts, 1 - share
+    )
     return float(np.sum(likely * np.where(critical >= 0, rejects, 0.0)))
 
 
 @functools.lru_cache(maxsize=4096)  # a search for an effect below the flip rate asks for the same again and again
 def _flip_counts(n: int, flip_rate: float) -> tuple[NDArray[np.int64], Floats]:
     """Numbers of flips that Binomial(n, flip_rate) makes likely, and their probabilities [numbers]."""
-    first, last = (int(x) for x in stats.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
+    first, last = (int(x) for x in distributions.binom.ppf([1e-9, 1 - 1e-9], n, flip_rate))
     counts = np.arange(max(first, 1), last + 1)
-    return counts, stats.binom.pmf(counts, n, flip_rate)
+    return counts, distributions.binom.pmf(counts, n, flip_rate)
 
 
 @functools.lru_cache(maxsize=64)
 def _critical(alpha: float, bits: int) -> Floats:
     """Largest minority of flips that is still significant [numbers of flips, below 2**bits]; -1 where none is."""
     counts = np.arange(2**bits)
-    critical = stats.binom.ppf(alpha / 2, counts, 0.5)
-    limits: Floats = np.where(stats.binom.cdf(critical, counts, 0.5) > alpha / 2, critical - 1, critical)
+    critical = distributions.binom.ppf(alpha / 2, counts, 0.5)
+    limits: Floats = np.where(distributions.binom.cdf(critical, counts, 0.5) > alpha / 2, critical - 1, critical)
     return limits
 
 
@@ -358,7 +361,7 @@ def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
     index = np.arange(change.size) if task.clusters is None else cluster_index(task.clusters, change.size)
     sums = np.bincount(index, weights=np.where(usable, change, 0.0))
     sizes = np.bincount(index, weights=usable.astype(np.float64))
-    kinds, occurrences = _kinds(sums, sizes)
+    kinds, occurrences = _kinds(sums.astype(np.float64), sizes.astype(np.float64))
     drawn = rng.multinomial(sums.size, occurrences / sums.size, size=REPLICATES).astype(np.float64) @ kinds
     return np.asarray(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), dtype=np.float64)
 

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from harness.errors import BadInput
+from harness.stats import distributions
 from harness.stats.bootstrap import upper_limits
 from harness.stats.intervals import Clusters, Floats, cluster_index
 
@@ -125,7 +126,7 @@ def mean_divergence(sums: Floats, sizes: Floats, critical: Floats | None = None)
     levels = special.ndtr(chosen)
     limits = np.array([upper_limits(top, bottom, levels) for top, bottom in zip(sums, sizes, strict=True)])
     windows = sums.shape[1]
-    reach = float(stats.t.ppf(0.975, windows - 1)) * math.sqrt(windows / (windows - 1)) if windows > 1 else math.inf
+    reach = float(distributions.t.ppf(0.975, windows - 1)) * math.sqrt(windows / (windows - 1)) if windows > 1 else math.inf
     return Losses(
         values=values,
         limits=limits,
@@ -161,7 +162,9 @@ def critical_values(errors: Floats, confidences: Sequence[float] = CONFIDENCES) 
 @functools.lru_cache(maxsize=2)
 def _normals(dimensions: int) -> Floats:
     """Quasi-random standard normals [draws, dimensions]."""
-    points = stats.qmc.Sobol(dimensions, scramble=False).random_base2(14 if dimensions <= 64 else 12)
+    from scipy.stats import qmc  # here, because importing it takes longer than most of what is asked of this package
+
+    points = qmc.Sobol(dimensions, scramble=False).random_base2(14 if dimensions <= 64 else 12)
     shifted = np.mod(points + np.random.default_rng(_SEED).random(dimensions), 1.0)
     return np.asarray(special.ndtri(np.clip(shifted, 1e-12, 1 - 1e-12)), dtype=np.float64)
 
@@ -235,7 +238,7 @@ class _Task:
         if clusters < 2:
             return np.ones((critical.size, len(self.means)))
         squares = clusters / (clusters - 1) * np.sum(np.square(self.centred()), axis=1) / self.items**2
-        wider = np.square(stats.t.ppf(special.ndtr(critical), clusters - 1) / critical)
+        wider = np.square(distributions.t.ppf(special.ndtr(critical), clusters - 1) / critical)
         return np.asarray(wider[:, None] * squares)
 
     def effective(self, critical: Floats) -> Floats:
@@ -252,7 +255,7 @@ class _Task:
         ratio = np.divide(squares, items * variance, out=np.zeros_like(squares), where=variance > 0)
         design = np.maximum(1.0, count / (count - 1) * ratio)
         tails = special.ndtr(critical)
-        penalty = np.square(stats.t.ppf(tails, items - 1) / stats.t.ppf(tails, count - 1))
+        penalty = np.square(distributions.t.ppf(tails, items - 1) / distributions.t.ppf(tails, count - 1))
         return np.where(variance > 0, np.maximum(1.0, items / design * penalty[:, None]), float(count))
 
 

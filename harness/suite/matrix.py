@@ -48,13 +48,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         *inputs.beyond_context(written, sources),
         *conversations.notes(written, sources, requests.tasks),
     )
-    every_square = [square for source in sources for square in squares(source, choices, frame)]
-    labels = {c.label for c in choices} | {s.cell.label for s in every_square}
-    if suite.baseline not in labels and not all(s.quantized for s in sources):
-        raise UnknownName("baseline", suite.baseline, {s.cell.label for s in every_square}, written.where("baseline"))
-    exclude.check(written, [square.cell for square in every_square])
-    _check_baselines(written, sources, every_square)
-    all_squares = [square for square in every_square if exclude.entry_of(written, square.cell) is None]
+    all_squares = _left(written, sources, choices, frame)
     _check_labels(written, all_squares)
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
@@ -73,6 +67,18 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         source_grids={s.name: s.grid for s in sources if s.grid is not None},
         notes=notes,
     )
+
+
+def _left(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choice], frame: Frame) -> list[Square]:
+    """The squares that `exclude` leaves. UnknownName for a baseline that is no label of a square, or was none before a group size
+    fell; BadInput for an entry of `exclude` that takes nothing out, or a baseline that cannot be measured."""
+    every = [square for source in sources for square in squares(source, choices, frame)]
+    shown = {square.cell.label for square in every}
+    if written.suite.baseline not in {*shown, *(c.label for c in choices)} and not all(s.quantized for s in sources):
+        raise UnknownName("baseline", written.suite.baseline, shown, written.where("baseline"))
+    exclude.check(written, [square.cell for square in every])
+    _check_baselines(written, sources, every)
+    return [square for square in every if exclude.entry_of(written, square.cell) is None]
 
 
 def _by_transformers(choice: Choice) -> bool:

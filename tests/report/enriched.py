@@ -61,7 +61,7 @@ def _divergence(folder: Path, record: Record, answer: Answer) -> Answer:
         return _add(dataclasses.replace(answer, measurements=kept), {}, **values)
     tokens = [
         {"before": f"the capital of {record.cell.label} is", "token": " Paris", "after": " now", "kl": mean * 40, "base_top": 0.9,
-         "same_top": False, "p_base": 0.87, "p": 0.02, "window": 0, "position": 5}
+         "same_guess": False, "p_base": 0.87, "p": 0.02, "window": 0, "position": 5}
     ]  # fmt: skip
     blob = store.add_blob(folder, json.dumps({"tokens": tokens}).encode(), "json")
     more = _add(answer, {}, **values)

@@ -32,9 +32,11 @@ def test_recovery_is_the_share_of_the_baselines_mean_that_is_kept(shown: View) -
     cell = next(c for c in shown.cells if c.label == "gptq 3-bit g64")
     value = recovery.values[cell.id]
     assert value.value == pytest.approx(cell.values[mean.key].value / base.values[mean.key].value)
-    assert value.low is not None and value.high is not None
+    assert value.low is not None
+    assert value.high is not None
     apart = cell.values[mean.key]
-    assert apart.low is not None and apart.high is not None
+    assert apart.low is not None
+    assert apart.high is not None
     unpaired = (apart.high - apart.low) / base.values[mean.key].value
     assert value.low < value.value < value.high
     assert value.high - value.low < unpaired, "the same items for both: narrower than the mean's own interval"

@@ -12,7 +12,10 @@ import pandas
 import pytest
 
 from harness import store
+from harness.cli_publish import Format
 from harness.report.frame import COLUMNS, EXPORTS, export, frame
+from harness.report.tables import TABLES
+from harness.report.view import view
 from harness.spec import PlanRecord, Record
 from tests.report import synthetic
 
@@ -77,15 +80,21 @@ def test_an_empty_run_gives_rows_without_values(run: store.Run) -> None:
 
 
 def test_csv_and_parquet_read_back_as_the_same_table(run: store.Run, table: pandas.DataFrame) -> None:
-    again = pandas.read_parquet(io.BytesIO(export(run, "parquet")))
+    again = pandas.read_parquet(io.BytesIO(export(view(run), "parquet")))
     pandas.testing.assert_frame_equal(again, table, check_dtype=False)
-    read = pandas.read_csv(io.BytesIO(export(run, "csv")), keep_default_na=False, na_values={"value": ""}, dtype={"value": float})
+    read = pandas.read_csv(
+        io.BytesIO(export(view(run), "csv")), keep_default_na=False, na_values={"value": ""}, dtype={"value": float}
+    )
     assert list(read.columns) == list(COLUMNS)
     assert read.value.to_numpy() == pytest.approx(table.value.to_numpy(), nan_ok=True)
 
 
+def test_csv_is_byte_for_byte_what_pandas_writes(run: store.Run, table: pandas.DataFrame) -> None:
+    assert export(view(run), "csv") == table.to_csv(index=False, lineterminator="\n").encode()
+
+
 def test_json_is_strict_and_has_null_where_there_is_no_number(run: store.Run, table: pandas.DataFrame) -> None:
-    rows = json.loads(export(run, "json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    rows = json.loads(export(view(run), "json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert len(rows) == len(table)
     assert tuple(rows[0]) == COLUMNS
     failed = next(r for r in rows if r["status"] == "oom")
@@ -93,24 +102,9 @@ def test_json_is_strict_and_has_null_where_there_is_no_number(run: store.Run, ta
     assert failed["n"] is None
 
 
-def test_markdown_has_one_line_per_row_and_escapes_what_would_be_markup(folder: Path) -> None:
-    text = export(store.read(synthetic.write(folder, models=("<b>a|b*",), small=True)), "markdown").decode()
-    lines = text.splitlines()
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    assert "<b>" not in text
-    assert "&lt;b&gt;a\\|b\\*" in text
-
-
-def test_the_terminal_table_is_plain_text_with_units_and_statuses(folder: Path) -> None:
-    text = export(store.read(synthetic.write(folder, models=("mo\x1b[31mdel",), small=True)), "table").decode()
-    assert "\x1b" not in text
-    assert "perplexity" in text
-    assert " oom" in text
-    assert "bits/weight" in text
-
-
 def test_every_format_of_the_command_line_is_there() -> None:
-    assert set(EXPORTS) == {"table", "csv", "json", "markdown", "parquet"}
+    assert set(EXPORTS) | set(TABLES) == {format.value for format in Format}
+    assert not set(EXPORTS) & set(TABLES)
 
 
 def test_an_infinite_value_is_no_number_but_a_status(folder: Path) -> None:

@@ -23,7 +23,7 @@ from harness.report.charts import payload
 from harness.report.derived import DERIVED
 from harness.report.frame import EXPORTS, frame_of
 from harness.report.numbers import MINUS
-from harness.report.standing import cost_columns, headline_axes, quality_columns
+from harness.report.standing import cost_columns, headline_axes, quality_columns, standings
 from harness.spec import Answer, Axis, Better, Failure, Measurement, Metric, Places, PlannedCellRecord, Question, Record, digest
 from tests.report import synthetic
 from tests.report.test_report import Parsed
@@ -227,14 +227,14 @@ def test_the_direction_decides_who_is_on_the_frontier(few: store.Run) -> None:
         shown = measured(few, dataclasses.replace(ROW, axis="cost", better=better, places=Places(axis=0)))
         data = payload(shown)
         assert data.columns[data.cost[0]].better == better
-        stands = data.standing[f"0,{data.cost[0]},{data.quality[0]}"]
-        assert best in {cell.label for cell in data.cells if stands[cell.id][0] == "frontier"}
+        stands = standings(shown, shown.cells, cost_columns(shown)[0], quality_columns(shown)[0])
+        assert best in {cell.label for cell in shown.cells if cell.id in stands and stands[cell.id].status == "frontier"}
 
 
 def test_a_logarithmic_scale_reaches_the_chart(few: store.Run) -> None:
     for scale in ("linear", "log"):
         data = payload(measured(few, dataclasses.replace(ROW, axis="cost", scale=scale)))
-        assert [c.log for c in data.columns if c.name == ROW.title] == [scale == "log"]
+        assert [c.scale for c in data.columns if c.name == ROW.title] == [scale]
 
 
 def test_the_unit_decides_how_numbers_are_written(few: store.Run) -> None:

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from harness import store
-from harness.frontier import Standing
+from harness.frontier import Standing, Status
 from harness.report import View, render, render_view, terminal_table
 from harness.report.cells import CellView
 from harness.report.markup import Markup, data_block, el, join, text
@@ -98,10 +98,8 @@ def test_every_planned_cell_and_unsupported_square_is_on_the_page(parsed: Parsed
 
 def test_all_sections_are_there_and_linked(parsed: Parsed) -> None:
     ids = {attributes["id"] for tag, attributes in parsed.tags if tag == "section"}
-    assert ids == {
-        "summary", "pareto", "table", "tasks", "ladder", "divergence", "memory", "latency", "examples", "making", "failures",
-        "notes", "glossary", "provenance",
-    }  # fmt: skip
+    first, below = {"summary", "pareto", "table", "tasks", "ladder"}, {"divergence", "memory", "latency", "examples", "making"}
+    assert ids == first | below | {"failures", "notes", "glossary", "provenance"}
     links = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
     assert {f"#{i}" for i in ids} <= links
     every = [attributes["id"] for tag, attributes in parsed.tags if "id" in attributes]
@@ -248,10 +246,8 @@ def test_several_models_get_a_menu_and_a_heat_map_each(tmp_path: Path) -> None:
 
 
 def test_the_share_of_resamples_is_told_as_that_on_the_frontier_whatever_the_status() -> None:
-    said = {
-        status: standing_words(Standing(id="c1", status=status, probability=0.18), rivals)
-        for status, rivals in (("frontier", ""), ("tied", "a, b"), ("dominated", "a"))
-    }
+    rivals: dict[Status, str] = {"frontier": "", "tied": "a, b", "dominated": "a"}
+    said = {status: standing_words(Standing(id="c1", status=status, probability=0.18), names) for status, names in rivals.items()}
     assert said == {
         "frontier": "on the frontier; on the frontier in 18\u202f% of resamples",
         "tied": "tied with the frontier; worse only within the noise than a, b; on the frontier in 18\u202f% of resamples",

@@ -14,8 +14,23 @@ import pytest
 
 from harness import store
 from harness.errors import HarnessError
-from harness.report import View, divergence, layers, machines, making, memory, notes, render, render_view, speed, view, worst
+from harness.report import (
+    View,
+    divergence,
+    layers,
+    machines,
+    making,
+    memory,
+    notes,
+    pieces,
+    render,
+    render_view,
+    speed,
+    view,
+    worst,
+)
 from harness.report.making import duration
+from harness.report.markup import el
 from harness.report.notes import ranged
 from harness.report.section import Section
 from harness.report.svg import MOST_ROWS, Dot, Row, Scale, chart, span, steps
@@ -324,6 +339,7 @@ def test_the_report_of_two_runs_has_the_first_as_its_subject(two: tuple[View, Vi
 # ---- pure ----
 
 
+@pytest.mark.slow
 def test_the_same_records_and_costs_in_any_order_give_equal_bytes(tmp_path: Path) -> None:
     run = enriched.read(tmp_path)
     records, costs = list(run.records), list(run.costs)
@@ -332,11 +348,20 @@ def test_the_same_records_and_costs_in_any_order_give_equal_bytes(tmp_path: Path
     assert render(dataclasses.replace(run, records=tuple(records), costs=tuple(costs))) == render(run)
 
 
+@pytest.mark.slow
 def test_several_models_are_one_below_the_other_the_later_ones_folded(tmp_path: Path) -> None:
     section = memory.section(view(enriched.read(tmp_path, models=("one", "two"))))
     assert section is not None
     assert "<h3>one</h3>" in section.body
     assert "<summary>two</summary>" in section.body
+
+
+def test_what_is_left_out_of_many_models_is_said(rich: View) -> None:
+    names = tuple(f"m{n}" for n in range(9))
+    made = pieces.by_model(dataclasses.replace(rich, models=names), lambda name: None if name == "m0" else el("p", name))
+    text = Parsed("".join(made).encode()).text
+    assert [name for name in names if name in text] == [f"m{n}" for n in range(1, 7)]
+    assert "2 more models are left out here" in text
 
 
 def test_a_side_car_of_another_form_is_no_side_car(rich: View) -> None:
@@ -376,6 +401,7 @@ def page(two: tuple[View, View], tmp_path_factory: pytest.TempPathFactory) -> It
         yield opened
 
 
+@pytest.mark.slow
 def test_a_phone_shows_no_wider_page_and_no_error(page: browser.Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
@@ -383,6 +409,7 @@ def test_a_phone_shows_no_wider_page_and_no_error(page: browser.Page) -> None:
     assert page.errors == []
 
 
+@pytest.mark.slow
 def test_what_is_shown_of_a_table_is_copied_as_markdown(page: browser.Page) -> None:
     find = "[...document.querySelectorAll('#latency table')].find(t => t.caption.textContent === 'Latency at pp512 tg64 b1')"
     page.evaluate(f"{find}.closest('details').open = true")
@@ -393,8 +420,8 @@ def test_what_is_shown_of_a_table_is_copied_as_markdown(page: browser.Page) -> N
     whole = len(lines)
     page.evaluate(f"{find}.tBodies[0].rows[0].hidden = true")
     assert len(page.evaluate(f"quantHarnessMarkdown({find})").splitlines()) == whole - 1
-    buttons = page.evaluate("document.querySelectorAll('main .scroll + button.copy').length")
-    assert buttons == page.evaluate("document.querySelectorAll('main .scroll table').length")
+    buttons = page.evaluate("document.querySelectorAll('main .scroll + button.copy, main table + button.copy').length")
+    assert buttons == page.evaluate("document.querySelectorAll('main table').length") > 20
     button = f"{find}.closest('.scroll').nextElementSibling"
     page.call("Runtime.evaluate", expression=f"{button}.click()", userGesture=True)
     page.wait("[...document.querySelectorAll('button.copy')].some(b => b.textContent === 'Copied')", 10)

@@ -24,6 +24,7 @@ const QuantChart = await (async () => {
   };
   /* plotly.js, unpacked: the policy of the page lets it run only if it is what was packed. */
   const plotly = (async () => {
+    if (window.Plotly) return window.Plotly;  /* a site's pages share one file */
     const script = document.createElement("script");
     script.textContent = await unpack("plotly");
     document.head.append(script);

@@ -7,6 +7,8 @@ const QuantExplore = (() => {
   const GIB = 1073741824;
   /* A cell whose loss is estimated at more than this many times what is allowed is folded away in the table. */
   const FAR = 3;
+  /* Models whose answers stand open on the first screen. */
+  const MOST = 3;
 
   /* ---- the state, and where it is shown and kept */
   const NUMBERS = { "max-memory": ["max_memory", GIB], context: ["context", 1], batch: ["batch", 1], "max-size": ["max_size", GIB], "max-tpot": ["max_tpot", 1e-3], "max-ttft": ["max_ttft", 1e-3], "max-loss": ["max_loss", 1] };
@@ -105,7 +107,7 @@ const QuantExplore = (() => {
   }
   function answer(decision, asked) {
     const place = byId("answer");
-    place.replaceChildren(...decision.recommendations.map((given) => {
+    const open = place.querySelector("details")?.open, said = decision.recommendations.map((given) => {
       const words = QuantDecide.say(offer.candidates, asked, given);
       const changes = words.changes.length ? [...words.changes.slice(0, 2), ...words.settle.slice(0, 1)] : words.settle.slice(0, 2);
       const facts = given.pick === null ? null : offer.facts[given.pick];
@@ -115,7 +117,9 @@ const QuantExplore = (() => {
         line("", words.pick, besideBaseline(given)),
         line("What would change it", ...changes),
         facts && line("Calibrated on", facts.calibrated), facts && line("Artifact", facts.loaded));
-    }));
+    });
+    const rest = said.slice(MOST);
+    place.replaceChildren(...said.slice(0, MOST), ...(rest.length ? [el("details", { class: "fold", open }, el("summary", null, `${rest.length} more ${rest.length === 1 ? "model" : "models"}`), ...rest)] : []));
   }
 
   /* ---- what is drawn for one model: its cells, those that fit, standings, the pick */
@@ -152,9 +156,9 @@ const QuantExplore = (() => {
       points(s, sx, sy, xa, ya, traces, named);
       if (s.drawn.length) limitsOf(s, asked, sx, sy, xa, ya, shapes, annotations, several);
       const inView = byId("pareto-range").value === "near" ? nearest(s) : s.drawn;
-      const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, w = (1 - gap * (across - 1)) / across, h = (1 - 0.16 * (down - 1)) / down;
+      const column = k % across, row = Math.floor(k / across), gap = several ? 0.07 : 0, gapY = several ? 70 / (down * 300 + 60) : 0, w = (1 - gap * (across - 1)) / across, h = (1 - gapY * (down - 1)) / down;
       const bottom = row === down - 1 || k + across >= scenes.length;
-      const domain = several ? [{ domain: [column * (w + gap), column * (w + gap) + w] }, { domain: [1 - row * (h + 0.16) - h, 1 - row * (h + 0.16)] }] : [{}, {}];
+      const domain = several ? [{ domain: [column * (w + gap), column * (w + gap) + w] }, { domain: [Math.max(0, 1 - row * (h + gapY) - h), 1 - row * (h + gapY)] }] : [{}, {}];
       const span = (scale, i) => (inView.length ? spanFor(scale, [...inView.map((x) => x.v[i][0]), ...(i === q ? floors([s]) : [])]) : {});
       axes[`xaxis${n}`] = { ...axis(data.columns[c], span(sx, c)), ...domain[0], anchor: ya };
       axes[`yaxis${n}`] = { ...axis(data.columns[q], span(sy, q)), ...domain[1], anchor: xa };

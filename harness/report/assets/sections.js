@@ -49,14 +49,13 @@
     setTimeout(() => { button.textContent = said; }, 1500);
   }
 
-  for (const frame of document.querySelectorAll("main .scroll")) {
-    const table = frame.querySelector("table");
-    if (!table) continue;
+  for (const table of document.querySelectorAll("main table")) {
+    const frame = table.closest(".scroll") || table;
     const button = document.createElement("button");
     button.type = "button";
     button.className = "copy";
     button.textContent = "Copy as Markdown";
-    button.setAttribute("aria-label", `Copy as Markdown: ${frame.getAttribute("aria-label") || "table"}`);
+    button.setAttribute("aria-label", `Copy as Markdown: ${frame.getAttribute("aria-label") || table.closest("div")?.querySelector("h3")?.textContent || "table"}`);
     button.addEventListener("click", () => copy(button, table));
     frame.after(button);
   }
