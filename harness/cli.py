@@ -26,7 +26,6 @@ from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessE
 from harness.version import __version__
 
 if TYPE_CHECKING:
-    from harness import store
     from harness.envs import Missing
     from harness.forecast.estimate import CellPlan, Forecast
     from harness.suite.plan import Plan
@@ -342,6 +341,7 @@ def _list_unsupported(planned: Plan) -> None:
 
 
 def _write_report(results: Sequence[Path], target: Path) -> None:
+    from harness import store
     from harness.report import render
 
     with waiting("reading") as say:

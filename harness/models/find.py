@@ -83,7 +83,7 @@ _ADDRESS = re.compile(r"https?://[^/]+/([\w.-]+/[\w.-]+?)(?:/(?:tree|blob|resolv
 
 
 def meant(source: Model) -> str:
-    """`; did you mean ...?` for a hub id without an owner that is near the name of a model that comes with the harness, else ''."""
+    """`; did you mean ...?` for a hub id without an owner that is near the name of a model that is built in, else ''."""
     name = source.repo or ""
     spellings = {"reference": "models: [reference]"}
     spellings |= {shape: f"models: [{{shape: {shape}}}]" for shape in random_weights.known()}
