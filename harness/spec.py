@@ -203,15 +203,13 @@ class Cell:
 class Places:
     """Where the report shows a metric unasked. A number is a place there: the lowest comes first; None is not shown there.
 
-    Places leave gaps, so that a new metric fits between two. In `choices`, `baseline` and `terminal`, metrics with the same place
-    stand in for each other: of those that were measured, the one with the lowest place on its axis is shown.
+    Places leave gaps, so that a new metric fits between two. In `terminal`, metrics with the same place stand in for each
+    other: of those that were measured, the one with the lowest place on its axis is shown.
     """
 
     axis: int | None = None  # in the menu of its axis; axes without a place follow there in column order
     headline: int | None = None  # among the columns that the table of all cells shows first
     ladder: int | None = None  # in the menus of the charts by bits
-    choices: int | None = None  # among the costs beside each cell that is worth choosing
-    baseline: int | None = None  # among what the summary says of the baseline
     terminal: int | None = None  # among the columns of the table at the end of a run
 
 
@@ -232,7 +230,6 @@ class Metric:
     scale: Literal["linear", "log"] = "linear"  # of a chart's axis
     description: str = ""
     short: str = ""  # heading of a narrow column, with line breaks; the title where there is none
-    phrase: str = ""  # follows the number in a sentence; of the costs that have one, the first decides which cell is smallest
     axis: Axis | None = None  # the side of the frontier on which cells may be compared by it; None: on neither
     places: Places = Places()
     signed: bool = False  # a change: positive numbers are written with a plus

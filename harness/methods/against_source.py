@@ -454,14 +454,14 @@ def _gains(entry: HeaderEntry, weight: HeldWeight) -> _Gains:
     share, held = ours.square().sum(dim=0), theirs.square().sum(dim=0)
     rounded = torch.where(held > 0, (theirs - fitted).square().sum(dim=0) / held.clamp_min(1e-30), 1.0).clamp(max=1.0)
     told = share * (1 - rounded)
-    weight = (told / told.sum().clamp_min(1e-30)).double()
+    tells = (told / told.sum().clamp_min(1e-30)).double()
     return _Gains(
         shape=tuple(theirs.shape),
         rows=rows.double(),
         columns=_gain(ours * rows[:, None], theirs, over=0).double(),
         rest=float((theirs - fitted).norm() / theirs.norm().clamp_min(1e-30)),
-        rounding=float((rounded * weight).sum().sqrt()),
-        weight=weight,
+        rounding=float((rounded * tells).sum().sqrt()),
+        weight=tells,
     )
 
 

@@ -27,7 +27,7 @@ TPOT = Metric(
     description="One decode step of the whole batch, after the prompt of the shape.",
     short="per\ntoken",
     axis="cost",
-    places=Places(axis=60, headline=100, choices=30, terminal=60),
+    places=Places(axis=60, headline=100, terminal=60),
     when_simulated=False,
 )
 THROUGHPUT = Metric(

@@ -48,7 +48,7 @@ PEAK_DECODE = _bytes(
     HOST,
     "Generating after the prompt, weights and KV cache included.",
     short=_PEAK,
-    places=Places(axis=50, choices=20, terminal=50),
+    places=Places(axis=50, terminal=50),
 )
 PEAK_HOST = _bytes(
     "peak_host_bytes",
@@ -56,7 +56,7 @@ PEAK_HOST = _bytes(
     "largest of load, prefill and decode on the host, beyond the process before load, code pages apart (VmHWM)",
     "What a machine must have free beyond the runtime to load this cell and answer at the declared context and batch.",
     short=_PEAK,
-    places=Places(axis=40, headline=90, choices=20, terminal=50),
+    places=Places(axis=40, headline=90, terminal=50),
 )
 PEAK_DEVICE = _bytes(
     "peak_device_bytes",
@@ -64,7 +64,7 @@ PEAK_DEVICE = _bytes(
     "largest of load, prefill and decode, allocated (torch.cuda.max_memory_allocated)",
     "Bytes that the allocator handed out on the GPU at most; what it reserved beyond that is in the facts.",
     short=_PEAK,
-    places=Places(axis=30, headline=80, choices=20, terminal=50),
+    places=Places(axis=30, headline=80, terminal=50),
 )
 WEIGHTS = _bytes(
     "weight_bytes_resident", "Weights, resident", "tensor storages held by the engine", "Each storage once, after load."

@@ -17,7 +17,7 @@ METRICS = (
         "perplexities of different tokenizers are never compared.",
         short="PPL",
         axis="quality",
-        places=Places(axis=20, headline=30, ladder=10, baseline=20, terminal=20),
+        places=Places(axis=20, headline=30, ladder=10, terminal=20),
         samples="losses",
         monotone=True,
     ),

@@ -40,7 +40,6 @@ MODEL = Metric(
     definition="all stored tensor bits / all parameters of the source model",
     description="Embeddings, norms and the head included. Parameters that are tied are stored, and counted, once.",
     short="bits per\nweight of\nthe model",
-    phrase="bits per weight over the whole model",
     axis="cost",
     places=Places(axis=10, headline=10, terminal=10),
 )
@@ -53,7 +52,7 @@ FILE = Metric(
     scale="log",
     description="Bytes of the tensor-carrying files that deploying this cell would copy, links resolved, each file once.",
     axis="cost",
-    places=Places(axis=20, headline=20, choices=10),
+    places=Places(axis=20, headline=20),
 )
 COMPRESSION = Metric(
     name="compression",

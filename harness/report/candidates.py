@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from harness.decide import KINDS, Cache, Candidate, Kind, Loss, Memory, Number, Speed
 from harness.decode import DecodeError, decode
-from harness.metrics.divergence import GROUP as DIVERGENCE
+from harness.metrics.divergence import KL_FLOOR
 from harness.metrics.latency import TPOT, TTFT
 from harness.metrics.memory import (
     KV_CACHE,
@@ -25,9 +25,9 @@ from harness.metrics.memory import (
 )
 from harness.metrics.size import FILE
 from harness.report.cells import OK, CellView, Outcome, Value, withheld
+from harness.report.verdicts import all_within, margin_points, tasks, words
 from harness.report.view import View
 
-_FLOOR = next(m for m in DIVERGENCE.metrics if m.name == "kl_floor").name
 _LONGEST = 200
 _FEWEST_BYTES, _MOST_BYTES = 0.2, 4.05
 """What a number of a cache can take: less than two bits or more than 32 are a shape that does not fit the cache."""
@@ -35,11 +35,20 @@ _FEWEST_BYTES, _MOST_BYTES = 0.2, 4.05
 
 def candidates(view: View) -> tuple[Candidate, ...]:
     """Every planned cell, in the view's order."""
-    return tuple(_candidate(view, cell) for cell in view.cells)
+    judged = bool(tasks(view))  # looked up once: it asks every cell
+    return tuple(_candidate(view, cell, _doubt(view, cell) if judged and not cell.baseline else "") for cell in view.cells)
 
 
-def _candidate(view: View, cell: CellView) -> Candidate:
-    kinds = {kind: _loss(view, cell, kind) for kind in KINDS}
+def _doubt(view: View, cell: CellView) -> str:
+    """What the verdicts say where tasks are scored until one, and not every one is within the margin; else empty."""
+    if all_within(view, cell):
+        return ""
+    said = words(view, cell).rstrip(".")
+    return f"not every task is shown to be within {margin_points(view)} ({said[:1].lower()}{said[1:] or 'no verdict yet'})"
+
+
+def _candidate(view: View, cell: CellView, doubt: str) -> Candidate:
+    kinds = {kind: _loss(view, cell, kind, doubt) for kind in KINDS}
     return Candidate(
         id=cell.id,
         label=cell.label,
@@ -91,7 +100,10 @@ def _speeds(view: View, cell: CellView) -> tuple[Speed, ...]:
     return tuple(speeds)
 
 
-def _loss(view: View, cell: CellView, kind: Kind) -> tuple[Loss, tuple[str, ...]]:
+def _loss(view: View, cell: CellView, kind: Kind, doubt: str) -> tuple[Loss, tuple[str, ...]]:
+    """`doubt`: why no loss of this cell is shown to be small, whatever its samples say; empty where there is none."""
+    if doubt:
+        return Loss(value=None, unit="windows" if kind == "kl" else "items", reason=doubt), ()
     family = view.derived.losses.get((cell.model, kind))
     if family is None or cell.id not in family.losses:
         reason = "no divergence was measured" if kind == "kl" else "no task is scored that cells are compared on"
@@ -99,7 +111,7 @@ def _loss(view: View, cell: CellView, kind: Kind) -> tuple[Loss, tuple[str, ...]
     alike = family.alike.get(cell.id, ())
     if kind == "kl" and (base := view.baseline_of(cell.model)) is not None:
         # A divergence is never below zero, so it is the noise floor that says who cannot be told from the baseline.
-        floor = _column_value(view, base, _FLOOR, None)
+        floor = _column_value(view, base, KL_FLOOR, None)
         limit = floor.value if floor is not None and floor.status == OK else 0.0
         within = {i for i, loss in family.losses.items() if i != base.id and loss.value is not None and loss.value <= limit}
         others = tuple(i for i in alike if i != base.id)

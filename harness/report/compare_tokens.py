@@ -13,13 +13,14 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.frontier import Floats
+from harness.metrics.divergence import KL_MEAN
 from harness.report.cells import NOT_COMPARABLE, CellView, Value, column_key
 from harness.report.derivation import IS_BASELINE, Absent, Derivation, counts, from_interval, outcome_of, sample_of, why_not
 from harness.report.derived import LN_PPL_RATIO
 from harness.report.losses import of_windows
 from harness.spec import Metric, Question
 
-DIVERGENCE = "kl_mean"
+DIVERGENCE = KL_MEAN
 """The metric that a loss in nats is stated in."""
 
 BLOCK = 256

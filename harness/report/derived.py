@@ -23,7 +23,7 @@ MEAN_ACCURACY = Metric(
     "that are scored until a verdict have no part in it.",
     short="accuracy",
     axis="quality",
-    places=Places(axis=10, headline=60, ladder=70, baseline=10, terminal=40),
+    places=Places(axis=10, headline=60, ladder=70, terminal=40),
 )
 MEAN_ACCURACY_DIFFERENCE = Metric(
     name="mean_accuracy_difference",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.decide import Kind, Loss
+from harness.decide import KINDS, Kind, Loss
 from harness.errors import HarnessError
 from harness.frontier import Floats
 from harness.stats import simultaneous
@@ -41,11 +41,8 @@ def of_items(
         for place, (base, c) in enumerate(tasks)
     ]
     found: dict[Kind, FamilyLosses] = {}
-    kinds: tuple[tuple[Kind, Callable[..., simultaneous.Losses]], ...] = (
-        ("pp", simultaneous.points_lost),
-        ("recovery", simultaneous.recovery_lost),
-    )
-    for kind, limited in kinds:
+    limits: tuple[Callable[..., simultaneous.Losses], ...] = (simultaneous.points_lost, simultaneous.recovery_lost)
+    for kind, limited in zip(KINDS[:2], limits, strict=True):
         try:
             losses = limited(items) if able else None
         except HarnessError as error:

@@ -141,7 +141,7 @@ def critical_values(errors: Floats, confidences: Sequence[float] = CONFIDENCES) 
     """The quantiles [confidences] of the largest of correlated normal variables. `errors` [cells, units]: what each independent
     unit adds to a cell's error; the correlation of cells is that of their rows. A row of zeros is independent of all others.
 
-    By quasi-random draws (Sobol points, shifted by a fixed seed, and their negatives), kept between the quantile of one variable
+    By quasi-random draws (shifted by a fixed seed, and their negatives), kept between the quantile of one variable
     and Bonferroni's, which hold for any correlation. The same rows in the same order give the same values.
     """
     levels = np.asarray(confidences, dtype=np.float64)
@@ -161,12 +161,23 @@ def critical_values(errors: Floats, confidences: Sequence[float] = CONFIDENCES) 
 
 @functools.lru_cache(maxsize=2)
 def _normals(dimensions: int) -> Floats:
-    """Quasi-random standard normals [draws, dimensions]."""
-    from scipy.stats import qmc  # here, because importing it takes longer than most of what is asked of this package
+    """Quasi-random standard normals [draws, dimensions]: multiples of the roots of primes (Richtmyer's generator), shifted and
+    folded, as Genz & Bretz (2009, section 4.2) take for normal probabilities."""
+    draws = 1 << (14 if dimensions <= 64 else 12)
+    multiples = np.arange(1, draws + 1)[:, None] * np.sqrt(_primes(dimensions))
+    shifted = np.mod(multiples + np.random.default_rng(_SEED).random(dimensions), 1.0)
+    folded = np.abs(2.0 * shifted - 1.0)
+    return np.asarray(special.ndtri(np.clip(folded, 1e-12, 1 - 1e-12)), dtype=np.float64)
 
-    points = qmc.Sobol(dimensions, scramble=False).random_base2(14 if dimensions <= 64 else 12)
-    shifted = np.mod(points + np.random.default_rng(_SEED).random(dimensions), 1.0)
-    return np.asarray(special.ndtri(np.clip(shifted, 1e-12, 1 - 1e-12)), dtype=np.float64)
+
+def _primes(count: int) -> Floats:
+    """The first `count` primes [count]."""
+    most = max(12, int(count * (math.log(count + 1) + math.log(math.log(count + 2) + 1) + 1)))
+    prime = np.ones(most + 1, dtype=bool)
+    prime[:2] = False
+    for number in range(2, math.isqrt(most) + 1):
+        prime[number * number :: number] &= not prime[number]
+    return np.flatnonzero(prime)[:count].astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from harness import store
+from harness.decide import Limits, decide, say
 from harness.probes import sequential
-from harness.report import View, render_view, terminal_table, view
+from harness.report import View, terminal_table, view
+from harness.report.candidates import candidates
 from harness.report.standing import quality_columns
 from harness.spec import Measurement, Question, Record
 from tests.report import synthetic
-from tests.report.test_report import Parsed
 
 WISH = {"margin": 0.01, "alpha": 0.05, "beta": 0.05}
 VERDICT = {8: sequential.WITHIN, 4: sequential.WITHIN, 3: sequential.UNDECIDED, 2: sequential.WORSE}
@@ -56,15 +57,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> View:
     return view(dataclasses.replace(run, plan=plan, records=tuple(rewritten(r) for r in run.records)))
 
 
-def test_the_smallest_cell_is_one_whose_every_verdict_is_within_the_margin(shown: View) -> None:
-    page = Parsed(render_view(shown)).text
-    assert "smallest with every verdict within 1 point" in page
-    bits = shown.column("bpw_model")
-    assert bits is not None
-    weights = {c.label: c.values[bits.key].value for c in shown.cells if c.cell.bits == 4 and not c.simulated}
-    del weights["rtn 4-bit g64"]  # worse on one task, though smaller than all others
-    assert page[: page.index("smallest with every verdict")].rstrip().endswith(min(weights, key=weights.__getitem__))
-    assert "Within 1 point on 6 tasks." in page
+def test_only_a_cell_whose_every_verdict_is_within_the_margin_is_picked(shown: View) -> None:
+    cells = candidates(shown)
+    limits = Limits(loss="kl", max_loss=1e6)  # the verdicts alone decide
+    (answer,) = decide(cells, limits).recommendations
+    sizes = {c.label: c.size.value or 0.0 for c in cells if c.bits == 4}
+    assert min(sizes, key=sizes.__getitem__) == "rtn 4-bit g64", "the smallest is worse on one task"
+    del sizes["rtn 4-bit g64"]
+    picked, worse = ({c.id: c.label for c in cells}[answer.pick or ""], next(c.id for c in cells if c.label == "rtn 4-bit g64"))
+    assert sizes[picked] == min(sizes.values())
+    said = say(cells, limits, answer).fails[worse]
+    assert "not every task is shown to be within 1 point" in said
+    assert "worse on 1 task (reference_recall)" in said
 
 
 def test_neither_p_values_nor_means_nor_ranks_are_made_of_parts_of_items(shown: View) -> None:
