@@ -18,9 +18,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CHANGES_NUMBERS = False
-"""Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
-
 _TAIL = re.compile(rb',"proof":"([0-9a-f]{32})"\}\n\Z')
 _TAIL_BYTES = len(b',"proof":""}\n') + 32
 

@@ -136,7 +136,7 @@ def _by_the_harness(cell: Cell) -> tuple[Way, ...]:
     method = METHODS.get(cell.method)
     if method is None or not isinstance(cell.origin, Quantized):
         return ()
-    install = f'pip install "llm-quant-harness[{method.extra}]"' if method.extra else f"the method {cell.method} of quant-harness"
+    install = f'pip install "llm-quant-harness[{method.extra}]"' if method.extra else f"what the method {cell.method} needs"
     scheme = pprint.pformat(to_json(cell.scheme.options), width=110)
     code = "\n".join(
         [

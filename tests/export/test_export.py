@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import proof, store
 from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput
 from harness.files import sha256
@@ -54,10 +54,12 @@ class Lab:
 
     def edit(self, change: Callable[[dict[str, object]], None]) -> None:
         """Changes every line of the run file, as somebody might who sends it."""
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        lines = [json.loads(proof.unsealed(line)) for line in self.path.read_bytes().splitlines(keepends=True)]
         for line in lines:
             change(line)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        contents = (json.dumps(line, separators=(",", ":")).encode() for line in lines)
+        self.path.write_bytes(b"".join(proof.chained(contents)))
+        proof.seal_path(self.path).unlink(missing_ok=True)
 
 
 def run(suite: Path, folder: Path) -> Lab:
