@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,6 @@ from harness.version import __version__
 if TYPE_CHECKING:
     from harness.envs import Missing
     from harness.forecast.estimate import CellPlan, Forecast
-    from harness.spec import CalibrationText
     from harness.suite.plan import Plan
 
 CHANGES_NUMBERS = False
@@ -89,6 +89,8 @@ def run(
     from harness.run import runner, workspace
 
     cache = cache or workspace.default_cache()
+    workspace.check_writable(results, "--results")
+    workspace.check_writable(cache, "--cache")
     planned = _plan(suite, device, cache, here=True)
     target = report or Path("reports") / f"{planned.suite.name}.html"
     _check_writable(target)
@@ -141,6 +143,8 @@ def plan(
     from harness.spec import to_json
 
     cache = cache or workspace.default_cache()
+    workspace.check_writable(results, "--results")
+    workspace.check_writable(cache, "--cache")
     planned = _plan(suite, device, cache, here=False)
     places = [cli_env.place_of(p.cell.method) for p in planned.cells]
     states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
@@ -155,12 +159,15 @@ def plan(
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
-    for column in ("model", "scheme", "bits per weight", "artifact", "questions", *(["environment"] if states else [])):
+    bits = ("bits per\nweight of\nlayers", "bits per\nweight of\nthe model")
+    for column in ("model", "scheme", *bits, "artifact", "questions", *(["environment"] if states else [])):
         table.add_column(column, justify="left" if column in {"model", "scheme", "environment"} else "right")
     for p, place in zip(planned.cells, places, strict=True):
         size = "unknown until fetched" if p.estimated_bytes is None else f"{p.estimated_bytes / 1e6:,.1f} MB"
         mark = " (baseline)" if p.baseline else ""
-        row = [p.cell.model.name, p.cell.label + mark, f"{p.estimated_bpw:.2f}", size, str(len(p.questions))]
+        whole = p.estimated_bits_of_the_model
+        widths = [f"{p.estimated_bpw:.2f}", "" if whole is None else f"{whole:.2f}"]
+        row = [p.cell.model.name, p.cell.label + mark, *widths, size, str(len(p.questions))]
         table.add_row(*row, *([place] if states else []))
     out.print(table)
     _show_forecast(forecast, unread, cache)
@@ -181,10 +188,12 @@ def plan(
 
 def _say_what_holds(planned: Plan) -> None:
     """What is to be known of a plan beside its cells: budgets, calibration, notes."""
+    from harness.suite import calibration
+
     for line in _budget(planned):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in planned.calibrated_on:
-        cli_env.say(f"calibration  {_calibrated_on(text)}")
+        cli_env.say(f"calibration  {calibration.in_words(text)}")
     for note in planned.notes:
         cli_env.say(f"note         {note}")
     for p in planned.cells:
@@ -276,7 +285,9 @@ def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:
 
     path = file.find(suite)
     chosen = matrix.choose_device(device or file.load(path).suite.device, here=here)
-    return matrix.plan(path, device=chosen, cache=cache)
+    planned = matrix.plan(path, device=chosen, cache=cache)
+    absent = None if here else matrix.not_here(chosen)
+    return planned if absent is None else replace(planned, notes=(absent, *planned.notes))
 
 
 def _show_forecast(forecast: Forecast, unread: Sequence[str], cache: Path) -> None:
@@ -322,16 +333,6 @@ def _budget(planned: Plan) -> list[str]:
 
     asked = {q.subject: wish for p in planned.cells for q in p.questions if (wish := sequential.settings(q)) is not None}
     return [sequential.words(next(iter(asked.values())), list(asked))] if asked else []
-
-
-def _calibrated_on(text: CalibrationText) -> str:
-    """What cells are calibrated on, why, and how much of it is scored."""
-    shares = [f"{'the run will say' if share is None else f'{share:.0%}'} ({name})" for name, share in text.overlap.items()]
-    scored = f"; also scored: {', '.join(shares)}" if shares else ""
-    return (
-        f"{text.model}: {text.samples} rows of {text.length} tokens ({text.tokens:,}), {text.words}: {text.why}{scored}; "
-        f"for {', '.join(text.cells)}"
-    )
 
 
 def _list_unsupported(planned: Plan) -> None:

@@ -44,6 +44,10 @@ class BadInput(HarnessError):
     """Something the user gave is wrong, and the message says how to mend it."""
 
 
+_LISTED, _FEW = 40, 8
+"""So many names are listed in a message, and of more than these a few: lm-eval has thousands of tasks."""
+
+
 class UnknownName(BadInput):
     """A name that no table holds; the message offers the nearest ones."""
 
@@ -52,7 +56,8 @@ class UnknownName(BadInput):
         plain = {n.lower(): n for n in names}
         near = [plain[n] for n in difflib.get_close_matches(name.lower(), plain, n=3, cutoff=0.5)]
         place = f"{where}: " if where else ""
-        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}"
+        listed = ", ".join(names) if len(names) <= _LISTED else f"{', '.join(names[:_FEW])} and {len(names) - _FEW} more"
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {listed}"
         super().__init__(f"{place}unknown {what} {name!r}; {hint}")
         self.name = name
         self.nearest = tuple(near)

@@ -90,7 +90,9 @@ def test_each_way_of_running_is_checked_on_reload_for_itself(tmp_path: Path) -> 
 
 
 def test_options_of_running_are_checked_like_all_others(write_suite: WriteSuite) -> None:
-    with pytest.raises(BadInput, match="fake does not take kv_cache: q9_0; it takes f16, q8_0"):
+    with pytest.raises(
+        BadInput, match=r'kv_cache: "q9_0" is not one of its values; did you mean kv_cache: q8_0[?]; it takes f16, q8_0'
+    ):
         matrix.plan(write_suite("{bits: 4, kv_cache: q9_0}"), device="cpu")
     with pytest.raises(UnknownName, match="did you mean 'kv_cache'"):
         matrix.plan(write_suite("{bits: 4, kv_cach: q8_0}"), device="cpu")

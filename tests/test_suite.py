@@ -61,7 +61,7 @@ def test_estimated_bytes_are_linears_at_their_bits_and_the_rest_at_sixteen(write
         ("methods:\n  fak: {bits: 4}", 6, "did you mean 'fake'"),
         ("methods:\n  fake: {bits: 5}", 6, "does not offer 5 bits; it offers 16, 8, 4, 3, 2"),
         ("methods:\n  fake: {bits: 16, valeu: 1}", 6, "did you mean 'value'"),
-        ("methods:\n  fake: {bits: 16, value: high}", 6, "is not int or float"),
+        ("methods:\n  fake: {bits: 16, value: high}", 6, 'value: "high" is not a number; write value: 1.0'),
         ("methods:\n  fake: {bits: 16, calibration: {samples: 3}}", 6, "takes no calibration data"),
         ("methods:\n  fake: {bits: 16}\nprobe: [fake]", 7, "unknown key 'probe'"),
         ("methods:\n  fake: {bits: 16}\nlimit: none", 7, "limit"),
@@ -76,7 +76,7 @@ def test_estimated_bytes_are_linears_at_their_bits_and_the_rest_at_sixteen(write
         ("methods:\n  fake: {bits: 16}\ncorpora: [wikitext3]", 7, "did you mean 'wikitext2'"),
         ("methods:\n  fake: {bits: 16}\ncorpora:\n  - {path: nowhere.txt}", 8, "no such corpus"),
         ("methods:\n  fake: {bits: 8}", 4, "unknown baseline 'fake 16-bit'"),
-        ("methods:\n  fake: {bits: 16}\nexclude: [{method: fake}]", 4, "cannot be measured: it is excluded"),
+        ("methods:\n  fake: {bits: 16}\nexclude: [{method: fake}]", 7, "cannot be measured: it is excluded"),
     ],
 )
 def test_a_mistake_is_answered_with_file_line_and_remedy(

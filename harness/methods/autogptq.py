@@ -79,7 +79,12 @@ METHOD = _transformers4.row(
         "true_sequential": Option(
             default=True, choices=(True, False), help="quantize the layers of a block one after another, each on quantized inputs"
         ),
-        "damp": Option(default=0.01, types=(float,), help="share of the mean diagonal added to the second moments"),
+        "damp": Option(
+            default=0.01,
+            types=(float,),
+            check=_gptqmodel.check_damp,
+            help="share of the mean diagonal added to the second moments",
+        ),
     },
     quantize=quantize,
     supports=supports,

@@ -52,7 +52,12 @@ METHOD = _gptqmodel.row(
         "gptaq": Option(
             default=False, choices=(True, False), help="asymmetric calibration (GPTAQ): corrects earlier layers' error"
         ),
-        "damp": Option(default=0.05, types=(float,), help="share of the mean diagonal added to the second moments"),
+        "damp": Option(
+            default=0.05,
+            types=(float,),
+            check=_gptqmodel.check_damp,
+            help="share of the mean diagonal added to the second moments",
+        ),
         "mse": Option(
             default=0.0, types=(float, int), help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off"
         ),

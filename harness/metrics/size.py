@@ -39,7 +39,7 @@ MODEL = Metric(
     better="lower",
     definition="all stored tensor bits / all parameters of the source model",
     description="Embeddings, norms and the head included. Parameters that are tied are stored, and counted, once.",
-    short="bits per\nweight",
+    short="bits per\nweight of\nthe model",
     axis="cost",
     places=Places(axis=10, headline=10, terminal=10),
 )

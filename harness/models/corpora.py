@@ -60,6 +60,8 @@ class Corpus:
     use: Use
     path: str | None
     hub: HubText | None = None
+    written: str = ""
+    """The path as the suite writes it, for people: two files of one name are told apart by it."""
 
     @property
     def place(self) -> str:
@@ -78,7 +80,7 @@ class Corpus:
         """What a text that is given is, for people."""
         if self.path is not None:
             own = Path(self.path) == reference.CALIBRATION_TEXT
-            return "the reference corpus' calibration text" if own else Path(self.path).name
+            return "the reference corpus' calibration text" if own else self.written or Path(self.path).name
         assert self.hub is not None
         return f"split {self.hub.splits[self.use]!r} of {self.hub.repo}" + (f" ({self.hub.config})" if self.hub.config else "")
 
@@ -94,7 +96,9 @@ def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str =
         path = (base / Path(str(entry["path"])).expanduser()).resolve()
         if not path.exists():
             raise BadInput(f"{where}: no such corpus: {path}; correct `path`")
-        return Corpus(name=str(entry.get("name") or path.stem), use=use, path=str(path))
+        if path.is_dir() and not readable(path):
+            raise BadInput(f"{where}: {path}: {_NOTHING_TO_READ}; correct `path`")
+        return Corpus(name=str(entry.get("name") or path.stem), use=use, path=str(path), written=str(entry["path"]))
     if isinstance(entry, Mapping) and entry.get("repo") is not None:
         return _of_the_hub(entry, use, where)
     if isinstance(entry, Mapping) and entry.get("corpus") is None:
@@ -107,8 +111,14 @@ def corpus(entry: str | Mapping[str, object], base: Path, use: Use, where: str =
     if name == SAMPLED and use == "calibrate":
         return Corpus(name=name, use=use, path=None)
     if name not in HUB:
+        if _looks_like_a_file(name, base):
+            raise BadInput(f"{where}: {name!r} is no known corpus; a file of your own is written {{path: {name}}}")
         raise UnknownName("corpus", name, known(use), where)
     return Corpus(name=name, use=use, path=None, hub=HUB[name])
+
+
+def _looks_like_a_file(name: str, base: Path) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).suffix.lower() in _SUFFIXES or (bool(name) and (base / name).exists())
 
 
 def kept_apart(entry: str | Mapping[str, object], base: Path, where: str = "") -> Corpus | None:
@@ -225,6 +235,8 @@ READER_VERSION = 2
 2: a byte order mark is no text, nor is null; nothing but a newline ends a line of JSON."""
 
 _LINES = (".jsonl", ".ndjson")
+_SUFFIXES = (".txt", *_LINES, ".parquet")
+_NOTHING_TO_READ = "holds no .txt, .jsonl or .parquet file to read text from"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,9 +255,9 @@ def read(path: Path) -> Text:
     is no text.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".txt", *_LINES, ".parquet") and p.is_file())
+        files = readable(path)
         if not files:
-            raise BadInput(f"{path}: holds no .txt, .jsonl or .parquet file to read text from")
+            raise BadInput(f"{path}: {_NOTHING_TO_READ}")
         parts = [read(p) for p in files]
         joined = "\n\n".join(part.text for part in parts)
         return Text(text=joined, documents=sum(p.documents for p in parts), skipped=sum(p.skipped for p in parts))
@@ -254,6 +266,11 @@ def read(path: Path) -> Text:
     if path.suffix.lower() == ".parquet":
         return _joined(path, _of_parquet(path))
     return Text(text=_decoded(path).replace("\r\n", "\n").replace("\r", "\n"), documents=1)
+
+
+def readable(folder: Path) -> list[Path]:
+    """The files of a folder that `read` reads, in name order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
 def text(path: Path) -> str:

@@ -7,6 +7,7 @@ weights; for a hub model that is not in the local cache, `plan` asks the hub for
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib.util
 import json
@@ -40,7 +41,7 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
     if isinstance(entry, str):
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))
-        if entry.startswith((".", "/", "~")) or (base / entry).is_dir():
+        if entry.startswith((".", "/", "~")) or (entry and (base / entry).exists()):
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
     unknown = sorted(set(entry) - set(_KEYS))
@@ -58,7 +59,7 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         return Model(name=str(entry.get("name") or folder.name), path=str(folder))
     repo = str(entry["repo"])
     if not _HUB_ID.fullmatch(repo):
-        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name)")
+        raise BadInput(f"{repo!r} is neither a folder that exists nor a hub id (owner/name){_written_right(repo)}")
     revision, file = entry.get("revision"), entry.get("file")
     if file is not None and not gguf_reader.is_gguf(Path(str(file))):
         raise BadInput(f"a model's `file` names one GGUF file of its repository, and {file!r} is none: {dict(entry)}")
@@ -68,6 +69,27 @@ def model(entry: str | Mapping[str, object], base: Path) -> Model:
         revision=None if revision is None else str(revision),
         file=None if file is None else str(file),
     )
+
+
+def _written_right(repo: str) -> str:
+    """How an address of the hub, or a name with its revision, is written in a suite."""
+    found = _ADDRESS.fullmatch(repo) or re.fullmatch(r"([\w.-]+/[\w.-]+)[@:]([\w./-]+)", repo)
+    if found is None:
+        return ""
+    name, revision = found.groups()
+    return f"; write {{repo: {name}{f', revision: {revision}' if revision else ''}}}"
+
+
+_ADDRESS = re.compile(r"https?://[^/]+/([\w.-]+/[\w.-]+?)(?:/(?:tree|blob|resolve)/([\w.-]+)(?:/.*)?)?/?")
+
+
+def meant(source: Model) -> str:
+    """`; did you mean ...?` for a hub id without an owner that is near the name of a model that is built in, else ''."""
+    name = source.repo or ""
+    spellings = {"reference": "models: [reference]"}
+    spellings |= {shape: f"models: [{{shape: {shape}}}]" for shape in random_weights.known()}
+    near = [] if "/" in name else difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
+    return f"; did you mean {spellings[near[0]]}?" if near else ""
 
 
 _KEYS = ("path", "repo", "shape", "name", "revision", "file")
@@ -89,12 +111,7 @@ def is_one_file(source: Model) -> bool:
 
 def check_folder(folder: Path, name: str) -> None:
     """BadInput unless the folder holds a checkpoint that may be loaded (or is a GGUF file)."""
-    pointers = sorted(p.name for p in ([folder] if folder.is_file() else folder.glob("*.*")) if is_lfs_pointer(p))
-    if pointers:
-        raise BadInput(
-            f"model {name!r}: {folder}: {brief(pointers)}: a Git LFS pointer in the place of the file: the repository was cloned "
-            "without git-lfs; run in it: git lfs install && git lfs pull"
-        )
+    _check_fetched(folder, name)
     if gguf_reader.is_gguf(folder):
         if not folder.is_file():
             raise BadInput(f"model {name!r}: no such file: {folder}; correct `path` in the suite")
@@ -104,6 +121,10 @@ def check_folder(folder: Path, name: str) -> None:
         raise BadInput(
             f"model {name!r}: {folder} holds GGUF files; give one of them as `path`, and with `of` the checkpoint in "
             "safetensors that it was made of"
+        )
+    if folder.is_file():
+        raise BadInput(
+            f"model {name!r}: {folder} is a file, and a model is the folder that holds it; write path: {folder.parent}"
         )
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
@@ -119,12 +140,26 @@ def check_folder(folder: Path, name: str) -> None:
     why_not = _several_checkpoints(folder) or _unlike_its_index(folder)
     if why_not:
         raise BadInput(f"model {name!r}: {folder}: {why_not}")
+    _check_tokenizer(folder, name)
+
+
+def _check_fetched(folder: Path, name: str) -> None:
+    """BadInput for pointers that stand where files should."""
+    pointers = sorted(p.name for p in ([folder] if folder.is_file() else folder.glob("*.*")) if is_lfs_pointer(p))
+    if pointers:
+        raise BadInput(
+            f"model {name!r}: {folder}: {brief(pointers)}: a Git LFS pointer in the place of the file: the repository was cloned "
+            "without git-lfs; run in it: git lfs install && git lfs pull"
+        )
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    """BadInput for a folder without a tokenizer, or with a damaged one."""
     if not any(repository.of_a_tokenizer(path.name) for path in settings(folder)):
         raise BadInput(
             f"model {name!r}: {folder} holds no tokenizer (tokenizer.json, tokenizer.model, ...); add that of the model it was "
             'made of: AutoTokenizer.from_pretrained("ORIGINAL").save_pretrained("DIR")'
         )
-
     tokenizer = folder / "tokenizer.json"
     try:
         whole = not tokenizer.is_file() or isinstance(json.loads(tokenizer.read_text(encoding="utf-8")), dict)

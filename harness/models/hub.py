@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import glob
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,7 @@ def commit(repo: str, revision: str | None, *, kind: Kind = "model", what: str) 
     """The commit that a branch or tag names now (None: the default branch). Where the hub cannot be reached, the one that the
     local cache remembers; None where it remembers none. `what` begins a message: "model 'mine'". BadInput says what the hub
     refuses."""
+    check_address()
     from huggingface_hub import resolve_revision
     from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 
@@ -111,9 +113,24 @@ def check_access(repo: str, *, kind: Kind, what: str) -> None:
 
 def unreachable(repo: str, *, what: str, instead: str) -> BadInput:
     """What is said where the cache does not hold what the hub would have to be asked for."""
-    why = "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
+    why = why_silent()
     then = "unset it" if offline() else "connect"
     return BadInput(f"{what}: {repo} is not (or not whole) in the local cache {cache()}, and {why}; {then}, or {instead}")
+
+
+def why_silent() -> str:
+    """Why the hub was not asked or did not answer."""
+    return "HF_HUB_OFFLINE is set" if offline() else "the hub cannot be reached"
+
+
+def check_address() -> None:
+    """BadInput for an address in `HF_ENDPOINT` that is none: the library would take the hub for one that cannot be reached."""
+    from huggingface_hub import constants
+
+    address = str(constants.ENDPOINT)
+    if not re.match(r"https?://[^/\s]", address):
+        host = address.rpartition("@")[2].strip("/ ") or "HOST"  # what stands before an @ may be a secret
+        raise BadInput(f"HF_ENDPOINT is no address of a hub: it begins with http:// or https://; write HF_ENDPOINT=http://{host}")
 
 
 LOCAL_MODEL = "give a local folder: models: [{path: ./folder}]"

@@ -15,6 +15,7 @@ special counted nothing, and a normalizer or a leading space misled. A mean that
 
 from __future__ import annotations
 
+import difflib
 import io
 import math
 import re
@@ -68,14 +69,19 @@ def _measured(session: Session, question: Question) -> Answer:
     definition = str(question.options["definition"])
     if definition in ROLLING:
         return _rolling(session, question, definition)
-    style, _, length = definition.rpartition("-")
-    if style not in ("gptq", "llamacpp") or not length.isdigit() or int(length) != question.options["window"]:
-        window = question.options["window"]
-        raise BadInput(
-            f"corpus {question.subject!r}: unknown definition of perplexity {definition!r} for windows of {window} tokens; "
-            f"known: gptq-{window}, llamacpp-{window}, {', '.join(ROLLING)}"
-        )
-    return _windows(session, question, definition, llamacpp=style == "llamacpp")
+    if why := unknown(definition, int(question.options["window"])):
+        raise BadInput(f"corpus {question.subject!r}: {why}")
+    return _windows(session, question, definition, llamacpp=definition.startswith("llamacpp"))
+
+
+def unknown(definition: str, window: int) -> str | None:
+    """Why there is no such definition of perplexity for windows of so many tokens; None where there is one."""
+    known = (f"gptq-{window}", f"llamacpp-{window}", *ROLLING)
+    if definition in known:
+        return None
+    near = difflib.get_close_matches(definition, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown definition of perplexity {definition!r} for windows of {window} tokens; {hint}"
 
 
 PROBE = Probe(

@@ -16,7 +16,7 @@ _HERE = Path(__file__).resolve().parent
 MODEL_DIR: Path = _HERE / "model"
 TASKS_DIR: Path = _HERE / "tasks"
 HELDOUT_TEXT: Path = _HERE / "heldout.txt"  # perplexity and divergence; documents are parted by a blank line
-CALIBRATION_TEXT: Path = _HERE / "calibration.txt"  # for methods that calibrate; shares nothing with the above
+CALIBRATION_TEXT: Path = _HERE / "calibration.txt"  # for methods that calibrate; shares no document with the above
 TASKS: tuple[str, ...] = (
     "reference_facts",
     "reference_tracking",

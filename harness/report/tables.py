@@ -184,7 +184,8 @@ def _with_displays(view: View, choice: Choice) -> tuple[list[Column], dict[str, 
 def _headed(column: Column, how: Display) -> str:
     title = " ".join((column.metric.short or column.metric.title).split())
     named = f"{title}, {column.subject}" if column.subject else title
-    return named if how.label in {"", "p"} or title == how.label.replace("/", " per ") else f"{named} ({how.label})"
+    told = how.label in {"", "p"} or title.startswith(how.label.replace("/", " per "))
+    return named if told else f"{named} ({how.label})"
 
 
 def _entry(cell: CellView, column: Column, how: Display) -> str:

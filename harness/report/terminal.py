@@ -108,7 +108,7 @@ def _notes(view: View) -> list[str]:
 
 def _head(column: Column, how: Display, *, subject: bool) -> str:
     title = column.metric.short or column.metric.title
-    told = " ".join(title.split()) == how.label.replace("/", " per ")  # "bits per weight" needs no unit
+    told = " ".join(title.split()).startswith(how.label.replace("/", " per "))  # "bits per weight of the model" needs no unit
     return "\n".join(filter(None, (title, plain(column.subject) if subject else "", "" if told else how.label)))
 
 

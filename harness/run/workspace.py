@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from harness import files
@@ -33,6 +35,20 @@ def whole(artifact: Path, model_dir: Path) -> bool:
     if gguf_reader.is_gguf(model_dir):  # a model in one file
         return all(p.resolve() == model_dir.resolve() and p.exists() for p in links)
     return all(p.resolve() == (model_dir / p.name).resolve() and p.exists() for p in links)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """BadInput for a folder in which nothing can be written, there already or to be made; `option` names another one. Leaves
+    nothing behind."""
+    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is a file" if above.exists() else "is a link to nothing", str(above))
+        with tempfile.TemporaryDirectory(dir=above, prefix=".draft-"):
+            pass
+    except OSError as error:
+        why = f"{above} {error.strerror}" if isinstance(error, NotADirectoryError) else f"{error.strerror} in {above}"
+        raise BadInput(f"{folder}: cannot be written ({why}); choose another folder with {option} DIR") from None
 
 
 def check_disk(plan: Plan, cache: Path) -> None:

@@ -56,7 +56,7 @@ class CalibrationTexts:
         if source.model.random:
             return "any text does for random weights"
         if _speaks_for_itself(source):
-            return "the reference model's own, apart from what is scored"
+            return "the reference model's own; no document of it is scored, and both texts tell of one world"
         if self._apart:
             return f"kept apart from the scored corpus {self._apart[0][0]!r}"
         return "no corpus of the suite keeps a text apart from what is scored"
@@ -172,6 +172,16 @@ def described(
             )
         )
     return tuple(said)
+
+
+def in_words(text: CalibrationText) -> str:
+    """What cells are calibrated on, why, and how much of it is scored."""
+    shares = [f"{'the run will say' if share is None else f'{share:.0%}'} ({name})" for name, share in text.overlap.items()]
+    scored = f"; also scored, in runs of {overlap.RUN} characters: {', '.join(shares)}" if shares else ""
+    return (
+        f"{text.model}: {text.samples} rows of {text.length} tokens ({text.tokens:,}), {text.words}: {text.why}{scored}; "
+        f"for {', '.join(text.cells)}"
+    )
 
 
 def option(scheme: Scheme) -> Mapping[str, Json] | None:

@@ -34,7 +34,14 @@ DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library takes for a seed."""
+
+Rows = Annotated[int, Field(ge=1, le=1024)]
+"""How many sequences are run at once."""
 
 
 class Calibration(_Strict):
@@ -44,7 +51,7 @@ class Calibration(_Strict):
     corpus: str | dict[str, object] | None = None
     samples: int = Field(default=128, ge=1)
     length: int = Field(default=512, ge=8)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class CorpusEntry(_Strict):
@@ -98,7 +105,7 @@ class TaskEntry(_Strict):
     """A task of lm-eval, or of a folder of task YAMLs named by `include`. `budget`, `chat_template`, `system` and `multiturn`
     take the place of the suite's; an empty `system` is none."""
 
-    task: str
+    task: str = Field(min_length=1)
     shots: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     include: str | None = None
@@ -111,10 +118,10 @@ class TaskEntry(_Strict):
 class Latency(_Strict):
     """Shapes to time: each prompt length x batch, generating `new` tokens; `budget` in seconds per shape."""
 
-    prompt: list[int] = [128, 512]
+    prompt: list[Annotated[int, Field(ge=1)]] = Field(default=[128, 512], min_length=1)
     new: int = Field(default=64, ge=2)
-    batch: list[int] = [1]
-    budget: float = Field(default=30.0, gt=0)
+    batch: list[Rows] = Field(default=[1], min_length=1)
+    budget: float = Field(default=30.0, gt=0, allow_inf_nan=False)
 
 
 class Memory(_Strict):
@@ -122,7 +129,7 @@ class Memory(_Strict):
 
     prompt: int = Field(default=512, ge=1)
     new: int = Field(default=64, ge=1)
-    batch: int = Field(default=1, ge=1)
+    batch: Rows = 1
 
 
 class Serving(_Strict):
@@ -133,7 +140,7 @@ class Serving(_Strict):
     prompt: int = Field(default=128, ge=1)
     new: int = Field(default=64, ge=2)
     requests: int = Field(default=24, ge=1)
-    budget: float = Field(default=60.0, gt=0)
+    budget: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
 
 class Suite(_Strict):
@@ -143,13 +150,13 @@ class Suite(_Strict):
     title: str = ""
     models: list[str | dict[str, object]] = Field(min_length=1)
     baseline: str = "bf16"
-    bits: list[float] | None = None
+    bits: list[Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]] | None = Field(default=None, min_length=1)
     methods: dict[str, dict[str, object] | list[dict[str, object]] | None] = Field(min_length=1)
     include: list[dict[str, object]] = []
     exclude: list[dict[str, object]] = []
     calibration: Calibration = Calibration()
     corpora: list[str | CorpusEntry] = []
-    tasks: list[str | TaskEntry] = []
+    tasks: list[Annotated[str, Field(min_length=1)] | TaskEntry] = []
     limit: int | None = Field(default=None, ge=1)
     budget: Budget = "fixed"
     chat_template: ChatTemplate = False
@@ -161,11 +168,11 @@ class Suite(_Strict):
     latency: Latency = Latency()
     memory: Memory = Memory()
     serving: Serving = Serving()
-    probes: list[str] = list(DEFAULT_PROBES)
+    probes: list[str] = Field(default=list(DEFAULT_PROBES), min_length=1)
     device: str = Field(default="auto", pattern=DEVICE)
-    seed: int = 0
-    timeout: float = Field(default=3600.0, gt=0, description="seconds for one question")
-    quantize_timeout: float = Field(default=14400.0, gt=0, description="seconds to quantize one cell")
+    seed: Seed = 0
+    timeout: float = Field(default=3600.0, gt=0, allow_inf_nan=False, description="seconds for one question")
+    quantize_timeout: float = Field(default=14400.0, gt=0, allow_inf_nan=False, description="seconds to quantize one cell")
 
 
 def find(name: str) -> Path:
@@ -216,17 +223,21 @@ def load(path: Path) -> SuiteFile:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path}, line 1: a suite is a mapping with `name`, `models` and `methods`")
-    if again := mistakes.twice(yaml.compose(raw, Loader=yaml.SafeLoader)):
+    written = yaml.compose(raw, Loader=yaml.SafeLoader)
+    if again := mistakes.twice(written):
         key, first, second = again
-        raise BadInput(f"{path}, line {second}: {key!r} is written twice, in lines {first} and {second}; keep one")
+        both = f", in lines {first} and {second}" if first != second else ""
+        raise BadInput(f"{path}, line {second}: {key!r} is written twice{both}; keep one")
+    if nameless := mistakes.no_text(written):
+        raise BadInput(f"{path}, line {nameless[0]}: {nameless[1]}")
     try:
         return SuiteFile(path=path, suite=Suite.model_validate(data), lines=lines(raw))
     except ValidationError as error:
-        wrong = mistakes.sentences(error.errors(), data, lines=lines(raw), path=path, keys=_KEYS)
+        wrong = mistakes.sentences(error.errors(), data, lines=lines(raw), path=path, keys=KEYS)
         raise BadInput("\n".join(wrong)) from None
 
 
-_KEYS = {
+KEYS: Mapping[str, Sequence[str]] = {
     "": tuple(Suite.model_fields),
     "calibration": tuple(Calibration.model_fields),
     "corpora.*": tuple(CorpusEntry.model_fields),
@@ -235,6 +246,7 @@ _KEYS = {
     "memory": tuple(Memory.model_fields),
     "serving": tuple(Serving.model_fields),
 }
+"""The keys of every mapping of a suite, by its place as `mistakes.WANTED` writes it."""
 
 
 def lines(raw: str) -> dict[tuple[str | int, ...], int]:

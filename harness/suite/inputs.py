@@ -45,11 +45,32 @@ def _check_window(place: str, request: CorpusRequest, sources: Sequence[Source])
             )
 
 
+def beyond_context(written: SuiteFile, sources: Sequence[Source]) -> list[str]:
+    """A line for each prompt to time or weigh that is longer than a model's context, where the suite leaves it at the default.
+    BadInput for one that the suite writes."""
+    suite, said = written.suite, []
+    for probe, prompts, settings in (
+        ("latency", suite.latency.prompt, suite.latency),
+        ("memory", [suite.memory.prompt], suite.memory),
+    ):
+        for source in sources if probe in suite.probes else ():
+            context = config_json.context(source.config)
+            longest = max(prompts)
+            if context is None or longest <= context:
+                continue
+            what = f"{probe}: a prompt of {longest} tokens is more than the context of model {source.name!r}, {context}"
+            right = f"write {probe}: {{prompt: {[context] if probe == 'latency' else context}}}"
+            if "prompt" in settings.model_fields_set:
+                raise BadInput(f"{written.where(probe, 'prompt')}: {what}; {right}")
+            said.append(f"{what}, and this is the default; {right}")
+    return said
+
+
 def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: Sequence[Source]) -> None:
     """A text of fewer tokens than a window. A token stands for at least one byte, so that few bytes are few tokens; where more of
     them may be too few, a model's tokenizer counts."""
     path = None if corpus.path is None else Path(corpus.path)
-    if path is None or path.is_dir() or path.stat().st_size > READ_AT_MOST:
+    if path is None or sum(p.stat().st_size for p in (corpora.readable(path) if path.is_dir() else [path])) > READ_AT_MOST:
         return
     text = corpora.text(path)
     size = len(text.encode())

@@ -15,13 +15,13 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
-from harness.suite import conversations, inputs
+from harness.suite import conversations, exclude, inputs
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
-from harness.suite.questions import questions_of, requests_of, texts_of
-from harness.suite.schemes import Choice, check_served_models, choices_of
-from harness.suite.sources import Source, looked_at, sources_of
+from harness.suite.questions import questions_of, requests_of, texts_of, without_questions
+from harness.suite.schemes import Choice, check_served_models, choices_of, unset_tokens
+from harness.suite.sources import Source, looked_at, out_of_reach, sources_of
 from harness.suite.sources import notes as notes_of
 from harness.suite.squares import Frame, Square, squares
 
@@ -42,12 +42,15 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
     inputs.check(written, sources, texts, requests.corpora)
-    notes = (*conversations.notes(written, sources, requests.tasks), *notes_of(sources))
-    labels = {c.label for c in choices}
-    if suite.baseline not in labels and not all(s.quantized for s in sources):
-        raise UnknownName("baseline", suite.baseline, labels, written.where("baseline"))
-    all_squares = [square for source in sources for square in squares(source, choices, frame)]
-    _check_baselines(written, sources, all_squares)
+    notes = (
+        *out_of_reach(sources),
+        *without_questions(written, requests),
+        *unset_tokens(choices),
+        *inputs.beyond_context(written, sources),
+        *conversations.notes(written, sources, requests.tasks),
+        *notes_of(sources),
+    )
+    all_squares = _left(written, sources, choices, frame)
     _check_labels(written, all_squares)
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
@@ -70,6 +73,18 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     )
 
 
+def _left(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choice], frame: Frame) -> list[Square]:
+    """The squares that `exclude` leaves. UnknownName for a baseline that is no label of a square, or was none before a group size
+    fell; BadInput for an entry of `exclude` that takes nothing out, or a baseline that cannot be measured."""
+    every = [square for source in sources for square in squares(source, choices, frame)]
+    shown = {square.cell.label for square in every}
+    if written.suite.baseline not in {*shown, *(c.label for c in choices)} and not all(s.quantized for s in sources):
+        raise UnknownName("baseline", written.suite.baseline, shown, written.where("baseline"))
+    exclude.check(written, [square.cell for square in every])
+    _check_baselines(written, sources, every)
+    return [square for square in every if exclude.entry_of(written, square.cell) is None]
+
+
 def _by_transformers(choice: Choice) -> bool:
     """Whether transformers loads the model for this choice, so that its classes decide what can be quantized."""
     return not isinstance(choice.origin, Served) and "transformers" in METHODS[choice.origin.scheme.method].modules
@@ -80,13 +95,19 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
     wanted = written.suite.baseline
     for source in sources:
         own = [s for s in squares if s.cell.model == source.model]
-        if source.quantized or any(isinstance(s, PlannedCell) and s.baseline for s in own):
+        if source.quantized:
             continue
-        reasons = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == wanted]
-        raise BadInput(
-            f"{written.where('baseline')}: the baseline {wanted!r} of model {source.name!r} cannot be measured: "
-            f"{reasons[0] if reasons else 'it is excluded'}"
-        )
+        said = f"the baseline {wanted!r} of model {source.name!r} cannot be measured"
+        baselines = [s for s in own if isinstance(s, PlannedCell) and s.baseline]
+        if not baselines:
+            reasons = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == wanted]
+            place = written.where(*(("baseline",) if "baseline" in written.suite.model_fields_set else ("methods",)))
+            raise BadInput(f"{place}: {said}: {reasons[0] if reasons else 'this model has no such cell'}")
+        entries = [exclude.entry_of(written, s.cell) for s in baselines]
+        if all(entry is not None for entry in entries):
+            raise BadInput(
+                f"{written.where('exclude', entries[0] or 0)}: {said}: it is excluded; name another one with `baseline`"
+            )
 
 
 def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:
@@ -114,7 +135,22 @@ def choose_device(wish: str, *, here: bool) -> str:
     count = len(gpus())
     if wish == "auto":
         return "cuda" if count else "cpu"
-    if int(wish.partition(":")[2] or 0) >= count:
-        listed = f"lists {count} GPU{'s' if count > 1 else ''}" if count else "lists no GPU"
-        raise BadInput(f"device {wish}: the driver (nvidia-smi) {listed} here; write --device cpu, or mend the driver")
+    if why := _absent(wish, count):
+        raise BadInput(f"device {wish}: {why}; write --device cpu, or mend the driver")
     return wish
+
+
+def not_here(device: str) -> str | None:
+    """What is to be said of a plan for a device that this machine has not; None where it has it."""
+    from harness.measure.nvidia import gpus
+
+    why = None if device == "cpu" else _absent(device, len(gpus()))
+    return None if why is None else f"this plan is for another machine: device {device}, and {why}, so `run` refuses it here"
+
+
+def _absent(device: str, count: int) -> str | None:
+    """Why a machine with so many GPUs has not this one."""
+    if int(device.partition(":")[2] or 0) < count:
+        return None
+    listed = f"lists {count} GPU{'s' if count > 1 else ''}" if count else "lists no GPU"
+    return f"the driver (nvidia-smi) {listed} here"

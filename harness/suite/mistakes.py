@@ -30,24 +30,36 @@ class Wanted:
 
 
 WANTED: dict[str, Wanted] = {
-    "name": Wanted("a name of letters, digits, dots and dashes", "name: mine"),
+    "name": Wanted("a name of at most 64 letters, digits, dots and dashes, a letter or digit first", "name: mine"),
     "title": Wanted("a text", "title: My model on my laptop"),
     "models": Wanted("a list of models", "models: [reference]"),
     "models.*": Wanted("a model", "models: [reference, {path: ./my-model}]"),
     "baseline": Wanted("the label of a cell", "baseline: bf16"),
     "bits": Wanted("a list of bit widths", "bits: [8, 4, 3]"),
-    "bits.*": Wanted("a bit width", "bits: [8, 4, 3]"),
+    "bits.*": Wanted("a bit width above 0", "bits: [8, 4, 3]"),
     "methods": Wanted("a mapping of methods to their options", "methods: {bf16: , gptq: {group_size: 64}}"),
     "methods.*": Wanted("a mapping of options, or a list of such mappings", "gptq: {group_size: 64}"),
     "include": Wanted("a list of cells", "include: [{method: gptq, bits: 4}]"),
+    "include.*": Wanted("a cell", "include: [{method: gptq, bits: 4}]"),
+    "exclude.*": Wanted("a pattern of cells", "exclude: [{method: gptq, bits: 2}]"),
     "exclude": Wanted("a list of patterns of cells", "exclude: [{method: gptq, bits: 2}]"),
     "calibration": Wanted("a mapping", "calibration: {samples: 128, length: 512}"),
-    "calibration.corpus": Wanted("a text", "corpus: {path: ./my-text.txt}"),
+    "calibration.corpus": Wanted("a text to calibrate on", "corpus: {path: ./my-text.txt}"),
     "calibration.samples": Wanted("a whole number of at least 1", "samples: 128"),
     "calibration.length": Wanted("a whole number of at least 8 tokens", "length: 512"),
-    "calibration.seed": Wanted("a whole number", "seed: 0"),
+    "calibration.seed": Wanted("a whole number from 0 to 4294967295", "seed: 0"),
     "corpora": Wanted("a list of texts", "corpora: [{path: ./my-text.txt}]"),
     "corpora.*": Wanted("a text", "corpora: [{path: ./my-text.txt}]"),
+    "corpora.*.corpus": Wanted("the name of a known text", "corpus: wikitext2"),
+    "corpora.*.path": Wanted("a file or a folder", "path: ./my-text.txt"),
+    "corpora.*.repo": Wanted("a data set of the hub", "repo: OWNER/NAME"),
+    "corpora.*.config": Wanted("the name of a configuration", "config: default"),
+    "corpora.*.split": Wanted("the name of a split", "split: test"),
+    "corpora.*.column": Wanted("the name of a column", "column: text"),
+    "corpora.*.revision": Wanted("a branch, a tag or a commit, as a text", 'revision: "main"'),
+    "corpora.*.calibration": Wanted("another file or another split", "calibration: train"),
+    "corpora.*.name": Wanted("a text", "name: mine"),
+    "corpora.*.definition": Wanted("a definition of perplexity", "definition: gptq-2048"),
     "corpora.*.window": Wanted("a whole number of at least 2 tokens", "window: 2048"),
     "corpora.*.tokens": Wanted("a whole number of at least 2 tokens", "tokens: 65536"),
     "tasks": Wanted("a list of tasks", "tasks: [arc_easy]"),
@@ -70,13 +82,15 @@ WANTED: dict[str, Wanted] = {
     "beta": Wanted("a number", "beta: 0.05"),
     "latency": Wanted("a mapping", "latency: {prompt: [128, 512], new: 64, batch: [1]}"),
     "latency.prompt": Wanted("a list of token counts", "prompt: [128, 512]"),
+    "latency.prompt.*": Wanted("a number of tokens of at least 1", "prompt: [128, 512]"),
     "latency.new": Wanted("a whole number of at least 2", "new: 64"),
     "latency.batch": Wanted("a list of batch sizes", "batch: [1, 8]"),
+    "latency.batch.*": Wanted("a batch size from 1 to 1024", "batch: [1, 8]"),
     "latency.budget": Wanted("a number of seconds above 0", "budget: 30"),
     "memory": Wanted("a mapping", "memory: {prompt: 512, new: 64, batch: 1}"),
     "memory.prompt": Wanted("a whole number of at least 1", "prompt: 512"),
     "memory.new": Wanted("a whole number of at least 1", "new: 64"),
-    "memory.batch": Wanted("a whole number of at least 1", "batch: 1"),
+    "memory.batch": Wanted("a whole number from 1 to 1024", "batch: 1"),
     "serving": Wanted("a mapping", "serving: {concurrency: [1, 4], requests: 24}"),
     "serving.concurrency": Wanted("a list of client counts", "concurrency: [1, 2, 4, 8]"),
     "serving.concurrency.*": Wanted("a whole number from 1 to 1024", "concurrency: [1, 2, 4, 8]"),
@@ -87,7 +101,7 @@ WANTED: dict[str, Wanted] = {
     "probes": Wanted("a list of probes", "probes: [size, perplexity, tasks]"),
     "probes.*": Wanted("the name of a probe", "probes: [size, perplexity, tasks]"),
     "device": Wanted("auto, cpu, cuda or cuda:N", "device: cuda"),
-    "seed": Wanted("a whole number", "seed: 0"),
+    "seed": Wanted("a whole number from 0 to 4294967295", "seed: 0"),
     "timeout": Wanted("a number of seconds above 0", "timeout: 3600"),
     "quantize_timeout": Wanted("a number of seconds above 0", "quantize_timeout: 14400"),
 }
@@ -114,6 +128,12 @@ _ELSEWHERE = {
 }
 """Keys that people write at the top of a suite, and where they belong."""
 
+_BELOW = {
+    ("calibration", "path"): "a file is written corpus: {path: ./my-text.txt}",
+    ("calibration", "repo"): "a data set of the hub is written corpus: {repo: OWNER/NAME, split: train}",
+}
+"""Keys that people write one step too high, by the place and the key."""
+
 
 def sentences(
     errors: Iterable[ErrorDetails], data: object, *, lines: Mapping[Place, int], path: Path, keys: Mapping[str, Sequence[str]]
@@ -128,6 +148,16 @@ def sentences(
     return [f"{path}, line {line_of(lines, place)}: {_sentence(place, by_place[place], data, keys)}" for place in deepest]
 
 
+def below(parent: Place, errors: Iterable[ErrorDetails], data: object, *, keys: Mapping[str, Sequence[str]]) -> list[str]:
+    """The sentences of mistakes in a mapping that stands somewhere else than under `parent`, by whose rules it is read. `data`
+    holds it there."""
+    said: dict[Place, str] = {}
+    for error in errors:
+        place = (*parent, *(part for part in error["loc"] if part not in _UNION_ARMS))
+        said.setdefault(place, _sentence(place, error, data, keys))
+    return list(said.values())
+
+
 def _sentence(place: Place, error: ErrorDetails, data: object, keys: Mapping[str, Sequence[str]]) -> str:
     key, own = ".".join(map(str, place)), _pattern(place)
     if error["type"] == "extra_forbidden":
@@ -139,14 +169,18 @@ def _sentence(place: Place, error: ErrorDetails, data: object, keys: Mapping[str
     if error["type"] == "value_error" or wanted is None:
         return f"{key}: {message}"
     value = _value(data, place)
+    if value == []:
+        return f"{key}: [] is an empty list; write {wanted.example}, or take `{place[-1]}` out"
     right = _respelt(own, place, value)
-    return f"{key}: {_shown(value)} is not {wanted.what}; write {right or wanted.example}"
+    return f"{key}: {shown(value)} is not {wanted.what}; write {right or wanted.example}"
 
 
 def _unknown(key: str, parent: str, keys: Mapping[str, Sequence[str]]) -> str:
     known = sorted(keys.get(parent, ()))
     below = f" under {parent.removesuffix('.*')}" if parent else ""
     lower = key.lower().replace("-", "_")
+    if elsewhere := _BELOW.get((parent, lower)):
+        return f"unknown key {key!r}{below}; {elsewhere}"
     near = [lower] if lower in known else difflib.get_close_matches(lower, known, n=1, cutoff=0.6)
     if near:
         return f"unknown key {key!r}{below}; did you mean {near[0]!r}?"
@@ -174,7 +208,7 @@ def _value(data: object, place: Place) -> object:
     return data
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """The value as the author wrote it, about."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -188,16 +222,31 @@ def _respelt(own: str, place: Place, value: object) -> str | None:
     if own == "methods" and isinstance(value, list) and all(isinstance(name, str) for name in value):
         return f"methods: {{{', '.join(f'{name}: ' for name in value)}}}"
     if own == "name":
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-.")[:64]
+        name = "" if value is None else re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-._")[:64]
+        if not name:
+            return None
         return f'name: "{name}"' if not re.search(r"[A-Za-z]", name) else f"name: {name}"
     if own in ("bits", "bits.*", "latency.prompt", "latency.batch", "serving.concurrency"):
-        numbers = [n for n in re.findall(r"\d+(?:\.\d+)?", json.dumps(value, default=str)) if float(n) > 0]
+        numbers = [n for n in re.findall(r"(?<![-\d.])\d+(?:\.\d+)?", json.dumps(value, default=str)) if float(n) > 0]
         return f"{'bits' if own == 'bits.*' else key}: [{', '.join(numbers)}]" if numbers else None
+    if own in ("include.*", "exclude.*") and isinstance(value, str) and re.fullmatch(r"[\w-]+", value):
+        return f"{place[0]}: [{{method: {value}}}]"
+    if WANTED[own].what.startswith("a whole number") and (number := _whole(value)):
+        return f"{key}: {number}"
     if own in ("models", "tasks", "corpora", "probes") and isinstance(value, str) and value:
         return f"{key}: [{', '.join(re.split(r'[,; ]+', value.strip()))}]"
     if own in ("include", "exclude", "models", "tasks", "corpora") and isinstance(value, dict):
         return f"{key}: [{yaml.safe_dump(value, default_flow_style=True, width=1000).strip()}]"
     return None
+
+
+def _whole(value: object) -> int | None:
+    """The whole number above 0 that a text or a float means; None where it means none."""
+    try:
+        number = float(value) if isinstance(value, (str, float)) else 0.0
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and 0 < number < 1 << 53 else None
 
 
 def _device(value: object) -> str | None:
@@ -229,6 +278,24 @@ def twice(node: yaml.Node | None) -> tuple[str, int, int] | None:
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             if below := twice(item):
+                return below
+    return None
+
+
+def no_text(node: yaml.Node | None, place: Place = ()) -> tuple[int, str] | None:
+    """(line, sentence) of the first key that is no text: YAML takes `null`, `5` and `yes` for something else."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                said = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+                wanted = WANTED.get(".".join(map(str, place)))
+                instead = f"a name{f', as in {wanted.example}' if wanted else ''}"
+                return key.start_mark.line + 1, f"the key {said} is no text; write {instead}"
+            if below := no_text(value, (*place, key.value)):
+                return below
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            if below := no_text(item, (*place, "*")):
                 return below
     return None
 

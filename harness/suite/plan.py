@@ -40,6 +40,11 @@ class PlannedCell:
     parameters: int | None = None
     why_this_text: str = ""
 
+    @property
+    def estimated_bits_of_the_model(self) -> float | None:
+        """Estimated bits of the artifact per parameter of the model, embeddings and head included; None where not known."""
+        return 8 * self.estimated_bytes / self.parameters if self.estimated_bytes is not None and self.parameters else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnsupportedSquare:

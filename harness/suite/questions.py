@@ -11,7 +11,7 @@ from harness.errors import BadInput, UnknownName
 from harness.metrics.sequential import VerdictRequest
 from harness.models import corpora
 from harness.models.corpora import Corpus
-from harness.probes import PROBES
+from harness.probes import PROBES, perplexity
 from harness.probes.prompting import Prompting
 from harness.probes.requests import (
     CorpusRequest,
@@ -21,7 +21,7 @@ from harness.probes.requests import (
     TaskRequest,
 )
 from harness.spec import Question
-from harness.suite.file import Budget, CorpusEntry, SuiteFile, TaskEntry, unique
+from harness.suite.file import DEFAULT_PROBES, Budget, CorpusEntry, SuiteFile, TaskEntry, unique
 
 
 def requests_of(written: SuiteFile, texts: Mapping[str, Corpus]) -> ProbeRequests:
@@ -55,6 +55,27 @@ def questions_of(written: SuiteFile, requests: ProbeRequests) -> tuple[Question,
     return tuple(question for name in written.suite.probes for question in PROBES[name].questions(requests))
 
 
+def without_questions(written: SuiteFile, requests: ProbeRequests) -> list[str]:
+    """A line for each probe that the suite names and that has nothing to ask in it. BadInput where no probe has."""
+    named = written.suite.probes if "probes" in written.suite.model_fields_set else []
+    silent = [name for name in named if not PROBES[name].questions(requests)]
+    if not silent:
+        return []
+    lacking = "; ".join(f"{name} needs {_NEEDS[name]}" for name in silent if name in _NEEDS)
+    if len(silent) == len(named):
+        remedy = lacking or f"name another one: probes: [{', '.join(DEFAULT_PROBES[:2])}]"
+        raise BadInput(f"{written.where('probes')}: the suite asks nothing: {', '.join(silent)}: no questions; {remedy}")
+    return [f"probe {name!r} has no questions in this suite{f': it needs {_NEEDS[name]}' * (name in _NEEDS)}" for name in silent]
+
+
+_NEEDS = {
+    "perplexity": "corpora: [{path: ./my-text.txt}]",
+    "divergence": "corpora: [{path: ./my-text.txt}]",
+    "tasks": "tasks: [arc_easy]",
+}
+"""What a suite has to hold for a probe to ask anything."""
+
+
 def texts_of(written: SuiteFile) -> dict[str, Corpus]:
     """Where the texts of the suite's corpora are, by name, in its order."""
     texts: dict[str, Corpus] = {}
@@ -73,12 +94,15 @@ def _corpus_entries(written: SuiteFile) -> list[CorpusEntry]:
 
 
 def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
-    for entry, (name, source) in zip(_corpus_entries(written), texts.items(), strict=True):
+    for index, (entry, (name, source)) in enumerate(zip(_corpus_entries(written), texts.items(), strict=True)):
+        definition = entry.definition or f"gptq-{entry.window}"
+        if why := perplexity.unknown(definition, entry.window):
+            raise BadInput(f"{written.where('corpora', index, 'definition')}: corpus {name!r}: {why}")
         yield CorpusRequest(
             name=name,
             window=entry.window,
             tokens=entry.tokens,
-            definition=entry.definition or f"gptq-{entry.window}",
+            definition=definition,
             digest=source.place if source.path is None else corpora.digest(Path(source.path)),
         )
 
@@ -109,6 +133,7 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
         entry = TaskEntry(task=item) if isinstance(item, str) else item
         folder = _task_folder(entry, written, index)
         names.append(entry.task)
+        _check_shots(entry, folder, written.where("tasks", index, "shots"))
         yield TaskRequest(
             name=entry.task,
             shots=entry.shots,
@@ -120,6 +145,20 @@ def _tasks(written: SuiteFile) -> Iterator[TaskRequest]:
             prompting=_prompting(entry, written, index),
         )
     unique(names, f"{written.where('tasks')}: task")
+
+
+def _check_shots(entry: TaskEntry, folder: Path | None, place: str) -> None:
+    """BadInput for more examples than a task has whose data lie here."""
+    from harness.probes import taskshots
+
+    if not entry.shots or folder is None:
+        return
+    most = taskshots.examples(entry.task, folder)
+    if most is not None and entry.shots > most:
+        raise BadInput(
+            f"{place}: task {entry.task!r} has {most} examples to show, and shots: {entry.shots} asks for more; "
+            f"write shots: {min(5, most)}"
+        )
 
 
 def _prompting(entry: TaskEntry, written: SuiteFile, index: int) -> Prompting:

@@ -4,9 +4,9 @@ that is unique and short."""
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import NoneType
 
 from pydantic import ValidationError
 
@@ -15,9 +15,9 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import mistakes
+from harness.suite import mistakes, options
 from harness.suite.calibration import DEFAULT, CalibrationTexts
-from harness.suite.file import Calibration, SuiteFile
+from harness.suite.file import KEYS, Calibration, SuiteFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +75,10 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
 
 def _check_meaning(entry: Entry) -> None:
     """BadInput for an option that means nothing at any of the widths that the entry asks for."""
-    options = _options(entry.method)
+    known = _options(entry.method)
     widths = [bits for bits in map(_number, entry.axes["bits"]) if bits in entry.method.bits]
     for name in entry.axes:
-        option = options.get(name)
+        option = known.get(name)
         if option is None or option.bits is None or not widths or any(map(option.applies, widths)):
             continue
         asked, meant = (" and ".join(f"{b:g}" for b in some) for some in (widths, option.bits))
@@ -99,6 +99,16 @@ def check_served_models(written: SuiteFile, choices: Sequence[Choice], names: Se
             raise BadInput(f"{place}: the suite has several models; say which one {choice.label!r} serves: of: {names[0]}")
 
 
+def unset_tokens(choices: Sequence[Choice]) -> list[str]:
+    """A line for each environment variable that holds a server's token, and is not set here."""
+    named = {c.origin.token_env: c.label for c in choices if isinstance(c.origin, Served) and c.origin.token_env}
+    return [
+        f"{label}: its token is asked for in ${name}, which is not set here; export it before `run`"
+        for name, label in named.items()
+        if not os.environ.get(name, "").strip()
+    ]
+
+
 def _identity(choice: Choice) -> str:
     return digest([choice.origin.identity(), choice.running, choice.of])
 
@@ -107,6 +117,10 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
     """The suite's `methods` and `include`, without those whose cells follow from the models."""
     grids: list[tuple[str, Mapping[str, object], str]] = []
     for name, entry in written.suite.methods.items():
+        if entry == []:
+            raise BadInput(
+                f"{written.where('methods', name)}: {name}: [] is an empty list, so it has no cell; write {name}: {{}}"
+            )
         if isinstance(entry, list):
             grids += [(name, grid, written.where("methods", name, index)) for index, grid in enumerate(entry)]
         else:
@@ -122,6 +136,11 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
         method = METHODS[name]
         if method.origin != "given":
             axes = {key: value if isinstance(value, list) else [value] for key, value in grid.items()}
+            if empty := [key for key, values in axes.items() if not values]:
+                raise BadInput(
+                    f"{where}: {name}: {empty[0]}: [] is an empty list, so the method has no cell; name a value, or take "
+                    f"`{empty[0]}` out"
+                )
             yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
         elif grid:
             raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
@@ -135,14 +154,19 @@ def _with_bits(
     if method.origin == "served":
         for width in asked or ():
             if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width <= 32:
-                raise BadInput(f"{where}: {method.name}: bits: {width!r} is no bit width; leave it out where it is not known")
+                raise BadInput(
+                    f"{where}: {method.name}: bits: {mistakes.shown(width)} is no bit width; leave it out where it is not known"
+                )
         return {**axes, "bits": asked if asked is not None else [0.0]}
     for width in asked or ():
         if isinstance(width, str) and (meant := mistakes.bits_meant(width)) is not None:
             raise BadInput(f"{where}: {method.name}: bits: {width!r} is a text and no number; write bits: {meant}")
-        if width not in method.bits:
+        if not any(options.same(width, b) for b in method.bits):
             offered = ", ".join(f"{b:g}" for b in method.bits)
-            raise BadInput(f"{where}: {method.name} does not offer {width} bits; it offers {offered}: write bits: [{offered}]")
+            raise BadInput(
+                f"{where}: {method.name} does not offer {mistakes.shown(width)} bits; it offers {offered}: "
+                f"write bits: [{offered}]"
+            )
     if asked is not None:
         return dict(axes)
     return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
@@ -154,20 +178,20 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
     known = _options(method)
     values = {name: value for name, value in values.items() if known[name].applies(bits)}
-    options, running = resolve_options(method, values, bits), running_of(method, values, bits)
-    _check_values(method, {**options, **running_values(running)}, where)
+    settled, running = resolve_options(method, values, bits), running_of(method, values, bits)
+    _check_values(method, {**settled, **running_values(running)}, where)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
-        server = endpoint.origin(options, bits)
-        label = str(options["name"]) or endpoint.label(server)
-        return Choice(origin=server, running=running, label=label, of=str(options["of"]))
-    scheme = Scheme(method=method.name, bits=bits, options=options)
+        server = endpoint.origin(settled, bits)
+        label = str(settled["name"]) or endpoint.label(server)
+        return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
+    scheme = Scheme(method=method.name, bits=bits, options=settled)
     if method.calibrated:
         wish = _calibration(given.get("calibration"), written, where)
         if method.sees_text(scheme):
-            text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, where)
-            scheme = replace(scheme, options={**options, "calibration": {**wish.model_dump(), "corpus": text}})
+            text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
+            scheme = replace(scheme, options={**settled, "calibration": {**wish.model_dump(), "corpus": text}})
     label = _label(method, scheme, running)
     return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values))
 
@@ -178,8 +202,8 @@ def _number(value: object) -> float | None:
 
 
 def _width(bits: object, entry: Entry) -> float:
-    if not isinstance(bits, (int, float)):
-        raise BadInput(f"{entry.where}: {entry.method.name}: bits: {bits!r} is no bit width")
+    if not isinstance(bits, (int, float)) or isinstance(bits, bool):
+        raise BadInput(f"{entry.where}: {entry.method.name}: bits: {mistakes.shown(bits)} is no bit width")
     return float(bits)
 
 
@@ -190,16 +214,10 @@ def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[s
     for name, value in values.items():
         if name not in known:
             raise UnknownName(f"option of {method.name}", name, [*known, "bits", *(["calibration"] * method.calibrated)], where)
-        option = known[name]
-        if option.choices is not None and value not in option.choices:
-            allowed = ", ".join(map(str, option.choices))
-            raise BadInput(f"{where}: {method.name} does not take {name}: {value}; it takes {allowed}")
-        kinds = option.types or ((type(option.default),) if option.default is not None else ())
-        if kinds and option.choices is None and not isinstance(value, kinds):
-            raise BadInput(f"{where}: {method.name}: {name}: {value!r} is not {' or '.join(k.__name__ for k in kinds)}")
-        if not isinstance(value, (bool, int, float, str, NoneType)):
-            raise BadInput(f"{where}: {method.name}: {name}: {value!r} is neither a number nor a text")
-        checked[name] = value
+        try:
+            checked[name] = options.value(known[name], name, value)
+        except ValueError as error:
+            raise BadInput(f"{where}: {method.name}: {error}") from None
     return checked
 
 
@@ -219,11 +237,18 @@ def _options(method: Method) -> dict[str, Option]:
 def _calibration(given: object, written: SuiteFile, where: str) -> Calibration:
     """The option `calibration`: the suite's with what the method's own entry changes of it."""
     if given is not None and not isinstance(given, dict):
-        raise BadInput(f"{where}: calibration: {given!r} is no mapping; write calibration: {{samples: 128}}")
+        raise BadInput(f"{where}: calibration: {mistakes.shown(given)} is no mapping; write calibration: {{samples: 128}}")
     try:
         return Calibration.model_validate({**written.suite.calibration.model_dump(), **(given or {})})
     except ValidationError as error:
-        raise BadInput(f"{where}: calibration: {error.errors()[0]['msg']}") from None
+        wrong = mistakes.below(("calibration",), error.errors(), {"calibration": given}, keys=KEYS)
+        raise BadInput("\n".join(f"{where}: {sentence}" for sentence in wrong)) from None
+
+
+def _corpus_place(given: Mapping[str, object], written: SuiteFile, where: str) -> str:
+    """Where the text is named that a choice is calibrated on: in the method's own entry, or in the suite's `calibration`."""
+    own = given.get("calibration")
+    return where if isinstance(own, dict) and "corpus" in own else written.where("calibration", "corpus")
 
 
 def _told_apart(choices: Sequence[Choice]) -> list[Choice]:

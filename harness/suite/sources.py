@@ -12,7 +12,7 @@ from harness.errors import BadInput, UnknownName
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
-from harness.models import body, find, grid
+from harness.models import body, find, grid, hub
 from harness.spec import Model, SourceGrid
 from harness.suite.file import SuiteFile, unique
 
@@ -73,7 +73,7 @@ def looked_at(
     transformers, remembered in `cache`. BadInput for a file that is not what the suite says it is, and with `bodies` for a model
     that transformers cannot load."""
     if shapes is None:
-        pin, shape, noted = _placed(find.pinned, written), _placed(find.shape, written), _placed(grid.of, written)
+        pin, shape, noted = _placed(_pinned, written), _placed(find.shape, written), _placed(grid.of, written)
         commits = {s.model: pin(s.model) for s in sources}
         pinned = [replace(s, model=commits[s.model], of=None if s.of is None else commits[s.of]) for s in sources]
         filled, unread = _placed(find.filled, written), _placed(find.unread, written)
@@ -104,20 +104,33 @@ def looked_at(
 
 
 def notes(sources: Sequence[Source]) -> tuple[str, ...]:
-    """What is to be said of the models' files: tensors that no cell holds, groups that may fall."""
-    left = tuple(
+    """What is to be said of the models' files: tensors that no cell holds."""
+    return tuple(
         f"model {s.name!r}: its files also hold {brief(s.unread)}, which transformers does not load (computed anew, or of parts "
         "that answer no text): no cell holds them, and no size counts them"
         for s in sources
         if s.unread
     )
-    unseen = tuple(
-        f"model {s.name!r}: its sizes are not known before it is fetched; a default group size may fall then, and what its sizes "
-        "do not allow is refused"
-        for s in sources
-        if s.shape is None and s.of is None
-    )
-    return left + unseen
+
+
+def _pinned(model: Model) -> Model:
+    if model.repo is not None:
+        hub.check_address()
+    try:
+        return find.pinned(model)
+    except BadInput as error:
+        raise BadInput(f"{error}{find.meant(model)}") from None
+
+
+def out_of_reach(sources: Sequence[Source]) -> list[str]:
+    """A line for each model of the hub of which nothing is known here, because the hub cannot be asked."""
+    return [
+        f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and "
+        f"{hub.why_silent()}, so nothing is known of it here; a default group size may "
+        f"fall once its sizes are{find.meant(source.model)}"
+        for source in sources
+        if source.model.repo is not None and source.shape is None
+    ]
 
 
 def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:

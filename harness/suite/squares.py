@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
-from harness.methods.base import Method, running_of, running_values
+from harness.methods.base import Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Given, OriginKind, Quantized, Question, Scheme, Served, digest
@@ -40,12 +40,12 @@ class Frame:
 
 
 def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
-    """All squares of one model, its baseline first: the others need its answers. What the suite excludes is left out, and what a
-    group size that fell makes the same as another."""
+    """All squares of one model, its baseline first: the others need its answers. What a group size that fell makes the same as
+    another is left out."""
     seen: set[str] = set()
-    for square in _all(source, choices, frame):
+    for square in sorted(_all(source, choices, frame), key=lambda s: not (isinstance(s, PlannedCell) and s.baseline)):
         own = digest(square.cell.identity())
-        if own not in seen and not any(_matches(square.cell, pattern) for pattern in frame.suite.exclude):
+        if own not in seen:
             yield square
         seen.add(own)
 
@@ -64,7 +64,7 @@ def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Sq
 
 def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     """The source's weights, quantized here: unsupported where the method or a kernel does not take them."""
-    method, baseline = METHODS[choice.origin.scheme.method], choice.label == frame.suite.baseline
+    method, asked = METHODS[choice.origin.scheme.method], choice.label
     scheme, why = on(choice.origin.scheme, frame.texts, source)
     choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
@@ -73,6 +73,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     bpw = method.bits_per_weight(cell.scheme)
+    baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
     return PlannedCell(
         cell=cell,
         questions=frame.asked(source, "quantized", baseline=baseline),
@@ -166,21 +167,3 @@ def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
     if kernels.get(scheme.bits) == "none":
         return f"{method.name} has no way to run {scheme.bits:g} bits on {device}"
     return None
-
-
-def _matches(cell: Cell, pattern: Mapping[str, object]) -> bool:
-    """Whether a cell is one of those that an entry of `exclude` names, by what a suite may write of it."""
-    values: dict[str, object] = {
-        **cell.scheme.options,
-        **running_values(cell.running),
-        **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
-        **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),
-        "method": cell.method,
-        "bits": cell.bits,
-        "model": cell.model.name,
-    }
-    return all(_one_of(values.get(key), wanted) for key, wanted in pattern.items())
-
-
-def _one_of(value: object, wanted: object) -> bool:
-    return bool(value in wanted if isinstance(wanted, list) else value == wanted)

@@ -153,7 +153,8 @@ def test_the_plan_that_is_printed_says_it_in_one_line(folder: Path) -> None:
     printed = subprocess.run([*command], cwd=folder, capture_output=True, text=True, timeout=300, check=True).stdout
     assert (
         "calibration  mine: 128 rows of 512 tokens (65,536), sampled from the model itself (seed 0, temperature 1): no corpus of "
-        "the suite keeps a text apart from what is scored; also scored: the run will say (scored); for gptq 4-bit g128"
+        "the suite keeps a text apart from what is scored; "
+        "also scored, in runs of 50 characters: the run will say (scored); for gptq 4-bit g128"
     ) in printed
     data = subprocess.run([*command, "--json"], cwd=folder, capture_output=True, text=True, timeout=300, check=True).stdout
     (text,) = json.loads(data)["calibrated_on"]
