@@ -22,6 +22,7 @@ def test_the_suite_of_the_page_can_be_planned(user: User, hub: Hub, tmp_path: Pa
     for repo in ("Qwen/Qwen3-0.6B-Base", "HuggingFaceTB/SmolLM2-135M"):
         hub.model(repo).commit(checkpoint())
     hub.model("unsloth/Qwen3-0.6B-Base-GGUF").commit(written(tmp_path / "gguf", "Qwen3-0.6B-Base-Q4_K_M"))
+    hub.data_set("Salesforce/wikitext").commit({"README.md": b"# Texts"})
     cells = user.planned(user.folder / "shown.yaml")
     assert [c["cell"]["label"] for c in cells][-1] == "Qwen3-0.6B-Base-Q4_K_M.gguf gguf Q8_0"  # type: ignore[index]
     assert all(c["estimated_bytes"] for c in cells)

@@ -29,9 +29,11 @@ def tensors(seed: int = 0, layers: int = 2) -> dict[str, np.ndarray]:
     held = {"model.embed_tokens.weight": source.standard_normal((32, HIDDEN)).astype(np.float16)}
     for layer in range(layers):
         name = f"model.layers.{layer}"
-        held[f"{name}.self_attn.q_proj.weight"] = source.standard_normal((HIDDEN, HIDDEN)).astype(np.float16)
-        held[f"{name}.input_layernorm.weight"] = np.ones(HIDDEN, dtype=np.float16)
-    return held
+        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"):
+            held[f"{name}.{part}_proj.weight"] = source.standard_normal((HIDDEN, HIDDEN)).astype(np.float16)
+        for norm in ("input", "post_attention"):
+            held[f"{name}.{norm}_layernorm.weight"] = np.ones(HIDDEN, dtype=np.float16)
+    return {**held, "model.norm.weight": np.ones(HIDDEN, dtype=np.float16)}
 
 
 def config(layers: int = 2) -> bytes:
@@ -39,6 +41,8 @@ def config(layers: int = 2) -> bytes:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": HIDDEN,
+        "intermediate_size": HIDDEN,
+        "num_attention_heads": 4,
         "num_hidden_layers": layers,
         "vocab_size": 32,
         "tie_word_embeddings": True,

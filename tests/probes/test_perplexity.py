@@ -233,8 +233,8 @@ def test_a_corpus_shorter_than_a_window_is_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("definition", ["gptq-2048", "word", "llamacpp-x", "gptq"])
-def test_an_unknown_definition_is_bad_input_and_names_the_known(definition: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="gptq-64, llamacpp-64, rolling-word"):
+def test_an_unknown_definition_is_bad_input_and_names_the_nearest_or_all(definition: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"did you mean '(gptq|llamacpp)-64'|gptq-64, llamacpp-64, rolling-word"):
         PROBE.measure(session(tmp_path), corpus_question("perplexity", definition=definition))
 
 
