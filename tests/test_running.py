@@ -19,8 +19,11 @@ from harness.run import identity, runner, workspace
 from harness.spec import Cell, Given, Model, Quantized, Question, Running, Scheme, Served, to_json
 from harness.suite import matrix
 from harness.suite.plan import Plan
+from tests.right.cases import checkpoint
 
 WriteSuite = Callable[..., Path]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch")
 
 
 def test_cells_that_differ_in_running_alone_are_quantized_once_and_measured_each(write_suite: WriteSuite, tmp_path: Path) -> None:
@@ -46,17 +49,13 @@ def test_cells_that_differ_in_running_alone_are_quantized_once_and_measured_each
 
 @pytest.mark.parametrize(("method", "option", "values"), [("gguf", "kv_cache", "[f16, q8_0]"), ("openvino", "execution", "")])
 def test_the_kv_cache_of_llama_cpp_and_the_execution_mode_of_openvino_are_options_of_running(
-    method: str, option: str, values: str, tmp_path: Path, model_folder: Path
+    method: str, option: str, values: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "running.yaml"
+    path, folder = tmp_path / "running.yaml", checkpoint(tmp_path / "model")
     said = f"{option}: {values or '[performance, accuracy]'}"
     path.write_text(
-        f"name: x\nmodels: [{{path: {model_folder}}}]\nbaseline: fake 16-bit\nprobes: [size]\n"
+        f"name: x\nmodels: [{{path: {folder}}}]\nbaseline: fake 16-bit\nprobes: [size]\n"
         f"methods: {{fake: {{bits: 16}}, {method}: {{bits: 16, {said}}}}}\n"
-    )
-    config = json.loads((model_folder / "config.json").read_text())
-    (model_folder / "config.json").write_text(
-        json.dumps({**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"})
     )
     plan = matrix.plan(path, device="cpu")
     assert not plan.unsupported, plan.unsupported
