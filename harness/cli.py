@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
             advice = (
                 "free space, or choose other folders with --cache, --results and --report; everything measured so far is kept"
             )
-            said = f"error: {where}cannot be written ({error.strerror}); {advice}"
+            said = f"error: {where}cannot be read or written ({error.strerror}); {advice}"
             err.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
             sys.exit(EXIT_BAD_INPUT)
         traceback.print_exc()
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-"""A disk that is full, or a place that must not be written to: no bug of ours."""
+"""A disk that is full, or a place that must not be read or written: no bug of ours."""
 
 
 def _plan(suite: str, device: str | None, cache: Path, *, here: bool) -> Plan:

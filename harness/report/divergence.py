@@ -3,6 +3,7 @@ the baseline is sure of itself."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,7 @@ def section(view: View) -> Section | None:
         return None
     blocks = []
     for subject in found:
-        made = by_model(view, lambda model, subject=subject: _block(view, model, subject))  # type: ignore[misc]
+        made = by_model(view, functools.partial(_block, view, subject=subject))
         blocks += [el("h3", subject), *made] if len(found) > 1 and made else made
     if not blocks:
         return None

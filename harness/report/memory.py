@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from harness.metrics.memory import (
@@ -35,7 +36,7 @@ def section(view: View) -> Section | None:
     found = list(dict.fromkeys(s for metric, _ in (*PHASES, *SERVERS) for s in subjects(view, metric)))
     blocks: list[Markup] = []
     for subject in found:
-        made = by_model(view, lambda model, subject=subject: _block(view, model, subject))  # type: ignore[misc]
+        made = by_model(view, functools.partial(_block, view, subject=subject))
         blocks += [el("h3", _shape(subject)), *made] if made else []
     if not blocks:
         return None

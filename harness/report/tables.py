@@ -19,6 +19,7 @@ from harness.errors import BadInput
 from harness.frontier import Standing
 from harness.report.answer import offer
 from harness.report.cells import OK, CellView, Column
+from harness.report.markdown import text as in_markdown
 from harness.report.numbers import THIN, Display
 from harness.report.section import STATUS_WORDS, column_display, interval, number
 from harness.report.standing import headline
@@ -28,6 +29,9 @@ from harness.report.view import View
 T = TypeVar("T")
 MOST_IN_SUMMARY = 8
 """Lines of a summary's table of one model: what else stands on the frontier is counted."""
+
+_SENTENCE = 2000
+"""Characters of a sentence of ours that are written in Markdown; of a name far fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ def markdown(whole: View, shown: View, choice: Choice) -> bytes:
         entries += [_label(cell), *(_entry(cell, c, displays[c.key]) for c in columns)]
         lines.append(_row([*map(in_markdown, entries), _mark(standing, cell)]))
     note = frontier_words(whole)
-    return ("\n".join(lines) + (f"\n\n{in_markdown(note)}" if note else "") + "\n").encode()
+    return ("\n".join(lines) + (f"\n\n{in_markdown(note, _SENTENCE)}" if note else "") + "\n").encode()
 
 
 def latex(whole: View, shown: View, choice: Choice) -> bytes:
@@ -148,7 +152,7 @@ def summary(whole: View, shown: View, choice: Choice) -> bytes:
         cells = [c for c in shown.cells if c.model == given.model]
         told = [c for c in cells if c.baseline or c.id == given.pick or _mark(standing, c) == MARKS["frontier"]]
         name = f"**{in_markdown(given.model)}**: " if len(whole.models) > 1 else ""
-        parts.append(f"{name}{in_markdown(say(offered.candidates, offered.limits, given).pick)}")
+        parts.append(f"{name}{in_markdown(say(offered.candidates, offered.limits, given).pick, _SENTENCE)}")
         lines = [_row(["scheme", *(_headed(c, displays[c.key]) for c in columns)]), _row(["---", *(["---:"] * len(columns))])]
         for cell in told[:MOST_IN_SUMMARY]:
             label = in_markdown(_label(cell))
@@ -207,13 +211,6 @@ def _mark(standing: Mapping[str, Standing], cell: CellView) -> str:
 
 def _row(entries: Iterable[str]) -> str:
     return f"| {' | '.join(entries)} |"
-
-
-def in_markdown(written: str) -> str:
-    """A text as it is: Markdown would render HTML and emphasis."""
-    for character in "\\|*_`[]~":
-        written = written.replace(character, f"\\{character}")
-    return " ".join(plain(written.replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")).split(" "))
 
 
 _TEX = {

@@ -10,7 +10,8 @@ import pytest
 from harness import store
 from harness.errors import BadInput
 from harness.report.frame import EXPORTS
-from harness.report.tables import TABLES, Choice, in_latex, in_markdown, select
+from harness.report.markdown import text as in_markdown
+from harness.report.tables import TABLES, Choice, in_latex, select
 from harness.report.view import View, view
 from tests.report import synthetic
 
