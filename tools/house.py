@@ -40,6 +40,7 @@ LAYERS = (
     ),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
+    Layer(rooms=("gate",), why="judges stored runs against each other, and draws its page with the report's pieces"),
     Layer(
         rooms=("envs", "forecast", "report"),
         why="environments start children to try methods; forecast and report read the store, the forecast a plan besides",

@@ -18,6 +18,7 @@ from harness.stats.intervals import (
     wilson,
 )
 from harness.stats.multiplicity import benjamini_hochberg, e_benjamini_hochberg, holm
+from harness.stats.onesided import p_items_lost, p_mean_above_zero
 from harness.stats.paired import (
     Finding,
     Flips,
@@ -80,6 +81,8 @@ __all__ = [
     "median_ratio",
     "minimum_detectable_effect",
     "noninferior",
+    "p_items_lost",
+    "p_mean_above_zero",
     "paired_difference",
     "paired_items",
     "paired_test",

@@ -25,6 +25,12 @@ class t:
         found: Floats = np.asarray(special.stdtrit(freedom, level), dtype=np.float64)
         return found
 
+    @staticmethod
+    def sf(value: ArrayLike, freedom: ArrayLike) -> Floats:
+        """The upper tail, from the lower tail of the negative: exact far out."""
+        found: Floats = np.asarray(special.stdtr(freedom, -np.asarray(value, dtype=np.float64)), dtype=np.float64)
+        return found
+
 
 class binom:
     """Successes among `trials` of probability `share`."""

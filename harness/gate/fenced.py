@@ -1,0 +1,151 @@
+"""Latency and memory: numbers of a machine, judged by how far the same series has moved before.
+
+A change is news only if it is beyond the fence of the series' own past changes *and* the ratio to the baseline of the same run is
+beyond the fence of that ratio's: a slower night slows the baseline too. Numbers of unequal machines are not compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness import stats
+from harness.gate import compare
+from harness.gate.join import Asked, Side, Sides, judged
+from harness.gate.policy import Limit, Policy
+from harness.gate.samples import Unpaired
+from harness.gate.types import Figure, Finding, History
+from harness.series import machine_identity
+from harness.spec import Measurement, Metric
+from harness.stats import Fence
+
+Place = tuple[Sides, Side, Asked]
+"""Where a number stands: its run, its cell, its question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moved:
+    """ln(now / before), positive is worse, and the fence that it has to cross."""
+
+    by: float
+    fence: Fence
+
+    @property
+    def worse(self) -> bool:
+        return self.by > self.fence.worse
+
+    @property
+    def better(self) -> bool:
+        return -self.by > self.fence.better
+
+
+def judge(found: Finding, metric: Metric, before: Place, after: Place, history: History, policy: Policy) -> Finding:
+    """The verdict of a number of latency or memory that both runs hold. Unpaired where it cannot be compared."""
+    machines = [machine_identity(place[0].run.header.context) for place in (before, after)]
+    if machines[0] != machines[1]:
+        raise Unpaired("the two runs are of different machines, devices or numbers of threads")
+    assert found.before is not None
+    assert found.after is not None
+    square = found.square
+    series = history.get((square.identity, square.metric, square.subject, square.definition), ())
+    past = [night for night in series if night.machine == machines[1]]
+    limit = policy.limit(metric.name, "fenced")
+    own = _moved(metric, found.before.value, found.after.value, [p.value for p in past], limit)
+    found = replace(found, **_change(found.before, found.after, own, metric))
+    if after[1].baseline:
+        return replace(found, verdict="within noise", reason="the baseline's own: a note at the top says where it moved")
+    ratios = [_ratio(place, found, value) for place, value in ((before, found.before), (after, found.after))]
+    if ratios[0] is None or ratios[1] is None:
+        raise Unpaired("the baseline of the same run has no such number, so a slow machine cannot be told from a slow cell")
+    beside = _moved(metric, ratios[0], ratios[1], [p.value / p.baseline for p in past if p.baseline], limit)
+    apart = _apart(found.before, found.after)
+    if own.worse and beside.worse and apart:
+        return replace(found, verdict="regressed", reason=f"{beside.by:+.1%} against the same run's baseline (as logarithm)")
+    if own.better and beside.better and apart:
+        return replace(found, verdict="improved")
+    if own.worse:
+        why = "the baseline of the same run moved with it" if not beside.worse else "the two intervals meet"
+        return replace(found, verdict="within noise", reason=why)
+    return replace(found, verdict="within noise")
+
+
+def moved_baselines(before: Sides, now: Sides, history: History, policy: Policy) -> Iterator[str]:
+    """A sentence for each baseline whose own speed or memory is worse beyond its fence: the machine, or what all cells share."""
+    machines = [machine_identity(sides.run.header.context) for sides in (before, now)]
+    if machines[0] != machines[1]:
+        return
+    for identity, side in now.cells.items():
+        old = before.cells.get(identity)
+        if not side.baseline or old is None:
+            continue
+        for name, asked in old.asked.items():
+            again = side.asked.get(name)
+            for metric, kind, measurement in judged(asked, old, before):
+                sample = None if again is None else again.sample(metric.name, measurement.definition)
+                if kind != "fenced" or sample is None:
+                    continue
+                key = (identity, metric.name, asked.question.subject, measurement.definition)
+                past = [p.value for p in history.get(key, ()) if p.machine == machines[1]]
+                try:
+                    moved = _moved(metric, measurement.value, sample.value, past, policy.limit(metric.name, "fenced"))
+                except Unpaired:
+                    continue
+                if moved.worse:
+                    yield (
+                        f"the baseline itself moved: {metric.title.lower()} of {side.cell.name}, {asked.question.subject}, "
+                        f"{math.expm1(moved.by):+.0%}: the machine, or what all cells share"
+                    )
+
+
+def _moved(metric: Metric, before: float, after: float, past: Sequence[float], limit: Limit) -> _Moved:
+    """How far a number moved, and the fence made of the changes between its past nights."""
+    by = compare.relative(metric, before, after)
+    good = [value for value in past if value > 0]
+    steps = [compare.relative(metric, old, new) for old, new in itertools.pairwise(good)]
+    fence = stats.fence(steps, default=math.log1p(limit.short_history), floor=math.log1p(limit.magnitude))
+    return _Moved(by=by, fence=fence)
+
+
+def _change(before: Figure, after: Figure, own: _Moved, metric: Metric) -> Mapping[str, object]:
+    """The fields of a finding that say what changed, as shares of what it was."""
+    whence = (
+        f"the fence of {own.fence.changes} past changes (third quartile and three interquartile ranges)"
+        if own.fence.source == "history"
+        else f"the policy's limit for short histories ({own.fence.changes} past changes)"
+    )
+    return {
+        "change": math.expm1(own.by),
+        "change_unit": "share",
+        "threshold": math.expm1(own.fence.worse),
+        "threshold_from": whence,
+        "factor": abs(own.by) / own.fence.worse,
+        **_limits(before, after, higher=metric.better == "higher"),
+    }
+
+
+def _limits(before: Figure, after: Figure, *, higher: bool) -> Mapping[str, float]:
+    """Limits of the relative change from those of both numbers, wide enough for either; none where a number has none."""
+    if higher or before.low is None or before.high is None or after.low is None or after.high is None:
+        return {}
+    if min(before.low, after.low) <= 0:
+        return {}
+    return {"low": after.low / before.high - 1, "high": after.high / before.low - 1}
+
+
+def _apart(before: Figure, after: Figure) -> bool:
+    """Whether the two intervals do not meet; numbers without one are points."""
+    ends = [(f.value if f.low is None else f.low, f.value if f.high is None else f.high) for f in (before, after)]
+    return ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0]
+
+
+def _ratio(place: Place, found: Finding, figure: Figure) -> float | None:
+    """The number over that of the same run's baseline under the same question."""
+    sides, side, asked = place
+    base = sides.baseline_of(side)
+    sample: Measurement | None = None
+    if base is not None:
+        same = next((a for a in base.asked.values() if a.question == asked.question), None)
+        sample = None if same is None else same.sample(found.square.metric, found.square.definition)
+    return figure.value / sample.value if sample is not None and sample.value > 0 else None
