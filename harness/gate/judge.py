@@ -359,8 +359,8 @@ def _verdict(draft: _Draft, worse: float, better: float, policy: Policy) -> Find
         low=change.low,
         high=change.high,
         change_unit=change.unit,
-        p=change.worse if tested else None,
-        adjusted=worse if tested else None,
+        p=min(change.worse, change.better) if tested else None,
+        adjusted=(worse if change.value >= 0 else better) if tested else None,
         factor=None if not noise else abs(change.value) / noise,
         flips=change.flips,
     )
