@@ -60,7 +60,7 @@ def test_what_did_not_change_or_is_not_finite_says_nothing() -> None:
 
 
 def test_far_out_tails_are_not_rounded_to_zero() -> None:
-    change = np.random.default_rng(4).normal(3, 1.0, size=(30, 1))
+    change = np.random.default_rng(4).normal(4, 1.0, size=(30, 1))
     assert 0 < p_mean_above_zero(change) < 1e-15
 
 
