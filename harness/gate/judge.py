@@ -39,7 +39,7 @@ _FAMILY: Mapping[Kind, Family] = {"items": "task", "losses": "text", "tokens": "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
+class Draft:
     """A finding before multiplicity is known. `change` is None where the verdict stands already."""
 
     finding: Finding
@@ -59,7 +59,7 @@ def gate(
     if third is not None:
         long_ago = sides(third)
         drafts += [d for d in _Pairing(long_ago, now, policy, {}, "accepted").drafts() if d.change is not None]
-    findings = _judged(drafts, policy, candidate.header.started_at)
+    findings = verdicts(drafts, policy, candidate.header.started_at)
     if third is not None:
         findings = _with_accepted(findings, newer=third.header.started_at > base.header.started_at)
     return GateReport(
@@ -104,7 +104,7 @@ class _Pairing:
         self.before, self.now = before, now
         self.policy, self.history, self.against = policy, history, against
 
-    def drafts(self) -> Iterator[_Draft]:
+    def drafts(self) -> Iterator[Draft]:
         """In the candidate's order of cells, then the cells that only the first run has."""
         for identity, side in self.now.cells.items():
             old = self.before.cells.get(identity)
@@ -113,7 +113,7 @@ class _Pairing:
             if identity not in self.now.cells:
                 yield from self._gone(old, self.now.unsupported.get(identity))
 
-    def _cell(self, old: Side, new: Side) -> Iterator[_Draft]:
+    def _cell(self, old: Side, new: Side) -> Iterator[Draft]:
         tasks: list[tuple[Asked, Asked, Metric, Measurement, Measurement]] = []
         met = set()
         for name, asked in old.asked.items():
@@ -125,12 +125,12 @@ class _Pairing:
                 met.add((asked.question.probe, asked.question.subject, metric.name))
                 stub = Finding(square=square, kind=kind, verdict="missing", against=self.against, before=figure(measurement))
                 if again is None or after is None:
-                    yield _Draft(finding=_without_answer(stub, asked, again))
+                    yield Draft(finding=_without_answer(stub, asked, again))
                     continue
                 stub = replace(stub, after=figure(after), keys=() if again.record is None else (again.record.key,))
                 if same is None or (why := _versions_apart(asked, again)):
                     why = options_apart(asked.question, again.question) if same is None else why
-                    yield _Draft(finding=replace(stub, verdict="not comparable", reason=f"the question is another one ({why})"))
+                    yield Draft(finding=replace(stub, verdict="not comparable", reason=f"the question is another one ({why})"))
                     continue
                 if kind == "items":
                     tasks.append((asked, again, metric, measurement, after))
@@ -148,13 +148,13 @@ class _Pairing:
         new: Side,
         before: tuple[Asked, Measurement],
         after: tuple[Asked, Measurement],
-    ) -> _Draft:
+    ) -> Draft:
         first, second = (self.before.run, before[1]), (self.now.run, after[1])
         try:
             if stub.kind == "fenced":
                 if self.against == "accepted":
-                    return _Draft(finding=replace(stub, verdict="within noise"))
-                return _Draft(
+                    return Draft(finding=replace(stub, verdict="within noise"))
+                return Draft(
                     finding=fenced.judge(
                         stub, metric, (self.before, old, before[0]), (self.now, new, after[0]), self.history, self.policy
                     )
@@ -170,11 +170,11 @@ class _Pairing:
                 change = compare.exact(metric, before[1].value, after[1].value)
         except Unpaired as why:
             if before[1].blob is None and after[1].blob is None and before[1].value == after[1].value:
-                return _Draft(finding=replace(stub, verdict="within noise", reason="equal; no raw samples are kept of it"))
-            return _Draft(finding=replace(stub, verdict="not comparable", reason=str(why)))
+                return Draft(finding=replace(stub, verdict="within noise", reason="equal; no raw samples are kept of it"))
+            return Draft(finding=replace(stub, verdict="not comparable", reason=str(why)))
         limit, whence = self._threshold(stub, metric, new)
         stub = replace(stub, threshold=limit, threshold_from=whence)
-        return _Draft(finding=stub, family=_FAMILY[stub.kind], change=change)
+        return Draft(finding=stub, family=_FAMILY[stub.kind], change=change)
 
     def _threshold(self, stub: Finding, metric: Metric, new: Side) -> tuple[float, str]:
         """What a change must reach, and where that comes from. A divergence at the noise floor is the execution's, not the
@@ -196,7 +196,7 @@ class _Pairing:
                 return max(limit, floor / stub.before.value), "the noise floor: both are within twice of it"
         return limit, whence
 
-    def _mean(self, new: Side, tasks: Sequence[tuple[Asked, Asked, Metric, Measurement, Measurement]]) -> Iterator[_Draft]:
+    def _mean(self, new: Side, tasks: Sequence[tuple[Asked, Asked, Metric, Measurement, Measurement]]) -> Iterator[Draft]:
         """All tasks of a cell together: the most powerful look at its accuracy."""
         if len(tasks) < 2:
             return
@@ -227,9 +227,9 @@ class _Pairing:
             after=Figure(value=sums[1], n=n), keys=tuple(keys), reason=reason,
             threshold=self.policy.limit(MEAN_ACCURACY, "items").magnitude, threshold_from=self.policy.whence(MEAN_ACCURACY),
         )  # fmt: skip
-        yield _Draft(finding=stub, family="mean", change=compare.of_items(paired))
+        yield Draft(finding=stub, family="mean", change=compare.of_items(paired))
 
-    def _kernels(self, old: Side, new: Side) -> Iterator[_Draft]:
+    def _kernels(self, old: Side, new: Side) -> Iterator[Draft]:
         """The kernels that ran, which nobody may exchange unnoticed."""
         ran = [causes.kernels(side) for side in (old, new)]
         if not all(ran) or self.against == "accepted":
@@ -241,7 +241,7 @@ class _Pairing:
             subject="", definition="read from the loaded model after a forward pass", unit="", baseline=new.baseline,
         )  # fmt: skip
         moved = ran[0] != ran[1]
-        yield _Draft(
+        yield Draft(
             finding=Finding(
                 square=square, kind="exact", verdict="regressed" if moved else "within noise",
                 reason=f"{said[0]} before, {said[1]} now" if moved else said[1],
@@ -250,7 +250,7 @@ class _Pairing:
             )
         )  # fmt: skip
 
-    def _new(self, side: Side, met: set[tuple[str, str, str]] | None = None) -> Iterator[_Draft]:
+    def _new(self, side: Side, met: set[tuple[str, str, str]] | None = None) -> Iterator[Draft]:
         """Squares that only the candidate has a number in."""
         if self.against == "accepted":
             return
@@ -259,9 +259,9 @@ class _Pairing:
                 if met is not None and (asked.question.probe, asked.question.subject, metric.name) in met:
                     continue
                 square = side.square(metric, asked.question, measurement.definition, measurement.unit)
-                yield _Draft(finding=Finding(square=square, kind=kind, verdict="new", after=figure(measurement)))
+                yield Draft(finding=Finding(square=square, kind=kind, verdict="new", after=figure(measurement)))
 
-    def _gone(self, old: Side, unsupported: str | None) -> Iterator[_Draft]:
+    def _gone(self, old: Side, unsupported: str | None) -> Iterator[Draft]:
         """Squares whose cell the candidate's plan does not have."""
         if self.against == "accepted":
             return
@@ -274,7 +274,7 @@ class _Pairing:
         for asked in old.asked.values():
             for metric, kind, measurement in judged(asked, old, self.before):
                 square = old.square(metric, asked.question, measurement.definition, measurement.unit)
-                yield _Draft(finding=Finding(square=square, kind=kind, verdict="missing", before=figure(measurement), reason=why))
+                yield Draft(finding=Finding(square=square, kind=kind, verdict="missing", before=figure(measurement), reason=why))
 
 
 def _alike(one: Side, other: Side) -> bool:
@@ -305,7 +305,7 @@ def _versions_apart(asked: Asked, again: Asked) -> str:
 # ---------------------------------------------------------------------------------------------------------------- significance
 
 
-def _judged(drafts: Sequence[_Draft], policy: Policy, started_at: str) -> list[Finding]:
+def verdicts(drafts: Sequence[Draft], policy: Policy, started_at: str) -> list[Finding]:
     """The drafts with verdicts: both directions are tested at the same rate, and only "worse" is an alarm."""
     worse, better = (_adjusted(drafts, side) for side in ("worse", "better"))
     return [
@@ -316,7 +316,7 @@ def _judged(drafts: Sequence[_Draft], policy: Policy, started_at: str) -> list[F
     ]
 
 
-def _adjusted(drafts: Sequence[_Draft], side: str) -> dict[int, float]:
+def _adjusted(drafts: Sequence[Draft], side: str) -> dict[int, float]:
     """p-values by draft that compare with alpha: corrected within their family, and for the family's share."""
     found: dict[int, float] = {}
     for family, share in SHARES.items():
@@ -327,7 +327,7 @@ def _adjusted(drafts: Sequence[_Draft], side: str) -> dict[int, float]:
     return found
 
 
-def _verdict(draft: _Draft, worse: float, better: float, policy: Policy) -> Finding:
+def _verdict(draft: Draft, worse: float, better: float, policy: Policy) -> Finding:
     found, change = draft.finding, draft.change
     if change is None:
         return found

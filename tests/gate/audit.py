@@ -1,0 +1,280 @@
+"""How often the gate cries wolf, and what it sees: by replay of real nights, and by simulation where the truth must be known.
+
+    python -m tests.gate.audit false-alarms RUN RUN [RUN ...] [--nights 1000]     nights in which nothing changed
+    python -m tests.gate.audit accuracy [--nights 2000]                           losses of accuracy, beside the limit
+    python -m tests.gate.audit rest RUN RUN [RUN ...] [--nights 200]              slower kernels, larger peaks, drifts
+
+RUNs are run files of one suite in which nothing was changed but what must not matter: threads, batch shapes, the hour. Each
+audited night draws two of them, the same resample of items and windows for both and for all cells (so that cells depend on each
+other as they really do), and latency and memory of a run at random, the baseline's of the same run with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from harness import stats, store
+from harness.gate import judge, samples
+from harness.gate.compare import Change
+from harness.gate.policy import MEAN_ACCURACY, Policy
+from harness.gate.samples import Floats
+from harness.gate.types import Finding, GateReport, Square
+from harness.spec import Answer, Measurement, Record
+from harness.store import Run
+
+TASKS = 6
+CELLS = 21
+"""Of `quick`: the matrix in which losses of accuracy are looked for."""
+
+
+# ------------------------------------------------------------------------------------------------------------ accuracy alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A loss of `points` of accuracy, with a share `flipping` of the `items` changing their answer."""
+
+    points: float
+    flipping: float
+    items: int
+
+
+LOSSES = tuple(
+    Loss(points=points, flipping=flipping, items=items)
+    for points in (1.0, 2.0, 3.0)
+    for flipping in (0.03, 0.06, 0.10)
+    for items in (1000, 2000, 5000)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """`found`: the share of nights in which the cell's mean accuracy is an alarm. `limit`: the power of the best paired test,
+    McNemar's exact one-sided test, at the level that it has when the same chance of a false alarm is shared out over the cells.
+    `same`: that test on the very nights that were drawn. `fixed`: of "recovery of at least 0.95". `unpaired`: of a two-proportion
+    test at that level."""
+
+    loss: Loss
+    found: float
+    limit: float
+    same: float
+    fixed: float
+    unpaired: float
+
+
+def accuracy_power(loss: Loss, *, nights: int, seed: int = 0, cells: int = CELLS, accuracy: float = 0.75) -> Power | None:
+    """One cell of a matrix loses, in the others as many items are won as lost. None where the loss is larger than the flips."""
+    share = loss.points / 100
+    if share > loss.flipping:
+        return None
+    rng = np.random.default_rng([seed, int(loss.points * 10), int(loss.flipping * 1000), loss.items])
+    level = Policy().alpha * judge.SHARES["mean"] / cells
+    lost_rate, won_rate = (loss.flipping + share) / 2, (loss.flipping - share) / 2
+    counts = rng.multinomial(loss.items, [lost_rate, won_rate, 1 - loss.flipping], size=nights)
+    hits = same = fixed = unpaired = 0
+    for lost, won, _ in counts:
+        others = rng.multinomial(loss.items, [loss.flipping / 2, loss.flipping / 2, 1 - loss.flipping], size=cells - 1)
+        drafts = [_draft(place, int(a), int(b), loss.items) for place, (a, b, _) in enumerate([(lost, won, 0), *others])]
+        hits += judge.verdicts(drafts, Policy(), "2026-11-21")[0].verdict == "regressed"
+        same += stats.p_items_lost([1.0] * int(lost) + [0.0] * int(won), [0.0] * int(lost) + [1.0] * int(won)) <= level
+        fixed += (accuracy * loss.items - lost + won) / (accuracy * loss.items) < 0.95
+        old, new = accuracy * loss.items, accuracy * loss.items - lost + won
+        pooled = (old + new) / (2 * loss.items)
+        z = (old - new) / math.sqrt(2 * loss.items * pooled * (1 - pooled))
+        unpaired += scipy_stats.norm.sf(z) <= level
+    return Power(
+        loss=loss,
+        found=hits / nights,
+        limit=_limit(loss, level),
+        same=same / nights,
+        fixed=fixed / nights,
+        unpaired=unpaired / nights,
+    )
+
+
+def _draft(place: int, lost: int, won: int, items: int) -> judge.Draft:
+    square = Square(
+        model="m",
+        label=f"c{place}",
+        identity=f"c{place}",
+        metric=MEAN_ACCURACY,
+        title="",
+        subject="",
+        definition="",
+        unit="share",
+    )
+    before, after = np.array([1.0] * lost + [0.0] * won), np.array([0.0] * lost + [1.0] * won)
+    change = Change(
+        value=100 * (lost - won) / items,
+        low=None,
+        high=None,
+        unit="points",
+        worse=stats.p_items_lost(before, after) if lost + won else 1.0,
+        better=stats.p_items_lost(after, before) if lost + won else 1.0,
+    )
+    stub = Finding(
+        square=square, kind="items", verdict="within noise", threshold=Policy().limit(MEAN_ACCURACY, "items").magnitude
+    )
+    return judge.Draft(finding=stub, family="mean", change=change)
+
+
+def _limit(loss: Loss, level: float) -> float:
+    """Exact power of the one-sided McNemar test, summed over the number of flips (Connor 1987)."""
+    flips = np.arange(1, loss.items + 1)
+    likely = scipy_stats.binom.pmf(flips, loss.items, loss.flipping)
+    kept = likely > 1e-12
+    flips, likely = flips[kept], likely[kept]
+    needed = scipy_stats.binom.isf(level, flips, 0.5) + 1  # the fewest lost that are significant
+    share = 0.5 * (1 + loss.points / 100 / loss.flipping)
+    return float(np.sum(likely * scipy_stats.binom.sf(needed - 1, flips, share)))
+
+
+# ------------------------------------------------------------------------------------------------------- replayed real nights
+
+
+class Replay:
+    """Nights drawn from real runs of one suite. Raw samples of a drawn night live in memory, under names of their content."""
+
+    def __init__(self, runs: Sequence[Run], seed: int) -> None:
+        self.runs = runs
+        self.rng = np.random.default_rng(seed)
+        self._blobs: dict[str, bytes] = {}
+        self._read = {(run.header.run, n): run.blob(n) for run in runs for r in run.records for n in _blobs(r)}
+
+    def night(self, run: Run, draw: int, *, change: Callable[[Record, Answer], Answer] | None = None, place: int = 0) -> Run:
+        """A run with its items and windows resampled by `draw`, the same for all cells and all runs, and with the latencies and
+        peaks of a run at random."""
+        whose = int(self.rng.integers(len(self.runs)))
+        beside = {(repr(r.cell), repr(r.question)): r for r in self.runs[whose].records}
+        records = []
+        for record in run.records:
+            if record.answer is None:
+                records.append(record)
+                continue
+            source = record
+            if record.question.probe in ("latency", "memory"):
+                source = beside.get((repr(record.cell), repr(record.question)), record)
+                source = record if source.answer is None else source
+            assert source.answer is not None
+            answer = source.answer
+            answer = replace(answer, measurements=tuple(self._drawn(run, record, m, draw) for m in answer.measurements))
+            records.append(replace(record, answer=answer if change is None else change(record, answer)))
+        header = replace(run.header, run=f"night-{draw}-{place}", context=self.runs[0].header.context)
+        return replace(run, records=tuple(records), header=header)
+
+    def _drawn(self, run: Run, record: Record, m: Measurement, draw: int) -> Measurement:
+        if m.blob is None or m.metric not in ("accuracy", "perplexity", "kl_mean"):
+            return m
+        data = self._read[run.header.run, m.blob]
+        rng = np.random.default_rng([draw, *record.question.subject.encode()])
+        if m.metric == "accuracy":
+            items = samples.items(data)
+            order = rng.integers(len(items.ids), size=len(items.ids))
+            rows = [{"id": str(i), "correct": float(items.correct[place])} for i, place in enumerate(order)]
+            return replace(
+                m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(items.correct[order].mean())
+            )
+        table = samples.windows(data)
+        table = table[rng.integers(len(table), size=len(table))]
+        return replace(m, blob=self.keep(npy(table), "npy"))
+
+    def keep(self, data: bytes, extension: str) -> str:
+        import hashlib
+
+        name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
+        self._blobs[name] = data
+        return name
+
+    def gate(self, before: Run, after: Run) -> GateReport:
+        with mock.patch.object(store, "read_blob", lambda _folder, name: self._blobs[name]):
+            report = judge.gate(before, after)
+        self._blobs.clear()
+        return report
+
+
+def npy(table: Floats) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, table.astype(np.float32), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _blobs(record: Record) -> set[str]:
+    return set() if record.answer is None else {m.blob for m in record.answer.measurements if m.blob is not None}
+
+
+def false_alarms(runs: Sequence[Run], *, nights: int, seed: int = 0) -> Iterator[GateReport]:
+    """Reports of nights in which nothing changed."""
+    replay = Replay(runs, seed)
+    pairs = list(itertools.permutations(range(len(runs)), 2))
+    for draw in range(nights):
+        first, second = pairs[int(replay.rng.integers(len(pairs)))]
+        yield replay.gate(replay.night(runs[first], draw), replay.night(runs[second], draw, place=1))
+
+
+# ------------------------------------------------------------------------------------------------------------------ as a program
+
+
+def _print_accuracy(nights: int) -> None:
+    print(
+        "| loss, points | flipping | items | found | limit of a paired test | found / that test on the same nights | recovery < 0.95 | unpaired test |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for loss in LOSSES:
+        power = accuracy_power(loss, nights=nights)
+        head = f"| {loss.points:g} | {loss.flipping:.0%} | {loss.items:,} |"
+        if power is None:
+            print(f"{head} impossible: more lost than flips | | | | |")
+            continue
+        ratio = power.found / power.same if power.same else math.nan
+        print(
+            f"{head} {power.found:.3f} | {power.limit:.3f} | {ratio:.3f} | {power.fixed:.3f} | {power.unpaired:.3f} |", flush=True
+        )
+
+
+def _print_false_alarms(paths: Sequence[Path], nights: int) -> None:
+    runs = [store.read(path) for path in paths]
+    reports, red, tests = 0, [], 0
+    for report in false_alarms(runs, nights=nights):
+        reports, tests = reports + 1, report.tests
+        red += [] if not report.alarms else [[f.square.name for f in report.alarms]]
+        if reports % 50 == 0:
+            print(f"{reports} nights, {len(red)} with an alarm", file=sys.stderr, flush=True)
+    low, high = clopper_pearson(len(red), reports)
+    print(f"{len(red)} of {reports} nights with a false alarm ({len(red) / reports:.2%}; 99 % {low:.2%} to {high:.2%})")
+    print(f"{tests} tests with a p-value in a night, {sum(len(r) for r in red)} squares in all:")
+    for name in sorted({name for r in red for name in r}):
+        print(f"  {sum(name in r for r in red)} x {name}")
+
+
+def clopper_pearson(hits: int, trials: int, level: float = 0.99) -> tuple[float, float]:
+    interval = scipy_stats.binomtest(hits, trials).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["false-alarms", "accuracy"])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--nights", type=int, default=1000)
+    asked = parser.parse_args(arguments)
+    if asked.what == "accuracy":
+        _print_accuracy(asked.nights)
+    else:
+        _print_false_alarms(asked.runs, asked.nights)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
