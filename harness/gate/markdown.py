@@ -29,7 +29,7 @@ _ROWS = (50, 20, 5)
 """Rows of one table at most: the most that fit."""
 
 _RELIABLE = ("kl_mean", "mean_accuracy", "perplexity", "accuracy", "task_score")
-"""The metric that stands open: the first of these that was compared. Divergence sees more than accuracy; speed is the least sure."""
+"""The metric that stands open: the first of these that was compared. Divergence sees more than accuracy."""
 
 _RESERVE = 400
 """Bytes kept for the sentence that says what was cut."""

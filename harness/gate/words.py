@@ -249,10 +249,10 @@ def threshold(f: Finding) -> str:
 
 
 def tested(f: Finding) -> str:
-    """`p 3e-6, 7e-4 over all tests`."""
+    """`p 3e-6 (corrected 7e-4)`."""
     if f.p is None:
         return ""
-    return f"p {probability(f.p)}" + ("" if f.adjusted is None else f", {probability(f.adjusted)} over all tests")
+    return f"p {probability(f.p)}" + ("" if f.adjusted is None else f" (corrected {probability(f.adjusted)})")
 
 
 def probability(p: float) -> str:
