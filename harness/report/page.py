@@ -20,6 +20,8 @@ from harness.report.section import Section, shapes
 from harness.report.view import View
 
 STYLES = ("report.css", "sections.css", "explore.css")
+NO_SCRIPT = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""The policy of pages that need no script."""
 SCRIPTS = ("decide.js", "chart.js", "explore.js", "report.js", "sections.js")
 """Of `assets/`, in the order in which they are read: each uses those before it. The scripts are one, which waits for its data."""
 
@@ -39,7 +41,23 @@ def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | 
     plotly = None if shared else _inert(library().decode())
     script = f'(async () => {{\n"use strict";\n{"".join(map(_asset, SCRIPTS))}}})();\n'
     policy = _policy(script, shared=True) if plotly is None else _policy(plotly, script)
-    title = view.title or view.suite or view.run
+    body = el(
+        "body",
+        navigation(sections),
+        shapes(),
+        main(sections),
+        el("div", id="tip", role="tooltip", hidden=True),
+        data_block("data", payload(view)),
+        data_block("offer", offered),
+        el("script", src=shared) if plotly is None else packed_block("plotly", plotly),
+        el("script", raw(script)),
+    )
+    return document(view.title or view.suite or view.run, policy, body)
+
+
+def document(title: str, policy: str, body: Markup, *, style: str = "") -> bytes:
+    """A whole page around its body: in the look of the report, closed to the network by `policy`. `style`: what it needs beside
+    the report's own style sheets, a literal of this package."""
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -49,26 +67,21 @@ def page(view: View, offered: Offer, sections: Sequence[Section], shared: str | 
         el("meta", name="referrer", content="no-referrer"),
         el("meta", name="generator", content="quant-harness"),
         el("title", f"{title} · quant-harness"),
-        el("style", raw("".join(map(_asset, STYLES)))),
-    )
-    links = [el("a", s.nav, href=f"#{s.id}") for s in sections]
-    body = el(
-        "body",
-        el("a", "Skip to the results", href=f"#{sections[0].id}" if sections else "#main", cls="skip"),
-        el(
-            "nav",
-            el("div", el("span", "quant-harness", cls="brand"), el("div", *links, cls="links"), cls="wide"),
-            aria_label="Sections",
-        ),
-        shapes(),
-        el("main", *(_section(s, first=i == 0) for i, s in enumerate(sections)), id="main"),
-        el("div", id="tip", role="tooltip", hidden=True),
-        data_block("data", payload(view)),
-        data_block("offer", offered),
-        el("script", src=shared) if plotly is None else packed_block("plotly", plotly),
-        el("script", raw(script)),
+        el("style", raw("".join(map(_asset, STYLES)) + style)),
     )
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
+
+
+def navigation(sections: Sequence[Section]) -> Markup:
+    """The bar at the top, and before it the link that skips it."""
+    skip = el("a", "Skip to the results", href=f"#{sections[0].id}" if sections else "#main", cls="skip")
+    links = el("div", *(el("a", s.nav, href=f"#{s.id}") for s in sections), cls="links")
+    bar = el("div", el("span", "quant-harness", cls="brand"), links, cls="wide")
+    return join(skip, el("nav", bar, aria_label="Sections"))
+
+
+def main(sections: Sequence[Section]) -> Markup:
+    return el("main", *(_section(s, first=i == 0) for i, s in enumerate(sections)), id="main")
 
 
 def _section(section: Section, first: bool) -> Markup:

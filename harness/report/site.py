@@ -10,14 +10,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 from harness.decide import say
 from harness.errors import BadInput
 from harness.report import page, render_view
 from harness.report.answer import Offer, offer
 from harness.report.frame import EXPORTS
-from harness.report.markup import Markup, el, join, raw
+from harness.report.markup import Markup, el, join
 from harness.report.view import View
 
 MARKER = "quant-harness-site.txt"
@@ -69,25 +68,10 @@ def _index(folders: dict[str, View], offers: dict[str, Offer]) -> bytes:
     suites: dict[str, list[str]] = {}
     for folder, view in folders.items():
         suites.setdefault(view.suite, []).append(folder)
-    style = join(*(raw(_asset(name)) for name in page.STYLES))
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        raw(
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-            "base-uri 'none'; form-action 'none'\">"
-        ),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("meta", name="referrer", content="no-referrer"),
-        el("meta", name="generator", content="quant-harness"),
-        el("title", "Measured quantizations · quant-harness"),
-        el("style", style),
-    )
     lead = el("p", f"{_count(len(folders), 'run')} of {_count(len(suites), 'suite')}.", cls="lead")
     parts = [_suite(name, [(f, folders[f], offers[f]) for f in reversed(runs)]) for name, runs in suites.items()]
     body = el("body", el("main", el("h1", "Measured quantizations"), lead, *parts, id="main"))
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n".encode()
+    return page.document("Measured quantizations", page.NO_SCRIPT, body)
 
 
 def _suite(name: str, runs: Sequence[tuple[str, View, Offer]]) -> Markup:
@@ -128,7 +112,3 @@ def _when(view: View) -> Markup:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _asset(name: str) -> str:
-    return (resources.files("harness.report") / "assets" / name).read_text(encoding="utf-8")
