@@ -10,6 +10,7 @@ These three and `__version__` are the public interface; everything else may chan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +35,11 @@ def run(
     fresh: bool = False,
     retry_failed: bool = False,
     threads: int | None = None,
+    only: Sequence[str] = (),
 ) -> Path:
     """Runs a suite (file, or name of a built-in one) and returns the run file. The arguments are the options of `quant-harness
-    run`: `cache` is the folder of artifacts, `fresh` begins a new run, `retry_failed` asks again what failed.
+    run`: `cache` is the folder of artifacts, `fresh` begins a new run, `retry_failed` asks again what failed, `only` names some
+    questions by key or name.
 
     Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
     from harness.run import runner, workspace
@@ -51,6 +54,7 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         threads=threads,
+        only=tuple(only),
     )
     return runner.run(planned, settings)
 

@@ -69,9 +69,20 @@ ThreadsOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
 
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="KEY",
+        help="Ask this question and no other: a key of `plan --json` or `results` (8 digits are enough), or a name as in "
+        "'MODEL / CELL: PROBE SUBJECT' or 'MODEL / CELL'; may be repeated.",
+    ),
+]
+
 
 @app.command(
-    epilog="Examples: quant-harness run quick · quant-harness run my.yaml --device cuda --results nightly/results",
+    epilog="Examples: quant-harness run quick · quant-harness run my.yaml --device cuda --results nightly/results · "
+    "quant-harness run quick --only 'reference / rtn 4-bit' --fresh",
 )
 def run(
     suite: SuiteArgument,
@@ -84,18 +95,26 @@ def run(
         bool, typer.Option("--fresh", help="Ask every question again, into a new run file; keep artifacts.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
+    only: OnlyOption = None,
 ) -> None:
-    """Run a suite (or go on where it was stopped), then write its report."""
+    """Run a suite (or go on where it was stopped), then write its report.
+
+    With --only, its run file goes into results/SUITE/confirm, where no gate and no report takes it for a whole run, and a report
+    is written where --report names one."""
     from harness.run import runner, workspace
 
     cache = cache or workspace.default_cache()
     workspace.check_writable(results, "--results")
     workspace.check_writable(cache, "--cache")
     planned = _plan(suite, device, cache, here=True)
-    target = report or Path("reports") / f"{planned.suite.name}.html"
-    _check_writable(target)
-    _list_unsupported(planned)
-    settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads)
+    target = report or (None if only else Path("reports") / f"{planned.suite.name}.html")
+    if target is not None:
+        _check_writable(target)
+    if not only:
+        _list_unsupported(planned)
+    settings = runner.Settings(
+        results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads, only=tuple(only or ())
+    )
     started = time.monotonic()
     try:
         with cli_progress.Progress() as progress:
@@ -103,7 +122,8 @@ def run(
     except KeyboardInterrupt:
         err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    _write_report([path], target)
+    if target is not None:
+        _write_report([path], target)
     from harness import store
     from harness.forecast import words
     from harness.report import failed, terminal_table
@@ -114,7 +134,8 @@ def run(
     for line in failed.lines(shown):
         cli_env.say(line)
     out.print(f"results  {path}", soft_wrap=True, highlight=False)
-    out.print(f"report   {target}", soft_wrap=True, highlight=False)
+    if target is not None:
+        out.print(f"report   {target}", soft_wrap=True, highlight=False)
     took = f"{words.clock(time.monotonic() - started)}{words.against(progress.expected)}"
     out.print(f"took     {took}", highlight=False, soft_wrap=True)
     if failed.all_on_bad_input(shown):
@@ -153,6 +174,7 @@ def plan(
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
         asked = to_json(planned.record(weights={}))
         del asked["weights"]  # known once the models are here
+        expect.add_keys(asked, planned, cache=cache)
         missing = [{"packages": m.packages, "install": m.install, "cells": cells} for m, cells in _missing(planned).items()]
         known = {"environments": wanted, "missing": missing, "forecast": to_json(forecast)}
         data = {"device": planned.device, **asked, **known}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,12 +57,19 @@ def verify(
 
 def check(results: Path) -> Iterator[Checked]:
     """Every run file at or below `results`, in the order of their names. BadInput where there is none."""
-    paths = [results] if results.is_file() else sorted([*results.glob("*.jsonl"), *results.glob("*/*.jsonl")])
+    paths = [results] if results.is_file() else sorted(_run_files(results))
     if not paths:
         raise BadInput(f"{results}: holds no results (*.jsonl); make some with: quant-harness run SUITE")
     seen: dict[tuple[Path, str], str] = {}
     for path in paths:
         yield _checked(path, seen)
+
+
+def _run_files(results: Path) -> Iterator[Path]:
+    """Every run file below a folder: whole runs, and those that were asked some questions only."""
+    for where, folders, names in os.walk(results):
+        folders[:] = [name for name in folders if name != "blobs"]
+        yield from (Path(where) / name for name in names if name.endswith(".jsonl"))
 
 
 def _checked(path: Path, seen: dict[tuple[Path, str], str]) -> Checked:

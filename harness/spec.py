@@ -383,7 +383,8 @@ class PlanRecord:
     """What a run was asked: all that decides what the report must draw. `suite` is the suite file as checked, `baseline` a
     scheme's label, `commands` make the run again, `weights` are the digests of the models by name, `probes` those of other
     packages, `source_grids` the grids of models that were quantized before, by name, `calibrated_on` the texts that cells are
-    calibrated on, `notes` what is to be said of it as a whole."""
+    calibrated on, `notes` what is to be said of it as a whole. `only`: keys or names of the questions that were asked by
+    themselves (run/only.py); such a run is no whole one of its suite, whatever it holds."""
 
     suite: Mapping[str, Json] = field(default_factory=dict)
     baseline: str = ""
@@ -395,6 +396,7 @@ class PlanRecord:
     source_grids: Mapping[str, SourceGrid] = field(default_factory=dict)
     calibrated_on: tuple[CalibrationText, ...] = ()
     notes: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,10 +34,12 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """One line each: where the artifact lies and how it is loaded; with which text it was calibrated."""
+    """One line each: where the artifact lies and how it is loaded; with which text it was calibrated; the command that asks all
+    of the cell's questions once more and none else."""
 
     loaded: str
     calibrated: str
+    replay: str
 
 
 def offer(view: View) -> Offer:
@@ -46,7 +48,9 @@ def offer(view: View) -> Offer:
     loss: Kind = "pp" if on_tasks else "kl"
     limits = Limits(loss=loss, max_loss=MARGIN_POINTS if on_tasks else MARGIN_NATS, binary=True)
     cells = tuple(candidates(view))
-    facts = {c.id: Facts(loaded=_loaded(view, c), calibrated=_calibrated(view, c)) for c in view.cells}
+    facts = {
+        c.id: Facts(loaded=_loaded(view, c), calibrated=_calibrated(view, c), replay=replay_command(view, c)) for c in view.cells
+    }
     return Offer(candidates=cells, limits=limits, decision=decide(cells, limits), facts=facts)
 
 
@@ -119,6 +123,12 @@ def _loaded(view: View, cell: CellView) -> str:
         return f"behind a server; nothing of it lies here. Answered through {engine}."
     where = "the source's own weights" if cell.cell.bits >= 16 else "in the run's cache"
     return f"{where}; loaded by {engine}{kernels}. As a folder: {export_command(view, cell)}"
+
+
+def replay_command(view: View, cell: CellView) -> str:
+    """The command that asks all of the cell's questions once more, and none else; empty where no command was stored."""
+    runs = [command for command in view.commands if command.startswith("quant-harness run ")]
+    return f"{runs[-1].partition(' --only ')[0]} --only {quoted(cell.cell.name)} --fresh" if runs else ""
 
 
 def export_command(view: View, cell: CellView) -> str:

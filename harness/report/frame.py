@@ -1,7 +1,8 @@
 """Stored results as a tidy table: one row per cell and metric, derived comparisons included, and its exports.
 
-Columns: model, method, bits, scheme, metric, subject, definition, value, low, high, n, unit, status. A failed or missing question
-keeps its rows: value NaN, `status` the failure's kind or "not run". Values are as stored (bytes, seconds, fractions), never
+Columns: model, method, bits, scheme, metric, subject, definition, value, low, high, n, unit, status, key. A failed or missing
+question keeps its rows: value NaN, `status` the failure's kind or "not run". `key` is the record's, which `run --only` takes;
+empty where there is no record, or where a number is made of several. Values are as stored (bytes, seconds, fractions), never
 rounded, so that a notebook computes from what was measured.
 """
 
@@ -14,14 +15,29 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from harness.report.cells import ABSENT, BASELINE
+from harness.report.cells import ABSENT, BASELINE, CellView, Column
 from harness.report.view import View, view
 from harness.store import Run
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = ("model", "method", "bits", "scheme", "metric", "subject", "definition", "value", "low", "high", "n", "unit", "status")
+COLUMNS = (
+    "model",
+    "method",
+    "bits",
+    "scheme",
+    "metric",
+    "subject",
+    "definition",
+    "value",
+    "low",
+    "high",
+    "n",
+    "unit",
+    "status",
+    "key",
+)
 
 
 def frame(run: Run) -> pandas.DataFrame:
@@ -29,7 +45,7 @@ def frame(run: Run) -> pandas.DataFrame:
     return frame_of(view(run))
 
 
-Row: TypeAlias = tuple[str, str, float, str, str, str, str, float, float | None, float | None, int | None, str, str]
+Row: TypeAlias = tuple[str, str, float, str, str, str, str, float, float | None, float | None, int | None, str, str, str]
 """One cell and metric, in the order of COLUMNS."""
 
 
@@ -49,12 +65,26 @@ def rows_of(shown: View) -> list[Row]:
             value.n,
             column.metric.unit,
             value.status,
+            _key(cell, column),
         )
         for cell in shown.cells
         for column in shown.columns
         # the baseline is not compared with itself, and what an answer never holds is no missing number
         if (value := cell.values[column.key]).status not in {ABSENT, BASELINE}
     ]
+
+
+def _key(cell: CellView, column: Column) -> str:
+    """The key of the one record that the number rests on: the answer of the column's probe, or for what is derived the cell's
+    answer about the same subject."""
+    keys = [
+        outcome.record.key
+        for outcome in cell.outcomes
+        if outcome.record is not None
+        and outcome.question.subject == column.subject
+        and (outcome.question.probe == column.probe or (column.derived and any(m.samples for m in outcome.metrics)))
+    ]
+    return keys[0] if len(keys) == 1 else ""
 
 
 def frame_of(shown: View) -> pandas.DataFrame:

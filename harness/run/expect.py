@@ -9,8 +9,9 @@ from harness.forecast import history
 from harness.forecast.estimate import Forecast, forecast
 from harness.measure import machine, rate
 from harness.run import identity, left
+from harness.run.only import question_name
 from harness.run.recorder import same_context
-from harness.spec import Question
+from harness.spec import Json, Question
 from harness.suite.plan import Plan
 
 CHANGES_NUMBERS = False
@@ -36,3 +37,13 @@ def _unanswered(inputs: identity.Inputs, results: Path, threads: int) -> list[tu
     path = same_context(results / plan.suite.name, context)
     stored = set() if path is None else {record.key for record in store.read(path).records}
     return [tuple(q for q in p.questions if inputs.key(p.cell, q) not in stored) for p in plan.cells]
+
+
+def add_keys(asked: Json, plan: Plan, *, cache: Path) -> None:
+    """Puts into the plan's JSON, beside each question, its `name` and its `key`, by either of which `run --only` asks it. The key
+    is null where a model or a text is not here yet: it is a digest of these."""
+    inputs = identity.at_hand(plan, cache.expanduser().resolve())
+    for planned, shown in zip(plan.cells, asked["cells"], strict=True):
+        for question, row in zip(planned.questions, shown["questions"], strict=True):
+            row["name"] = question_name(planned.cell, question)
+            row["key"] = None if inputs is None else inputs.key(planned.cell, question)

@@ -36,7 +36,7 @@ from harness.spec import (
     Served,
     to_json,
 )
-from harness.suite.plan import PlannedCell
+from harness.suite.plan import Plan, PlannedCell
 
 
 class Recorder:
@@ -45,13 +45,15 @@ class Recorder:
     def __init__(
         self, inputs: Inputs, servers: Servers, observer: Observer, *, context: RunContext, folder: Path, fresh: bool
     ) -> None:
-        """Goes on with the newest run file in `folder` of the same context, or begins one; always begins one with `fresh`."""
+        """Goes on with the newest run file in `folder` of the same context, or begins one; always begins one with `fresh`. Where
+        the plan holds some questions of a suite only, with one that was asked the same questions."""
         self._inputs = inputs
         self._servers = servers
         self._observer = observer
         self.context = context
         self._context = context.digest
-        path = (None if fresh else same_context(folder, self._context)) or _new_run(folder, self._context)
+        asked = inputs.plan if inputs.plan.only else None
+        path = (None if fresh else same_context(folder, self._context, asked)) or _new_run(folder, self._context)
         header = RunHeader(run=path.stem, started_at=now(), context=context, context_digest=self._context)
         self._writer = store.Writer(path, header)
         self._ended = False
@@ -215,16 +217,27 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def same_context(folder: Path, context: str) -> Path | None:
-    """The newest run file that was made under the same context."""
+def same_context(folder: Path, context: str, asked: Plan | None = None) -> Path | None:
+    """The newest run file that was made under the same context; with `asked`, the newest that was asked this plan's questions."""
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
         try:
             header = store.read_header(path)
         except OlderSchema:  # it stays as it is, and a new run begins
             continue
-        if header is not None and header.context_digest == context:
+        if header is not None and header.context_digest == context and (asked is None or _asks(path, asked)):
             return path
     return None
+
+
+def _asks(path: Path, plan: Plan) -> bool:
+    """Whether a run file's plan holds the questions of this one. One that was killed before it had a plan holds none."""
+    try:
+        theirs = store.read(path).plan
+    except StoreError:  # its plan is damaged
+        return False
+    return [[p.cell.identity(), to_json(p.questions)] for p in theirs.cells] == [
+        [p.cell.identity(), to_json(p.questions)] for p in plan.cells
+    ]
 
 
 def _new_run(folder: Path, context: str) -> Path:

@@ -28,6 +28,7 @@ from harness.probes import PROBES, sequential
 from harness.run import identity, left
 from harness.run.account import Account
 from harness.run.observer import Observer, Silent
+from harness.run.only import APART, narrow
 from harness.run.recorder import Recorder, now
 from harness.run.stages import Stages
 from harness.run.workspace import check_disk, sweep
@@ -37,13 +38,21 @@ from harness.suite.plan import Plan, PlannedCell
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures."""
+    """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures. `only`:
+    some of the plan's questions by themselves (run/only.py); their run file goes into `aside`, a folder in the suite's own."""
 
     results: Path
     cache: Path
     fresh: bool = False
     retry_failed: bool = False
     threads: int | None = None
+    only: tuple[str, ...] = ()
+    aside: str = APART
+
+    def folder(self, plan: Plan) -> Path:
+        """Where the run file goes: what holds some questions only is kept apart from whole runs."""
+        own = self.results / plan.suite.name
+        return own / self.aside if self.only else own
 
 
 def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Path:
@@ -52,9 +61,13 @@ def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Pat
     BadInput before anything starts when inputs cannot be had or the disk is too small; everything after that is a record."""
     cache = settings.cache.expanduser().resolve()
     watching = observer or Silent()
-    check_disk(plan, cache)
+    if not settings.only:
+        check_disk(plan, cache)
     sweep(cache)
     inputs = identity.gather(plan, cache, tell=watching.fetching)
+    if settings.only:
+        inputs = narrow(inputs, settings.only)
+        check_disk(inputs.plan, cache)
     with _Pipeline(inputs, settings, watching) as pipeline:
         return pipeline.run()
 
@@ -74,7 +87,7 @@ class _Pipeline:
             self.stages.servers,
             observer,
             context=identity.context(self.plan, packages=inputs.packages, threads=threads),
-            folder=settings.results / self.plan.suite.name,
+            folder=settings.folder(self.plan),
             fresh=settings.fresh,
         )
 

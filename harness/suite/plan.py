@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +74,19 @@ class Plan:
     """The grids on which the weights of models lie that were quantized before, by the model's name."""
     notes: tuple[str, ...] = ()
     """What is to be said of the plan as a whole, in plan and report."""
+    only: tuple[str, ...] = ()
+    """The questions that were asked for by key or name, where the plan holds no others of the suite (run/only.py)."""
 
     @property
     def models(self) -> list[Model]:
         """All models whose files the plan needs, each once."""
         return list(dict.fromkeys([*(p.cell.model for p in self.cells), *self.checkpoints]))
+
+    @property
+    def command(self) -> str:
+        """What asks the same again."""
+        suite = self.file.stem if self.file.parent == BUILT_IN else self.file
+        return " ".join([f"quant-harness run {suite}", *(f"--only {shlex.quote(each)}" for each in self.only)])
 
     def record(self, weights: Mapping[str, str]) -> PlanRecord:
         """The plan line of a run file; `weights` are the digests of the models by name."""
@@ -100,11 +109,12 @@ class Plan:
                 for name in self.suite.probes
                 if (offered := plugins.of("probe", name)) is not None
             },
-            commands=(f"quant-harness run {self.file.stem if self.file.parent == BUILT_IN else self.file}",),
+            commands=(self.command,),
             weights=weights,
             source_grids=self.source_grids,
             calibrated_on=self.calibrated_on,
             notes=self.notes,
+            only=self.only,
         )
 
 

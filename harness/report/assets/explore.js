@@ -332,7 +332,7 @@ const QuantExplore = (() => {
       shown.get(column.group).push(row);
     });
     const run = data.commands[data.commands.length - 1] || "";
-    const commands = [["Rebuild and go on", run], ["Ask every question again", run && `${run} --fresh`], ["Export", facts.export]].filter((c) => c[1]);
+    const commands = [["Rebuild and go on", run], ["Ask every question again", run && `${run} --fresh`], ["Replay exactly this cell", facts.replay]].filter((c) => c[1]);
     place.replaceChildren(
       el("div", { class: "panel-head" }, el("h3", null, markOf(cell), " ", cell.label, data.models.length > 1 ? ` · ${data.models[cell.model]}` : ""), close),
       el("p", null, [why, standingWords(cell, s)].filter(Boolean).join(" ")),
