@@ -14,6 +14,8 @@ import typer
 from harness import store
 from harness.cli_env import say
 from harness.errors import BadInput, HarnessError
+from harness.proof import seal_path
+from harness.series import series_of
 
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
@@ -83,6 +85,8 @@ def _checked(path: Path, seen: dict[tuple[Path, str], str]) -> Checked:
             return Checked(path=path, answers=0, samples=0, ended=False, damage=(str(error),))
     names = {m.blob: r for r in run.records if r.answer is not None for m in r.answer.measurements if m.blob is not None}
     damage = [str(found) for found in run.damage]
+    if run.end is not None and not damage and seal_path(path).is_file() and run.end.series != series_of(run.plan, run.records):
+        damage.append("the table of values in its last line is not what its records say")
     for name, record in names.items():
         place = (path.parent, name)
         if place not in seen:

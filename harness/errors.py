@@ -22,8 +22,10 @@ escapes is our bug: exit code 3 with a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -133,3 +135,23 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     said = f"{type(error).__name__}: {error}"
     return isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def explained(place: Path) -> Iterator[None]:
+    """Turns the operating system's refusal into a message that says what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(f"{place}: cannot be written ({error.strerror}); choose another folder with --results DIR") from None
+    except NotADirectoryError:
+        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
+    except FileExistsError:
+        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            raise StoreError(
+                f"{place}: no space left on the disk; free some (quant-harness env remove, or delete old artifacts in the cache "
+                "folder), then run the same command again: everything already measured is kept"
+            ) from None
+        raise StoreError(f"{place}: cannot be written ({error.strerror})") from None

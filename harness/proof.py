@@ -61,6 +61,37 @@ def read_seal(path: Path) -> Seal | Damage | None:
     return seal
 
 
+def last_line(path: Path) -> bytes | Damage | None:
+    """The JSON object of a finished file's last line, read from its tail: it must be what the seal says, where the seal says it,
+    and follow from the proof that the line before it states. None where the file was never finished."""
+    seal = read_seal(path)
+    if seal is None or isinstance(seal, Damage):
+        return seal
+    size = path.stat().st_size
+    if size != seal.size:
+        why = f"it ends otherwise than when it was finished ({size:,} bytes now, {seal.size:,} then)"
+        return Damage(line=None, what="end", why=why)
+    before, last = _last_two(path, size)
+    content = Chain(stated=before, due=before).admit(last)
+    if content is None or stated_proof(last) != seal.proof:
+        return Damage(line=None, what="end", why="its last line is not as it was written when it was finished")
+    return content
+
+
+def _last_two(path: Path, size: int) -> tuple[str, bytes]:
+    """The proof that the last line but one states ('' where there is none), and the last line."""
+    with path.open("rb") as file:
+        step = 1 << 16
+        while True:
+            start = max(0, size - step)
+            file.seek(start)
+            tail = file.read(size - start)
+            cut = tail.rfind(b"\n", 0, max(0, len(tail) - 1)) + 1
+            if cut > _TAIL_BYTES or start == 0:
+                return stated_proof(tail[:cut]) or "", tail[cut:]
+            step *= 4
+
+
 @dataclass(slots=True)
 class Chain:
     """Where the next line must fit: the proof that the last line stated, and the one that it should have stated."""

@@ -5,8 +5,8 @@ All types are frozen, slotted and keyword-only. `to_json` / `canonical` / `diges
 one canonical byte string, and into its SHA-256; two equal questions always have equal digests. `decode.decode` reads plain data
 back into any of them.
 
-The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `Record`, `EndRecord`
-(store.py writes and reads them). Their fields stand in the order in which they are written.
+The lines of a run file are types too: `RunHeader` with its `RunContext`, `PlanRecord`, `EnvironmentRecord`, `Record` (store.py
+writes and reads them). Their fields stand in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of records and run files. Another one is refused in words.
 
 1: a cell was a model and a scheme, and a scheme's options held those of running. 2 (2026-11-28): a cell is a model, an origin and
-a way of running, and has a label. 3 (2026-11-29): each line proves itself (proof.py)."""
+a way of running, and has a label. 3 (2026-11-29): each line proves itself (proof.py). 4 (2026-11-30): the last line of a
+finished run holds a table of its values (series.py)."""
 
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, list, dict with str keys."""
@@ -442,14 +443,6 @@ class EnvironmentRecord:
     digest: str
     python: str
     packages: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndRecord:
-    """Everything planned has an outcome."""
-
-    ended_at: str
-    questions: int
 
 
 def to_json(value: object) -> Json:

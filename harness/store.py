@@ -8,7 +8,7 @@
     {"kind": "artifact", ...}       `artifact.ArtifactRecord`: the bytes that the records after it were measured on
     {"kind": "record", ...}         `spec.Record`: one outcome
     {"kind": "cost", ...}           `costs.CellCost`: what a cell took, and what had been expected of it
-    {"kind": "end", ...}            `spec.EndRecord`: everything planned has an outcome; written last
+    {"kind": "end", ...}            `series.EndRecord`: everything planned has an outcome, and its values; written last
 
 ``results/<suite>/blobs/<aa>/<sha256>.<ext>`` holds raw samples. One process writes (an advisory lock proves it); each line
 is fsynced before the writer goes on, so that a kill at any moment costs at most the line being written. A torn
@@ -37,10 +37,11 @@ from typing import IO, TypeAlias, TypeVar
 from harness.artifact import ArtifactRecord
 from harness.costs import CellCost
 from harness.decode import DecodeError, decode
-from harness.errors import BadInput, DamagedBlob, NewerSchema, OlderSchema, StoreError
+from harness.errors import BadInput, DamagedBlob, NewerSchema, OlderSchema, StoreError, explained
 from harness.files import draft_file, write_atomically
-from harness.proof import Chain, Damage, Seal, chained, read_seal, seal_path, sealed, stated_proof, unsealed
-from harness.spec import SCHEMA, EndRecord, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
+from harness.proof import Chain, Damage, Seal, chained, last_line, read_seal, seal_path, sealed, stated_proof, unsealed
+from harness.series import EndRecord, series_of
+from harness.spec import SCHEMA, EnvironmentRecord, PlanRecord, Record, RunHeader, to_json
 
 _Line: TypeAlias = dict[str, object]
 _Content: TypeAlias = RunHeader | PlanRecord | EnvironmentRecord | ArtifactRecord | Record | CellCost | EndRecord
@@ -71,17 +72,22 @@ class DamagedLines(UserWarning):
 class Run:
     """A run as stored: header, the last plan, and the newest record of each key, in file order. `environments` lists what
     was installed in environments other than the main one, `artifacts` the bytes that were measured, each by the digest that
-    records carry; `costs` what each invocation did for each cell; `damage` what is not as it was written, and was left out."""
+    records carry; `costs` what each invocation did for each cell; `damage` what is not as it was written, and was left out;
+    `end` the last line that says that all of the plan has an outcome."""
 
     path: Path
     header: RunHeader
     plan: PlanRecord
     records: tuple[Record, ...]
-    ended: bool
+    end: EndRecord | None
     environments: Mapping[str, EnvironmentRecord] = field(default_factory=dict)
     costs: tuple[CellCost, ...] = ()
     artifacts: Mapping[str, ArtifactRecord] = field(default_factory=dict)
     damage: tuple[Damage, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.end is not None
 
     @property
     def damage_in_words(self) -> tuple[str, ...]:
@@ -107,7 +113,7 @@ def add_blob(folder: Path, data: bytes, extension: str) -> str:
     path = blob_path(folder, name)
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return name
-    with _explained(path.parent):
+    with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data, lasting=True)
     return name
@@ -145,7 +151,7 @@ class _Found:
 
     header: RunHeader | None = None
     plan: PlanRecord | None = None
-    ended: bool = False
+    end: EndRecord | None = None
     records: dict[str, Record] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord] = field(default_factory=dict)
     artifacts: dict[str, ArtifactRecord] = field(default_factory=dict)
@@ -157,7 +163,7 @@ class _Found:
             case RunHeader():
                 self.header = self.header or line
             case PlanRecord():
-                self.plan, self.ended = line, False
+                self.plan, self.end = line, None
             case Record():
                 self.records.pop(line.key, None)
                 self.records[line.key] = line
@@ -168,7 +174,7 @@ class _Found:
             case CellCost():
                 self.costs.append(line)
             case EndRecord():
-                self.ended = True
+                self.end = line
 
     def damaged(self, damage: Damage) -> None:
         self.damage.append(damage)
@@ -188,7 +194,7 @@ class _Found:
             header=self.header,
             plan=self.plan or PlanRecord(),
             records=tuple(self.records.values()),
-            ended=self.ended,
+            end=self.end,
             environments=self.environments,
             costs=tuple(self.costs),
             artifacts=self.artifacts,
@@ -208,6 +214,20 @@ def read_header(path: Path) -> RunHeader | None:
         return None if content is None else decode(RunHeader, _object(content))
     except (DecodeError, ValueError):
         return None
+
+
+def read_end(path: Path) -> EndRecord | Damage | None:
+    """The last line of a finished run, read from the file's tail; None for a run that is not finished, Damage for a tail that is
+    not as it was written. A table that once was written is right, whatever became of the lines before it."""
+    line = last_line(path)
+    if line is None or isinstance(line, Damage):
+        return line
+    if _kind(line) != "end":
+        return Damage(line=None, what="end", why="it is sealed, and its last line is no end")
+    try:
+        return decode(EndRecord, _object(line))
+    except (DecodeError, ValueError) as error:
+        return Damage(line=None, what="end", why=f"its last line is not what results schema {SCHEMA} says ({error})")
 
 
 def costs(path: Path) -> Iterator[CellCost]:
@@ -232,7 +252,7 @@ class Writer:
     def __init__(self, path: Path, header: RunHeader) -> None:
         self.path = path
         self.folder = path.parent
-        with _explained(self.folder):
+        with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._file = self._opened()
         _set_torn_line_aside(self._file, path)
@@ -245,7 +265,7 @@ class Writer:
 
     def _opened(self) -> IO[bytes]:
         """The file, unbuffered: what could not be written is not tried again when it is closed. Locked until then."""
-        with _explained(self.folder):
+        with explained(self.folder):
             file = self.path.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,11 +289,12 @@ class Writer:
     def cost(self, cost: CellCost) -> None:
         self._append("cost", cost)
 
-    def end(self, end: EndRecord) -> None:
-        """Says that everything planned has an outcome, and seals the file."""
-        self._append("end", end)
+    def end(self, *, ended_at: str, questions: int) -> None:
+        """Says that everything planned has an outcome, with a table of the values that the file holds, and seals it."""
+        run = read(self.path)
+        self._append("end", EndRecord(ended_at=ended_at, questions=questions, series=series_of(run.plan, run.records)))
         seal = Seal(size=self._file.seek(0, os.SEEK_END), proof=self._proof)
-        with _explained(self.folder):
+        with explained(self.folder):
             write_atomically(seal_path(self.path), json.dumps(to_json(seal)) + "\n", lasting=True)
 
     def blob(self, data: bytes, extension: str) -> str:
@@ -290,7 +311,7 @@ class Writer:
 
     def _append(self, kind: str, line: _Content) -> None:
         data = sealed(content_of(kind, line), self._proof)
-        with _explained(self.path):
+        with explained(self.path):
             seal_path(self.path).unlink(missing_ok=True)  # it is not finished any more
             end = self._file.seek(0, os.SEEK_END)
             try:
@@ -440,7 +461,7 @@ def _set_damage_aside(path: Path) -> bool:
     numbers = {found.line for found in damage}
     place = path.with_name(path.name + ".damaged")
     with (
-        _explained(path),
+        explained(path),
         draft_file(path, lasting=True) as draft,
         draft.open("wb") as kept,
         path.open("rb") as file,
@@ -467,23 +488,3 @@ def _last_proof(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 64))
         return stated_proof(file.read()) or ""
-
-
-@contextlib.contextmanager
-def _explained(place: Path) -> Iterator[None]:
-    """Turns the operating system's refusal into a message that says what to do."""
-    try:
-        yield
-    except PermissionError as error:
-        raise StoreError(f"{place}: cannot be written ({error.strerror}); choose another folder with --results DIR") from None
-    except NotADirectoryError:
-        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
-    except FileExistsError:
-        raise StoreError(f"{place}: a file stands where a folder is needed; choose another with --results DIR") from None
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            raise StoreError(
-                f"{place}: no space left on the disk; free some (quant-harness env remove, or delete old artifacts in the cache "
-                "folder), then run the same command again: everything already measured is kept"
-            ) from None
-        raise StoreError(f"{place}: cannot be written ({error.strerror})") from None

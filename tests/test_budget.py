@@ -220,5 +220,5 @@ def test_the_terminal_counts_the_verdicts_of_each_cell(finished: store.Run) -> N
 
 
 def test_unanswered_and_failed_squares_are_drawn(finished: store.Run) -> None:
-    waiting = dataclasses.replace(finished, records=tuple(r for r in finished.records if r.cell.bits == 16), ended=False)
+    waiting = dataclasses.replace(finished, records=tuple(r for r in finished.records if r.cell.bits == 16), end=None)
     assert text(section_of(render(waiting))).count("not run") == 3

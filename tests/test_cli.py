@@ -110,7 +110,7 @@ def test_an_unwritable_results_folder_is_answered_before_anything_runs(write_sui
 @pytest.mark.parametrize(("schema", "advice"), [(99, "pip install --upgrade"), (1, "measure again with")])
 def test_results_of_another_schema_are_refused_with_advice_and_left_untouched(finished: Path, schema: int, advice: str) -> None:
     path = store.newest(finished)
-    other = path.read_text().replace('"schema":3', f'"schema":{schema}', 1)
+    other = path.read_text().replace('"schema":4', f'"schema":{schema}', 1)
     path.write_text(other)
     verbs: list[list[str | Path]] = [["results", finished], ["report", finished, "-o", finished / "x.html"]]
     for verb in verbs:
@@ -124,7 +124,7 @@ def test_beside_a_run_of_an_older_schema_a_new_one_begins(write_suite: WriteSuit
     suite, results = write_suite("{bits: 4}"), tmp_path / "results"
     assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
     (old,) = (results / "scripted").glob("*.jsonl")
-    old.write_text(old.read_text().replace('"schema":3', '"schema":1'))
+    old.write_text(old.read_text().replace('"schema":4', '"schema":1'))
     assert call("run", suite, "--results", results, cwd=tmp_path).returncode == 0
     assert len(list((results / "scripted").glob("*.jsonl"))) == 2
 

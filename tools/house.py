@@ -58,8 +58,8 @@ LAYERS = (
         why="they know neither models nor methods",
     ),
     Layer(
-        rooms=("artifact", "costs", "decode", "errors", "files", "proof"),
-        why="what most rooms share: artifacts, costs, types, messages, whole files and lines",
+        rooms=("artifact", "costs", "decode", "errors", "files", "proof", "series"),
+        why="what most rooms share: artifacts, costs, types, messages, whole files and lines, a run's last line",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

@@ -25,24 +25,21 @@ from harness.report.cells import (
     Outcome,
     Value,
     column_key,
-    identity,
     series_of,
     withheld,
 )
 from harness.report.compare import compare
 from harness.report.derivation import Derived
+from harness.series import Names, newest
 from harness.spec import (
     CalibrationText,
-    Cell,
     EnvironmentRecord,
     Measurement,
     Metric,
     Places,
     Question,
-    Record,
     SourceGrid,
     UnsupportedRecord,
-    digest,
     to_json,
 )
 from harness.store import Run
@@ -161,12 +158,12 @@ def view(run: Run, probes: Mapping[str, Group] | None = None) -> View:
 
 def _cells(run: Run, probes: Mapping[str, Group]) -> tuple[list[CellView], int]:
     """The planned cells with their outcomes, without values, and the number of records that belong to none of them."""
-    names = _Names()
-    newest = _newest(run.records, names)
+    names = Names()
+    answers = newest(run.records, names)
     cells = []
     for index, planned in enumerate(run.plan.cells):
         cell, questions = planned.cell, planned.questions
-        records = [newest.pop((names.of(cell), names.of(q)), None) for q in questions]
+        records = [answers.pop((names.of(cell), names.of(q)), None) for q in questions]
         simulated = any(record is not None and record.simulated for record in records)
         outcomes = tuple(
             Outcome(question=q, asked=names.of(q), record=r, metrics=_metrics_of(q, probes), simulated=simulated)
@@ -182,33 +179,12 @@ def _cells(run: Run, probes: Mapping[str, Group]) -> tuple[list[CellView], int]:
                 series=series_of(cell),
             )
         )
-    return cells, len(newest)
+    return cells, len(answers)
 
 
 def _metrics_of(question: Question, probes: Mapping[str, Group]) -> tuple[Metric, ...]:
     probe = probes.get(question.probe)
     return () if probe is None else probe.metrics
-
-
-class _Names:
-    """Digests of what tells cells and questions apart. A run holds thousands of records of few of them: each is made once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, str] = {}
-
-    def of(self, named: Cell | Question) -> str:
-        written = repr(named)  # equal only for equal content, and many times cheaper than a digest
-        if written not in self._known:
-            self._known[written] = identity(named) if isinstance(named, Cell) else digest(named)
-        return self._known[written]
-
-
-def _newest(records: Sequence[Record], names: _Names) -> dict[tuple[str, str], Record]:
-    """The newest record of each question of each cell, whatever their order: by start, then by key."""
-    newest: dict[tuple[str, str], Record] = {}
-    for record in sorted(records, key=lambda r: (r.started_at, r.key)):
-        newest[names.of(record.cell), names.of(record.question)] = record
-    return newest
 
 
 def _measured(cells: Sequence[CellView], rows: Mapping[str, Metric]) -> tuple[list[Column], dict[str, dict[str, Value]]]:

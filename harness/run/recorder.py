@@ -18,6 +18,7 @@ from harness.files import Hashes
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.probes import PROBES
+from harness.proof import seal_path
 from harness.run import contents
 from harness.run.identity import DIGESTS, Inputs
 from harness.run.observer import Observer
@@ -25,7 +26,6 @@ from harness.run.servers import Servers
 from harness.spec import (
     Answer,
     Cell,
-    EndRecord,
     EnvironmentRecord,
     Failure,
     Measurement,
@@ -75,7 +75,7 @@ class Recorder:
         plan = self._inputs.plan.record(self._inputs.weights)
         if to_json(before.plan) != to_json(plan):
             self._writer.plan(plan)
-        self._ended = before.ended
+        self._ended = before.ended and seal_path(self.path).is_file()  # a crash may have come between the two
         self._listed.update(before.environments)
         self._listed_artifacts.update(before.artifacts)
         self.stored = {r.key: r for r in before.records if self._has_its_samples(r)}
@@ -92,7 +92,7 @@ class Recorder:
     def end(self, *, questions: int, asked: bool) -> None:
         """Says that all questions have an outcome, unless the file says so already and nothing was asked since."""
         if asked or not self._ended:
-            self._writer.end(EndRecord(ended_at=now(), questions=questions))
+            self._writer.end(ended_at=now(), questions=questions)
 
     def cost(self, cost: CellCost) -> None:
         """Appends what a cell took."""

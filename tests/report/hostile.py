@@ -18,7 +18,6 @@ from harness.spec import (
     Answer,
     CalibrationText,
     Cell,
-    EndRecord,
     EnvironmentRecord,
     Failure,
     FailureKind,
@@ -356,7 +355,7 @@ def _store(
             writer.record(record)
         for cost in costs:
             writer.cost(cost)
-        writer.end(EndRecord(ended_at="2026-11-21T05:00:00Z", questions=len(records)))
+        writer.end(ended_at="2026-11-21T05:00:00Z", questions=len(records))
     return path
 
 

@@ -24,7 +24,6 @@ from harness.metrics import METRICS
 from harness.spec import (
     Answer,
     Cell,
-    EndRecord,
     Failure,
     Measurement,
     Model,
@@ -128,7 +127,7 @@ def _write(
         )
         for record in records:
             writer.record(record)
-        writer.end(EndRecord(ended_at="2026-11-21T05:00:00Z", questions=sum(len(p.questions) for p in planned)))
+        writer.end(ended_at="2026-11-21T05:00:00Z", questions=sum(len(p.questions) for p in planned))
     return path
 
 

@@ -217,7 +217,7 @@ def test_a_simulated_cell_shows_neither_latency_nor_memory_on_the_page(page: byt
 
 
 def test_pages_of_empty_and_unfinished_runs_are_drawn(run: store.Run, tmp_path: Path) -> None:
-    waiting = Parsed(render(dataclasses.replace(run, records=(), ended=False)))
+    waiting = Parsed(render(dataclasses.replace(run, records=(), end=None)))
     assert waiting.text.count("not run") > 22
     assert "This run has not ended: 286 planned questions have no answer yet" in waiting.text
     context = dataclasses.replace(run.header.context, commit=None, machine={}, packages={})

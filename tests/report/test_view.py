@@ -325,7 +325,7 @@ def test_records_of_squares_that_are_no_longer_planned_are_counted_and_not_drawn
 
 
 def test_a_run_without_any_record_draws_all_planned_cells_as_not_run(run: store.Run) -> None:
-    shown = view(dataclasses.replace(run, records=(), ended=False))
+    shown = view(dataclasses.replace(run, records=(), end=None))
     assert len(shown.cells) == 22
     assert {v.status for c in shown.cells for v in c.values.values()} == {"not run"}
     assert headline(shown) == {}
