@@ -91,11 +91,11 @@ def square_identity(cell: Cell) -> str:
 
 
 def machine_identity(context: RunContext) -> str:
-    """A digest of what speed and memory depend on beside the code: processor, cores, governor, GPUs with their driver, device,
-    threads. Only between runs where it is equal are they compared."""
+    """A digest of the hardware that speed and memory depend on: processor, cores, governor, GPUs, device, threads. Only between
+    runs where it is equal are they compared. Drivers and kernels may differ: a gate lists them as possible causes."""
     known = context.machine
     parts = {name: known.get(name) for name in ("cpu", "cores", "cores_usable", "governor")}
-    gpus = [[gpu.get("name"), gpu.get("driver")] for gpu in known.get("gpus") or () if isinstance(gpu, dict)]
+    gpus = [gpu.get("name") for gpu in known.get("gpus") or () if isinstance(gpu, dict)]
     return digest([parts, gpus, context.device, context.threads])
 
 

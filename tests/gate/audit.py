@@ -227,9 +227,8 @@ def false_alarms(runs: Sequence[Run], *, nights: int, seed: int = 0) -> Iterator
 
 
 def _print_accuracy(nights: int) -> None:
-    print(
-        "| loss, points | flipping | items | found | limit of a paired test | found / that test on the same nights | recovery < 0.95 | unpaired test |"
-    )
+    limits = "limit of a paired test | found / that test on the same nights"
+    print(f"| loss, points | flipping | items | found | {limits} | recovery < 0.95 | unpaired test |")
     print("|---|---|---|---|---|---|---|---|")
     for loss in LOSSES:
         power = accuracy_power(loss, nights=nights)

@@ -166,7 +166,7 @@ def test_the_fence_is_made_of_the_series_own_past_once_there_is_enough_of_it(tmp
 
 
 def test_speeds_of_two_machines_are_not_compared_and_are_no_pass(tmp_path: Path, yesterday: Run) -> None:
-    report = judge.gate(yesterday, night(tmp_path, slowed(GPTQ.label, by=1.3), name=LATER, context={"host": "ffffffffffff"}))
+    report = judge.gate(yesterday, night(tmp_path, slowed(GPTQ.label, by=1.3), name=LATER, context={"threads": 64}))
     assert found(report, GPTQ, "tpot").verdict == "not comparable"
     assert found(report, GPTQ, "tpot") in report.unproven
     assert found(report, GPTQ, "perplexity").verdict == "within noise"
