@@ -194,10 +194,10 @@ def test_speeds_are_compared_on_equal_machines_whatever_is_installed(field: str,
     assert (machine_identity(other) == machine_identity(context)) is same
 
 
-def test_another_driver_is_another_machine() -> None:
+def test_another_driver_is_the_same_machine_and_another_gpu_is_not() -> None:
     context = synthetic.HEADER.context
-    old, new = (
-        dataclasses.replace(context, machine={**context.machine, "gpus": [{"name": "X", "driver": driver}]})
-        for driver in ("570.1", "580.2")
+    old, new, other = (
+        dataclasses.replace(context, machine={**context.machine, "gpus": [{"name": name, "driver": driver}]})
+        for name, driver in (("X", "570.1"), ("X", "580.2"), ("Y", "580.2"))
     )
-    assert machine_identity(old) != machine_identity(new)
+    assert machine_identity(old) == machine_identity(new) != machine_identity(other)

@@ -80,7 +80,8 @@ class Finding:
     `change`, with `low` and `high` (95 %), is oriented: positive is worse, in `change_unit` ("points" of accuracy, "nat", "share"
     for relative changes, "" for exact ones). `p` is one-sided, in the direction in which it moved, and `adjusted` what
     multiplicity makes of it, to be compared with alpha (None where no test is made). `threshold` is what the change had to
-    exceed, in the same unit, and `threshold_from` says in words where it comes from. `factor`: the change as a multiple of its own noise, the half width of its interval; None without one.
+    exceed, in the same unit, and `threshold_from` says in words where it comes from. `factor`: the change as a multiple of its
+    own noise, the half width of its interval; None without one.
     `keys` are those of the candidate's records that it rests on (several for the mean of tasks), which `run --only` takes."""
 
     square: Square

@@ -1,0 +1,119 @@
+"""The verb `gate`: whether a run is worse than another. Prints, like cli.py, which it is a part of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from harness.cli_publish import waiting, write_file
+from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    from harness.gate.policy import Policy
+    from harness.gate.types import GateReport
+    from harness.store import Run
+
+CHANGES_NUMBERS = False
+"""Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
+
+EXIT_RED = 1
+
+EPILOG = (
+    "Examples: quant-harness gate latest results/nightly/20261130T020000Z-1234abcd.jsonl · "
+    "quant-harness gate accepted latest --results results/nightly --markdown verdict.md --junit verdict.xml · "
+    "quant-harness gate accepted latest --results results/nightly --confirm nightly --keep"
+)
+out = Console()
+
+RunArgument = "A run file (.jsonl), a suite's results folder, or a word: latest, last-green, accepted."
+
+
+def gate(
+    base: Annotated[str, typer.Argument(metavar="BASE", help=RunArgument)],
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help=RunArgument)],
+    policy: Annotated[Path | None, typer.Option("--policy", help="A policy (.yaml); see suites/policy.yaml.")] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Where words are looked up: a suite's results folder; default: CANDIDATE's.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a pull-request comment or job summary.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML: one test case per square.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write everything that was found: the evidence.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with flipped items and the history.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Print every square, not only what asks for a person.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the verdict in the candidate's results folder.")] = False,
+) -> None:
+    """Say whether CANDIDATE is worse than BASE, square by square, and where that may come from.
+
+    Nothing is measured. Exits with 0 where nothing is worse, missing or failed; 1 otherwise; 2 for bad input. docs/gate.md says
+    how it decides and how seldom it is wrong."""
+    from harness.gate import choose
+    from harness.gate.policy import Policy, load
+
+    rules = Policy() if policy is None else load(policy)
+    judged = choose.candidate(candidate, results)
+    against = choose.base(base, results, judged.path)
+    if judged.path.resolve() == against.path.resolve():
+        raise BadInput(f"BASE and CANDIDATE are the same run ({judged.path}); a run cannot be held against itself")
+    with waiting("comparing ..."):
+        runs, report = judge_paths(against.path, judged.path, rules)
+    for note in (against.note, judged.note):
+        if note:
+            out.print(note, markup=False, highlight=False, soft_wrap=True)
+    show(report, everything=everything)
+    write(report, runs, markdown=markdown, junit=junit, as_json=as_json, html=html)
+    if keep:
+        from harness.gate import journal
+
+        journal.keep_verdict(judged.path.parent, report)
+    if not report.green:
+        raise typer.Exit(EXIT_RED)
+
+
+def judge_paths(base: Path, candidate: Path, policy: Policy) -> tuple[tuple[Run, Run, Run | None], GateReport]:
+    """The runs BASE, CANDIDATE and, where one was accepted, that one; and what the gate says."""
+    from harness import store
+    from harness.gate import choose, history, judge
+
+    folder = candidate.parent
+    first, second = store.read(base), store.read(candidate)
+    accepted = choose.accepted(folder)
+    third = None if accepted is None else store.read(accepted)
+    past = history.read(folder, before=second.header.run)
+    return (first, second, third), judge.gate(first, second, accepted=third, history=past, policy=policy)
+
+
+def show(report: GateReport, *, everything: bool) -> None:
+    from harness.gate import terminal
+
+    for part in terminal.drawn(report, everything=everything):
+        out.print(part)
+
+
+def write(
+    report: GateReport,
+    runs: tuple[Run, Run, Run | None],
+    *,
+    markdown: Path | None,
+    junit: Path | None,
+    as_json: Path | None,
+    html: Path | None,
+) -> None:
+    """Writes what was asked for, each file whole or not at all."""
+    from harness.gate import evidence, examples, history, page
+    from harness.gate import junit as xml
+    from harness.gate import markdown as comment
+    from harness.series import machine_identity
+
+    if markdown is not None:
+        write_file(markdown, comment.comment(report).encode())
+    if junit is not None:
+        write_file(junit, xml.junit(report))
+    if as_json is not None:
+        write_file(as_json, evidence.evidence(report))
+    if html is not None:
+        past = history.read(runs[1].path.parent, before=runs[1].header.run)
+        machine = machine_identity(runs[1].header.context)
+        write_file(html, page.page(report, examples.of_runs(*runs), past, machine=machine))

@@ -1,0 +1,106 @@
+"""Which stored run is meant: by its path, or by a word that is looked up in a suite's results folder.
+
+`latest`: the newest finished run (before the candidate, where it stands for BASE). `last-green`: the newest run that a kept verdict
+found green. `accepted`: the run that was accepted last; before any was, the oldest finished one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import BadInput
+from harness.gate import journal
+from harness.proof import seal_path
+
+LATEST, LAST_GREEN, ACCEPTED = WORDS = ("latest", "last-green", "accepted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The run file, and what is to be said of the choice ('' where it was named)."""
+
+    path: Path
+    note: str = ""
+
+
+def candidate(text: str, results: Path | None) -> Chosen:
+    """The run that is judged. BadInput where there is none."""
+    if text not in WORDS:
+        return _of_path(Path(text))
+    return _by_word(text, _folder(text, results), before=None)
+
+
+def base(text: str, results: Path | None, judged: Path) -> Chosen:
+    """The run that the candidate, a run file, is held against. Words are looked up in `results`, or in the candidate's folder."""
+    if text not in WORDS:
+        return _of_path(Path(text))
+    return _by_word(text, results or judged.parent, before=judged)
+
+
+def accepted(folder: Path) -> Path | None:
+    """The run that was accepted last; None where none was, or where its file is gone."""
+    lines = journal.read(folder).accepted
+    path = folder / f"{lines[-1].run}.jsonl" if lines else None
+    return path if path is not None and path.is_file() else None
+
+
+def finished(folder: Path) -> Sequence[Path]:
+    """The finished run files of a folder, oldest first: their names begin with the UTC time of their start."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if seal_path(path).is_file()]
+
+
+def _of_path(path: Path) -> Chosen:
+    if path.is_file():
+        return Chosen(path=path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such run file or results folder; name one, or a word: {', '.join(WORDS)}")
+    whole = finished(path)
+    if whole:
+        return Chosen(path=whole[-1])
+    runs = sorted(path.glob("*.jsonl"))
+    if not runs:
+        raise BadInput(f"{path}: holds no results (*.jsonl); make some with: quant-harness run SUITE")
+    return Chosen(path=runs[-1])
+
+
+def _folder(word: str, results: Path | None) -> Path:
+    if results is None:
+        raise BadInput(f"{word!r} is looked up in a suite's results folder; name it with --results results/SUITE")
+    if not results.is_dir():
+        raise BadInput(f"{results}: no such folder (--results); it is where `quant-harness run` keeps a suite's runs")
+    return results
+
+
+def _by_word(word: str, folder: Path, *, before: Path | None) -> Chosen:
+    whole = [p for p in finished(folder) if before is None or (p != before and p.name < before.name)]
+    if word == LATEST:
+        if not whole:
+            raise BadInput(
+                f"{folder}: holds no finished run{'' if before is None else ' before the candidate'}; the first night has nothing to be held against"
+            )
+        return Chosen(path=whole[-1], note=f"latest is {whole[-1].name}")
+    known = journal.read(folder)
+    runs = {path.stem: path for path in finished(folder)}
+    if word == ACCEPTED:
+        named = [line.run for line in known.accepted]
+        if named and named[-1] not in runs:
+            raise BadInput(
+                f"{folder}: the accepted run {named[-1]} is gone, or not finished; accept another with: quant-harness accept RUN"
+            )
+        if named:
+            return Chosen(path=runs[named[-1]], note=f"accepted is {named[-1]}")
+        if not whole:
+            raise BadInput(
+                f"{folder}: no run was accepted, and none is finished before the candidate; accept one with: quant-harness accept RUN"
+            )
+        return Chosen(path=whole[0], note=f"no run was accepted yet, so the oldest finished one stands in ({whole[0].name})")
+    green = [
+        line.candidate
+        for line in known.verdicts
+        if line.green and line.candidate in runs and (before is None or line.candidate != before.stem)
+    ]
+    if not green:
+        raise BadInput(f"{folder}: no verdict was kept that found a run green; keep them with: quant-harness gate ... --keep")
+    return Chosen(path=runs[green[-1]], note=f"last-green is {green[-1]}")
