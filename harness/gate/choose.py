@@ -1,7 +1,7 @@
 """Which stored run is meant: by its path, or by a word that is looked up in a suite's results folder.
 
-`latest`: the newest finished run (before the candidate, where it stands for BASE). `last-green`: the newest run that a kept verdict
-found green. `accepted`: the run that was accepted last; before any was, the oldest finished one.
+`latest`: the newest finished run (before the candidate, where it stands for BASE). `last-green`: the newest run that a kept
+verdict found green. `accepted`: the run that was accepted last; before any was, the oldest finished one.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def _by_word(word: str, folder: Path, *, before: Path | None) -> Chosen:
     whole = [p for p in finished(folder) if before is None or (p != before and p.name < before.name)]
     if word == LATEST:
         if not whole:
-            raise BadInput(
-                f"{folder}: holds no finished run{'' if before is None else ' before the candidate'}; the first night has nothing to be held against"
-            )
+            where = "" if before is None else " before the candidate, so there is nothing to hold it against"
+            raise BadInput(f"{folder}: holds no finished run{where}; finish one with: quant-harness run SUITE")
         return Chosen(path=whole[-1], note=f"latest is {whole[-1].name}")
     known = journal.read(folder)
     runs = {path.stem: path for path in finished(folder)}
@@ -92,9 +91,7 @@ def _by_word(word: str, folder: Path, *, before: Path | None) -> Chosen:
         if named:
             return Chosen(path=runs[named[-1]], note=f"accepted is {named[-1]}")
         if not whole:
-            raise BadInput(
-                f"{folder}: no run was accepted, and none is finished before the candidate; accept one with: quant-harness accept RUN"
-            )
+            raise BadInput(f"{folder}: no run was accepted, and none is finished before the candidate; quant-harness accept RUN")
         return Chosen(path=whole[0], note=f"no run was accepted yet, so the oldest finished one stands in ({whole[0].name})")
     green = [
         line.candidate
