@@ -11,14 +11,13 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from harness.errors import BadInput
 from harness.gate.types import Kind, Square
 from harness.metrics import METRICS
-from harness.suite import mistakes
 
 MEAN_ACCURACY = "mean_accuracy"
 """The name under which a policy speaks of a cell's tasks together."""
@@ -104,15 +103,15 @@ def load(path: Path) -> Policy:
     try:
         raw = path.read_text(encoding="utf-8")
         data = yaml.safe_load(raw)
-        written = yaml.compose(raw, Loader=yaml.SafeLoader)
+        again = _twice(yaml.compose(raw, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); a policy is a YAML file like suites/policy.yaml") from None
-    if written is not None and (again := mistakes.twice(written)):
-        raise BadInput(f"{path}, line {again[2]}: {again[0]!r} is written twice; keep one")
+    if again is not None:
+        raise BadInput(f"{path}, line {again.start_mark.line + 1}: {again.value!r} is written twice; keep one")
     known = _mapping(path, "the policy", {} if data is None else data, _KEYS)
     policy = Policy(source=path.name)
     if "alpha" in known:
@@ -126,6 +125,22 @@ def load(path: Path) -> Policy:
         limits={name: _limit(path, name, wanted) for name, wanted in limits.items()},
         mutes=tuple(_mute(path, number, entry) for number, entry in enumerate(_list(path, "mute", known.get("mute")), start=1)),
     )
+
+
+def _twice(node: yaml.Node | None) -> yaml.Node | None:
+    """The second of two equal keys of one mapping, wherever it stands; YAML keeps the last without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for item in node.value if (found := _twice(item)) is not None), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen = set()
+    for key, value in node.value:
+        if key.value in seen:
+            return cast(yaml.Node, key)
+        seen.add(key.value)
+        if (found := _twice(value)) is not None:
+            return found
+    return None
 
 
 def _limit(path: Path, name: str, wanted: object) -> Limit:

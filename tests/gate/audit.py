@@ -2,7 +2,9 @@
 
     python -m tests.gate.audit false-alarms RUN RUN [RUN ...] [--nights 1000]     nights in which nothing changed
     python -m tests.gate.audit accuracy [--nights 2000]                           losses of accuracy, beside the limit
-    python -m tests.gate.audit rest RUN RUN [RUN ...] [--nights 200]              slower kernels, larger peaks, drifts
+    python -m tests.gate.audit faults RUN --swap FAULT CELL FAULTY ... [--nights 200]   real faults: a cell answers as a faulty one
+    python -m tests.gate.audit slower RUN RUN [RUN ...] [--nights 200]            slower kernels and larger peaks, at real noise
+    python -m tests.gate.audit drift RUN --swap drift CELL WORSE [--nights 20]    a cell that becomes a worse one night by night
 
 RUNs are run files of one suite in which nothing was changed but what must not matter: threads, batch shapes, the hour. Each
 audited night draws two of them, the same resample of items and windows for both and for all cells (so that cells depend on each
@@ -12,12 +14,13 @@ other as they really do), and latency and memory of a run at random, the baselin
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -28,9 +31,11 @@ from scipy import stats as scipy_stats
 from harness import stats, store
 from harness.gate import judge, samples
 from harness.gate.compare import Change
+from harness.gate.join import sides
 from harness.gate.policy import MEAN_ACCURACY, Policy
 from harness.gate.samples import Floats
-from harness.gate.types import Finding, GateReport, Square
+from harness.gate.types import Finding, GateReport, History, Past, Square
+from harness.series import machine_identity
 from harness.spec import Answer, Measurement, Record
 from harness.store import Run
 
@@ -191,17 +196,71 @@ class Replay:
         return replace(m, blob=self.keep(npy(table), "npy"))
 
     def keep(self, data: bytes, extension: str) -> str:
-        import hashlib
-
+        """Keeps raw samples in memory, under the name that the store would give them."""
         name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
         self._blobs[name] = data
         return name
 
-    def gate(self, before: Run, after: Run) -> GateReport:
+    def gate(self, before: Run, after: Run, *, keep: bool = False) -> GateReport:
         with mock.patch.object(store, "read_blob", lambda _folder, name: self._blobs[name]):
             report = judge.gate(before, after)
-        self._blobs.clear()
+        if not keep:
+            self.forget()
         return report
+
+    def forget(self) -> None:
+        """Drops the raw samples of the nights drawn so far."""
+        self._blobs.clear()
+
+    def timed(self, run: Run, name: str, *, change: Callable[[Record, Answer], Answer] | None = None) -> Run:
+        """The latencies and peaks of a real run at random, under the plan of `run`, and nothing else."""
+        drawn = self.night(
+            replace(run, records=tuple(r for r in run.records if r.question.probe in ("latency", "memory"))), 0, change=change
+        )
+        return replace(drawn, header=replace(drawn.header, run=name))
+
+    def mixed(self, run: Run, good: str, bad: str, *, share: float, draw: int, rng: np.random.Generator) -> Run:
+        """A night of `draw` in which a share of the items and windows of the cell `good` are answered as by the cell `bad`."""
+        worse = {r.question: r for r in run.records if r.cell.label == bad}
+        night = self.night(run, draw, place=1)
+        faulty = self.night(
+            replace(
+                run,
+                records=tuple(
+                    replace(worse[r.question], cell=r.cell) if r.cell.label == good and r.question in worse else r
+                    for r in run.records
+                ),
+            ),
+            draw,
+            place=1,
+        )
+        records = [
+            self._mix(a, b, share, rng) if a.cell.label == good else a for a, b in zip(night.records, faulty.records, strict=True)
+        ]
+        return replace(night, records=tuple(records))
+
+    def _mix(self, good: Record, bad: Record, share: float, rng: np.random.Generator) -> Record:
+        if good.answer is None or bad.answer is None:
+            return good
+        other = {m.metric: m for m in bad.answer.measurements}
+        made = []
+        for m in good.answer.measurements:
+            blob = other[m.metric].blob if m.metric in other else None
+            if m.metric not in ("accuracy", "perplexity", "kl_mean") or m.blob is None or blob is None:
+                made.append(m)
+            elif m.metric == "accuracy":
+                first, second = samples.items(self._blobs[m.blob]), samples.items(self._blobs[blob])
+                correct = np.where(rng.uniform(size=len(first.ids)) < share, second.correct, first.correct)
+                rows = [{"id": name, "correct": float(c)} for name, c in zip(first.ids, correct, strict=True)]
+                made.append(replace(m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(correct.mean())))
+            else:
+                tables = samples.windows(self._blobs[m.blob]), samples.windows(self._blobs[blob])
+                made.append(
+                    replace(
+                        m, blob=self.keep(npy(np.where(rng.uniform(size=tables[0].shape) < share, tables[1], tables[0])), "npy")
+                    )
+                )
+        return replace(good, answer=replace(good.answer, measurements=tuple(made)))
 
 
 def npy(table: Floats) -> bytes:
@@ -221,6 +280,146 @@ def false_alarms(runs: Sequence[Run], *, nights: int, seed: int = 0) -> Iterator
     for draw in range(nights):
         first, second = pairs[int(replay.rng.integers(len(pairs)))]
         yield replay.gate(replay.night(runs[first], draw), replay.night(runs[second], draw, place=1))
+
+
+# ------------------------------------------------------------------------------------------------------------- everything else
+
+
+PAST = 30
+"""Nights that a series has behind it when a slower kernel or a larger peak is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """In how many of `nights` a fault was an alarm of its own cell, and in how many any other cell was one as well."""
+
+    fault: str
+    cell: str
+    found: int
+    elsewhere: int
+    nights: int
+
+
+def faults(variants: Run, swaps: Mapping[str, tuple[str, str]], *, nights: int, seed: int = 0) -> Iterator[Seen]:
+    """Real faults: in the candidate, the answers of a cell are those of another real cell of `variants`, which was made with the
+    fault. `swaps`: by fault, the labels of the cell and of the faulty one, both in `variants`."""
+    replay = Replay([variants], seed)
+    for fault, (label, faulty) in swaps.items():
+        found = elsewhere = 0
+        bad = {r.question: r for r in variants.records if r.cell.label == faulty}
+        swapped = [
+            replace(r, answer=bad[r.question].answer, failure=bad[r.question].failure)
+            if r.cell.label == label and r.question in bad and r.question.probe in ("perplexity", "divergence", "tasks")
+            else r
+            for r in variants.records
+        ]
+        for draw in range(nights):
+            report = replay.gate(
+                replay.night(variants, draw), replay.night(replace(variants, records=tuple(swapped)), draw, place=1)
+            )
+            alarms = {f.square.label for f in report.alarms}
+            found, elsewhere = found + (label in alarms), elsewhere + bool(alarms - {label})
+        yield Seen(fault=fault, cell=label, found=found, elsewhere=elsewhere, nights=nights)
+
+
+def slower(runs: Sequence[Run], metric: str, by: float, *, nights: int, seed: int = 0) -> Iterator[Seen]:
+    """A number of latency or memory that is larger by the share `by`, in one cell at a time; the series has PAST nights, drawn
+    from the real runs as the two nights are."""
+    replay = Replay(runs, seed)
+    cells = [p.cell.label for p in runs[0].plan.cells if not p.baseline]
+    hits = dict.fromkeys(cells, 0)
+    elsewhere = dict.fromkeys(cells, 0)
+    tried = dict.fromkeys(cells, 0)
+    for draw in range(nights):
+        label = cells[draw % len(cells)]
+
+        def worse(record: Record, answer: Answer, label: str = label) -> Answer:
+            if record.cell.label != label:
+                return answer
+            return replace(
+                answer, measurements=tuple(_times(m, 1 + by) if m.metric == metric else m for m in answer.measurements)
+            )
+
+        past = history([replay.timed(runs[0], f"past-{draw}-{i}") for i in range(PAST)])
+        before, after = replay.timed(runs[0], "before"), replay.timed(runs[0], "after", change=worse)
+        report = judge.gate(before, after, history=past)
+        alarms = {f.square.label for f in report.alarms if f.square.metric == metric}
+        tried[label] += 1
+        hits[label] += label in alarms
+        elsewhere[label] += bool(alarms - {label})
+    for label in cells:
+        yield Seen(fault=f"{metric} {by:+.0%}", cell=label, found=hits[label], elsewhere=elsewhere[label], nights=tried[label])
+
+
+def _times(m: Measurement, factor: float) -> Measurement:
+    low, high = (None if limit is None else limit * factor for limit in (m.low, m.high))
+    return replace(m, value=m.value * factor, low=low, high=high)
+
+
+def history(runs: Sequence[Run]) -> History:
+    """Past nights of the latencies and peaks of runs, oldest first."""
+    found: dict[tuple[str, str, str, str], list[Past]] = {}
+    for run in runs:
+        here = machine_identity(run.header.context)
+        every = sides(run)
+        for identity, side in every.cells.items():
+            base = every.baseline_of(side)
+            for name, asked in side.asked.items():
+                for m in asked.measurements:
+                    beside = None if base is None or name not in base.asked else base.asked[name].sample(m.metric, m.definition)
+                    past = Past(
+                        started_at=run.header.started_at,
+                        run=run.header.run,
+                        value=m.value,
+                        baseline=None if beside is None else beside.value,
+                        machine=here,
+                    )
+                    found.setdefault((identity, m.metric, asked.question.subject, m.definition), []).append(past)
+    return {key: tuple(nights) for key, nights in found.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """A cell that loses `points` of mean accuracy a week, gated every night against the accepted run: the nights (of `tries`
+    histories) on which each metric raised its first alarm, None where it raised none in `weeks`."""
+
+    points: float
+    weeks: int
+    first: Mapping[str, tuple[int | None, ...]]
+
+
+def drift(variants: Run, good: str, bad: str, points: float, *, weeks: int, tries: int, seed: int = 0) -> Drift:
+    """Each night a larger share of the cell's tokens and items is answered by a worse real cell (`bad`) of the same model, so
+    that accuracy falls by `points` a week on the mean of all items."""
+    replay = Replay([variants], seed)
+    accuracy = {
+        label: np.mean(
+            [
+                m.value
+                for r in variants.records
+                if r.cell.label == label and r.answer
+                for m in r.answer.measurements
+                if m.metric == "accuracy"
+            ]
+        )
+        for label in (good, bad)
+    }
+    step = points / 7 / (100 * float(accuracy[good] - accuracy[bad]))
+    first: dict[str, list[int | None]] = {"mean_accuracy": [], "kl_mean": [], "perplexity": []}
+    for attempt in range(tries):
+        start = replay.night(variants, attempt)
+        met: dict[str, int] = {}
+        order = np.random.default_rng([seed, attempt])
+        for night in range(1, 7 * weeks + 1):
+            mixed = replay.mixed(variants, good, bad, share=step * night, draw=attempt, rng=order)
+            for finding in replay.gate(start, mixed, keep=True).alarms:
+                met.setdefault(finding.square.metric, night)
+            if len(met) >= len(first):
+                break
+        replay.forget()
+        for metric, nights in first.items():
+            nights.append(met.get(metric))
+    return Drift(points=points, weeks=weeks, first={metric: tuple(nights) for metric, nights in first.items()})
 
 
 # ------------------------------------------------------------------------------------------------------------------ as a program
@@ -262,16 +461,51 @@ def clopper_pearson(hits: int, trials: int, level: float = 0.99) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
+def _print_faults(path: Path, swaps: Mapping[str, tuple[str, str]], nights: int) -> None:
+    print("| fault | cell | found | an alarm elsewhere |\n|---|---|---|---|")
+    for seen in faults(store.read(path), swaps, nights=nights):
+        print(f"| {seen.fault} | {seen.cell} | {seen.found} of {seen.nights} | {seen.elsewhere} |", flush=True)
+
+
+def _print_slower(paths: Sequence[Path], nights: int) -> None:
+    runs = [store.read(path) for path in paths]
+    print("| number | found | an alarm in another cell | nights |\n|---|---|---|---|")
+    for metric, by in itertools.product(("tpot", "ttft", "peak_host_bytes"), (0.10, 0.20, 0.0)):
+        seen = list(slower(runs, metric, by, nights=nights))
+        found, elsewhere, tried = (sum(getattr(s, name) for s in seen) for name in ("found", "elsewhere", "nights"))
+        print(f"| {metric} {by:+.0%} | {found / tried:.1%} | {elsewhere / tried:.1%} | {tried} |", flush=True)
+
+
+def _print_drift(path: Path, good: str, bad: str, tries: int) -> None:
+    seen = drift(store.read(path), good, bad, 0.3, weeks=8, tries=tries)
+    print(f"{good} drifting towards {bad} by {seen.points} points of mean accuracy a week, first alarm against the accepted run:")
+    for metric, nights in seen.first.items():
+        met = sorted(night for night in nights if night is not None)
+        middle = f"median night {met[len(met) // 2]}, last {met[-1]}" if met else "none"
+        print(
+            f"  {metric}: {len(met)} of {len(nights)} within {seen.weeks} weeks, {sum(n <= 28 for n in met)} within four; {middle}"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["false-alarms", "accuracy"])
+    parser.add_argument("what", choices=["false-alarms", "accuracy", "faults", "slower", "drift"])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--nights", type=int, default=1000)
+    parser.add_argument("--swap", nargs=3, action="append", default=[], metavar=("FAULT", "CELL", "FAULTY"))
     asked = parser.parse_args(arguments)
-    if asked.what == "accuracy":
-        _print_accuracy(asked.nights)
-    else:
-        _print_false_alarms(asked.runs, asked.nights)
+    match asked.what:
+        case "accuracy":
+            _print_accuracy(asked.nights)
+        case "false-alarms":
+            _print_false_alarms(asked.runs, asked.nights)
+        case "faults":
+            _print_faults(asked.runs[0], {fault: (cell, faulty) for fault, cell, faulty in asked.swap}, asked.nights)
+        case "slower":
+            _print_slower(asked.runs, asked.nights)
+        case "drift":
+            ((_, good, bad),) = asked.swap
+            _print_drift(asked.runs[0], good, bad, asked.nights)
     return 0
 
 
