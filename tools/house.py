@@ -30,10 +30,10 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_gate",), why="the verb `gate`, which writes files as the verbs that publish do"),
     Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(
-        rooms=("cli_export", "cli_gate", "cli_verify"),
-        why="the verbs `export`, `gate` and `verify`, which say what they do as `env` and `run` do",
+        rooms=("cli_export", "cli_verify"), why="the verbs `export` and `verify`, which say what they do as `env` and `run` do"
     ),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),

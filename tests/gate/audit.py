@@ -2,7 +2,7 @@
 
     python -m tests.gate.audit false-alarms RUN RUN [RUN ...] [--nights 1000]     nights in which nothing changed
     python -m tests.gate.audit accuracy [--nights 2000]                           losses of accuracy, beside the limit
-    python -m tests.gate.audit faults RUN --swap FAULT CELL FAULTY ... [--nights 200]   real faults: a cell answers as a faulty one
+    python -m tests.gate.audit faults RUN --swap FAULT CELL FAULTY [--nights 200]    real faults: a cell answers as a faulty one
     python -m tests.gate.audit slower RUN RUN [RUN ...] [--nights 200]            slower kernels and larger peaks, at real noise
     python -m tests.gate.audit drift RUN --swap drift CELL WORSE [--nights 20]    a cell that becomes a worse one night by night
 
@@ -14,30 +14,24 @@ other as they really do), and latency and memory of a run at random, the baselin
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import itertools
-import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from scipy import stats as scipy_stats
 
 from harness import stats, store
-from harness.gate import judge, samples
+from harness.gate import judge
 from harness.gate.compare import Change
-from harness.gate.join import sides
 from harness.gate.policy import MEAN_ACCURACY, Policy
-from harness.gate.samples import Floats
-from harness.gate.types import Finding, GateReport, History, Past, Square
-from harness.series import machine_identity
+from harness.gate.types import Finding, GateReport, Square
 from harness.spec import Answer, Measurement, Record
 from harness.store import Run
+from tests.gate.replay import Replay, history
 
 TASKS = 6
 CELLS = 21
@@ -149,130 +143,6 @@ def _limit(loss: Loss, level: float) -> float:
 # ------------------------------------------------------------------------------------------------------- replayed real nights
 
 
-class Replay:
-    """Nights drawn from real runs of one suite. Raw samples of a drawn night live in memory, under names of their content."""
-
-    def __init__(self, runs: Sequence[Run], seed: int) -> None:
-        self.runs = runs
-        self.rng = np.random.default_rng(seed)
-        self._blobs: dict[str, bytes] = {}
-        self._read = {(run.header.run, n): run.blob(n) for run in runs for r in run.records for n in _blobs(r)}
-
-    def night(self, run: Run, draw: int, *, change: Callable[[Record, Answer], Answer] | None = None, place: int = 0) -> Run:
-        """A run with its items and windows resampled by `draw`, the same for all cells and all runs, and with the latencies and
-        peaks of a run at random."""
-        whose = int(self.rng.integers(len(self.runs)))
-        beside = {(repr(r.cell), repr(r.question)): r for r in self.runs[whose].records}
-        records = []
-        for record in run.records:
-            if record.answer is None:
-                records.append(record)
-                continue
-            source = record
-            if record.question.probe in ("latency", "memory"):
-                source = beside.get((repr(record.cell), repr(record.question)), record)
-                source = record if source.answer is None else source
-            assert source.answer is not None
-            answer = source.answer
-            answer = replace(answer, measurements=tuple(self._drawn(run, record, m, draw) for m in answer.measurements))
-            records.append(replace(record, answer=answer if change is None else change(record, answer)))
-        header = replace(run.header, run=f"night-{draw}-{place}", context=self.runs[0].header.context)
-        return replace(run, records=tuple(records), header=header)
-
-    def _drawn(self, run: Run, record: Record, m: Measurement, draw: int) -> Measurement:
-        if m.blob is None or m.metric not in ("accuracy", "perplexity", "kl_mean"):
-            return m
-        data = self._read[run.header.run, m.blob]
-        rng = np.random.default_rng([draw, *record.question.subject.encode()])
-        if m.metric == "accuracy":
-            items = samples.items(data)
-            order = rng.integers(len(items.ids), size=len(items.ids))
-            rows = [{"id": str(i), "correct": float(items.correct[place])} for i, place in enumerate(order)]
-            return replace(
-                m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(items.correct[order].mean())
-            )
-        table = samples.windows(data)
-        table = table[rng.integers(len(table), size=len(table))]
-        return replace(m, blob=self.keep(npy(table), "npy"))
-
-    def keep(self, data: bytes, extension: str) -> str:
-        """Keeps raw samples in memory, under the name that the store would give them."""
-        name = f"{hashlib.sha256(data).hexdigest()}.{extension}"
-        self._blobs[name] = data
-        return name
-
-    def gate(self, before: Run, after: Run, *, keep: bool = False) -> GateReport:
-        with mock.patch.object(store, "read_blob", lambda _folder, name: self._blobs[name]):
-            report = judge.gate(before, after)
-        if not keep:
-            self.forget()
-        return report
-
-    def forget(self) -> None:
-        """Drops the raw samples of the nights drawn so far."""
-        self._blobs.clear()
-
-    def timed(self, run: Run, name: str, *, change: Callable[[Record, Answer], Answer] | None = None) -> Run:
-        """The latencies and peaks of a real run at random, under the plan of `run`, and nothing else."""
-        drawn = self.night(
-            replace(run, records=tuple(r for r in run.records if r.question.probe in ("latency", "memory"))), 0, change=change
-        )
-        return replace(drawn, header=replace(drawn.header, run=name))
-
-    def mixed(self, run: Run, good: str, bad: str, *, share: float, draw: int, rng: np.random.Generator) -> Run:
-        """A night of `draw` in which a share of the items and windows of the cell `good` are answered as by the cell `bad`."""
-        worse = {r.question: r for r in run.records if r.cell.label == bad}
-        night = self.night(run, draw, place=1)
-        faulty = self.night(
-            replace(
-                run,
-                records=tuple(
-                    replace(worse[r.question], cell=r.cell) if r.cell.label == good and r.question in worse else r
-                    for r in run.records
-                ),
-            ),
-            draw,
-            place=1,
-        )
-        records = [
-            self._mix(a, b, share, rng) if a.cell.label == good else a for a, b in zip(night.records, faulty.records, strict=True)
-        ]
-        return replace(night, records=tuple(records))
-
-    def _mix(self, good: Record, bad: Record, share: float, rng: np.random.Generator) -> Record:
-        if good.answer is None or bad.answer is None:
-            return good
-        other = {m.metric: m for m in bad.answer.measurements}
-        made = []
-        for m in good.answer.measurements:
-            blob = other[m.metric].blob if m.metric in other else None
-            if m.metric not in ("accuracy", "perplexity", "kl_mean") or m.blob is None or blob is None:
-                made.append(m)
-            elif m.metric == "accuracy":
-                first, second = samples.items(self._blobs[m.blob]), samples.items(self._blobs[blob])
-                correct = np.where(rng.uniform(size=len(first.ids)) < share, second.correct, first.correct)
-                rows = [{"id": name, "correct": float(c)} for name, c in zip(first.ids, correct, strict=True)]
-                made.append(replace(m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(correct.mean())))
-            else:
-                tables = samples.windows(self._blobs[m.blob]), samples.windows(self._blobs[blob])
-                made.append(
-                    replace(
-                        m, blob=self.keep(npy(np.where(rng.uniform(size=tables[0].shape) < share, tables[1], tables[0])), "npy")
-                    )
-                )
-        return replace(good, answer=replace(good.answer, measurements=tuple(made)))
-
-
-def npy(table: Floats) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, table.astype(np.float32), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _blobs(record: Record) -> set[str]:
-    return set() if record.answer is None else {m.blob for m in record.answer.measurements if m.blob is not None}
-
-
 def false_alarms(runs: Sequence[Run], *, nights: int, seed: int = 0) -> Iterator[GateReport]:
     """Reports of nights in which nothing changed."""
     replay = Replay(runs, seed)
@@ -354,28 +224,6 @@ def slower(runs: Sequence[Run], metric: str, by: float, *, nights: int, seed: in
 def _times(m: Measurement, factor: float) -> Measurement:
     low, high = (None if limit is None else limit * factor for limit in (m.low, m.high))
     return replace(m, value=m.value * factor, low=low, high=high)
-
-
-def history(runs: Sequence[Run]) -> History:
-    """Past nights of the latencies and peaks of runs, oldest first."""
-    found: dict[tuple[str, str, str, str], list[Past]] = {}
-    for run in runs:
-        here = machine_identity(run.header.context)
-        every = sides(run)
-        for identity, side in every.cells.items():
-            base = every.baseline_of(side)
-            for name, asked in side.asked.items():
-                for m in asked.measurements:
-                    beside = None if base is None or name not in base.asked else base.asked[name].sample(m.metric, m.definition)
-                    past = Past(
-                        started_at=run.header.started_at,
-                        run=run.header.run,
-                        value=m.value,
-                        baseline=None if beside is None else beside.value,
-                        machine=here,
-                    )
-                    found.setdefault((identity, m.metric, asked.question.subject, m.definition), []).append(past)
-    return {key: tuple(nights) for key, nights in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -482,9 +330,8 @@ def _print_drift(path: Path, good: str, bad: str, tries: int) -> None:
     for metric, nights in seen.first.items():
         met = sorted(night for night in nights if night is not None)
         middle = f"median night {met[len(met) // 2]}, last {met[-1]}" if met else "none"
-        print(
-            f"  {metric}: {len(met)} of {len(nights)} within {seen.weeks} weeks, {sum(n <= 28 for n in met)} within four; {middle}"
-        )
+        month = sum(night <= 28 for night in met)
+        print(f"  {metric}: {len(met)} of {len(nights)} within {seen.weeks} weeks, {month} within four; {middle}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from harness import store
 from harness.metrics import METRICS
+from harness.series import EndRecord, Series
 from harness.spec import (
     Answer,
     Cell,
@@ -112,7 +113,8 @@ def night(
     )
     conditions: RunContext = dataclasses.replace(HEADER.context, **(context or {}))
     header = dataclasses.replace(HEADER, run=name, started_at=started, context=conditions, context_digest=conditions.digest)
-    return Run(path=folder / f"{name}.jsonl", header=header, plan=plan, records=tuple(records), ended=ended)
+    end = EndRecord(ended_at=started, questions=len(records), series=Series()) if ended else None
+    return Run(path=folder / f"{name}.jsonl", header=header, plan=plan, records=tuple(records), end=end)
 
 
 def _record(cell: Cell, question: Question, answer: Answer | Failure, started: str, version: str) -> Record:
