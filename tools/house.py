@@ -32,7 +32,7 @@ LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
     Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(
-        rooms=("cli_export", "cli_gate", "cli_verify"),
+        rooms=("cli_export", "cli_gate", "cli_history", "cli_verify"),
         why="the verbs `export`, `gate` and `verify`, which say what they do as `env` and `run` do",
     ),
     Layer(
