@@ -25,6 +25,8 @@ class SeriesCell:
 
     model: str
     label: str
+    method: str
+    bits: float
     identity: str
     baseline: bool
     simulated: bool
@@ -60,8 +62,10 @@ class SeriesFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A run's values: cells in plan order, columns in the order asked. `weights`: digests of the models, by name."""
+    """A run's values: cells in plan order, columns in the order asked. `suite`: its name. `weights`: digests of the models, by
+    name."""
 
+    suite: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
     cells: tuple[SeriesCell, ...] = ()
     columns: tuple[SeriesColumn, ...] = ()
@@ -133,13 +137,15 @@ def series_of(plan: PlanRecord, records: Iterable[Record]) -> Series:
             SeriesCell(
                 model=planned.cell.model.name,
                 label=planned.cell.label,
+                method=planned.cell.method,
+                bits=planned.cell.bits,
                 identity=square_identity(planned.cell),
                 baseline=planned.baseline,
                 simulated=any(record.simulated for _, record in mine),
                 environment=next((r.environment for _, r in reversed(mine) if r.environment), ""),
             )
         )
-    return table.series(plan.weights)
+    return table.series(plan)
 
 
 @dataclass(slots=True)
@@ -161,7 +167,7 @@ class _Table:
             else:
                 self.failures.append(SeriesFailure(cell=cell, probe=probe, subject=subject, kind=NONFINITE))
 
-    def series(self, weights: Mapping[str, str]) -> Series:
+    def series(self, plan: PlanRecord) -> Series:
         columns = [
             SeriesColumn(
                 metric=metric,
@@ -177,7 +183,13 @@ class _Table:
             )
             for (metric, subject, definition, unit, probe), values in self.columns.items()
         ]
-        return Series(weights=weights, cells=tuple(self.cells), columns=tuple(columns), failures=tuple(self.failures))
+        return Series(
+            suite=str(plan.suite.get("name", "")),
+            weights=plan.weights,
+            cells=tuple(self.cells),
+            columns=tuple(columns),
+            failures=tuple(self.failures),
+        )
 
 
 def _finite(value: float | None) -> float | None:
