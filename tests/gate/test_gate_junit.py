@@ -96,15 +96,8 @@ def test_the_suite_is_red_wherever_the_gate_is_and_green_wherever_it_is(verdict:
     ):
         report = by_hand.red(findings=(f,))
         suite = read(report)
-        assert (
-            (suite.get("failures"), suite.get("errors")) == ("0", "0")
-            if report.green
-            else ("0", "0")
-            != (
-                suite.get("failures"),
-                suite.get("errors"),
-            )
-        )
+        red = (suite.get("failures"), suite.get("errors")) != ("0", "0")
+        assert red is not report.green
 
 
 def test_squares_that_are_alike_but_for_their_definition_keep_apart() -> None:
