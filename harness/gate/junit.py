@@ -57,18 +57,15 @@ def _said(report: GateReport) -> list[str]:
 
 def _names(findings: tuple[Finding, ...]) -> list[str]:
     """A name for each test case that no other of its cell has: its definition is added where two share one, then a number."""
-    names = [words.about(f) for f in findings]
-    twice = Counter((f.square.cell, name) for f, name in zip(findings, names, strict=True))
-    told = [
-        f"{name} [{f.square.definition}]" if twice[f.square.cell, name] > 1 else name
-        for f, name in zip(findings, names, strict=True)
-    ]
+    cells = [_text(f.square.cell) for f in findings]
+    names = [_text(words.about(f)) for f in findings]
+    twice = Counter(zip(cells, names, strict=True))
     seen: Counter[tuple[str, str]] = Counter()
     unique = []
-    for f, name in zip(findings, told, strict=True):
-        seen[f.square.cell, name] += 1
-        again = seen[f.square.cell, name]
-        unique.append(name if again == 1 else f"{name} ({again})")
+    for f, cell, name in zip(findings, cells, names, strict=True):
+        told = f"{name} [{_text(f.square.definition)}]" if twice[cell, name] > 1 else name
+        seen[cell, told] += 1
+        unique.append(told if seen[cell, told] == 1 else f"{told} ({seen[cell, told]})")
     return unique
 
 

@@ -6,6 +6,7 @@ Every name is escaped (`report/markdown.py`). The text stays within the size of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -13,7 +14,6 @@ from typing import TypeAlias
 from harness.gate import words
 from harness.gate.types import Finding, GateReport
 from harness.report import markdown
-from harness.report.markdown import text
 from harness.report.markup import text as html
 
 MOST_BYTES = 65_536
@@ -47,7 +47,7 @@ def comment(report: GateReport, *, most: int = MOST_BYTES) -> str:
     cut first, then the last of them are left out."""
     sign = "\u2705" if report.green else "\u274c"
     foot = _foot(report)
-    kept = [MARKER, f"## {sign} {text(words.verdict(report), _LINE)}", _steps(report)]
+    kept = [MARKER, f"## {sign} {_text(words.verdict(report))}", _steps(report)]
     size = sum(_size(part) for part in (*kept, foot)) + _RESERVE
     left_out = 0
     for part in (*_alarms(report), *_open(report), *_folded(report)):
@@ -69,7 +69,7 @@ def _size(part: str) -> int:
 def _steps(report: GateReport) -> str:
     lines = ["**Next**"]
     for step in words.steps(report):
-        lines.append(text(step.said, _LINE))
+        lines.append(_text(step.said))
         lines += [markdown.code("sh", _short(step.command))] if step.command else []
     return "\n\n".join(lines)
 
@@ -83,12 +83,12 @@ def _alarms(report: GateReport) -> list[Part]:
     alarms = report.alarms
     if not alarms:
         return []
-    lines = [f"- **{text(f.square.cell, _CELL)}**: {text(words.sentence(f), _LINE)}" for f in alarms[:MOST_ALARMS]]
+    lines = [f"- **{_text(f.square.cell, _CELL)}**: {_text(words.sentence(f))}" for f in alarms[:MOST_ALARMS]]
     if len(alarms) > MOST_ALARMS:
         lines.append(f"- and {words.count(len(alarms) - MOST_ALARMS, 'more alarm')}, in the table of what is worse below")
     worse = "### What is worse\n\n" + "\n".join(lines)
     commands = {name: report.commands[name] for f in alarms[:MOST_ALARMS] if (name := f.square.name) in report.commands}
-    blocks = [f"{text(name, _LINE)}\n\n{markdown.code('sh', _short(command))}" for name, command in commands.items()]
+    blocks = [f"{_text(name)}\n\n{markdown.code('sh', _short(command))}" for name, command in commands.items()]
     again = _details("Ask each of them again", "\n\n".join(blocks))
     return [lambda rows: worse, *([lambda rows: again] if commands else [])]
 
@@ -97,7 +97,7 @@ def _open(report: GateReport) -> list[Part]:
     """The table of the most reliable metric that was compared."""
     name = _reliable(report)
     shown = [f for f in report.findings if f.square.metric == name]
-    return [lambda rows: f"### {text(shown[0].square.title, _CELL)}\n\n{_table(shown, rows)}"] if name is not None else []
+    return [lambda rows: f"### {_text(shown[0].square.title, _CELL)}\n\n{_table(shown, rows)}"] if name is not None else []
 
 
 def _reliable(report: GateReport) -> str | None:
@@ -110,7 +110,7 @@ def _folded(report: GateReport) -> list[Part]:
     if report.differences:
         parts.append(partial(_causes, report))
     if report.notes:
-        notes = "\n".join(f"- {text(note, _LINE)}" for note in report.notes)
+        notes = "\n".join(f"- {_text(note)}" for note in report.notes)
         parts.append(lambda rows: notes)
     open_one = _reliable(report)
     for verdict in words.ORDER[:-1]:
@@ -126,7 +126,7 @@ def _folded(report: GateReport) -> list[Part]:
 
 
 def _causes(report: GateReport, rows: int) -> str:
-    lines = [[text(x, _CELL) for x in (d.what, words.side(d.before), words.side(d.after))] for d in report.differences]
+    lines = [[_text(x, _CELL) for x in (d.what, words.side(d.before), words.side(d.after))] for d in report.differences]
     title = f"What differs between the two runs: {words.causes_words(report.differences)}"
     return _details(title, _cut(["What", "Base", "Candidate"], lines, rows))
 
@@ -137,12 +137,12 @@ def _fold(title: str, findings: Sequence[Finding], rows: int) -> str:
 
 def _foot(report: GateReport) -> str:
     lines = [
-        text(words.error_rate(report)),
-        f"Base: {text(words.run_words(report.base), _LINE)}",
-        f"Candidate: {text(words.run_words(report.candidate), _LINE)}",
+        _text(words.error_rate(report)),
+        f"Base: {_text(words.run_words(report.base))}",
+        f"Candidate: {_text(words.run_words(report.candidate))}",
     ]
     if report.accepted is not None:
-        lines.append(f"Accepted: {text(words.run_words(report.accepted), _LINE)}")
+        lines.append(f"Accepted: {_text(words.run_words(report.accepted))}")
     return "  \n".join(lines)
 
 
@@ -154,9 +154,9 @@ def _table(findings: Sequence[Finding], rows: int) -> str:
 
 def _row(f: Finding) -> list[str]:
     numbers = [*words.figures(f), words.change(f), words.factor(f), words.threshold(f)]
-    verdict = "; ".join([f.verdict, *(text(remark, _LINE) for remark in words.remarks(f))])
+    verdict = "; ".join([f.verdict, *(_text(remark) for remark in words.remarks(f))])
     names = (f.square.cell, words.about(f), *numbers)
-    return [*(text(name, _CELL) for name in names), f"**{f.verdict}**{verdict[len(f.verdict) :]}" if f.alarm else verdict]
+    return [*(_text(name, _CELL) for name in names), f"**{f.verdict}**{verdict[len(f.verdict) :]}" if f.alarm else verdict]
 
 
 def _cut(head: Sequence[str], lines: Sequence[Sequence[str]], rows: int, numeric: Sequence[bool] = ()) -> str:
@@ -167,4 +167,16 @@ def _cut(head: Sequence[str], lines: Sequence[Sequence[str]], rows: int, numeric
 
 def _details(summary: str, body: str) -> str:
     """What is folded. The summary is HTML, in which Markdown's escapes would be seen: it is escaped as HTML is."""
-    return f"<details><summary>{html(markdown.line(summary, _LINE))}</summary>\n\n{body}\n\n</details>"
+    shown = html(re.sub(_HEARD, _QUIET, markdown.line(summary, _LINE)))
+    return f"<details><summary>{shown}</summary>\n\n{body}\n\n</details>"
+
+
+_HEARD = r"([@#])(?=[A-Za-z0-9])"
+_QUIET = "\\1\u2060"
+"""What GitHub hears as the name of a person or an issue, also where Markdown's escapes keep it from being anything else; a mark
+of no width keeps it text."""
+
+
+def _text(value: str, longest: int = _LINE) -> str:
+    """A value as text that calls nobody. The number signs of entities stay."""
+    return re.sub(rf"(?<!&){_HEARD}", _QUIET, markdown.text(value, longest))

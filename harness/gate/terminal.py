@@ -11,7 +11,6 @@ from harness.report.numbers import THIN
 from harness.report.terminal import plain
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -22,20 +21,22 @@ _STYLES = {"regressed": "bold red", "failed": "red", "missing": "red", "improved
 _SHOWN = ("regressed", "failed", "missing", "improved")
 
 
-def drawn(report: GateReport, *, everything: bool = False) -> list[RenderableType]:
-    """What is printed, top to bottom. `everything`: each finding has its row, and nothing is cut."""
+def drawn(report: GateReport, *, everything: bool = False) -> list[Text | Table]:
+    """What is printed, top to bottom: tables, and texts, each of which is a line of its own (to be printed with `soft_wrap`, so
+    that a command stays one). `everything`: each finding has its row, and nothing is cut."""
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(_plain(words.verdict(report)), style="bold green" if report.green else "bold red")]
+    parts: list[Text | Table] = [Text(_plain(words.verdict(report)), style="bold green" if report.green else "bold red")]
     for step in words.steps(report):
         parts.append(Text(_plain(step.said)))
-        parts += [Text(_plain(f"  {step.command}"), style="bold", no_wrap=True, overflow="ignore")] if step.command else []
+        parts += [Text(_plain(f"  {step.command}"), style="bold")] if step.command else []
     ordered = words.shown_first(report.findings)
     shown = ordered if everything else [f for f in ordered if f.verdict in _SHOWN]
-    cut = shown if everything else shown[:MOST_ROWS]
+    rest = [] if everything else [*shown[MOST_ROWS:], *(f for f in ordered if f.verdict not in _SHOWN)]
+    cut = shown[: len(shown) if everything else MOST_ROWS]
     if cut:
         parts += [Text(""), table(cut)]
-    parts += [Text(_plain(line)) for line in _below(report, ordered, cut, everything=everything)]
+    parts += [Text(_plain(line)) for line in _below(report, rest, everything=everything)]
     return parts
 
 
@@ -71,9 +72,7 @@ def _verdict(f: Finding) -> Text:
     return Text(word, style="dim" if quiet else _STYLES.get(f.verdict, ""))
 
 
-def _below(report: GateReport, ordered: Sequence[Finding], shown: Sequence[Finding], *, everything: bool) -> list[str]:
-    there = {id(f) for f in shown}
-    rest = [f for f in ordered if id(f) not in there]
+def _below(report: GateReport, rest: Sequence[Finding], *, everything: bool) -> list[str]:
     lines = [""]
     lines += [f"And {words.rest(rest)}. Every one of them: --all"] if rest else []
     lines += _reasons([f for f in rest if f.verdict == "not comparable"])

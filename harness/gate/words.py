@@ -152,7 +152,8 @@ def sentence(f: Finding) -> str:
     """All that is to be said of one finding, without its cell: `Accuracy, mean of 6 tasks: 96.4 % → 94.1 %, 2.3 points worse
     (1.4 to 3.2), 2.6× its own noise; threshold 0.25 points, from the policy; p 3e-6`."""
     parts = [", ".join(p for p in (pair(f), change(f), noise(f)) if p)]
-    parts += [f"threshold {threshold(f)}"] if threshold(f) else []
+    reach = threshold(f)
+    parts += [reach if f.kind == "exact" else f"threshold {reach}"] if reach else []
     parts += [tested(f)] if tested(f) else []
     parts += [f"{count(len(lost), 'item')} lost and {len(won)} gained" for lost, won in [flips(f)] if f.flips]
     parts += remarks(f)
@@ -190,10 +191,17 @@ def figures(f: Finding) -> tuple[str, str]:
     how = display(f.square.unit, known)
     if len(known) == 2 and known[0] != known[1] and all(map(math.isfinite, known)) and how.label != "p":
         digits = how.decimals or 0
-        while len({_number(x, f.square.unit, how) for x in (f.before, f.after)}) == 1 and digits < _MOST_DIGITS:
+        while not _told_apart(known, f.square.unit, how) and digits < _MOST_DIGITS:
             digits += 1
             how = Display(factor=how.factor, label=how.label, decimals=digits)
     return _number(f.before, f.square.unit, how), _number(f.after, f.square.unit, how)
+
+
+def _told_apart(values: Sequence[float], unit: str, how: Display) -> bool:
+    """Whether two numbers are written apart, and neither as a zero that it is not."""
+    written = [show(value, unit, how) for value in values]
+    zeros = [not any(c in "123456789" for c in one) for one in written]
+    return written[0] != written[1] and not any(zero and value != 0 for zero, value in zip(zeros, values, strict=True))
 
 
 def _number(figure: Figure | None, unit: str, how: Display) -> str:
@@ -205,12 +213,14 @@ def change(f: Finding) -> str:
     if f.change is None:
         return ""
     if not f.change_unit:
-        return "equal" if f.change == 0 else "any difference counts"
+        return "no change" if f.change == 0 else "it differs"
+    if math.isnan(f.change):
+        return "the change is not a number"
     how = _display(f)
     sign = -1 if f.change < 0 else 1
-    size = with_unit(show(abs(f.change), f.change_unit, how), how)
+    size = _counted(show(abs(f.change), f.change_unit, how), how)
     between = ""
-    if f.low is not None and f.high is not None:
+    if f.low is not None and f.high is not None and (f.low, f.high) != (0, 0):
         ends = sorted((sign * f.low, sign * f.high))
         between = f" ({show(ends[0], f.change_unit, how)} to {show(ends[1], f.change_unit, how)})"
     if f.change == 0:
@@ -219,15 +229,23 @@ def change(f: Finding) -> str:
 
 
 def _display(f: Finding) -> Display:
-    """How a change is written: in digits that its noise, or without an interval itself, leaves meaningful."""
+    """How a change is written: in the digits that its noise leaves it, and in no more than four that say something."""
     how = display(f.change_unit, [1.0])
-    widths = [abs(f.high - f.low) / 2] if f.low is not None and f.high is not None else []
-    sizes = [how.factor * x for x in (*widths, abs(f.change or 0.0)) if math.isfinite(x) and x > 0]
-    if not sizes:
-        return Display(factor=how.factor, label=how.label, decimals=1)
+    size = how.factor * abs(f.change or 0.0)
+    width = how.factor * abs(f.high - f.low) / 2 if f.low is not None and f.high is not None else 0.0
     carried = 0 if how.label in ("%", "points") else 1
-    digits = min(_MOST_DIGITS, max(1, carried - math.floor(math.log10(sizes[0]))))
-    return Display(factor=how.factor, label=how.label, decimals=digits)
+    wanted = [carried - _power(x) for x in (width or size,) if x > 0 and math.isfinite(x)]
+    most = 3 - _power(size) if size > 0 and math.isfinite(size) else 1
+    return Display(factor=how.factor, label=how.label, decimals=max(1, min([*wanted, most, _MOST_DIGITS])))
+
+
+def _power(value: float) -> int:
+    return math.floor(math.log10(value))
+
+
+def _counted(number: str, how: Display) -> str:
+    """With its unit: one point, two points."""
+    return f"{number} point" if how.label == "points" and number == "1" else with_unit(number, how)
 
 
 def noise(f: Finding) -> str:
@@ -236,16 +254,19 @@ def noise(f: Finding) -> str:
 
 
 def factor(f: Finding) -> str:
-    return "" if f.factor is None else "∞" if math.isinf(f.factor) else f"{abs(f.factor):.1f}×"
+    """`2.6×`; beyond a thousand it says no more than that."""
+    return "" if f.factor is None else f"{abs(f.factor):.1f}×" if abs(f.factor) <= 1000 else "> 1000×"
 
 
 def threshold(f: Finding) -> str:
     """`0.25 points, from the policy`."""
-    if f.threshold is None or f.kind == "exact":
+    if f.kind == "exact":
+        return "any difference counts" if f.verdict in ("regressed", "improved") else ""
+    if f.threshold is None:
         return ""
     how = display(f.change_unit, [1.0])
     number = significant(how.factor * f.threshold) if math.isfinite(f.threshold) else show(f.threshold, f.change_unit)
-    return with_unit(number, how) + (f", from {f.threshold_from}" if f.threshold_from else "")
+    return _counted(number, how) + (f", from {f.threshold_from}" if f.threshold_from else "")
 
 
 def tested(f: Finding) -> str:

@@ -19,6 +19,9 @@ from typing import Any
 CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
+READY = "document.documentElement?.dataset.ready === 'true'"
+"""What the report's own script says once all is drawn."""
+
 
 def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -39,14 +42,16 @@ class Page:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def open(self, path: Path, *, width: int = 1400, height: int = 1000, dark: bool = False, fragment: str = "") -> None:
-        """Opens the page anew, with `#fragment` in its address."""
+    def open(
+        self, path: Path, *, width: int = 1400, height: int = 1000, dark: bool = False, fragment: str = "", ready: str = READY
+    ) -> None:
+        """Opens the page anew, with `#fragment` in its address, and waits until `ready` holds."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=path.as_uri() + (f"#{fragment}" if fragment else ""))
-        self.wait("document.documentElement?.dataset.ready === 'true'")
+        self.wait(ready)
 
     def wait(self, condition: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
