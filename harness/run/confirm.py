@@ -1,6 +1,6 @@
 """Asks the questions that a gate's alarms rest on once more, beside their baselines, and has the gate judge again.
 
-The answers lie in `results/SUITE/confirm/RUN`, RUN being the candidate's name: who is interrupted goes on there, and who confirms
+The answers lie in `confirm/RUN` beside the candidate, RUN being the candidate's name: who is interrupted goes on there, and who confirms
 the same night twice asks nothing the second time.
 """
 
@@ -45,7 +45,8 @@ def confirmed(
     here = identity.context(plan, packages=machine.packages(), threads=threads)
     if apart := _apart(candidate.header.context, here):
         return unconfirmed(report, f"CANDIDATE was measured under other conditions than there are here ({apart})")
-    asking = replace(settings, only=wanted, fresh=False, aside=f"{APART}/{candidate.header.run}")
+    place = candidate.path.parent / APART / candidate.header.run
+    asking = replace(settings, only=wanted, fresh=False, apart=place)
     try:
         path = runner.run(plan, asking, observer)
     except BadInput as error:
