@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from harness.cli_env import CacheOption
 from harness.cli_publish import waiting, write_file
 from harness.errors import BadInput
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
 
-EXIT_RED = 1
+EXIT_RED, INTERRUPTED = 1, 130
 
 EPILOG = (
     "Examples: quant-harness gate latest results/nightly/20261130T020000Z-1234abcd.jsonl · "
@@ -43,11 +44,16 @@ def gate(
     as_json: Annotated[Path | None, typer.Option("--json", help="Write everything that was found: the evidence.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with flipped items and the history.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Print every square, not only what asks for a person.")] = False,
+    confirm: Annotated[
+        str | None,
+        typer.Option("--confirm", metavar="SUITE", help="Ask each alarm of this suite once more, beside its baseline; judge again."),
+    ] = None,
+    cache: CacheOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the verdict in the candidate's results folder.")] = False,
 ) -> None:
     """Say whether CANDIDATE is worse than BASE, square by square, and where that may come from.
 
-    Nothing is measured. Exits with 0 where nothing is worse, missing or failed; 1 otherwise; 2 for bad input. docs/gate.md says
+    Nothing is measured, but for --confirm, which asks the questions of each alarm again. Exits with 0 where nothing is worse, missing or failed; 1 otherwise; 2 for bad input. docs/gate.md says
     how it decides and how seldom it is wrong."""
     from harness.gate import choose
     from harness.gate.policy import Policy, load
@@ -59,6 +65,8 @@ def gate(
         raise BadInput(f"BASE and CANDIDATE are the same run ({judged.path}); a run cannot be held against itself")
     with waiting("comparing ..."):
         runs, report = judge_paths(against.path, judged.path, rules)
+    if confirm is not None:
+        report = confirmed(report, runs, rules, suite=confirm, cache=cache)
     for note in (against.note, judged.note):
         if note:
             out.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -70,6 +78,32 @@ def gate(
         journal.keep_verdict(judged.path.parent, report)
     if not report.green:
         raise typer.Exit(EXIT_RED)
+
+
+def confirmed(
+    report: GateReport, runs: tuple[Run, Run, Run | None], policy: Policy, *, suite: str, cache: Path | None
+) -> GateReport:
+    """The report with a cause for each alarm, after its questions were asked once more. Interrupted, the same command goes on."""
+    from harness import cli_progress
+    from harness.gate import history, judge
+    from harness.run import confirm, runner, workspace
+    from harness.suite import file, matrix
+
+    base, candidate, accepted = runs
+    context, place = candidate.header.context, cache or workspace.default_cache()
+    plan = matrix.plan(file.find(suite), device=matrix.choose_device(context.device, here=True), cache=place)
+    settings = runner.Settings(results=candidate.path.parent.parent, cache=place, threads=context.threads)
+    past = history.read(candidate.path.parent, before=candidate.header.run)
+
+    def judged(again: Run) -> GateReport:
+        return judge.gate(base, again, accepted=accepted, history=past, policy=policy)
+
+    try:
+        with cli_progress.Progress() as progress:
+            return confirm.confirmed(report, candidate, plan, settings, judged, progress)
+    except KeyboardInterrupt:
+        out.print("stopped; what was asked again is kept: the same command goes on from here", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def judge_paths(base: Path, candidate: Path, policy: Policy) -> tuple[tuple[Run, Run, Run | None], GateReport]:

@@ -50,6 +50,7 @@ __all__ = [
     "obtain",
     "own",
     "packages",
+    "place",
     "remove",
     "remove_unused",
     "size_bytes",
@@ -166,7 +167,7 @@ def status(environment: Environment, cache: Path) -> Status:
         lacking = {name: absent for name in environment.methods if (absent := missing(METHODS[name])) is not None}
         detail = "; ".join(f"{name}: {absent.install}" for name, absent in lacking.items())
         return Status(environment=environment, state="incomplete" if lacking else "ready", detail=detail)
-    folder = _folder(environment, cache)
+    folder = place(environment, cache)
     lock = disk.ready(folder)
     if lock is not None:
         unwell = {name: health.message for name, health in lock.health.items() if not health.ok}
@@ -183,7 +184,7 @@ def status(environment: Environment, cache: Path) -> Status:
 
 def size_bytes(environment: Environment, cache: Path) -> int | None:
     """What an environment of its own takes on disk; None for main, and for one of which nothing is there."""
-    folder = _folder(environment, cache)
+    folder = place(environment, cache)
     return disk.size_bytes(folder) if environment.name != MAIN and folder.is_dir() else None
 
 
@@ -191,7 +192,7 @@ def packages(name: str, cache: Path) -> Mapping[str, str] | None:
     """What is installed in the main environment, or the locked list of one of its own; None when that is not built."""
     if name == MAIN:
         return machine.packages()
-    lock = disk.ready(_folder(find(name), cache))
+    lock = disk.ready(place(find(name), cache))
     return None if lock is None else lock.packages
 
 
@@ -203,7 +204,7 @@ class Ready:
         self.packages = lock.packages
         self.python_version = lock.python
         self._cache = cache
-        self._folder = _folder(environment, cache)
+        self._folder = place(environment, cache)
         self._held = held
 
     @property
@@ -263,7 +264,7 @@ class Ready:
 def obtain(environment: Environment, cache: Path, tell: Tell) -> Ready:
     """The environment, built first if it is not ready; waits where another process builds it. BuildFailed when it cannot be
     built. `tell` gets one line for each thing that takes time."""
-    folder = _folder(environment, cache)
+    folder = place(environment, cache)
     while True:
         since = time.time()
         held = disk.sharing(environment.digest, cache, tell)
@@ -290,7 +291,7 @@ def check(environment: Environment, cache: Path, tell: Tell) -> list[str]:
                 result = health.check(METHODS[name], python=Path(sys.executable), home=home)
             problems += [] if result.ok else [f"{name}: {result.message}"]
         return problems
-    if disk.ready(_folder(environment, cache)) is None:
+    if disk.ready(place(environment, cache)) is None:
         raise BadInput(f"the environment {environment.name!r} is not built; build it: quant-harness env build {environment.name}")
     with obtain(environment, cache, tell) as ready:
         problems += ready.changed()
@@ -318,8 +319,9 @@ def remove_unused(cache: Path) -> int:
 
 def log(environment: Environment, cache: Path) -> Path:
     """Where the full log of the last build lies."""
-    return _folder(environment, cache) / disk.LOG
+    return place(environment, cache) / disk.LOG
 
 
-def _folder(environment: Environment, cache: Path) -> Path:
+def place(environment: Environment, cache: Path) -> Path:
+    """The folder of an environment, built or not."""
     return disk.root(cache) / environment.digest

@@ -48,9 +48,19 @@ class StepFailed(Exception):
     """A command of a build that did not end well."""
 
 
-def build(name: str, requirements: Sequence[str], folder: Path, held: IO[str], cache: Path, tell: disk.Tell) -> None:
+def build(
+    name: str,
+    requirements: Sequence[str],
+    folder: Path,
+    held: IO[str],
+    cache: Path,
+    tell: disk.Tell,
+    *,
+    over: Sequence[Path] | None = None,
+) -> None:
     """Builds in place, `ready.json` last. The caller holds the lock alone, and passes its open file for the installer to hold
-    too. BuildFailed when a command does."""
+    too. BuildFailed when a command does. With `over`, folders of packages, only what is required is installed, without what that
+    requires in turn, and all else is taken from there."""
     with_what, log = installer(), folder / disk.LOG
     started = time.monotonic()
     try:
@@ -60,8 +70,10 @@ def build(name: str, requirements: Sequence[str], folder: Path, held: IO[str], c
         raise BadInput(f"{folder} cannot be made ({error.strerror}); choose another cache folder with --cache DIR") from None
     tell(f"environment {name}: {with_what} installs {', '.join(requirements) or 'nothing'}; log: {log}")
     try:
-        for command in _commands(with_what, requirements, folder):
+        for command in _commands(with_what, requirements, folder, alone=over is not None):
             _run(command, folder, held)
+        if over is not None:
+            _fall_back(folder, over)
         with disk.scratch(cache) as home:
             installed = listing(disk.python(folder), home)
         lock = disk.Lock(
@@ -141,8 +153,16 @@ def listing(python: Path, home: Path) -> Listing:
     return installed
 
 
-def _commands(with_what: str, requirements: Sequence[str], folder: Path) -> list[list[str]]:
-    """What makes the environment and what fills it, by the Python that runs this."""
+def _fall_back(folder: Path, over: Sequence[Path]) -> None:
+    """Puts folders of packages behind the environment's own on its path, with what their `.pth` files add. Written after the
+    installer has been here: it would take what it finds there for its own, and try to remove it."""
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    lines = [f"import site; site.addsitedir({str(place)!r})\n" for place in over]
+    (site / "fallback.pth").write_text("".join(lines), encoding="utf-8")
+
+
+def _commands(with_what: str, requirements: Sequence[str], folder: Path, *, alone: bool = False) -> list[list[str]]:
+    """What makes the environment and what fills it, by the Python that runs this. `alone`: not what is required in turn."""
     target, python = str(folder / "env"), str(disk.python(folder))
     if with_what == "uv":
         make, add = ["uv", "venv", "--python", sys.executable, target], ["uv", "pip", "install", "--python", python]
@@ -151,7 +171,7 @@ def _commands(with_what: str, requirements: Sequence[str], folder: Path) -> list
         add = [sys.executable, "-m", "pip", "--python", python, "install", "--no-input"]
     else:
         make, add = [sys.executable, "-m", "venv", target], [python, "-m", "pip", "install", "--no-input"]
-    return [make, *([[*add, *requirements]] if requirements else [])]
+    return [make, *([[*add, *(["--no-deps"] if alone else []), *requirements]] if requirements else [])]
 
 
 def _pip_serves_others() -> bool:

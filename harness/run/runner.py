@@ -39,7 +39,8 @@ from harness.suite.plan import Plan, PlannedCell
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures. `only`:
-    some of the plan's questions by themselves (run/only.py); their run file goes into `aside`, a folder in the suite's own."""
+    some of the plan's questions by themselves (run/only.py); their run file goes into `apart`, by default a folder in the suite's
+    own, and never among whole runs."""
 
     results: Path
     cache: Path
@@ -47,12 +48,12 @@ class Settings:
     retry_failed: bool = False
     threads: int | None = None
     only: tuple[str, ...] = ()
-    aside: str = APART
+    apart: Path | None = None
 
     def folder(self, plan: Plan) -> Path:
-        """Where the run file goes: what holds some questions only is kept apart from whole runs."""
+        """Where the run file goes."""
         own = self.results / plan.suite.name
-        return own / self.aside if self.only else own
+        return (self.apart or own / APART) if self.only else own
 
 
 def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Path:
