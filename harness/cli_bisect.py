@@ -39,7 +39,8 @@ def bisect(
     ] = None,
     cache: CacheOption = None,
     template: Annotated[
-        str | None, typer.Option("--with", metavar="COMMAND", help="Bisect commits: a command that makes {commit} current in --repo.")
+        str | None,
+        typer.Option("--with", metavar="COMMAND", help="Bisect commits: a command that makes {commit} current in --repo."),
     ] = None,
     repo: Annotated[Path | None, typer.Option("--repo", metavar="DIR", help="A clone of quant-harness, for --with.")] = None,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from harness.cli_env import CacheOption
 from harness.cli_publish import waiting, write_file
@@ -46,15 +47,17 @@ def gate(
     everything: Annotated[bool, typer.Option("--all", help="Print every square, not only what asks for a person.")] = False,
     confirm: Annotated[
         str | None,
-        typer.Option("--confirm", metavar="SUITE", help="Ask each alarm of this suite once more, beside its baseline; judge again."),
+        typer.Option(
+            "--confirm", metavar="SUITE", help="Ask each alarm of this suite once more, beside its baseline; judge again."
+        ),
     ] = None,
     cache: CacheOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the verdict in the candidate's results folder.")] = False,
 ) -> None:
     """Say whether CANDIDATE is worse than BASE, square by square, and where that may come from.
 
-    Nothing is measured, but for --confirm, which asks the questions of each alarm again. Exits with 0 where nothing is worse, missing or failed; 1 otherwise; 2 for bad input. docs/gate.md says
-    how it decides and how seldom it is wrong."""
+    Nothing is measured, but for --confirm, which asks the questions of each alarm again. Exits with 0 where nothing is worse,
+    missing or failed; 1 otherwise; 2 for bad input. docs/gate.md says how it decides and how seldom it is wrong."""
     from harness.gate import choose
     from harness.gate.policy import Policy, load
 
@@ -123,7 +126,7 @@ def show(report: GateReport, *, everything: bool) -> None:
     from harness.gate import terminal
 
     for part in terminal.drawn(report, everything=everything):
-        out.print(part)
+        out.print(part, soft_wrap=isinstance(part, Text), highlight=False)
 
 
 def write(

@@ -30,6 +30,7 @@ class Layer:
 
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
+    Layer(rooms=("cli_bisect",), why="the verb `bisect`, which judges as `gate` does"),
     Layer(rooms=("cli_gate",), why="the verb `gate`, which writes files as the verbs that publish do"),
     Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(

@@ -20,7 +20,12 @@ from harness.spec import digest
 
 def place(name: str, versions: Mapping[str, str], cache: Path) -> Path:
     """Where the environment `name` with other `versions` of some packages lies, built or not."""
-    asked = {"over": name, "versions": dict(versions), "of": machine.packages_digest(envs.packages(name, cache)), "at": _of(cache)}
+    asked = {
+        "over": name,
+        "versions": dict(versions),
+        "of": machine.packages_digest(envs.packages(name, cache)),
+        "at": _of(cache),
+    }
     return disk.root(cache) / digest({**asked, "python": sys.implementation.cache_tag, "layout": 1})[:24]
 
 
@@ -38,7 +43,9 @@ def obtain(name: str, versions: Mapping[str, str], cache: Path, tell: disk.Tell)
         build(name, wanted, folder, held, cache, tell, over=_site(name, cache))
     lock = disk.ready(folder)
     assert lock is not None
-    apart = [f"{p} is {lock.packages.get(p, 'not there')}, not {v}" for p, v in sorted(versions.items()) if lock.packages.get(p) != v]
+    apart = [
+        f"{p} is {lock.packages.get(p, 'not there')}, not {v}" for p, v in sorted(versions.items()) if lock.packages.get(p) != v
+    ]
     if apart:
         raise BuildFailed(f"the environment {name!r} came out otherwise: {'; '.join(apart)}", log=folder / disk.LOG, log_tail="")
     return folder

@@ -39,8 +39,7 @@ def keys(report: GateReport, candidate: Run) -> tuple[str, ...]:
     beside = {
         r.key
         for r in candidate.records
-        if (r.cell.model.name, r.cell.label) in baselines
-        and (r.cell.model.name, r.question.probe, r.question.subject) in asked
+        if (r.cell.model.name, r.cell.label) in baselines and (r.cell.model.name, r.question.probe, r.question.subject) in asked
     }
     return tuple(key for key in records if key in wanted | beside)
 

@@ -101,9 +101,7 @@ def seek(base: Run, candidate: Run, wish: str, report: GateReport, suite: str, j
     report = replace(report, findings=own)
     wanted = set(keys(report, candidate))
     names = dict.fromkeys(question_name(r.cell, r.question) for r in candidate.records if r.key in wanted)
-    return Sought(
-        base=base, candidate=candidate, cell=cell, report=report, questions=tuple(names), suite=suite, judge=judge
-    )
+    return Sought(base=base, candidate=candidate, cell=cell, report=report, questions=tuple(names), suite=suite, judge=judge)
 
 
 def _cell(run: Run, wish: str) -> Cell:
@@ -131,7 +129,11 @@ def changes(sought: Sought) -> tuple[list[Change], list[str]]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name, "") != new.get(name, "") and name != OURS
     ]
-    left = [f"{c.words}: a package that is not there in one of the runs cannot be taken away" for c in differing if not (c.before and c.after)]
+    left = [
+        f"{c.words}: a package that is not there in one of the runs cannot be taken away"
+        for c in differing
+        if not (c.before and c.after)
+    ]
     return [c for c in differing if c.before and c.after], left
 
 
@@ -147,7 +149,10 @@ def packages(sought: Sought, cache: Path, tell: Tell) -> Found:
     differing, left = changes(sought)
     if not differing:
         what = "no package differs between the two runs"
-        return Found(why=f"{what}{' that can be tried' if left else ''}; commits are tried with: --with 'git checkout {{commit}}'", left=tuple(left))
+        return Found(
+            why=f"{what}{' that can be tried' if left else ''}; commits are tried with: --with 'git checkout {{commit}}'",
+            left=tuple(left),
+        )
     tell(f"{len(differing)} packages differ: {'; '.join(c.words for c in differing)}")
     asking = _Asking(sought, cache, tell)
 
@@ -174,7 +179,9 @@ def commits(sought: Sought, template: str, repo: Path, cache: Path, tell: Tell) 
     if first == last:
         return Found(why="both runs were made at the same commit; packages are tried without --with")
     if _git(repo, "merge-base", "--is-ancestor", first, last) is None:
-        raise BadInput(f"--repo {repo}: {first[:12]} (BASE) is no ancestor of {last[:12]} (CANDIDATE) there, or one is not known there")
+        raise BadInput(
+            f"--repo {repo}: {first[:12]} (BASE) is no ancestor of {last[:12]} (CANDIDATE) there, or one is not known there"
+        )
     between = (_git(repo, "rev-list", "--reverse", "--ancestry-path", f"{first}..{last}") or "").split()
     tell(f"{len(between)} commits")
     asking = _Asking(sought, cache, tell)
@@ -193,7 +200,9 @@ def _commit(run: Run, who: str) -> str:
     if commit is None:
         raise BadInput(f"{who} does not know its commit, so that commits cannot be bisected")
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-        raise BadInput(f"{who} was measured at {commit}, with changes that no commit holds, so that commits cannot tell what it ran")
+        raise BadInput(
+            f"{who} was measured at {commit}, with changes that no commit holds, so that commits cannot tell what it ran"
+        )
     return commit
 
 

@@ -130,5 +130,3 @@ def test_the_same_two_reports_always_make_the_same_one(tmp_path: Path) -> None:
     first = confirmed(tmp_path, worse(gptq=40), Answers())
     again = confirmed(tmp_path, worse(gptq=40), Answers())
     assert first == again
-
-
