@@ -172,14 +172,14 @@ class Seen:
 
 def faults(variants: Run, swaps: Mapping[str, tuple[str, str]], *, nights: int, seed: int = 0) -> Iterator[Seen]:
     """Real faults: in the candidate, the answers of a cell are those of another real cell of `variants`, which was made with the
-    fault. `swaps`: by fault, the labels of the cell and of the faulty one, both in `variants`."""
+    fault. `swaps`: by fault, the names of the cell and of the faulty one, both in `variants`."""
     replay = Replay([variants], seed)
     for fault, (label, faulty) in swaps.items():
         found = elsewhere = 0
-        bad = {r.question: r for r in variants.records if r.cell.label == faulty}
+        bad = {r.question: r for r in variants.records if r.cell.name == faulty}
         swapped = [
             replace(r, answer=bad[r.question].answer, failure=bad[r.question].failure)
-            if r.cell.label == label and r.question in bad and r.question.probe in ("perplexity", "divergence", "tasks")
+            if r.cell.name == label and r.question in bad and r.question.probe in ("perplexity", "divergence", "tasks")
             else r
             for r in variants.records
         ]
@@ -187,7 +187,7 @@ def faults(variants: Run, swaps: Mapping[str, tuple[str, str]], *, nights: int, 
             report = replay.gate(
                 replay.night(variants, draw), replay.night(replace(variants, records=tuple(swapped)), draw, place=1)
             )
-            alarms = {f.square.label for f in report.alarms}
+            alarms = {f.square.cell for f in report.alarms}
             found, elsewhere = found + (label in alarms), elsewhere + bool(alarms - {label})
         yield Seen(fault=fault, cell=label, found=found, elsewhere=elsewhere, nights=nights)
 
