@@ -82,7 +82,8 @@ def steps(report: GateReport) -> tuple[Step, ...]:
     base, candidate = shlex.quote(report.base.path), shlex.quote(report.candidate.path)
     if alarms and not report.confirmed:
         one = len(squares(alarms)) == 1
-        said = f"Ask {'the alarm' if one else 'the alarms'} once more, each beside its baseline, before it counts:"
+        many = "Ask the alarms once more, each beside its baseline, before they count:"
+        said = "Ask the alarm once more, beside its baseline, before it counts:" if one else many
         made.append(Step(said=said, command=f"quant-harness gate {base} {candidate} --confirm {_suite(report)}"))
     if alarms and any(d.what.startswith("package ") for d in report.differences):
         cell = shlex.quote(alarms[0].square.cell)

@@ -159,6 +159,16 @@ def red(**other: Any) -> GateReport:
     return GateReport(**{**given, **other})
 
 
+def example() -> GateReport:
+    """A short night, for the documentation: one alarm, one square that is missing, one within its noise."""
+    return red(
+        findings=(quiet(0), lost_accuracy(), others()[0]),
+        differences=DIFFERENCES[:1],
+        notes=(),
+        commands={lost_accuracy().square.name: f"quant-harness run nightly --only {'a' * 64}"},
+    )
+
+
 def green(**other: Any) -> GateReport:
     """A night in which nothing is worse, and one square could not be compared."""
     return red(
