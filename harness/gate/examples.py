@@ -68,15 +68,15 @@ def _example(f: Finding, flip: Flip, then: _Side | None, now: _Side) -> Example:
     text = asked.get("text")
     text = text if isinstance(text, dict) else {}
     choices, gold, doc = text.get("choices"), asked.get("gold", own.get("gold")), own.get("doc")
-    right, wrong = str(text.get("target", "")), ()
+    right, wrong = str(text.get("target", "")), list[str]()
     if isinstance(choices, list) and type(gold) is int and 0 <= gold < len(choices):
-        right, wrong = str(choices[gold]), tuple(str(c) for place, c in enumerate(choices) if place != gold)
+        right, wrong = str(choices[gold]), [str(c) for place, c in enumerate(choices) if place != gold]
     return Example(
         flip=flip,
         place=f"item {doc + 1} of {flip.task}" if type(doc) is int else f"item {flip.item}",
         prompt=str(text.get("prompt", "")),
         right=right,
-        wrong=wrong,
+        wrong=tuple(wrong),
         before=_answered(earlier),
         after=_answered(own),
     )

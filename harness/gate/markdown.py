@@ -116,8 +116,7 @@ def _folded(report: GateReport) -> list[Part]:
     for verdict in words.ORDER[:-1]:
         found = [f for f in report.findings if f.verdict == verdict]
         if found and not (verdict == "regressed" and len(report.alarms) == len(found) <= MOST_ALARMS):
-            title = "worse" if verdict == "regressed" else verdict
-            parts.append(partial(_fold, f"{title.capitalize()}: {len(found)}", found))
+            parts.append(partial(_fold, f"{words.title(verdict)}: {len(found)}", found))
     others = [f for f in report.findings if f.verdict == "within noise" and f.square.metric != open_one]
     for title in dict.fromkeys(f.square.title for f in others):
         same = [f for f in others if f.square.title == title]

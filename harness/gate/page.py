@@ -91,8 +91,8 @@ def _alarm(report: GateReport, f: Finding, items: Sequence[Example], history: Hi
     keys = fold(f"{words.count(len(f.keys), 'record')} it rests on", el("pre", el("code", "\n".join(f.keys)))) if f.keys else None
     return el(
         "div",
-        el("h3", f.square.cell),
-        el("p", words.sentence(f)),
+        el("h3", f"{f.square.cell}: {words.about(f)}"),
+        el("p", words.found(f)),
         nights.drawing(f, shown) if shown else None,
         _items(f, items),
         again,
@@ -109,7 +109,9 @@ def _items(f: Finding, items: Sequence[Example]) -> Markup | None:
     less = f" The first {len(items)} of them:" if len(items) < len(f.flips) else ""
     heads = [el("th", title, scope="col") for title in ("Item", "Right answer", "Before", "After")]
     body = table(f"Items of {f.square.name} whose answer changed", heads, [_item(one) for one in items], cls="plain items")
-    return join(el("p", said, less), body)
+    texts = any(one.prompt for one in items)
+    note = "The texts of these items were not kept, or are not on this disk: they are named by their place in the task's data."
+    return join(el("p", said, less), None if texts else el("p", note, cls="note"), body)
 
 
 def _item(one: Example) -> Markup:
@@ -150,9 +152,8 @@ def _squares(report: GateReport) -> Section | None:
         found = [f for f in report.findings if f.verdict == verdict]
         shown = words.shown_first(found)[:MOST_ROWS]
         left = el("p", f"{words.count(number - MOST_ROWS, 'more square')}: in the evidence file.") if number > MOST_ROWS else None
-        title = "worse" if verdict == "regressed" else verdict
-        summary = el("summary", f"{title.capitalize()}: {number}")
-        body = _table(f"Squares: {title}", shown)
+        summary = el("summary", f"{words.title(verdict)}: {number}")
+        body = _table(f"Squares: {words.title(verdict).lower()}", shown)
         folds.append(el("details", summary, body, left, open=verdict in ("failed", "missing")))
     return Section(
         id="squares",

@@ -122,6 +122,11 @@ def counts(report: GateReport) -> list[tuple[Verdict, int]]:
     return [(v, report.count(v)) for v in ORDER if report.count(v)]
 
 
+def title(verdict: Verdict) -> str:
+    """A verdict as a heading: `Worse`, `Not comparable`."""
+    return "Worse" if verdict == "regressed" else verdict.capitalize()
+
+
 def rest(findings: Sequence[Finding]) -> str:
     """Findings that are not shown one by one, as one line: `216 within noise, 3 new`."""
     numbers = [(v, sum(f.verdict == v for f in findings)) for v in ORDER]
@@ -152,14 +157,18 @@ def causes_words(differences: Sequence[Difference]) -> str:
 def sentence(f: Finding) -> str:
     """All that is to be said of one finding, without its cell: `Accuracy, mean of 6 tasks: 96.4 % → 94.1 %, 2.3 points worse
     (1.4 to 3.2), 2.6× its own noise; threshold 0.25 points, from the policy; p 3e-6`."""
+    return f"{about(f)}: {found(f)}"
+
+
+def found(f: Finding) -> str:
+    """The same without the metric's name; the verdict where nothing else is known."""
     parts = [", ".join(p for p in (pair(f), change(f), noise(f)) if p)]
     reach = threshold(f)
     parts += [reach if f.kind == "exact" else f"threshold {reach}"] if reach else []
     parts += [tested(f)] if tested(f) else []
     parts += [f"{count(len(lost), 'item')} lost and {len(won)} gained" for lost, won in [flips(f)] if f.flips]
     parts += remarks(f)
-    said = "; ".join(p for p in parts if p)
-    return f"{about(f)}: {said}" if said else f"{about(f)}: {f.verdict}"
+    return "; ".join(p for p in parts if p) or f.verdict
 
 
 def about(f: Finding) -> str:

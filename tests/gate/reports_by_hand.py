@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from harness.gate.types import Difference, Figure, Finding, Flip, GateReport, History, Past, RunName, Square
+from harness.gate.types import Difference, Figure, Finding, Flip, GateReport, Past, RunName, Square
 
 BASE = RunName(
     path="results/nightly/2026-11-28T020000Z-7f3a.jsonl",
@@ -176,7 +176,7 @@ def green(**other: Any) -> GateReport:
     )
 
 
-def history(f: Finding, values: tuple[float, ...], *, machines: str = "") -> History:
+def history(f: Finding, values: tuple[float, ...], *, machines: str = "") -> dict[tuple[str, str, str, str], tuple[Past, ...]]:
     """One night for each value, the last on the day before the candidate."""
     nights = tuple(
         Past(
@@ -194,7 +194,8 @@ def history(f: Finding, values: tuple[float, ...], *, machines: str = "") -> His
 def hostile(strings: tuple[str, ...], **other: Any) -> GateReport:
     """A red report whose every text is one of these strings in turn."""
     turn = itertools.cycle(strings)
-    run = dataclasses.replace(BASE, **{name: next(turn) for name in ("path", "run", "suite", "started_at", "commit", "host")})
+    texts: dict[str, Any] = {name: next(turn) for name in ("path", "run", "suite", "started_at", "commit", "host")}
+    run = dataclasses.replace(BASE, **texts)
     findings = tuple(_hostile(f, turn) for f in (*red().findings, *(dataclasses.replace(f, muted="x") for f in red().alarms)))
     return GateReport(
         base=run,
@@ -211,7 +212,9 @@ def hostile(strings: tuple[str, ...], **other: Any) -> GateReport:
 
 
 def _hostile(f: Finding, turn: Iterator[str]) -> Finding:
-    texts = {name: next(turn) for name in ("model", "label", "identity", "metric", "title", "subject", "definition", "unit")}
+    texts: dict[str, Any] = {
+        name: next(turn) for name in ("model", "label", "identity", "metric", "title", "subject", "definition", "unit")
+    }
     return dataclasses.replace(
         f,
         square=dataclasses.replace(f.square, **{**texts, "unit": f.square.unit}),
