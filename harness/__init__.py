@@ -36,10 +36,11 @@ def run(
     retry_failed: bool = False,
     threads: int | None = None,
     only: Sequence[str] = (),
+    paranoid: bool = False,
 ) -> Path:
     """Runs a suite (file, or name of a built-in one) and returns the run file. The arguments are the options of `quant-harness
     run`: `cache` is the folder of artifacts, `fresh` begins a new run, `retry_failed` asks again what failed, `only` names some
-    questions by key or name.
+    questions by key or name, `paranoid` reads every file again instead of trusting a remembered hash.
 
     Raises `errors.BadInput` before anything starts when the suite or its inputs are wrong."""
     from harness.run import runner, workspace
@@ -55,6 +56,7 @@ def run(
         retry_failed=retry_failed,
         threads=threads,
         only=tuple(only),
+        paranoid=paranoid,
     )
     return runner.run(planned, settings)
 

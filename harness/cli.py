@@ -58,6 +58,7 @@ app.command(epilog=cli_publish.METHODS_EPILOG)(cli_publish.methods)
 app.command("recommend", epilog=cli_recommend.EPILOG)(cli_recommend.recommend)
 app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.command("gate", epilog=cli_gate.EPILOG)(cli_gate.gate)
+app.command("history", epilog=cli_history.HISTORY_EPILOG)(cli_history.history)
 app.command("accept", epilog=cli_history.ACCEPT_EPILOG)(cli_history.accept)
 app.command(epilog="Examples: quant-harness verify results/quick · quant-harness verify results")(cli_verify.verify)
 out = Console()
@@ -81,6 +82,10 @@ OnlyOption = Annotated[
     ),
 ]
 
+ParanoidOption = Annotated[
+    bool, typer.Option("--paranoid", help="Hash every file again, also those that seem unchanged since they were hashed.")
+]
+
 
 @app.command(
     epilog="Examples: quant-harness run quick · quant-harness run my.yaml --device cuda --results nightly/results · "
@@ -98,6 +103,7 @@ def run(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
     only: OnlyOption = None,
+    paranoid: ParanoidOption = False,
 ) -> None:
     """Run a suite (or go on where it was stopped), then write its report.
 
@@ -115,7 +121,13 @@ def run(
     if not only:
         _list_unsupported(planned)
     settings = runner.Settings(
-        results=results, cache=cache, fresh=fresh, retry_failed=retry_failed, threads=threads, only=tuple(only or ())
+        results=results,
+        cache=cache,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        threads=threads,
+        only=tuple(only or ()),
+        paranoid=paranoid,
     )
     started = time.monotonic()
     try:
@@ -155,6 +167,7 @@ def plan(
     cache: cli_env.CacheOption = None,
     threads: ThreadsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    paranoid: ParanoidOption = False,
 ) -> None:
     """Show every cell of a suite with its estimated size, what `run` will take, and every combination that is not supported with
     the reason.
@@ -171,6 +184,8 @@ def plan(
     planned = _plan(suite, device, cache, here=False)
     places = [cli_env.place_of(p.cell.method) for p in planned.cells]
     states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
+    if paranoid:
+        expect.hash_again(planned, cache)
     forecast, unread = expect.before_run(planned, results=results, cache=cache, threads=threads)
     if as_json:
         wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]

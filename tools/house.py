@@ -31,11 +31,12 @@ class Layer:
 LAYERS = (
     Layer(rooms=("cli",), why="the verbs: they call everything, and nothing calls them"),
     Layer(rooms=("cli_bisect",), why="the verb `bisect`, which judges as `gate` does"),
-    Layer(rooms=("cli_gate",), why="the verb `gate`, which writes files as the verbs that publish do"),
+    Layer(
+        rooms=("cli_gate", "cli_history"), why="the verbs `gate`, `history` and `accept`, which speak as those that publish do"
+    ),
     Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(
-        rooms=("cli_export", "cli_history", "cli_verify"),
-        why="the verbs `export`, `history`, `accept` and `verify`, which say what they do as `env` and `run` do",
+        rooms=("cli_export", "cli_verify"), why="the verbs `export` and `verify`, which say what they do as `env` and `run` do"
     ),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),

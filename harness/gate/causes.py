@@ -21,11 +21,19 @@ def differences(before: Run, after: Run) -> tuple[Difference, ...]:
         packages = [_environments(run).get(name, {}) for run in (before, after)]
         if all(packages):  # an environment that only one of them needed explains nothing
             found += _apart(f"package of {name},", *packages)
-    found += _apart("", {n: _text(old, n) for n in _SAID}, {n: _text(new, n) for n in _SAID})
-    found += _apart("package of rows from", old.plugins, new.plugins)
-    found += _apart("machine:", _flat(old.machine), _flat(new.machine))
-    found += _apart("weights of", before.plan.weights, after.plan.weights)
-    return tuple(found)
+    return (*found, *_conditions(old, new), *_apart("weights of", before.plan.weights, after.plan.weights))
+
+
+def between(old: RunContext, new: RunContext, weights: tuple[Mapping[str, str], Mapping[str, str]]) -> tuple[Difference, ...]:
+    """What the first and the last lines of two runs alone say: as `differences`, without packages of other environments.
+    `weights`: digests of the models by name, before and after."""
+    return (*_apart("package", old.packages, new.packages), *_conditions(old, new), *_apart("weights of", *weights))
+
+
+def _conditions(old: RunContext, new: RunContext) -> Iterator[Difference]:
+    yield from _apart("", {n: _text(old, n) for n in _SAID}, {n: _text(new, n) for n in _SAID})
+    yield from _apart("package of rows from", old.plugins, new.plugins)
+    yield from _apart("machine:", _flat(old.machine), _flat(new.machine))
 
 
 def kernels(side: Side) -> Mapping[str, int]:

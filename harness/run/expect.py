@@ -8,6 +8,7 @@ from harness import store
 from harness.forecast import history
 from harness.forecast.estimate import Forecast, forecast
 from harness.measure import machine, rate
+from harness.models import find
 from harness.run import identity, left
 from harness.run.only import question_name
 from harness.run.recorder import same_context
@@ -28,6 +29,16 @@ def before_run(plan: Plan, *, results: Path, cache: Path, threads: int | None) -
     questions = [p.questions for p in plan.cells] if inputs is None else _unanswered(inputs, results, used)
     todo = left.todo(plan, questions, inputs)
     return forecast(todo, known, device=plan.device, rate=rate.for_device(plan.device)), known.unread
+
+
+def hash_again(plan: Plan, cache: Path) -> None:
+    """Reads every byte of the models that are here, whatever is remembered of them; what is found is remembered."""
+    place = cache.expanduser().resolve()
+    identity.forget(place)
+    for model in plan.models:
+        folder = find.locate(model)
+        if folder is not None:
+            find.weights_digest(folder, place / identity.DIGESTS)
 
 
 def _unanswered(inputs: identity.Inputs, results: Path, threads: int) -> list[tuple[Question, ...]]:

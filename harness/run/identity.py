@@ -225,6 +225,11 @@ def _offered_by(methods: Sequence[str], probes: Sequence[str]) -> dict[str, Json
     return {"offered_by": offered} if offered else {}
 
 
+def forget(cache: Path) -> None:
+    """Forgets the hashes of files: who asks next reads every byte again."""
+    (cache / DIGESTS).unlink(missing_ok=True)
+
+
 def gather(plan: Plan, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Inputs:
     """Fetches the plan's models and texts (BadInput says which cannot be had) and takes their digests. `tell` hears how much of
     what is fetched is here."""

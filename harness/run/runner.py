@@ -40,7 +40,7 @@ from harness.suite.plan import Plan, PlannedCell
 class Settings:
     """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures. `only`:
     some of the plan's questions by themselves (run/only.py); their run file goes into `apart`, by default a folder in the suite's
-    own, and never among whole runs."""
+    own, and never among whole runs. `paranoid`: no file's hash is taken from memory."""
 
     results: Path
     cache: Path
@@ -49,6 +49,7 @@ class Settings:
     threads: int | None = None
     only: tuple[str, ...] = ()
     apart: Path | None = None
+    paranoid: bool = False
 
     def folder(self, plan: Plan) -> Path:
         """Where the run file goes."""
@@ -65,6 +66,8 @@ def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Pat
     if not settings.only:
         check_disk(plan, cache)
     sweep(cache)
+    if settings.paranoid:
+        identity.forget(cache)
     inputs = identity.gather(plan, cache, tell=watching.fetching)
     if settings.only:
         inputs = narrow(inputs, settings.only)

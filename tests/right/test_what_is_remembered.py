@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
-from harness import files
+import harness
+from harness import cli, files, store
 from harness.models import find
 from harness.models.corpora import tokenizer_digest
 from harness.probes import lm_eval_tasks, taskfiles
@@ -66,6 +68,70 @@ def test_other_bytes_with_the_same_size_and_time_are_another_model(
     time.sleep(0.02)
     change(model_folder / name)  # type: ignore[operator]
     assert find.weights_digest(model_folder, tmp_path / "memo.json") != before
+
+
+@pytest.fixture
+def without_change_times(old: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that keeps no change times, as some servers of network file systems do."""
+
+    def stamp(path: Path) -> str:
+        info = path.stat()
+        return f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} 0"
+
+    monkeypatch.setattr(files, "_stamp", stamp)
+
+
+def keys(suite: Path, capsys: pytest.CaptureFixture[str], *options: str) -> set[str]:
+    """The keys of a suite's questions as `plan` has them."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", str(suite), "--json", "--results", str(suite.parent / "results"), *options])
+    assert stopped.value.code == 0
+    return {question["key"] for cell in json.loads(capsys.readouterr().out)["cells"] for question in cell["questions"]}
+
+
+@pytest.mark.usefixtures("old")
+def test_a_weight_bit_changed_with_the_times_put_back_makes_other_questions(
+    write_suite: Callable[..., Path], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = write_suite("{bits: 4}")
+    time.sleep(0.02)
+    before = keys(suite, capsys, "--paranoid")
+    assert keys(suite, capsys) == before
+    time.sleep(0.02)
+    swapped(model_folder / "model.safetensors")
+    assert not keys(suite, capsys) & before
+
+
+@pytest.mark.usefixtures("without_change_times")
+def test_where_change_times_are_not_kept_only_paranoid_notices_a_changed_bit(
+    write_suite: Callable[..., Path], model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = write_suite("{bits: 4}")
+    time.sleep(0.02)
+    before = keys(suite, capsys, "--paranoid")
+    swapped(model_folder / "model.safetensors")
+    assert keys(suite, capsys) == before
+    after = keys(suite, capsys, "--paranoid")
+    assert not after & before
+    assert keys(suite, capsys) == after  # what was hashed again is remembered in place of the old
+
+
+@pytest.mark.usefixtures("without_change_times")
+def test_a_paranoid_run_measures_again_what_a_changed_bit_makes_another_model(
+    write_suite: Callable[..., Path], model_folder: Path, tmp_path: Path
+) -> None:
+    suite = write_suite("{bits: 4}")
+    time.sleep(0.02)
+
+    def run(**options: bool) -> store.Run:
+        return store.read(harness.run(suite, results=tmp_path / "results", cache=tmp_path / "cache", **options))
+
+    before = run()
+    swapped(model_folder / "model.safetensors")
+    assert run().plan.weights == before.plan.weights
+    again = run(paranoid=True)
+    assert again.plan.weights != before.plan.weights
+    assert len(again.records) == 2 * len(before.records)
 
 
 @pytest.mark.usefixtures("old")
