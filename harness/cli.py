@@ -20,7 +20,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import cli_env, cli_export, cli_gate, cli_history, cli_progress, cli_publish, cli_recommend, cli_verify
+from harness import (
+    cli_announce,
+    cli_bisect,
+    cli_env,
+    cli_export,
+    cli_gate,
+    cli_history,
+    cli_progress,
+    cli_publish,
+    cli_recommend,
+    cli_verify,
+)
 from harness.cli_publish import waiting, write_file
 from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
 from harness.version import __version__
@@ -60,6 +71,8 @@ app.command("export", epilog=cli_export.EPILOG)(cli_export.export)
 app.command("gate", epilog=cli_gate.EPILOG)(cli_gate.gate)
 app.command("history", epilog=cli_history.HISTORY_EPILOG)(cli_history.history)
 app.command("accept", epilog=cli_history.ACCEPT_EPILOG)(cli_history.accept)
+app.command("announce", epilog=cli_announce.EPILOG)(cli_announce.announce)
+app.command("bisect", epilog=cli_bisect.EPILOG)(cli_bisect.bisect)
 app.command(epilog="Examples: quant-harness verify results/quick · quant-harness verify results")(cli_verify.verify)
 out = Console()
 err = Console(stderr=True)

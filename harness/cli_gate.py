@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,13 +114,15 @@ def judge_paths(base: Path, candidate: Path, policy: Policy) -> tuple[tuple[Run,
     """The runs BASE, CANDIDATE and, where one was accepted, that one; and what the gate says."""
     from harness import store
     from harness.gate import choose, history, judge
+    from harness.gate.confirm import replays
 
     folder = candidate.parent
     first, second = store.read(base), store.read(candidate)
     accepted = choose.accepted(folder)
     third = None if accepted is None else store.read(accepted)
     past = history.read(folder, before=second.header.run)
-    return (first, second, third), judge.gate(first, second, accepted=third, history=past, policy=policy)
+    report = judge.gate(first, second, accepted=third, history=past, policy=policy)
+    return (first, second, third), replace(report, commands=replays(report, second))
 
 
 def show(report: GateReport, *, everything: bool) -> None:

@@ -36,7 +36,8 @@ LAYERS = (
     ),
     Layer(rooms=("cli_publish",), why="the verbs that show and publish what is stored; they speak as `env` does"),
     Layer(
-        rooms=("cli_export", "cli_verify"), why="the verbs `export` and `verify`, which say what they do as `env` and `run` do"
+        rooms=("cli_announce", "cli_export", "cli_verify"),
+        why="the verbs `announce`, `export` and `verify`, which say what they do as `env` and `run` do",
     ),
     Layer(
         rooms=("cli_env", "cli_progress", "cli_recommend"),
@@ -44,6 +45,7 @@ LAYERS = (
     ),
     Layer(rooms=("harness",), why="the public functions, which call what the verbs call"),
     Layer(rooms=("run",), why="starts environments and children, and keeps what they answer"),
+    Layer(rooms=("announce",), why="tells a tracker what a gate found"),
     Layer(rooms=("gate",), why="judges stored runs against each other, and draws its page with the report's pieces"),
     Layer(
         rooms=("envs", "forecast", "report"),

@@ -44,6 +44,16 @@ def keys(report: GateReport, candidate: Run) -> tuple[str, ...]:
     return tuple(key for key in records if key in wanted | beside)
 
 
+def replays(report: GateReport, candidate: Run) -> Mapping[str, str]:
+    """The command that asks exactly the questions of an alarm again, by the name of its square; none where the candidate does not
+    say by which command it was made."""
+    runs = [command for command in candidate.plan.commands if command.startswith("quant-harness run ")]
+    if not runs:
+        return {}
+    asked = runs[-1].partition(" --only ")[0]
+    return {f.square.name: " ".join([asked, *(f"--only {key[:12]}" for key in f.keys), "--fresh"]) for f in report.alarms if f.keys}
+
+
 def confirm(report: GateReport, again: GateReport) -> GateReport:
     """The report with a `cause` for each alarm. `again`: the same BASE judged against the run that was asked once more. The same
     two reports always give the same one."""
