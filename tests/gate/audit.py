@@ -31,7 +31,7 @@ from harness.gate.policy import MEAN_ACCURACY, Policy
 from harness.gate.types import Finding, GateReport, Square
 from harness.spec import Answer, Measurement, Record
 from harness.store import Run
-from tests.gate.replay import Replay, history
+from tests.gate.replay import Replay, asked, history
 
 TASKS = 6
 CELLS = 21
@@ -176,10 +176,10 @@ def faults(variants: Run, swaps: Mapping[str, tuple[str, str]], *, nights: int, 
     replay = Replay([variants], seed)
     for fault, (label, faulty) in swaps.items():
         found = elsewhere = 0
-        bad = {r.question: r for r in variants.records if r.cell.name == faulty}
+        bad = {asked(r): r for r in variants.records if r.cell.name == faulty}
         swapped = [
-            replace(r, answer=bad[r.question].answer, failure=bad[r.question].failure)
-            if r.cell.name == label and r.question in bad and r.question.probe in ("perplexity", "divergence", "tasks")
+            replace(r, answer=bad[asked(r)].answer, failure=bad[asked(r)].failure)
+            if r.cell.name == label and asked(r) in bad and r.question.probe in ("perplexity", "divergence", "tasks")
             else r
             for r in variants.records
         ]
@@ -340,19 +340,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--nights", type=int, default=1000)
     parser.add_argument("--swap", nargs=3, action="append", default=[], metavar=("FAULT", "CELL", "FAULTY"))
-    asked = parser.parse_args(arguments)
-    match asked.what:
+    given = parser.parse_args(arguments)
+    match given.what:
         case "accuracy":
-            _print_accuracy(asked.nights)
+            _print_accuracy(given.nights)
         case "false-alarms":
-            _print_false_alarms(asked.runs, asked.nights)
+            _print_false_alarms(given.runs, given.nights)
         case "faults":
-            _print_faults(asked.runs[0], {fault: (cell, faulty) for fault, cell, faulty in asked.swap}, asked.nights)
+            _print_faults(given.runs[0], {fault: (cell, faulty) for fault, cell, faulty in given.swap}, given.nights)
         case "slower":
-            _print_slower(asked.runs, asked.nights)
+            _print_slower(given.runs, given.nights)
         case "drift":
-            ((_, good, bad),) = asked.swap
-            _print_drift(asked.runs[0], good, bad, asked.nights)
+            ((_, good, bad),) = given.swap
+            _print_drift(given.runs[0], good, bad, given.nights)
     return 0
 
 

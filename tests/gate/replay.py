@@ -97,13 +97,13 @@ class Replay:
 
     def mixed(self, run: Run, good: str, bad: str, *, share: float, draw: int, rng: np.random.Generator) -> Run:
         """A night of `draw` in which a share of the items and windows of the cell `good` are answered as by the cell `bad`."""
-        worse = {r.question: r for r in run.records if r.cell.label == bad}
+        worse = {asked(r): r for r in run.records if r.cell.label == bad}
         night = self.night(run, draw, place=1)
         faulty = self.night(
             replace(
                 run,
                 records=tuple(
-                    replace(worse[r.question], cell=r.cell) if r.cell.label == good and r.question in worse else r
+                    replace(worse[asked(r)], cell=r.cell) if r.cell.label == good and asked(r) in worse else r
                     for r in run.records
                 ),
             ),
@@ -139,6 +139,11 @@ class Replay:
         return replace(good, answer=replace(good.answer, measurements=tuple(made)))
 
 
+def asked(record: Record) -> tuple[str, str]:
+    """What was asked of a cell: the probe and its subject."""
+    return record.question.probe, record.question.subject
+
+
 def npy(table: Floats) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, table.astype(np.float32), allow_pickle=False)
@@ -157,8 +162,8 @@ def history(runs: Sequence[Run]) -> History:
         every = sides(run)
         for identity, side in every.cells.items():
             base = every.baseline_of(side)
-            for name, asked in side.asked.items():
-                for m in asked.measurements:
+            for name, answered in side.asked.items():
+                for m in answered.measurements:
                     beside = None if base is None or name not in base.asked else base.asked[name].sample(m.metric, m.definition)
                     past = Past(
                         started_at=run.header.started_at,
@@ -167,5 +172,5 @@ def history(runs: Sequence[Run]) -> History:
                         baseline=None if beside is None else beside.value,
                         machine=here,
                     )
-                    found.setdefault((identity, m.metric, asked.question.subject, m.definition), []).append(past)
+                    found.setdefault((identity, m.metric, answered.question.subject, m.definition), []).append(past)
     return {key: tuple(nights) for key, nights in found.items()}
