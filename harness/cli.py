@@ -284,7 +284,8 @@ def report(
 ) -> None:
     """Render the report of stored results; needs neither torch nor the machine that measured.
 
-    Of several runs (two machines, two dates) the first is the report's subject; a section sets the same cells side by side."""
+    Of several runs (two machines, two dates) the first is the report's subject; a section sets the same cells side by side. Of a
+    folder the newest run is the subject, and a section shows how its finished runs went."""
     _write_report(results, output)
     out.print(f"report   {output}", soft_wrap=True, highlight=False)
 
@@ -394,6 +395,7 @@ def _list_unsupported(planned: Plan) -> None:
 
 def _write_report(results: Sequence[Path], target: Path) -> None:
     from harness import store
+    from harness.gate import trends_section
     from harness.report import render
 
     with waiting("reading") as say:
@@ -401,7 +403,7 @@ def _write_report(results: Sequence[Path], target: Path) -> None:
         if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
             raise BadInput("the same run is named twice; name runs of two machines or two dates")
         say(f"comparing {sum(len(run.plan.cells) for run in runs)} cells and drawing the page")
-        page = render(*runs)
+        page = render(*runs, past=trends_section.of_folder(results[0]) if results[0].is_dir() else None)
     write_file(target, page)
 
 

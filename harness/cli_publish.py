@@ -21,6 +21,7 @@ from harness.errors import BadInput, HarnessError
 from harness.files import write_atomically
 
 if TYPE_CHECKING:
+    from harness.report.section import Section
     from harness.report.view import View
 
 CHANGES_NUMBERS = False
@@ -149,10 +150,11 @@ def site(
     replaceable = not output.exists() or (output.is_dir() and (not any(output.iterdir()) or (output / pages.MARKER).is_file()))
     if not replaceable or output.is_symlink():
         raise BadInput(f"{output}: is there already and no site that this command made; name another folder")
-    views = []
+    views, past = [], {}
     for path in _run_files(results):
         try:
             views.append(derived(path))
+            past[path.parent] = views[-1].run  # the newest of its folder comes last
         except HarnessError as error:
             err.print(f"left out {error}", markup=False, highlight=False, soft_wrap=True)
     if not views:
@@ -160,13 +162,23 @@ def site(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with draft_folder(output) as draft:
-            for file in pages.files(views):
+            for file in pages.files(views, _histories(past)):
                 target = draft / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.data)
     except OSError as error:
         raise BadInput(f"{output}: cannot be written ({error.strerror}); name another folder") from None
     out.print(f"site     {output / 'index.html'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _histories(newest: Mapping[Path, str]) -> dict[str, Section]:
+    """Sections on the runs of folders, by the names of their newest runs; none where the newest is not among those shown."""
+    from harness import store
+    from harness.gate import trends_section
+
+    shown = {folder: run for folder, run in newest.items() if store.newest(folder).stem == run}
+    made = {run: trends_section.of_folder(folder) for folder, run in shown.items()}
+    return {run: section for run, section in made.items() if section is not None}
 
 
 def _run_files(results: list[Path]) -> list[Path]:

@@ -60,21 +60,22 @@ SECTIONS: list[Callable[[View], Section | None]] = [
 ]
 
 
-def render(run: Run, *others: Run) -> bytes:
-    """The whole report of a run as UTF-8 HTML; of `others` what is the same stands beside it."""
-    return render_view(view(run), *map(view, others))
+def render(run: Run, *others: Run, past: Section | None = None) -> bytes:
+    """The whole report of a run as UTF-8 HTML; of `others` what is the same stands beside it. `past`: a section on the runs
+    before."""
+    return render_view(view(run), *map(view, others), past=past)
 
 
-def render_view(shown: View, *others: View, shared: str | None = None) -> bytes:
+def render_view(shown: View, *others: View, shared: str | None = None, past: Section | None = None) -> bytes:
     """As `render`, of views that are there already. `shared`: where the page finds plotly.js, see `page.page`."""
     from harness.report import page
 
     offered = offer(shown)
     made = [*(make(shown, offered) for make in FIRST), *(make(shown) for make in SECTIONS)]
     sections = [section for section in made if section is not None]
-    return page.page(shown, offered, _with_others(sections, machines_section([shown, *others])), shared)
+    return page.page(shown, offered, _with_others(sections, past, machines_section([shown, *others])), shared)
 
 
-def _with_others(sections: Sequence[Section], beside: Section | None) -> list[Section]:
-    """The other runs stand second, after the answer."""
-    return list(sections) if beside is None else [*sections[:1], beside, *sections[1:]]
+def _with_others(sections: Sequence[Section], *beside: Section | None) -> list[Section]:
+    """What is of other runs stands second, after the answer."""
+    return [*sections[:1], *(section for section in beside if section is not None), *sections[1:]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.decide import say
@@ -17,6 +17,7 @@ from harness.report import page, render_view
 from harness.report.answer import Offer, offer
 from harness.report.frame import EXPORTS
 from harness.report.markup import Markup, el, join
+from harness.report.section import Section
 from harness.report.view import View
 
 MARKER = "quant-harness-site.txt"
@@ -34,8 +35,9 @@ class File:
     data: bytes
 
 
-def files(views: Sequence[View]) -> Iterator[File]:
-    """All files of the site. BadInput where two runs have one name."""
+def files(views: Sequence[View], past: Mapping[str, Section] | None = None) -> Iterator[File]:
+    """All files of the site. `past`: a section on the runs before, by the name of the run whose page has it. BadInput where two
+    runs have one name."""
     folders: dict[str, View] = {}
     for view in sorted(views, key=lambda v: (v.suite, v.run)):
         folder = f"{safe(view.suite)}/{safe(view.run)}"
@@ -49,7 +51,9 @@ def files(views: Sequence[View]) -> Iterator[File]:
     offers = {}
     for folder, view in folders.items():
         offers[folder] = offer(view)
-        yield File(path=f"{folder}/index.html", data=render_view(view, shared=f"../../{library}"))
+        yield File(
+            path=f"{folder}/index.html", data=render_view(view, shared=f"../../{library}", past=(past or {}).get(view.run))
+        )
         for name, written in EXPORTS.items():
             yield File(path=f"{folder}/results.{name}", data=written(view))
     yield File(path="index.html", data=_index(folders, offers))
