@@ -73,7 +73,7 @@ def _case(report: GateReport, f: Finding, name: str) -> ET.Element:
     case = ET.Element("testcase", {"classname": _text(f.square.cell), "name": _text(name), "time": "0"})
     said = words.sentence(f)
     if f.alarm:
-        command = report.commands.get(f.square.name, "")
+        command = words.replay(report, f)
         lines = [said, f"Ask it again: {command}" if command else "", *(f"record {key}" for key in f.keys)]
         body = "\n".join(line for line in lines if line)
         ET.SubElement(case, "failure", {"type": "regressed", "message": _text(said)}).text = _text(body)

@@ -87,7 +87,7 @@ def _alarms(report: GateReport) -> list[Part]:
     if len(alarms) > MOST_ALARMS:
         lines.append(f"- and {words.count(len(alarms) - MOST_ALARMS, 'more alarm')}, in the table of what is worse below")
     worse = "### What is worse\n\n" + "\n".join(lines)
-    commands = {name: report.commands[name] for f in alarms[:MOST_ALARMS] if (name := f.square.name) in report.commands}
+    commands = {f.square.name: command for f in alarms[:MOST_ALARMS] if (command := words.replay(report, f))}
     blocks = [f"{_text(name)}\n\n{markdown.code('sh', _short(command))}" for name, command in commands.items()]
     again = _details("Ask each of them again", "\n\n".join(blocks))
     return [lambda rows: worse, *([lambda rows: again] if commands else [])]

@@ -86,7 +86,7 @@ def _alarms(report: GateReport, examples: Examples, history: History, machine: s
 
 def _alarm(report: GateReport, f: Finding, items: Sequence[Example], history: History, machine: str) -> Markup:
     shown = nights.nights(f, history, report.candidate, machine)
-    command = report.commands.get(f.square.name)
+    command = words.replay(report, f)
     again = join(el("p", "Ask it again:"), el("pre", el("code", command))) if command else None
     keys = fold(f"{words.count(len(f.keys), 'record')} it rests on", el("pre", el("code", "\n".join(f.keys)))) if f.keys else None
     return el(

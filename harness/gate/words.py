@@ -19,6 +19,7 @@ ORDER: tuple[Verdict, ...] = ("regressed", "failed", "missing", "not comparable"
 
 ARROW = "\u2192"
 _MOST_DIGITS = 12
+_KEY = 12
 _CAUSES = {
     "regression": "seen again when it was asked once more beside its baseline",
     "stale baseline": "its baseline moved as well when both were asked once more: the stored baseline is stale",
@@ -102,6 +103,15 @@ def steps(report: GateReport) -> tuple[Step, ...]:
         said = "The stored baseline is stale. Make the candidate the one to compare with:"
         made.append(Step(said=said, command=f"quant-harness accept {candidate} --why 'the baseline moved'"))
     return tuple(made) or (Step(said="Nothing to do."),)
+
+
+def replay(report: GateReport, f: Finding) -> str:
+    """The command that asks exactly this again, also where it was asked before: what the report says, else that of the records
+    it rests on (the first digits of a key are enough); '' without both."""
+    if f.square.name in report.commands:
+        return report.commands[f.square.name]
+    only = " ".join(f"--only {shlex.quote(key[:_KEY])}" for key in f.keys)
+    return f"quant-harness run {_suite(report)} {only} --fresh" if only else ""
 
 
 def _suite(report: GateReport) -> str:

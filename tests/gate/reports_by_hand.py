@@ -165,7 +165,7 @@ def example() -> GateReport:
         findings=(quiet(0), lost_accuracy(), others()[0]),
         differences=DIFFERENCES[:1],
         notes=(),
-        commands={lost_accuracy().square.name: f"quant-harness run nightly --only {'a' * 64}"},
+        commands={},
     )
 
 

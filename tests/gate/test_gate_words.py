@@ -99,6 +99,15 @@ def test_a_stale_baseline_is_moved() -> None:
     assert [c[1] for c in commands(by_hand.red(findings=(stale,)))] == ["accept"]
 
 
+def test_what_rests_on_records_is_asked_again_by_their_keys() -> None:
+    alarm = by_hand.lost_accuracy(keys=("1a" * 32, "k 2"))
+    assert shlex.split(words.replay(by_hand.red(commands={}), alarm)) == [
+        *("quant-harness", "run", "nightly", "--only", "1a1a1a1a1a1a", "--only", "k 2", "--fresh")
+    ]  # fmt: skip
+    assert words.replay(by_hand.red(commands={alarm.square.name: "told"}), alarm) == "told"
+    assert words.replay(by_hand.red(commands={}), by_hand.lost_accuracy(keys=())) == ""
+
+
 # ---- one finding ----
 
 
