@@ -14,7 +14,7 @@ from tests import plugin_site
 
 ITEMS, LOST_IN_2 = 1000, 60
 
-CODE = '''
+CODE = """
 import json
 import os
 from pathlib import Path
@@ -61,7 +61,7 @@ PROBE = Probe(
     measure=measure,
     needs_model=False,
 )
-'''
+"""
 
 
 def code(version: str) -> str:

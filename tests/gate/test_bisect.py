@@ -123,7 +123,8 @@ def test_a_flaky_loss_and_an_environment_that_cannot_be_built_are_said_in_words(
     (machines.folder / "wheels" / "pad_b-1.0-py3-none-any.whl").unlink()
     unbuilt = machines.call(third, "bisect", base, candidate, "fake 4-bit")
     assert unbuilt.returncode == 1
-    assert "with every package as in BASE there is no answer here: the environment 'main' (pad-b==1.0) could not be built" in unbuilt.stdout
+    assert "with every package as in BASE there is no answer here: the environment 'main' (pad-b==1.0)" in unbuilt.stdout
+    assert "could not be built" in unbuilt.stdout
 
 
 @pytest.mark.slow
@@ -145,9 +146,7 @@ def test_the_commit_that_made_a_cell_worse_is_named(machines: Machines, tmp_path
     base = machines.night(python, repo)
     subprocess.run([*git, "checkout", "-q", commits[-1]], check=True)
     candidate = machines.night(python, repo)
-    found = machines.call(
-        python, "bisect", base, candidate, "fake 4-bit", "--with", "git checkout -q {commit}", "--repo", repo
-    )
+    found = machines.call(python, "bisect", base, candidate, "fake 4-bit", "--with", "git checkout -q {commit}", "--repo", repo)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.splitlines()[-1] == f"found: {commits[3][:12]} number 3"
 
