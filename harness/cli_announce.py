@@ -1,4 +1,4 @@
-"""The verb `announce`: one issue for each regression, one comment on a pull request. Prints, like cli.py, which it is a part of."""
+"""The verb `announce`: one issue for each regression, one comment on a pull request. Prints, as a part of cli.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def announce(
     try:
         report = evidence.read(verdict.read_bytes(), str(verdict))
     except OSError as error:
-        raise BadInput(f"{verdict}: cannot be read ({error.strerror}); write it with: quant-harness gate ... --json FILE") from None
+        how = "write it with: quant-harness gate BASE CANDIDATE --json FILE"
+        raise BadInput(f"{verdict}: cannot be read ({error.strerror}); {how}") from None
     tracker: trackers.Tracker | None = None
     if github is not None:
         tracker = trackers.GitHub.at(github, url)

@@ -46,8 +46,8 @@ def bisect(
 ) -> None:
     """Find out which package made a cell worse: asks its questions again in environments between BASE's and CANDIDATE's.
 
-    Halves first, until one package is left. With --with, the same for commits. What was asked is kept, so that the same command goes
-    on where it was stopped. Exits with 0 where one is named, 1 where none can be."""
+    Halves first, until one package is left. With --with, the same for commits. What was asked is kept, so that the same command
+    goes on where it was stopped. Exits with 0 where one is named, 1 where none can be."""
     from harness.cli_gate import judge_paths
     from harness.gate import choose, history, judge
     from harness.gate.policy import Policy, load

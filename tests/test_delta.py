@@ -1,4 +1,4 @@
-"""Delta debugging: the one difference that makes a good state bad is found, in few questions, also where some sets have no answer."""
+"""Delta debugging: the one difference that makes a good state bad is found in few questions, also where sets have no answer."""
 
 from __future__ import annotations
 

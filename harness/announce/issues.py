@@ -7,8 +7,8 @@ anywhere else.
 - a cell that is worse and has no issue gets one;
 - a cell that still is gets its issue's text brought up to date, of which nobody is told, and a comment only where another of
   its squares has become worse;
-- an issue is closed, with a comment, when every square of it was compared and none is worse. What is missing, failed, muted, flaky
-  or not comparable closes nothing.
+- an issue is closed, with a comment, when every square of it was compared and none is worse. What is missing, failed, muted,
+  flaky or not comparable closes nothing.
 
 The same report twice changes nothing the second time.
 """
@@ -100,9 +100,7 @@ def actions(report: GateReport, issues: Sequence[Issue]) -> Iterator[Action]:
             yield Close(number=issue.number, comment=f"Not worse any more: {text(words.run_words(report.candidate))}.")
 
 
-def _worse(
-    report: GateReport, cell: str, alarms: Sequence[Finding], before: tuple[Issue, _Mark] | None
-) -> Iterator[Action]:
+def _worse(report: GateReport, cell: str, alarms: Sequence[Finding], before: tuple[Issue, _Mark] | None) -> Iterator[Action]:
     squares, run = frozenset(map(_square, alarms)), _one_word(report.candidate.run)
     if before is None:
         mark = _Mark(cell=cell, since=run, last=run, squares=squares)

@@ -1,7 +1,7 @@
 """Issues and comments at GitHub and at GitLab, by their HTTP interfaces; the few calls that a night needs.
 
-The token is read from an environment variable when a request is made, is sent to that one server only (no redirect is followed, no
-proxy read), and is in nothing that is said.
+The token is read from an environment variable when a request is made, is sent to that one server only (no redirect is followed,
+no proxy read), and is in nothing that is said.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Api:
         parts = urlsplit(self.url)
         local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.password:
-            raise BadInput(f"the tracker's address is not one of the form https://HOST/PATH, without a user in it: {parts.hostname}")
+            raise BadInput(f"{parts.hostname}: a tracker's address has the form https://HOST/PATH, with no user in it")
         if parts.scheme == "http" and not local:
             raise BadInput(f"{parts.hostname}: a token is not sent without encryption; use https://")
 

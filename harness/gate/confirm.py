@@ -51,7 +51,9 @@ def replays(report: GateReport, candidate: Run) -> Mapping[str, str]:
     if not runs:
         return {}
     asked = runs[-1].partition(" --only ")[0]
-    return {f.square.name: " ".join([asked, *(f"--only {key[:12]}" for key in f.keys), "--fresh"]) for f in report.alarms if f.keys}
+    return {
+        f.square.name: " ".join([asked, *(f"--only {key[:12]}" for key in f.keys), "--fresh"]) for f in report.alarms if f.keys
+    }
 
 
 def confirm(report: GateReport, again: GateReport) -> GateReport:

@@ -227,14 +227,15 @@ class _Asking:
         self.why = ""
 
     def wrong_end(self, first: _End, last: _End) -> str:
-        """Why there is nothing to look for between two states, each with its name; '' where the first is green and the last red."""
+        """Why there is nothing to look for between two states, each with its name; '' where the first is green, the last red."""
         for (name, answer), wanted in ((first, "green"), (last, "red")):
             found = answer()
             if found == "unresolved":
                 return f"with {name} there is no answer here: {self.why}"
             if found != wanted:
                 seen = "worse here as well" if found == "red" else "not worse here"
-                return f"with {name} the cell is {seen}: it is flaky, or something else made it worse (weights, the machine, what is not tried)"
+                other = "something else made it worse (weights, the machine, what is not tried)"
+                return f"with {name} the cell is {seen}: it is flaky, or {other}"
         return ""
 
     def in_packages(self, differing: Sequence[Change], new: Sequence[Change]) -> Answer:

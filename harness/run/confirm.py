@@ -1,7 +1,7 @@
 """Asks the questions that a gate's alarms rest on once more, beside their baselines, and has the gate judge again.
 
-The answers lie in `confirm/RUN` beside the candidate, RUN being the candidate's name: who is interrupted goes on there, and who confirms
-the same night twice asks nothing the second time.
+The answers lie in `confirm/RUN` beside the candidate, RUN being the candidate's name: who is interrupted goes on there, and who
+confirms the same night twice asks nothing the second time.
 """
 
 from __future__ import annotations

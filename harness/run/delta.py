@@ -1,14 +1,15 @@
 """Which one of many differences makes a good state bad: delta debugging.
 
 `isolate` is the algorithm *dd* of Zeller & Hildebrandt (Simplifying and isolating failure-inducing input, IEEE Transactions on
-Software Engineering 28(2), 2002): it moves a good and a bad set of differences towards each other, halves first, until what
-they differ in cannot be divided. Where every set has an answer, one cause among n is found in about 2 log2(n) questions; sets without an
-answer (they cannot be installed together) make it look at smaller parts. `first_bad` is the same for an ordered history, where half
+Software Engineering 28(2), 2002): it moves a good and a bad set of differences towards each other, halves first, until what they
+differ in cannot be divided. Where every set has an answer, one cause among n is found in about 2 log2(n) questions; where some
+have none (they cannot be installed together) it looks at smaller parts. `first_bad` is the same for an ordered history, in which half
 the questions suffice: a state is all that came before it. Both are pure but for what `test` does.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -75,7 +76,7 @@ def _step(
 def _split(items: Sequence[T], parts: int) -> list[frozenset[T]]:
     """In order, as equal as can be."""
     ends = [len(items) * i // parts for i in range(parts + 1)]
-    return [frozenset(items[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [frozenset(items[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def first_bad(history: Sequence[T], test: Callable[[T], Answer]) -> tuple[T, ...]:

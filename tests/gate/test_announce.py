@@ -190,4 +190,5 @@ def test_names_from_a_run_can_write_nothing_but_text_into_an_issue(tmp_path: Pat
     assert "\n" not in action.title
     assert "<img" not in action.body
     assert "\n# y" not in action.body
-    assert "](http" not in action.body
+    assert "\\[x\\]" in action.body
+    assert "\\@everyone" in action.body

@@ -123,10 +123,8 @@ def test_a_flaky_loss_and_an_environment_that_cannot_be_built_are_said_in_words(
     (machines.folder / "wheels" / "pad_b-1.0-py3-none-any.whl").unlink()
     unbuilt = machines.call(third, "bisect", base, candidate, "fake 4-bit")
     assert unbuilt.returncode == 1
-    assert (
-        "with every package as in BASE there is no answer here: the environment 'main' (pad-b==1.0) could not be built"
-        in unbuilt.stdout
-    )
+    assert "with every package as in BASE there is no answer here: the environment 'main' (pad-b==1.0)" in unbuilt.stdout
+    assert "could not be built" in unbuilt.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A local stand-in of the HTTP interfaces of GitHub and GitLab: issues, comments, labels, pages; it remembers what it was asked."""
+"""A local stand-in of the HTTP interfaces of GitHub and GitLab: issues, comments, labels, pages. It knows what it was asked."""
 
 from __future__ import annotations
 
