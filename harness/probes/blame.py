@@ -1,5 +1,5 @@
-"""Whose fault an answer is that is no number: that of the source, of the baseline's precision, of a given checkpoint, of the range
-of a dtype, or of the method."""
+"""Whose fault an answer is that is no number: that of the source, the baseline's precision, a given checkpoint, the range of a
+dtype, or the method."""
 
 from __future__ import annotations
 

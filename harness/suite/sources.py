@@ -129,7 +129,7 @@ def out_of_reach(sources: Sequence[Source]) -> list[str]:
     return [
         f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and "
         f"{hub.why_silent()}, so nothing is known of it here; a default group size may "
-        f"fall once its sizes are{find.meant(source.model)}"
+        f"fall once its sizes are known{find.meant(source.model)}"
         for source in sources
         if source.model.repo is not None and source.shape is None
     ]
