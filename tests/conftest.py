@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+
+from tests import tiny_folder
 
 
 @pytest.fixture(autouse=True)
@@ -27,22 +26,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def model_folder(tmp_path: Path) -> Path:
     """A folder that looks like a checkpoint: enough for everything that does not load weights."""
     folder = tmp_path / "tiny"
-    folder.mkdir()
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "vocab_size": 16,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {
-        "model.embed_tokens.weight": np.zeros((16, 8), dtype=np.float16),
-        "model.layers.0.self_attn.q_proj.weight": np.zeros((8, 8), dtype=np.float16),
-        "model.layers.0.input_layernorm.weight": np.zeros((8,), dtype=np.float16),
-    }
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "tokenizer.json").write_text("{}")
+    tiny_folder.write(folder)
     return folder
 
 

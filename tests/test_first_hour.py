@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from harness import cli, envs
 from harness.errors import BadInput
 from harness.suite import matrix, plan
-from tests import mistakes
+from tests import mistakes, tiny_folder
 
 WriteSuite = Callable[..., Path]
 
@@ -33,14 +33,7 @@ def labels(made: plan.Plan) -> list[str]:
 @pytest.fixture
 def odd_width(tmp_path: Path, model_folder: Path) -> Path:
     """A model whose hidden size, 576, is no multiple of 128: SmolLM2's."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    config = json.loads((model_folder / "config.json").read_text()) | {"hidden_size": 576, "vocab_size": 16}
-    (model_folder / "config.json").write_text(json.dumps(config))
-    shapes = {"embed_tokens": (16, 576), "layers.0.self_attn.q_proj": (576, 576), "norm": (576,)}
-    weights = {f"model.{name}.weight": np.zeros(shape, dtype=np.float16) for name, shape in shapes.items()}
-    save_file(weights, model_folder / "model.safetensors")
+    tiny_folder.write(model_folder, hidden=576)
     return model_folder
 
 

@@ -51,7 +51,7 @@ def test_a_square_that_cannot_exist_is_listed_with_its_reason(write_suite: Write
 
 def test_estimated_bytes_are_linears_at_their_bits_and_the_rest_at_sixteen(write_suite: WriteSuite) -> None:
     planned = matrix.plan(write_suite("{bits: 4}"), device="cpu")
-    assert planned.cells[1].estimated_bytes == (64 * 4 + (128 + 8) * 16) // 8
+    assert planned.cells[1].estimated_bytes == (7 * 64 * 4 + (128 + 3 * 8) * 16) // 8
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from harness import cli, reference
 from harness.errors import BadInput, UnknownName
 from harness.models import corpora
 from harness.suite import matrix, plan
+from tests import tiny_folder
 
 HEAD = "name: mine\nmodels: [reference]\n"
 
@@ -80,13 +81,7 @@ def test_equal_values_are_one_cell_with_one_label(tmp_path: Path) -> None:
 
 
 def test_a_baseline_may_be_named_by_the_label_that_plan_shows(tmp_path: Path, model_folder: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    config = json.loads((model_folder / "config.json").read_text()) | {"hidden_size": 576, "vocab_size": 16}
-    (model_folder / "config.json").write_text(json.dumps(config))
-    shapes = {"embed_tokens": (16, 576), "layers.0.self_attn.q_proj": (576, 576), "norm": (576,)}
-    save_file({f"model.{n}.weight": np.zeros(s, dtype=np.float16) for n, s in shapes.items()}, model_folder / "model.safetensors")
+    tiny_folder.write(model_folder, hidden=576)
     head = f"name: mine\nmodels: [{{path: {model_folder}}}]\nmethods: {{bf16: , gptq: {{bits: 4}}}}\n"
     for name in ("gptq 4-bit g64", "gptq 4-bit g128"):
         made = planned(tmp_path, head + f"baseline: {name}\n")
@@ -176,6 +171,68 @@ def test_a_token_that_is_not_set_here_is_said(tmp_path: Path, monkeypatch: pytes
     assert any("$MY_TOKEN, which is not set here; export it before `run`" in note for note in planned(tmp_path, text).notes)
     monkeypatch.setenv("MY_TOKEN", "x")
     assert not any("MY_TOKEN" in note for note in planned(tmp_path, text).notes)
+
+
+# ---- which model it is ----
+
+
+def changed(folder: Path, **changes: object) -> str:
+    """A suite of the checkpoint in `folder` with other words in its config.json; None takes a word out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return f"name: mine\nmodels: [{{path: {folder}}}]\nmethods: {{bf16: }}\nprobes: [size]\n"
+
+
+@pytest.mark.parametrize("kind", [None, "", 5, ["llama"]])
+def test_a_config_that_names_no_type_is_refused_with_the_one_that_its_architecture_has(
+    kind: object, tmp_path: Path, model_folder: Path
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        planned(tmp_path, changed(model_folder, model_type=kind))
+    assert str(caught.value) == (
+        f"{tmp_path}/mine.yaml, line 2: model 'tiny': the config.json of {model_folder} names no model_type, by which "
+        'transformers knows the model\'s class; add "model_type": "llama", which its architectures name'
+    )
+
+
+def test_a_config_of_neither_type_nor_architecture_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    with pytest.raises(BadInput, match=r"names no model_type, .*; fetch it again, or save the model again$"):
+        planned(tmp_path, changed(model_folder, model_type=None, architectures=None))
+
+
+def test_a_config_of_no_architecture_is_taken_for_what_its_type_says(tmp_path: Path, model_folder: Path) -> None:
+    assert planned(tmp_path, changed(model_folder, architectures=None)).cells
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (
+            "lama",
+            "; did you mean 'llama'? Correct model_type, or install a transformers that knows it: pip install -U transformers",
+        ),
+        ("zzz9", "; correct model_type, or install a transformers that knows it: pip install -U transformers"),
+    ],
+)
+def test_a_type_that_transformers_does_not_know_is_refused_with_the_nearest_one(
+    kind: str, remedy: str, tmp_path: Path, model_folder: Path
+) -> None:
+    with pytest.raises(BadInput) as caught:
+        planned(tmp_path, changed(model_folder, model_type=kind))
+    assert f"cannot load the model type {kind!r} as a causal language model: transformers " in str(caught.value)
+    assert str(caught.value).endswith(f"knows no such type{remedy}")
+
+
+def test_a_type_is_asked_of_a_checkpoint_that_is_quantized_already_too(tmp_path: Path, model_folder: Path) -> None:
+    given = tmp_path / "given"
+    tiny_folder.write(given)
+    plain = changed(model_folder)
+    for kind, said in ((None, "names no model_type"), ("lama", "did you mean 'llama'")):
+        changed(given, model_type=kind, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 4})
+        with pytest.raises(BadInput, match=said):
+            planned(
+                tmp_path, plain.replace(f"[{{path: {model_folder}}}]", f"[{{path: {model_folder}}}, {{path: {given}, of: tiny}}]")
+            )
 
 
 # ---- models of the hub ----

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -133,9 +133,9 @@ def keep(
     write_atomically(folder / FACTS, json.dumps(asdict(kept)), lasting=True)
 
 
-def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
+def hold(cell: Cell, loaded: Loaded, folder: Path, *, fault: Callable[[], str]) -> Answers | None:
     """The cell's answers held against the limit; None where they cannot be compared. BadAnswers beyond what 8 bits and more
-    allow, Nonfinite where most are not finite."""
+    allow, Nonfinite where most are not finite: `fault` says whose that is, and is asked only then."""
     kept = known(folder)
     if kept is None or (isinstance(loaded, Partial) and loaded.lacks("distributions") is not None):
         return None
@@ -144,7 +144,7 @@ def hold(cell: Cell, loaded: Loaded, folder: Path) -> Answers | None:
     except Unsupported:  # another vocabulary, say: the probes say so of each question
         return None
     if 2 * lost > TOKENS:
-        raise Nonfinite(f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity; the artifact is broken")
+        raise Nonfinite(f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity; {fault()}")
     lost_said = f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity" if lost else ""
     plain = rounding(cell)
     if plain is not None:

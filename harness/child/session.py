@@ -24,6 +24,7 @@ from harness.measure import memory_phases
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest
 from harness.models import corpora, source
+from harness.probes.blame import broken
 from harness.spec import Cell, Json, Phase, Question
 
 _BLOB_EXTENSIONS = {"npy", "json", "npz", "txt"}
@@ -90,7 +91,7 @@ class WorkerSession:
                 self.keep_bound()
             return
         if self.answers is None:
-            answers = bound.hold(self.cell, self.loaded, folder)
+            answers = bound.hold(self.cell, self.loaded, folder, fault=lambda: broken(self))
             if answers is not None:
                 path = bound.held_file(self.artifact_dir, self.cell, folder)
                 write_atomically(path, json.dumps(asdict(answers)), lasting=True)

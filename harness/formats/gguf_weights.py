@@ -11,6 +11,8 @@ from harness.formats.gguf_names import halved, source_name
 from harness.formats.gguf_reader import GgufTensor
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -28,18 +30,35 @@ def values(path: Path, tensor: GgufTensor, name: str, model: Decoder) -> Tensor:
     return _wide(path, tensor, name, model).to(kept)
 
 
+def nonfinite(path: Path) -> list[str]:
+    """The tensors of a file, and of its parts, that stand for NaN or infinity; reads and dequantizes them all."""
+    import numpy as np
+
+    found = []
+    for part in gguf_reader.parts(path):
+        with part.open("rb") as file:
+            tensors = gguf_reader.read(file, part.stat().st_size, str(part)).tensors
+        found += [tensor.name for tensor in tensors if not np.isfinite(_numbers(part, tensor)).all()]
+    return sorted(found)
+
+
 def _wide(path: Path, tensor: GgufTensor, name: str, model: Decoder) -> Tensor:
-    import gguf.quants
     import numpy as np
     import torch
+
+    weight = torch.from_numpy(np.array(_numbers(path, tensor), dtype=np.float32)).reshape(tensor.shape)
+    heads = model.rotated(name)
+    return halved(weight, heads).contiguous() if heads else weight
+
+
+def _numbers(path: Path, tensor: GgufTensor) -> NDArray[np.float32]:
+    """What the blocks of a tensor stand for, in the file's order."""
+    import gguf.quants
+    import numpy as np
     from gguf import GGMLQuantizationType
 
     raw = np.memmap(path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.bytes,))
     data = raw.reshape(*tensor.shape[:-1], -1)
     if tensor.type in ("F32", "F16"):
-        numbers = data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
-    else:
-        numbers = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
-    weight = torch.from_numpy(np.array(numbers, dtype=np.float32)).reshape(tensor.shape)
-    heads = model.rotated(name)
-    return halved(weight, heads).contiguous() if heads else weight
+        return data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
+    return gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])

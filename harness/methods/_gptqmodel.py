@@ -30,7 +30,7 @@ from harness.methods import _gptqmodel_tree, against_source, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import body, build, source
-from harness.spec import OptionValue, Scheme
+from harness.spec import Scheme
 
 if TYPE_CHECKING:
     from gptqmodel.models.base import BaseQModel
@@ -41,13 +41,6 @@ if TYPE_CHECKING:
 
 GROUPS = (16, 32, 64, 128)
 """Group sizes that every kernel takes."""
-
-
-def check_damp(value: OptionValue) -> str | None:
-    """Why this is no share of the diagonal, or None: the libraries take what lies between 0 and 1."""
-    if isinstance(value, float) and 0 < value < 1:
-        return None
-    return f"{value} is no share above 0 and below 1; write damp: 0.05"
 
 
 REQUIREMENTS = ("gptqmodel>=7.6,<7.7",)

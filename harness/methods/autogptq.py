@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from harness.artifact import ModelShape
 from harness.methods import _gptqmodel, _transformers4
-from harness.methods.base import Option, QuantizeRequest
+from harness.methods.base import Option, QuantizeRequest, Range
 from harness.models import build
 from harness.spec import Scheme
 
@@ -82,7 +82,7 @@ METHOD = _transformers4.row(
         "damp": Option(
             default=0.01,
             types=(float,),
-            check=_gptqmodel.check_damp,
+            within=Range(above=0, below=1),
             help="share of the mean diagonal added to the second moments",
         ),
     },

@@ -19,7 +19,7 @@ from harness.errors import Unsupported
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
 from harness.methods import _gptqmodel
-from harness.methods.base import Option, QuantizeRequest
+from harness.methods.base import Option, QuantizeRequest, Range
 from harness.models import build, source
 from harness.spec import Scheme
 
@@ -111,8 +111,6 @@ def _name_as_loaded(request: QuantizeRequest) -> None:
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
-    if int(scheme.options["iters"]) < 0:
-        return f"iters: {scheme.options['iters']} is no number of steps; write 0 (rounding to nearest) or more"
     if scheme.options["iters"] and not scheme.options["opt_rtn"]:
         return "opt_rtn belongs to iters: 0; leave it out"
     if shape is not None and config_json.mapping(shape.config, "text_config"):
@@ -134,7 +132,9 @@ _ROW = _gptqmodel.row(
     bits=BITS,
     options={
         "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale"),
-        "iters": Option(default=50, help="steps per block (the library's default is 200); 0 = round to nearest"),
+        "iters": Option(
+            default=50, within=Range(least=0), help="steps per block (the library's default is 200); 0 = round to nearest"
+        ),
         "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
     },
     quantize=quantize,

@@ -6,6 +6,7 @@ A method file imports nothing but the standard library and `harness` at its top:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,38 @@ Kernel = Literal["real", "slow", "simulated", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The numbers that a library takes for an option and uses as they are. `least` and `most` belong to it; `above` and `below`
+    do not."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, number: float) -> bool:
+        """False for NaN and infinity."""
+        return math.isfinite(number) and self.least <= number <= self.most and self.above < number < self.below
+
+    def __str__(self) -> str:
+        """`from 0 to 1`, `above 0 and below 1`, `from 0 on`."""
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least:g} to {self.most:g}"
+        ends = ((self.least, "from {:g} on"), (self.above, "above {:g}"), (self.most, "at most {:g}"), (self.below, "below {:g}"))
+        return " and ".join(words.format(end) for end, words in ends if math.isfinite(end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """One option of a method: its default, the values it takes (None = any of the default's type), and one line of help.
-    `defaults` holds the widths whose default is another one; `bits` those at which the option means anything (None = all)."""
+    `defaults` holds the widths whose default is another one; `bits` those at which the option means anything (None = all). A
+    number without `choices` says `within` what the library takes it: whatever else it refuses or changes is known by then."""
 
     default: OptionValue
     choices: tuple[OptionValue, ...] | None = None
     help: str = ""
     types: tuple[type, ...] = ()
+    within: Range | None = None
     bits: tuple[float, ...] | None = None
     named: bool = False  # a label names its value, the default too
     defaults: Mapping[float, OptionValue] = field(default_factory=dict)

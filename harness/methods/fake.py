@@ -24,7 +24,7 @@ from pathlib import Path
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.methods import reload
-from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.spec import Json, Scheme
 
 ARTIFACT = "fake.json"
@@ -105,9 +105,16 @@ METHOD = Method(
         "on_b": Option(default="ok", help="script of the fake probe's question b"),
         "on_c": Option(default="ok", help="script of the fake probe's question c"),
         "on_items": Option(default="ok", help="script of the fake probe's items, asked where a suite says budget: auto"),
-        "lost": Option(default=0.0, types=(int, float), help="share of the items that only the baseline answers"),
-        "gained": Option(default=0.0, types=(int, float), help="share of the items that only this cell answers"),
-        "value": Option(default=1.0, types=(int, float), help="what the fake probe measures"),
+        "lost": Option(
+            default=0.0,
+            types=(int, float),
+            within=Range(least=0, most=1),
+            help="share of the items that only the baseline answers",
+        ),
+        "gained": Option(
+            default=0.0, types=(int, float), within=Range(least=0, most=1), help="share of the items that only this cell answers"
+        ),
+        "value": Option(default=1.0, types=(int, float), within=Range(), help="what the fake probe measures"),
         "package": Option(default="", help="the measuring child tells this package's version among its facts"),
         "unsupported": Option(default="", help="a reason makes the square unsupported"),
     },

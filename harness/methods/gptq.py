@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from harness.methods import _gptqmodel
-from harness.methods.base import Option, QuantizeRequest
+from harness.methods.base import Option, QuantizeRequest, Range
 
 BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
@@ -55,11 +55,14 @@ METHOD = _gptqmodel.row(
         "damp": Option(
             default=0.05,
             types=(float,),
-            check=_gptqmodel.check_damp,
+            within=Range(above=0, below=1),
             help="share of the mean diagonal added to the second moments",
         ),
         "mse": Option(
-            default=0.0, types=(float, int), help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off"
+            default=0.0,
+            types=(float, int),
+            within=Range(least=0, most=8),  # beyond, powers of small errors are 0 in float32, and no scale is better than another
+            help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off",
         ),
     },
     quantize=quantize,

@@ -25,7 +25,7 @@ from harness.formats import compressed_tensors
 from harness.methods import _defaults, against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import held_wide, proof
-from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.models import build
 from harness.spec import Scheme
 
@@ -166,8 +166,6 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
     group, smooth = int(options["group_size"]), float(options["smooth"])
     if reason := refusals.quantized(shape):
         return reason
-    if not 0 <= smooth <= 1:
-        return f"smooth: {smooth:g} is no strength; write a number from 0 (off) to 1"
     if smooth and not _rounds_activations(scheme):
         return "smooth belongs to rounded activations; write smooth: 0, or activations: 8"
     if kind != "int":
@@ -226,6 +224,7 @@ METHOD = Method(
             default=0.0,
             defaults={8.0: 0.5},
             types=(float, int),
+            within=Range(least=0, most=1),
             help="SmoothQuant's strength: how far outliers of activations move into the weights; 0 = off",
         ),
     },

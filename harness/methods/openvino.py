@@ -24,7 +24,7 @@ from harness.formats import attention_rules, config_json, openvino_export, openv
 from harness.formats.safetensors_file import brief
 from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
-from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.models import build
 from harness.spec import Scheme
 
@@ -191,8 +191,6 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         set_ = [name for name in SEARCHES if options[name]] + (["ratio"] if float(options["ratio"]) != 1 else [])
         if set_:
             return f"{', '.join(set_)} belong{'s' if len(set_) == 1 else ''} to 4 bits"
-    if not 0 <= float(options["ratio"]) <= 1:
-        return f"ratio {options['ratio']} is no share of the layers; write a number from 0 to 1"
     if options["gptq"] and options["lora_correction"]:
         return "NNCF takes gptq or lora_correction, not both"
     if shape is None:
@@ -238,7 +236,11 @@ METHOD = Method(
             help="weights that share one scale; -1 = an output channel",
         ),
         "ratio": Option(
-            default=1.0, types=(int, float), bits=_GROUPED, help="share of the layers at 4 bits, the most sensitive others at 8"
+            default=1.0,
+            types=(int, float),
+            within=Range(above=0, most=1),  # NNCF takes 0 for no wish, and then all layers get 4 bits
+            bits=_GROUPED,
+            help="share of the layers at 4 bits, the most sensitive others at 8",
         ),
         "awq": Option(default=False, choices=(True, False), bits=_GROUPED, help="NNCF's activation-aware scaling"),
         "scale_estimation": Option(

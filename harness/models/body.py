@@ -159,6 +159,18 @@ def transformers_here() -> str | None:
         return None
 
 
+def kind_of(architecture: str) -> str | None:
+    """The `model_type` of a class such as "LlamaForCausalLM", as transformers' own table has it: the one that the class is called
+    after, or the only one. None where there is none. The package is looked at as files, never imported."""
+    spec = importlib.util.find_spec("transformers")
+    table = None if spec is None or spec.origin is None else Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py"
+    if table is None or not table.is_file():
+        return None
+    found = set(re.findall(rf'\("([\w.-]+)", "{re.escape(architecture)}"\)', table.read_text(encoding="utf-8")))
+    named = [kind for kind in found if architecture.lower().startswith(re.sub(r"[^a-z0-9]", "", kind))]
+    return max(named, key=len) if named else found.pop() if len(found) == 1 else None
+
+
 def _asked(configs: Mapping[str, ModelConfig]) -> dict[str, str]:
     """What a process of its own says of each: the body as JSON, or a text that says why there is none."""
     with tempfile.TemporaryDirectory(prefix="configs-") as place:

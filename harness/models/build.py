@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -63,10 +64,13 @@ def _check_kind(model_dir: Path, config: config_json.ModelConfig) -> None:
     if not isinstance(kind, str) or not kind:
         raise BadInput(f"{model_dir}: config.json names no model_type; fetch it again, or save it with the model's own class")
     if kind not in transformers.CONFIG_MAPPING:
+        near = difflib.get_close_matches(kind, transformers.CONFIG_MAPPING.keys(), n=1, cutoff=0.7)
+        remedy = f"; did you mean {near[0]!r}? Correct model_type, or install" if near else "; correct model_type, or install"
+        remedy += " a transformers that knows it: pip install -U transformers"
         own = "; it comes with code of its own (auto_map), which is never run here" if config.get("auto_map") else ""
         raise BadInput(
             f"{model_dir}: cannot load the model type {kind!r} as a causal language model: transformers "
-            f"{transformers.__version__} knows no such type{own or '; install one that does, or correct model_type'}"
+            f"{transformers.__version__} knows no such type{own or remedy}"
         )
 
 

@@ -194,20 +194,6 @@ def fetch(source: Corpus, cache: Path) -> Path:
     return target
 
 
-def looked_at(source: Corpus) -> str | None:
-    """For `plan`, of a text on the hub: None where the data set is there at its revision and its content is given; a note where
-    the hub cannot be reached. BadInput says what it refuses. Split and column are known once it is fetched."""
-    text, what = source.hub, f"corpus {source.name!r}"
-    if text is None:
-        return None
-    if hub.commit(text.repo, text.revision, kind="dataset", what=what) is None:
-        return (
-            f"{what}: {text.repo} was not looked at, because the hub cannot be reached: what it lacks is known when it is fetched"
-        )
-    hub.check_access(text.repo, kind="dataset", what=what)
-    return None
-
-
 _LOCAL_TEXT = "name a local file: corpora: [{path: text.txt}]"
 
 

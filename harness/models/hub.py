@@ -225,13 +225,13 @@ def tensors(snapshot: Snapshot, names: Sequence[str], *, what: str) -> dict[str,
 
 
 @contextlib.contextmanager
-def beginning(snapshot: Snapshot, name: str, *, what: str) -> Iterator[BinaryIO]:
-    """A file of a model's repository to read from: only the parts that are read are fetched, in blocks of a megabyte."""
+def beginning(snapshot: Snapshot, name: str, *, what: str, block: int = 1 << 20) -> Iterator[BinaryIO]:
+    """A file of a repository to read from: only the parts that are read are fetched, in blocks of `block` bytes."""
     from huggingface_hub import HfFileSystem
 
-    place = f"{snapshot.repo}@{snapshot.commit}/{name}"
+    place = f"{'datasets/' if snapshot.kind == 'dataset' else ''}{snapshot.repo}@{snapshot.commit}/{name}"
     try:
-        with HfFileSystem(skip_instance_cache=True).open(place, "rb", block_size=1 << 20) as file:
+        with HfFileSystem(skip_instance_cache=True).open(place, "rb", block_size=block) as file:
             yield cast(BinaryIO, file)
     except BadInput:
         raise

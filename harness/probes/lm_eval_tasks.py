@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from harness.errors import BadInput, Unsupported
 from harness.models import hub
 from harness.probes import taskfiles
+from harness.probes.taskdata import shots_of
 from harness.probes.taskfiles import TaskConfig
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def load(name: str, folder: Path | None, cache: Path, shots: int | None, commits
             taskfiles.check(config, path, root)
             _check_metrics(config, path)
             config = taskfiles.localized(config, path, root, cache)
-            if len(configs) == 1 and _shots(config.get("num_fewshot"), shots) == 0:  # a group may give its tasks examples
+            if len(configs) == 1 and shots_of(config.get("num_fewshot"), shots) == 0:  # a group may give its tasks examples
                 config.setdefault("fewshot_config", {"samples": []})
         TaskIndex.process_cfg(config, path, manager.task_index)
         entry = manager.task_index.get(str(config.get("group") or config.get("task")))
@@ -143,14 +144,8 @@ def configure(tasks: LoadedTasks, shots: int | None) -> None:
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     for task in tasks["tasks"].values():
-        task.set_config(key="num_fewshot", value=_shots(task.get_config("num_fewshot"), shots))
+        task.set_config(key="num_fewshot", value=shots_of(task.get_config("num_fewshot"), shots))
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-
-
-def _shots(own: object, asked: int | None) -> int:
-    """Examples in a prompt, where a task's `num_fewshot` is `own`."""
-    fixed = own if isinstance(own, int) else 0
-    return fixed if asked is None or own == 0 else asked
 
 
 def seed() -> None:

@@ -25,7 +25,7 @@ class CorpusRequest:
 class TaskRequest:
     """A task of lm-eval, with the task's own shots where `shots` is None and all its items where `limit` is. `folder` holds its
     YAML where it does not come with lm-eval; `digest` is that of the task. `verdict` is None where all items are scored.
-    `data_sets` are those of the hub that it is made of, as `taskfiles.hub_data` writes them. `prompting`: how its prompts are put
+    `data_sets` are those of the hub that it is made of, as `taskdata.hub_data` writes them. `prompting`: how its prompts are put
     to a model."""
 
     name: str

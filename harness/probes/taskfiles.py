@@ -29,14 +29,11 @@ TaskConfig: TypeAlias = Mapping[str, object]
 
 _KEY = re.compile(r"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*(.*?)[ \t]*$""", re.MULTILINE)
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*?)[ \t]*$")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 _YAML_LIMIT = 1 << 20
-_BUILDERS = ("json", "csv", "parquet", "text", "arrow")
+BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """Readers of plain data. `pandas` unpickles, and others fetch."""
-
-_OTHER_BUILDERS = ("pandas", "xml", "webdataset", "imagefolder", "audiofolder", "videofolder")
-"""Other readers that `datasets` knows by name; no data set of the hub is meant by them."""
 
 _GENERATION = {
     "until",
@@ -101,20 +98,6 @@ def task_digest(name: str, folder: Path | None = None) -> str:
     if folder is None:
         parts["lm_eval"] = importlib.metadata.version("lm_eval")
     return digest({"task": name, "files": parts})
-
-
-def hub_data(name: str, folder: Path | None = None) -> list[str]:
-    """The data sets of the hub that a task, group or tag is made of, as `OWNER/NAME@REVISION` (`main` where the YAML names none),
-    sorted. Those that a task's own Python fetches are not seen."""
-    named: set[str] = set()
-    for config in configs(name, lm_eval_tasks() if folder is None else folder).values():
-        source, kwargs = config.get("dataset_path"), config.get("dataset_kwargs")
-        if not isinstance(source, str) or config.get("custom_dataset") is not None or source in (*_BUILDERS, *_OTHER_BUILDERS):
-            continue
-        if _HUB_ID.fullmatch(source):
-            revision = kwargs.get("revision") if isinstance(kwargs, dict) else None
-            named.add(f"{source}@{revision or 'main'}")
-    return sorted(named)
 
 
 def configs(name: str, root: Path) -> dict[Path, TaskConfig]:
@@ -191,11 +174,11 @@ def data_files(config: TaskConfig, path: Path, root: Path) -> list[str]:
     if kwargs.get("trust_remote_code") or kwargs.get("data_dir") is not None:
         raise BadInput(f"{path}: dataset_kwargs may not hold trust_remote_code or data_dir; name the files in data_files")
     named = list(_strings(kwargs.get("data_files")))
-    if source not in _BUILDERS:
-        if not _HUB_ID.fullmatch(source) or "/" not in source or named:
+    if source not in BUILDERS:
+        if not HUB_ID.fullmatch(source) or "/" not in source or named:
             raise BadInput(
                 f"{path}: dataset_path {source!r} is neither a hub id (owner/name) "
-                f"nor one of {', '.join(_BUILDERS)} with data_files"
+                f"nor one of {', '.join(BUILDERS)} with data_files"
             )
         return []
     if not named:
@@ -209,7 +192,7 @@ def localized(config: TaskConfig, path: Path, root: Path, cache: Path) -> dict[s
     local = dict(config)
     given = local.get("dataset_kwargs")
     kwargs = dict(given) if isinstance(given, dict) else {}
-    if local.get("dataset_path") in _BUILDERS:
+    if local.get("dataset_path") in BUILDERS:
         kwargs["data_files"] = _absolute(kwargs.get("data_files"), path, root)
         contents = [_file_digest(Path(file)) for file in _strings(kwargs["data_files"])]
         kwargs["cache_dir"] = str(cache / digest(contents)[:32])

@@ -37,7 +37,8 @@ from harness.probes.lm_eval_tasks import LoadedTasks, Results, evaluate, seed, t
 from harness.probes.prompting import Prompting, prompting_of
 from harness.probes.requests import ProbeRequests
 from harness.probes.taskchunks import Chunks
-from harness.probes.taskfiles import hub_data, known_tasks, task_digest
+from harness.probes.taskdata import hub_data
+from harness.probes.taskfiles import known_tasks, task_digest
 from harness.probes.tasks_prepare import PREPARED, build_requests, configured, key_of, prepare
 from harness.spec import DATA_SETS, Answer, Json, Measurement, Question, digest, to_json
 

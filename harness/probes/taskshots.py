@@ -25,15 +25,27 @@ def examples(name: str, folder: Path) -> int | None:
     return min(known, default=None)
 
 
-def _of(config: TaskConfig, path: Path) -> int | None:
-    given, own = config.get("fewshot_config"), config.get("dataset_kwargs")
-    settings: Mapping[str, object] = given if isinstance(given, dict) else {}
+def split_of(config: TaskConfig) -> str | None:
+    """The split that a task's examples are drawn from; None where it writes them out, or names no split."""
+    settings = _settings(config)
     split = config.get("fewshot_split") or settings.get("split")
+    if split is None and "samples" not in settings:
+        split = next((config[key] for key in ("training_split", "validation_split", "test_split") if config.get(key)), None)
+    return split if isinstance(split, str) else None
+
+
+def _settings(config: TaskConfig) -> Mapping[str, object]:
+    given = config.get("fewshot_config")
+    return given if isinstance(given, dict) else {}
+
+
+def _of(config: TaskConfig, path: Path) -> int | None:
+    settings, own = _settings(config), config.get("dataset_kwargs")
+    split = split_of(config)
     if split is None and "samples" in settings:
         return len(settings["samples"]) if isinstance(settings["samples"], list) else None
-    split = split or next((config[key] for key in ("training_split", "validation_split", "test_split") if config.get(key)), None)
     files = own.get("data_files") if isinstance(own, dict) else None
-    if config.get("dataset_path") != "json" or not isinstance(files, dict) or not isinstance(split, str):
+    if config.get("dataset_path") != "json" or not isinstance(files, dict) or split is None:
         return None
     named = files.get(split)
     places = [path.resolve().parent / str(each) for each in (named if isinstance(named, list) else [named]) if each]

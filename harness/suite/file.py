@@ -49,8 +49,8 @@ class Calibration(_Strict):
     each model (suite/calibration.py)."""
 
     corpus: str | dict[str, object] | None = None
-    samples: int = Field(default=128, ge=1)
-    length: int = Field(default=512, ge=8)
+    samples: int = Field(default=128, ge=1, le=1 << 16)
+    length: int = Field(default=512, ge=8, le=1 << 20)
     seed: Seed = 0
 
 

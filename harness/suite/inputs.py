@@ -83,15 +83,6 @@ def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: S
         raise BadInput(f"{place}: {path} holds {what}, fewer than one window of {request.window} tokens; {remedy}")
 
 
-def hub_notes(written: SuiteFile, texts: Iterable[Corpus]) -> tuple[str, ...]:
-    """What is to be said of texts on a hub that cannot be reached. BadInput for those that it does not give."""
-    try:
-        said = [corpora.looked_at(text) for text in texts if text.hub is not None]
-    except BadInput as error:
-        raise BadInput(f"{written.where('corpora')}: {error}") from None
-    return tuple(dict.fromkeys(note for note in said if note is not None))
-
-
 def check_calibration(
     written: SuiteFile, sources: Sequence[Source], cells: Sequence[PlannedCell], texts: Mapping[str, Corpus]
 ) -> None:

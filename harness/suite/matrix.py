@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
-from harness.suite import conversations, exclude, inputs
+from harness.suite import conversations, data_sets, exclude, inputs
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -56,7 +56,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
-    notes = (*notes, *inputs.hub_notes(written, [*texts.values(), *given.values()]))
+    notes = (*notes, *data_sets.notes(written, [*texts.values(), *given.values()], requests.tasks, cache=cache))
     return Plan(
         suite=suite,
         file=path,

@@ -34,7 +34,7 @@ def value(option: Option, name: str, written: object) -> OptionValue:
     if isinstance(written, float) and not math.isfinite(written):
         raise ValueError(f"{name}: {written} is no number that can be used; write {name}: {shown(option.default)}")
     if option.choices is None:
-        return _of_the_kind(option, name, written)
+        return _within(option, name, _of_the_kind(option, name, written))
     for choice in option.choices:
         if same(choice, written):
             return choice
@@ -73,6 +73,13 @@ def _meant(choices: Sequence[object], written: object) -> object:
     near = {choice.lower(): choice for choice in choices if isinstance(choice, str)}
     found = difflib.get_close_matches(text, near, n=1, cutoff=0.6) if isinstance(written, str) else []
     return near[found[0]] if found else None
+
+
+def _within(option: Option, name: str, value: OptionValue) -> OptionValue:
+    """The value, unless it is a number that the method's library refuses, or changes without a word."""
+    if option.within is None or not isinstance(value, (int, float)) or value in option.within:
+        return value
+    raise ValueError(f"{name}: {value:g} is no number {option.within}; write {name}: {option.default:g}")
 
 
 def _of_the_kind(option: Option, name: str, written: OptionValue) -> OptionValue:

@@ -80,7 +80,9 @@ def looked_at(
         known = [replace(s, shape=shape(s.model), grid=noted(s.model)) for s in pinned]
         known = [replace(s, shape=filled(s.model, cache=cache)) if s.model.random else s for s in known]
         if bodies:
-            own = {s.name for s in known if s.shape is not None and not s.quantized and "model_type" in s.config}
+            for source in known:
+                _placed(_check_kind, written)(source)
+            own = {s.name for s in known if s.shape is not None and not s.quantized}
             known = [replace(s, unread=unread(s.model, s.config, cache=cache)) if s.name in own else s for s in known]
     else:
         known = [replace(s, shape=shapes[s.name]) for s in sources]
@@ -127,19 +129,39 @@ def out_of_reach(sources: Sequence[Source]) -> list[str]:
     return [
         f"model {source.name!r} is taken for {source.model.repo} of the hub; it is not in the local cache, and "
         f"{hub.why_silent()}, so nothing is known of it here; a default group size may "
-        f"fall once its sizes are{find.meant(source.model)}"
+        f"fall once its sizes are known{find.meant(source.model)}"
         for source in sources
         if source.model.repo is not None and source.shape is None
     ]
 
 
+def _check_kind(source: Source) -> None:
+    """BadInput for a checkpoint whose config.json does not say which of transformers' models it is."""
+    if source.shape is None or find.is_one_file(source.model):
+        return
+    kind = source.config.get("model_type")
+    if isinstance(kind, str) and kind:
+        return
+    meant = body.kind_of(source.shape.architecture)
+    remedy = f'add "model_type": "{meant}", which its architectures name' if meant else "fetch it again, or save the model again"
+    raise BadInput(
+        f"model {source.name!r}: the config.json of {source.model.path or source.model.repo} names no model_type, by which "
+        f"transformers knows the model's class; {remedy}"
+    )
+
+
 def _with_bodies(sources: Sequence[Source], cache: Path | None) -> list[Source]:
-    """The sources with the bodies of their models, where transformers can be asked for them: not of a checkpoint that is
-    quantized already, whose layers its own format decides, and not of a config that names no architecture."""
-    asked = {s.name: s.shape for s in sources if s.shape is not None and not s.quantized and "model_type" in s.shape.config}
+    """The sources with the bodies of their models, where transformers can be asked for them. A checkpoint that is quantized
+    already is asked for as well, and gets none: its layers its own format decides."""
+    asked = {
+        s.name: s.shape
+        for s in sources
+        if s.shape is not None and not find.is_one_file(s.model) and "model_type" in s.shape.config
+    }
     configs = {name: shape.config for name, shape in asked.items() if shape.body is None}
     of = body.of_configs(configs, cache=cache)
-    return [s if s.name not in of else replace(s, shape=replace(asked[s.name], body=of[s.name])) for s in sources]
+    plain = {s.name for s in sources if not s.quantized} & of.keys()
+    return [replace(s, shape=replace(asked[s.name], body=of[s.name])) if s.name in plain else s for s in sources]
 
 
 def _placed(ask: Callable[P, T], written: SuiteFile) -> Callable[P, T]:

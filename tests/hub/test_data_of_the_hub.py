@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,13 +146,17 @@ def test_a_task_names_the_data_sets_of_the_hub_that_it_is_made_of(user: User, hu
     (user.folder / "mine.yaml").write_text(
         "name: mine\nmodels: [reference]\nmethods: {bf16: }\nprobes: [tasks]\ntasks: [{task: both, include: tasks}]\n"
     )
+    said = user.harness("run", "mine.yaml", code=2)
+    assert "line 5: task 'both': the hub at" in said
+    assert "has no data set lab/questions" in said
+    for branch in ("main", "v1"):
+        hub.data_set("lab/questions").commit({"test.jsonl": rows(3, 0)}, branch)
     (cell,) = user.planned(user.folder / "mine.yaml")
     assert isinstance(cell["questions"], list)
     (question,) = cell["questions"]
     assert question["options"]["data_sets"] == {"lab/questions@main": "hub", "lab/questions@v1": "hub"}
-    said = user.harness("run", "mine.yaml", code=2)
-    assert "error: task 'both': the hub at" in said
-    assert "has no data set lab/questions" in said
+    del hub.repos["datasets/lab/questions"]
+    shutil.rmtree(user.hub_cache)
     said = user.harness("run", "mine.yaml", code=2, HF_HUB_OFFLINE="1")
     assert "error: task 'both': lab/questions is not (or not whole) in the local cache" in said
 

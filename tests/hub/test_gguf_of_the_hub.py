@@ -98,6 +98,39 @@ def test_a_file_of_another_model_is_refused_by_plan(user: User, hub: Hub, tmp_pa
     assert "has 2 layers and the model it is given as a quantization `of` has 3: it was made of another one; correct `of`" in said
 
 
+@pytest.mark.parametrize(("layers", "refused"), [(3, True), (2, False)])
+def test_a_file_is_held_against_its_model_again_once_that_is_fetched(
+    layers: int, refused: bool, user: User, hub: Hub, tmp_path: Path
+) -> None:
+    """The connection is lost while `plan` looks, so that the model's shape is not known, and comes back when `run` fetches it."""
+    plain = checkpoint()
+    config = json.loads(plain["config.json"]) | {"num_hidden_layers": layers}
+    hub.model("lab/tiny").commit({**plain, "config.json": json.dumps(config).encode()})
+    (file,) = written(tmp_path / "a", "tiny.Q8_0")
+    path = suite(user, f"{{path: {tmp_path / 'a' / file}, name: mine, of: tiny}}")
+    said = user.python(f"""
+from pathlib import Path
+from huggingface_hub import constants
+from harness.models import hub
+from harness.run import identity
+from harness.suite import matrix
+commit = hub.commit("lab/tiny", None, what="model 'tiny'")
+hub.one(hub.Snapshot(repo="lab/tiny", commit=commit), "config.json", what="")  # the cache knows which commit main is
+constants.HF_HUB_OFFLINE = True
+made = matrix.plan(Path({str(path)!r}), device="cpu", cache=Path("cache"))
+print([cell.cell.label for cell in made.cells if cell.cell.origin.kind == "given"])
+constants.HF_HUB_OFFLINE = False
+print(sorted(identity.gather(made, Path("cache")).weights))
+""")
+    planned, gathered = said.splitlines()
+    assert planned == "['mine gguf Q8_0']"
+    if refused:
+        assert gathered.startswith("error: 'mine' has 2 layers and the model it is given as a quantization `of` has 3")
+        assert gathered.endswith("correct `of`")
+    else:
+        assert gathered == "['mine', 'tiny']"
+
+
 def test_a_file_in_parts_is_read_whole_and_a_missing_or_renamed_part_is_named(tmp_path: Path) -> None:
     names = sorted(written(tmp_path / "parts", "tiny", parts=3))
     assert names == [f"tiny-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]

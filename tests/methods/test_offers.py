@@ -130,7 +130,6 @@ def test_estimated_bits_per_weight_are_those_of_the_definitions(
         ("quanto", 8, {"optimizer": "hqq"}, "cpu", "belong to 4 and 2 bits"),
         ("quanto", 4, {"type": "float"}, "cpu", "8-bit format"),
         ("quanto", 2, {"group_size": -1}, "cpu", "come in groups"),
-        ("autoround", 4, {"iters": -1}, "cpu", "no number of steps"),
         ("autoround", 4, {"opt_rtn": False}, "cpu", "belongs to iters: 0"),
     ],
 )

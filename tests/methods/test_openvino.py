@@ -237,7 +237,6 @@ def offered(bits: float, **options: Any) -> Scheme:
         (8, {"group_size": 64}, {}, "cpu", "leave group_size out"),
         (8, {"gptq": True}, {}, "cpu", "gptq belongs to 4 bits"),
         (4, {"gptq": True, "lora_correction": True}, {}, "cpu", "not both"),
-        (4, {"ratio": 1.5}, {}, "cpu", "no share of the layers"),
         (4, {}, {"columns": 576}, "cpu", "smaller group_size"),
         (4, {}, {"config": {"sliding_window": 4096}}, "cpu", "sliding window"),
         (4, {}, {"config": {"layer_types": ["full_attention", "linear_attention"]}}, "cpu", "no plain attention"),

@@ -94,7 +94,6 @@ def test_what_unpacks_to_full_width_is_called_simulated(name: str) -> None:
         (4, {"type": "nv", "algorithm": "rtn"}, "write group_size: 16"),
         (4, {"type": "mx", "algorithm": "rtn", "group_size": 32, "activations": 8}, "leave activations out"),
         (4, {"smooth": 0.5}, "smooth belongs to rounded activations"),
-        (8, {"smooth": 1.5}, "from 0 (off) to 1"),
         (4, {"algorithm": "awq", "group_size": -1}, "in groups"),
         (8, {"sym": False}, "are symmetric"),
     ],

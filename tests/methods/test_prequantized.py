@@ -113,7 +113,7 @@ def test_a_quantized_model_is_one_cell_and_its_own_baseline(tmp_path: Path, pack
     assert cell.baseline
     assert (cell.cell.model.name, cell.cell.label) == ("packed", "prequantized gptq 4-bit g128")
     assert [q.probe for q in cell.questions] == ["size"]  # nobody quantizes it, so there is no time to report
-    assert cell.estimated_bytes == 16 * 8 * 2 + 8 * 8 * 2 + 8 * 2
+    assert cell.estimated_bytes == 16 * 8 * 2 + 7 * 8 * 8 * 2 + 3 * 8 * 2
     assert {u.cell.method for u in plan.unsupported} == {"gptq", "bf16"}
     assert all("already quantized" in u.reason for u in plan.unsupported)
 

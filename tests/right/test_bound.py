@@ -70,7 +70,7 @@ def test_the_tokens_are_512_fixed_ones_of_the_text(baseline: tuple[Path, Path]) 
 
 
 def test_equal_weights_are_at_no_distance(baseline: tuple[Path, Path]) -> None:
-    answers = bound.hold(asked(8.0), engine(), baseline[1])
+    answers = bound.hold(asked(8.0), engine(), baseline[1], fault=lambda: "FAULT")
     assert answers is not None
     assert answers.kl < 1e-6
     assert answers.limit == 0.05
@@ -81,14 +81,14 @@ def test_eight_bits_that_are_far_off_fail_with_the_reason(baseline: tuple[Path, 
     with pytest.raises(
         BadAnswers, match=r"nats from the baseline's on 512 fixed tokens, where 8 bits bring them within 0\.05; the art"
     ):
-        bound.hold(asked(8.0), disturbed(0.5), baseline[1])
+        bound.hold(asked(8.0), disturbed(0.5), baseline[1], fault=lambda: "FAULT")
 
 
 def test_a_scheme_that_is_known_to_be_worse_is_marked_instead(
     baseline: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "hqq", replace(METHODS["hqq"], worse={8.0: "its layers lose a bit of each code"}))
-    answers = bound.hold(asked(8.0), disturbed(0.5), baseline[1])
+    answers = bound.hold(asked(8.0), disturbed(0.5), baseline[1], fault=lambda: "FAULT")
     assert answers is not None
     assert answers.said.endswith("its layers lose a bit of each code")
 
@@ -100,11 +100,11 @@ def test_fewer_bits_are_held_against_plain_rounding(baseline: tuple[Path, Path])
     assert four is not None
     assert three is not None
     assert 0.001 < four < three
-    near = bound.hold(asked(4.0), disturbed(0.1), baseline[1])
+    near = bound.hold(asked(4.0), disturbed(0.1), baseline[1], fault=lambda: "FAULT")
     assert near is not None
     assert near.limit == pytest.approx(10 * four)
     assert near.said == ""
-    far = bound.hold(asked(4.0), disturbed(3.0), baseline[1])
+    far = bound.hold(asked(4.0), disturbed(3.0), baseline[1], fault=lambda: "FAULT")
     assert far is not None
     assert far.kl > 10 * four
     assert "more than ten times the" in far.said
@@ -117,22 +117,22 @@ def test_what_is_mostly_not_finite_is_broken_and_a_few_are_marked(baseline: tupl
     loaded = engine()
     with torch.no_grad():
         loaded.model.model.norm.weight[0] = float("nan")  # type: ignore[attr-defined]
-    with pytest.raises(Nonfinite, match="512 of 512 fixed tokens"):
-        bound.hold(asked(8.0), loaded, baseline[1])
+    with pytest.raises(Nonfinite, match="512 of 512 fixed tokens are answered with NaN or infinity; FAULT"):
+        bound.hold(asked(8.0), loaded, baseline[1], fault=lambda: "FAULT")
     last = engine()
     token = kept.windows[0][-2]
     seen = sum(token in window[:-1] for window in kept.windows)
     if seen < 3:
         with torch.no_grad():
             last.model.model.embed_tokens.weight[token] = float("nan")  # type: ignore[attr-defined]
-        answers = bound.hold(asked(8.0), last, baseline[1])
+        answers = bound.hold(asked(8.0), last, baseline[1], fault=lambda: "FAULT")
         assert answers is not None
         assert "of 512 fixed tokens are answered with NaN or infinity" in answers.said
 
 
 def test_another_vocabulary_is_not_compared(baseline: tuple[Path, Path]) -> None:
     other = Transformers(llama(hidden_size=128, vocab_size=600).eval(), tokenizer())
-    assert bound.hold(asked(8.0), other, baseline[1]) is None
+    assert bound.hold(asked(8.0), other, baseline[1], fault=lambda: "FAULT") is None
 
 
 def test_a_short_context_gets_shorter_windows(tmp_path: Path) -> None:
