@@ -12,7 +12,7 @@ from tests.report import browser
 def main(html: str, png: str, width: str = "1400", height: str = "1900") -> None:
     program = browser.find()
     if program is None:
-        raise SystemExit("no Chromium is installed; add one with: apt-get install chromium")
+        raise SystemExit(browser.LACKING)
     with browser.page(program) as page:
         page.open(Path(html).resolve(), width=int(width), height=int(height))
         time.sleep(1)  # fonts and the charts' transitions settle

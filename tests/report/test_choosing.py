@@ -26,7 +26,7 @@ from harness.report.view import View, view
 from tests.report import browser, synthetic
 
 PROGRAM = browser.find()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=browser.LACKING)
 
 GIB, MIB = 1073741824, 1048576
 ANSWER = "document.getElementById('answer').innerText.replace(/\\s+/g, ' ').trim()"
