@@ -190,6 +190,17 @@ def test_what_is_said_of_the_rows_is_true_of_those_that_stand_there(page: browse
 WORDS = "[...document.querySelectorAll('#decision td.words')].map(n => n.textContent)"
 
 
+def test_a_limit_in_the_table_is_the_one_that_the_sentence_beside_it_says(page: browser.Page) -> None:
+    page.evaluate("document.getElementById('reset').click()")
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#decision tbody tr')].map((row) => [row.children[2].textContent, row.children[6].textContent])"
+    )
+    said = [(re.search(r"\u2264 \u2212?([\d.]+)", loss), re.search(r"a loss of at most ([\d.]+) point", words)) for loss, words in rows]
+    both = [(limit[1], sentence[1]) for limit, sentence in said if limit and sentence]
+    assert both
+    assert all(float(limit) == float(sentence) for limit, sentence in both), both
+
+
 @pytest.mark.slow
 def test_cells_far_below_what_is_allowed_are_folded_away_with_their_count(page: browser.Page) -> None:
     fold = page.evaluate("document.querySelector('#decision-more summary').textContent")
