@@ -1,4 +1,7 @@
-"""Makes a picture of a report: python tests/report/picture.py report.html picture.png [width height]. Needs Chromium."""
+"""Makes a picture of a report, by default of the size of the README's. Needs Chromium.
+
+    python -m tests.report.picture reports/quick.html docs/report.png [WIDTH HEIGHT]
+"""
 
 from __future__ import annotations
 
