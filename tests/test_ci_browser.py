@@ -35,7 +35,9 @@ def program(folder: Path, name: str, text: str) -> None:
 def asked(machine: Path) -> tuple[int, str]:
     """Exit code and the one line."""
     environment = {"PATH": str(machine), "HOME": str(machine)}
-    done = subprocess.run([str(machine / "bash"), str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [str(machine / "bash"), str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stderr == ""
     (line,) = done.stdout.splitlines()
     return done.returncode, line
@@ -62,14 +64,19 @@ def test_without_packages_it_is_said_that_none_can_be_installed(machine: Path) -
 def test_debians_package_is_installed_and_tried(machine: Path) -> None:
     program(machine, "sudo", SUDO)
     program(machine, "browser-of-debian", DRAWS)
-    install = f'[[ "$*" == *install*chromium ]] && cat "{machine}/browser-of-debian" >"{machine}/chromium" && chmod +x "{machine}/chromium"'
+    made = machine / "chromium"
+    install = f'[[ "$*" == *install*chromium ]] && cat "{machine}/browser-of-debian" >"{made}" && chmod +x "{made}"'
     program(machine, "apt-get", f"#!/bin/bash\n[[ $1 == update ]] && exit 100  # lists cannot be renewed\n{install}\n")
     assert asked(machine) == (0, f"browser: {machine}/chromium")
 
 
 def test_packages_that_cannot_be_had_are_one_line_with_what_the_installer_said(machine: Path) -> None:
     program(machine, "sudo", SUDO)
-    program(machine, "apt-get", "#!/bin/bash\necho 'Reading package lists...'\necho 'E: Unable to locate package chromium'\nexit 100\n")
+    program(
+        machine,
+        "apt-get",
+        "#!/bin/bash\necho 'Reading package lists...'\necho 'E: Unable to locate package chromium'\nexit 100\n",
+    )
     code, line = asked(machine)
     assert code == 1
     assert "could not be installed (E: Unable to locate package chromium); the tests that need one are skipped" in line

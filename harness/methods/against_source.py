@@ -383,10 +383,9 @@ def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[T
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gains:
     """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns + `rest`,
-    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding, and `norm`
-    that of W'; `weight`
-    [columns], 1 in all, is how much a column tells: the part of the squared weights that it holds, less what of it is rounding;
-    `rounding` is the relative size of the rounding in the columns, so weighted."""
+    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding, `norm`
+    that of W'; `weight` [columns], 1 in all, is how much a column tells: the part of the squared weights that it holds, less what
+    of it is rounding; `rounding` is the relative size of the rounding in the columns, so weighted."""
 
     shape: tuple[int, ...]
     rows: Tensor

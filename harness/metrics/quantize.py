@@ -33,8 +33,8 @@ WEIGHT_ERROR = Metric(
     better="lower",
     definition="Frobenius norm of W' - W over that of W, all quantized layers as one",
     scale="log",
-    description="How far the quantized weights are from the source's. It says nothing of what that does to answers: a method that "
-    "calibrates may move weights further and lose less.",
+    description="How far the quantized weights are from the source's. It says nothing of what that does to answers: a method "
+    "that calibrates may move weights further and lose less.",
 )
 LAYERS = "layers"
 """The key in the raw samples of `WEIGHT_ERROR` under which the layers stand, each with its norms and relative error."""

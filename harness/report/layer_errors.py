@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,12 +43,12 @@ def block(view: View, model: str) -> Markup | None:
     scale = span([error for c in cells for error in (*c.errors.values(), c.total) if error > 0], log=True)
     if scale is None:
         return None
-    drawn = chart("Relative weight error by cell, logarithmic: all layers, and from the least to the worst", [_row(c) for c in cells],
-                  scale, _number)  # fmt: skip
+    label = "Relative weight error by cell, logarithmic: all layers, and from the least to the worst"
+    drawn = chart(label, [_row(c) for c in cells], scale, _number)
     note = (
-        "Distance of the quantized weights from the source's, relative to their size: the mark is all layers as one, the line reaches "
-        "from the least to the most disturbed layer. A small distance is no small loss: methods that calibrate move weights further where "
-        "it matters less."
+        "Distance of the quantized weights from the source's, relative to their size: the mark is all layers as one, the line "
+        "reaches from the least to the most disturbed layer. A small distance is no small loss: methods that calibrate move "
+        "weights further where it matters less."
     )
     return join(
         el("h4", "Weight error"),
@@ -87,20 +86,26 @@ def _number(value: float) -> str:
 
 def _row(found: Layers) -> Row:
     low, high = found.errors[found.least], found.errors[found.worst]
-    tip = f"{_number(found.total)} over {len(found.errors)} layers; {_number(low)} ({found.least}) to {_number(high)} ({found.worst})"
+    ends = f"{_number(low)} ({found.least}) to {_number(high)} ({found.worst})"
+    tip = f"{_number(found.total)} over {len(found.errors)} layers; {ends}"
     dot = Dot(value=found.total, hue=0, tip=tip, low=low, high=high)
     return Row(label=found.cell.label, text=_number(found.total), dots=[dot])
 
 
 def _summary(cells: Sequence[Layers]) -> Markup:
     outputs = any(c.outputs for c in cells)
-    prefix = os.path.commonprefix([layer for c in cells for layer in c.errors]).rpartition(".")[0]
+    prefix = _common([layer for c in cells for layer in c.errors])
     which = f"In layer, of {prefix}" if prefix else "In layer"
     columns: list[str | Markup] = ["Cell", numeric("Layers"), numeric("All as one"), numeric("Median"), numeric("Largest"), which]
     columns += [numeric("Largest change of an output", "mean square over calibration"), which] if outputs else []
     rows = []
     for c in cells:
-        numbers = (f"{len(c.errors):,}", show(c.total, "1"), show(statistics.median(c.errors.values()), "1"), show(c.errors[c.worst], "1"))
+        numbers = (
+            f"{len(c.errors):,}",
+            show(c.total, "1"),
+            show(statistics.median(c.errors.values()), "1"),
+            show(c.errors[c.worst], "1"),
+        )
         squares = [el("td", n, cls="num") for n in numbers]
         squares.append(el("td", _within(prefix, c.worst), cls="why"))
         if outputs:
@@ -109,6 +114,16 @@ def _summary(cells: Sequence[Layers]) -> Markup:
             squares.append(el("td", "–" if most is None else _within(prefix, most), cls="why"))
         rows.append(el("tr", head_of(c.cell), *squares))
     return table("Relative weight error by cell", columns, rows)
+
+
+def _common(names: Sequence[str]) -> str:
+    """The dotted parts that all names begin with, but for the last one of each."""
+    parts = []
+    for same in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(same)) > 1:
+            break
+        parts.append(same[0])
+    return ".".join(parts)
 
 
 def _within(prefix: str, layer: str) -> str:
@@ -125,8 +140,8 @@ def _single(cells: Sequence[Layers]) -> list[Markup | None]:
         rows.append(el("tr", el("th", name, scope="row"), *squares))
     cut = len(names) > MOST_LAYERS or len(cells) > MOST_CELLS
     said = (
-        f"{min(len(names), MOST_LAYERS)} of {len(names)} layers and {len(shown)} of {len(cells)} cells; the raw samples of weight_error "
-        "have all."
+        f"{min(len(names), MOST_LAYERS)} of {len(names)} layers and {len(shown)} of {len(cells)} cells; the raw samples of "
+        "weight_error have all."
     )
     columns: list[str | Markup] = ["Layer", *(numeric(c.cell.label) for c in shown)]
     return [table("Relative weight error by layer", columns, rows, cls="heat"), el("p", said, cls="small muted") if cut else None]

@@ -112,8 +112,8 @@ def interval(column: Column, value: Value, how: Display) -> str:
 
 
 def own_noise(column: Column, value: Value) -> str:
-    """`2.3x its own noise`: how many times half the width of its 95 % interval a change is. Beyond once, the interval holds no zero,
-    as far as it is symmetric. '' for what is no change, or has no interval."""
+    """`2.3x its own noise`: how many times half the width of its 95 % interval a change is. Beyond once, the interval holds no
+    zero, as far as it is symmetric. '' for what is no change, or has no interval."""
     if not column.metric.signed or value.low is None or value.high is None or not value.low < value.high:
         return ""
     times = 2 * abs(value.value) / (value.high - value.low)

@@ -1,8 +1,8 @@
 """A gguf export, served as its card says to, by llama.cpp's server over HTTP, gives the record's answers.
 
-The server is that of llama-cpp-python, started with the command that the card prints; only the port is another one. It is asked for
-the most probable next tokens after prefixes of the text that the record's perplexity was measured on. The record's raw samples hold
-the log-probability of each of these tokens. Skipped where llama.cpp or the server's own packages are not installed.
+The server is that of llama-cpp-python, started with the command that the card prints; only the port is another one. It is asked
+for the most probable next tokens after prefixes of the text that the record's perplexity was measured on. The record's raw
+samples hold the log-probability of each of these tokens. Skipped where llama.cpp or the server's own packages are not installed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     card = (root / "out" / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"```sh\n(python -m llama_cpp\.server .*)\n```", card)
     return Exported(
-        folder=root / "out", command=shlex.split(command), log_probabilities=-np.load(io.BytesIO(run.blob(str(blob)))).astype(float)
+        folder=root / "out",
+        command=shlex.split(command),
+        log_probabilities=-np.load(io.BytesIO(run.blob(str(blob)))).astype(float),
     )
 
 
@@ -112,8 +114,8 @@ def served(exported: Exported) -> Iterator[str]:
 
 def asked(address: str, data: dict[str, Any] | None = None) -> Any:
     body = None if data is None else json.dumps(data).encode()
-    request = urllib.request.Request(address, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - loopback
-    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+    request = urllib.request.Request(address, data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.loads(answer.read())
 
 

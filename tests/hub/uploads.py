@@ -1,6 +1,6 @@
 """What a hub does with what is sent to it, as huggingface_hub sends it: a repository is made, large files go to the storage, a
-commit of all of them follows. A hub with Xet storage (`Hub.cas`) hands out a token for it; its storage is a folder, which hf_xet itself
-fills and reads. One without answers that it has no such page.
+commit of all of them follows. A hub with Xet storage (`Hub.cas`) hands out a token for it; its storage is a folder, which hf_xet
+itself fills and reads. One without answers that it has no such page.
 
 Every answer is what the hub's public API says; nothing is taken without a token that may write, and a commit that names another
 parent than the branch has is refused.

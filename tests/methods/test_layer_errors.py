@@ -52,7 +52,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         "baseline": "bf16",
         "probes": ["size", "quantize"],
         "calibration": {"corpus": "reference", "samples": SAMPLES, "length": LENGTH, "seed": SEED},
-        "methods": {"bf16": None, **{name: {"bits": 4, "group_size": 64} for name in ("rtn", "gptq", "awq", "hqq")}, "bnb": {"bits": 4}},
+        "methods": {
+            "bf16": None,
+            **{name: {"bits": 4, "group_size": 64} for name in ("rtn", "gptq", "awq", "hqq")},
+            "bnb": {"bits": 4},
+        },
     }
     (root / "layers.yaml").write_text(json.dumps(suite))
     command = [sys.executable, "-m", "harness.cli", "run", "layers.yaml", "--cache", "cache"]
@@ -74,7 +78,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def source() -> dict[str, torch.Tensor]:
     entries = safetensors_file.checkpoint(reference.MODEL_DIR)
-    return {n.removesuffix(".weight"): safetensors_file.tensor(e).double() for n, e in entries.items() if n.endswith("_proj.weight")}
+    return {
+        n.removesuffix(".weight"): safetensors_file.tensor(e).double() for n, e in entries.items() if n.endswith("_proj.weight")
+    }
 
 
 def unpacked(made: Made, method: str) -> dict[str, torch.Tensor]:
@@ -90,7 +96,9 @@ def test_a_layers_error_is_the_distance_of_its_codes_from_the_source(made: Made,
     for name, weight in ours.items():
         expected = float((theirs[name] - weight).norm() / weight.norm())
         assert rows[name]["relative"] == pytest.approx(expected, rel=1e-4)
-    everything = sum(float((theirs[n] - w).square().sum()) for n, w in ours.items()) / sum(float(w.square().sum()) for w in ours.values())
+    everything = sum(float((theirs[n] - w).square().sum()) for n, w in ours.items()) / sum(
+        float(w.square().sum()) for w in ours.values()
+    )
     measured = made.measured[method]
     assert measured is not None
     assert (measured.value, measured.n) == (pytest.approx(everything**0.5, rel=1e-4), len(ours))
@@ -99,7 +107,9 @@ def test_a_layers_error_is_the_distance_of_its_codes_from_the_source(made: Made,
 def test_weights_that_awq_scaled_are_compared_with_the_source_scaled_likewise(made: Made) -> None:
     ours, theirs = source(), unpacked(made, "awq")
     apart = [float((theirs[name] - weight).norm() / weight.norm()) for name, weight in ours.items()]
-    assert max(apart) > 2 * max(row["relative"] for row in made.layers["awq"].values()), "nothing was scaled, so this shows nothing"
+    assert max(apart) > 2 * max(row["relative"] for row in made.layers["awq"].values()), (
+        "nothing was scaled, so this shows nothing"
+    )
     for name, weight in ours.items():
         rows, columns = torch.ones(len(weight), 1), torch.ones(1, weight.shape[1])
         for _ in range(20):  # alternating least squares, as long as it takes

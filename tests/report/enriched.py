@@ -124,10 +124,13 @@ def _quantize(folder: Path, record: Record, answer: Answer) -> Answer:
         return answer
     relative = 2.0 ** -float(record.cell.bits)
     rows = [
-        {"layer": f"model.layers.{number}.mlp.up_proj", "changed": relative * (1 + number), "norm": 1.0, "relative": relative * (1 + number),
-         "output": 7.0 - number if record.cell.method == "gptq" else None}
+        {
+            "layer": f"model.layers.{number}.mlp.up_proj",
+            "relative": relative * (1 + number),
+            "output": 7.0 - number if record.cell.method == "gptq" else None,
+        }
         for number in range(3)
-    ]  # fmt: skip
+    ]
     blob = store.add_blob(folder, json.dumps({"layers": rows}).encode(), "json")
     return dataclasses.replace(answer, measurements=(*answer.measurements, _measurement("weight_error", relative * 2, blob)))
 

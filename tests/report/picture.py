@@ -1,6 +1,6 @@
 """Makes a picture of a report, by default of the size of the README's. Needs Chromium.
 
-    python -m tests.report.picture reports/quick.html docs/report.png [WIDTH HEIGHT]
+python -m tests.report.picture reports/quick.html docs/report.png [WIDTH HEIGHT]
 """
 
 from __future__ import annotations

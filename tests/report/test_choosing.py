@@ -193,9 +193,12 @@ WORDS = "[...document.querySelectorAll('#decision td.words')].map(n => n.textCon
 def test_a_limit_in_the_table_is_the_one_that_the_sentence_beside_it_says(page: browser.Page) -> None:
     page.evaluate("document.getElementById('reset').click()")
     rows = page.evaluate(
-        "[...document.querySelectorAll('#decision tbody tr')].map((row) => [row.children[2].textContent, row.children[6].textContent])"
+        "[...document.querySelectorAll('#decision tbody tr')].map((row) => [2, 6].map((at) => row.children[at].textContent))"
     )
-    said = [(re.search(r"\u2264 \u2212?([\d.]+)", loss), re.search(r"a loss of at most ([\d.]+) point", words)) for loss, words in rows]
+    said = [
+        (re.search(r"\u2264 \u2212?([\d.]+)", loss), re.search(r"a loss of at most ([\d.]+) point", words))
+        for loss, words in rows
+    ]
     both = [(limit[1], sentence[1]) for limit, sentence in said if limit and sentence]
     assert both
     assert all(float(limit) == float(sentence) for limit, sentence in both), both

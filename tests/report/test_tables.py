@@ -138,7 +138,8 @@ def test_a_change_says_how_many_times_its_own_noise_it_is(whole: View) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(-2.0, 2.0, "0.5x its own noise"), (0.5, 1.5, "2.0x its own noise"), (1.0, 1.0, ""), (None, None, "")]
+    ("low", "high", "said"),
+    [(-2.0, 2.0, "0.5x its own noise"), (0.5, 1.5, "2.0x its own noise"), (1.0, 1.0, ""), (None, None, "")],
 )
 def test_the_noise_of_a_change_is_half_the_width_of_its_interval(low: float | None, high: float | None, said: str) -> None:
     column = Column(key="k", metric=ACCURACY_DIFFERENCE, probe="tasks", subject="", derived=True)
