@@ -28,7 +28,7 @@ from harness.errors import BadInput, Unsupported
 from harness.files import write_atomically
 from harness.formats import safetensors_file
 from harness.measure import memory_phases
-from harness.methods import METHODS, against_source
+from harness.methods import METHODS, against_source, layer_errors
 from harness.methods.base import Method, QuantizeRequest
 from harness.models import body, build, corpora, sampled, source
 from harness.probes import PROBES
@@ -192,7 +192,9 @@ def _quantize(job: Job, log: Path, tell: Tell) -> None:
         method.quantize(request)
     _check_share(job, method)
     if method.weights is not None:
-        against_source.check(job.model_dir, method.weights(request), folds=method.folds)
+        errors = against_source.check(job.model_dir, method.weights(request), folds=method.folds)
+        if method.folds:  # scaled weights cannot be subtracted from the source's, as the unpacking method has done
+            layer_errors.write(job.artifact_dir, errors)
     if job.model_dir.is_dir():  # a GGUF file brings its own
         build.carry(job.model_dir, job.artifact_dir)
     assert meter.phase is not None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel_tree, against_source, refusals, reload
+from harness.methods import _gptqmodel_tree, against_source, layer_errors, refusals, reload
 from harness.methods._kernels import proof
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import body, build, source
@@ -102,9 +103,30 @@ def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: b
         _each_layer_once(model)
         model.quantize(rows, **arguments)
         model.save(str(request.out_dir))
+        said = _outputs(model)
         del model
     _tidy(request)
     check_by_unpacking(request)
+    layer_errors.add_outputs(request.out_dir, said)
+
+
+def _outputs(model: BaseQModel) -> dict[str, float]:
+    """What GPTQ left of its objective in each layer: the mean over the calibration tokens of the squared change of the layer's
+    output, damping included. The library says it divided by the tokens once more, and words where it rounded without text."""
+    said = {}
+    for entry in model.quant_log:
+        if entry.get("process") == "gptq":
+            try:
+                loss = float(entry["loss"]) * float(entry["samples"])
+            except (KeyError, ValueError):
+                continue
+            if math.isfinite(loss) and loss < _NO_LOSS:
+                said[f"{model.extract_layers_node()[0]}.{entry['layer']}.{entry['module']}"] = loss
+    return said
+
+
+_NO_LOSS = 999_999_999.0
+"""What the library says of a layer that no token reached."""
 
 
 def _join_experts(state: dict[str, Tensor], weight: BodyWeight) -> None:

@@ -27,6 +27,7 @@ from harness.artifact import HeldWeight, StoredTensor
 from harness.errors import BadLedger
 from harness.formats import config_json, safetensors_file
 from harness.formats.safetensors_file import HeaderEntry, brief
+from harness.methods.layer_errors import LayerError
 from harness.models import source
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def _kept(entry: HeaderEntry) -> HeldWeight:
     return HeldWeight(name=entry.name, shape=entry.shape, quantized=False, read=values, file=entry.file)
 
 
-def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False) -> None:
+def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False) -> list[LayerError]:
     """Compares the `weights` of an artifact with the checkpoint in `model_dir`. BadLedger names the tensor, both shapes and the
-    likely cause."""
+    likely cause. Where scales may be folded, the layers' errors in the fit of these scales."""
     stored = safetensors_file.checkpoint(model_dir)
     by_name: dict[str, HeldWeight] = {}
     for weight in weights:
@@ -96,9 +97,10 @@ def check(model_dir: Path, weights: Iterable[HeldWeight], *, folds: bool = False
     changed = [(entry, weight) for entry, weight in pairs if not weight.quantized and not _same_values(entry, weight)]
     if folds:
         kind = str(config_json.text_part(config_json.read(model_dir)).get("model_type", ""))
-        _folded(pairs, changed, plus_one=kind.startswith(_PLUS_ONE))
-    elif changed:
+        return _folded(pairs, changed, plus_one=kind.startswith(_PLUS_ONE))
+    if changed:
         raise BadLedger(_replaced(*changed[0], others=len(changed) - 1))
+    return []
 
 
 # ---------------------------------------------------------------------- names
@@ -288,9 +290,9 @@ def _folded(
     changed: Sequence[tuple[HeaderEntry, HeldWeight]],
     *,
     plus_one: bool,
-) -> None:
+) -> list[LayerError]:
     """Compares products where scales were folded: block by block, what vectors were divided by is what columns were
-    multiplied by."""
+    multiplied by. What is left of each layer in this fit is its error."""
     vectors: dict[str, list[tuple[HeaderEntry, HeldWeight]]] = defaultdict(list)
     layers: dict[str, list[tuple[HeaderEntry, HeldWeight]]] = defaultdict(list)
     for entry, weight in changed:
@@ -304,8 +306,10 @@ def _folded(
     for block, members in vectors.items():
         if block not in layers:
             raise BadLedger(_replaced(*members[0], others=len(members) - 1))
+    errors = []
     for block, members in layers.items():
-        _block_explained(members, vectors.get(block, []), biases=biases, plus_one=plus_one)
+        errors += _block_explained(members, vectors.get(block, []), biases=biases, plus_one=plus_one)
+    return errors
 
 
 def _block(name: str) -> str:
@@ -320,8 +324,9 @@ def _block_explained(
     *,
     biases: Mapping[str, tuple[HeaderEntry, HeldWeight]],
     plus_one: bool,
-) -> None:
-    """BadLedger for a vector whose scale no layer carries, and for a layer whose columns carry one that nothing explains."""
+) -> list[LayerError]:
+    """The layers' errors. BadLedger for a vector whose scale no layer carries, and for a layer whose columns carry one that
+    nothing explains."""
     gains = {entry.name: _gains(entry, weight) for entry, weight in layers}
     by_vector = {entry.name: _scales(entry, weight, plus_one=plus_one) for entry, weight in vectors}
     carried: set[str] = set()
@@ -358,6 +363,10 @@ def _block_explained(
             raise BadLedger(
                 said.replace("though the method does not change them", "and no layer that follows holds what it lacks")
             )
+    return [
+        LayerError(layer=name.removesuffix(".weight"), changed=gain.rest * gain.norm, norm=gain.norm)
+        for name, gain in gains.items()
+    ]
 
 
 def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[Tensor]:
@@ -374,14 +383,15 @@ def _scales(entry: HeaderEntry, weight: HeldWeight, *, plus_one: bool) -> list[T
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gains:
     """How a quantized weight W' [rows, columns] of the artifact is scaled against the source's W: W' = rows W columns + `rest`,
-    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding; `weight`
-    [columns], 1 in all, is how much a column tells: the part of the squared weights that it holds, less what of it is rounding;
-    `rounding` is the relative size of the rounding in the columns, so weighted."""
+    the scales by least squares, the median of `rows` being 1. `rest` is the relative size of what is left, the rounding, `norm`
+    that of W'; `weight` [columns], 1 in all, is how much a column tells: the part of the squared weights that it holds, less what
+    of it is rounding; `rounding` is the relative size of the rounding in the columns, so weighted."""
 
     shape: tuple[int, ...]
     rows: Tensor
     columns: Tensor
     rest: float
+    norm: float
     rounding: float
     weight: Tensor
 
@@ -460,6 +470,7 @@ def _gains(entry: HeaderEntry, weight: HeldWeight) -> _Gains:
         rows=rows.double(),
         columns=_gain(ours * rows[:, None], theirs, over=0).double(),
         rest=float((theirs - fitted).norm() / theirs.norm().clamp_min(1e-30)),
+        norm=float(theirs.norm()),
         rounding=float((rounded * tells).sum().sqrt()),
         weight=tells,
     )

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, runtime_checkable
 
+from harness.methods import layer_errors
 from harness.methods.base import QuantizeRequest
 from harness.models.build import State, dense, unpacked_dtype
 
@@ -181,7 +182,8 @@ def _seven_digits(value: float) -> float:
 
 
 def write_dense(request: QuantizeRequest, state: State, by: str) -> None:
-    """Stores the answers of the source's architecture with the dense weights `state`, and its bf16 distance as the floor.
+    """Stores the answers of the source's architecture with the dense weights `state`, and its bf16 distance as the floor; and how
+    far each layer's weight is from the source's (layer_errors.py).
 
     `by` says "float32"; where `unpacked_dtype` is bf16 it is stored as "bfloat16".
     """
@@ -189,6 +191,7 @@ def write_dense(request: QuantizeRequest, state: State, by: str) -> None:
 
     dtype = unpacked_dtype(sum(t.numel() for t in state.values()))
     wide = dtype == torch.float32
+    layer_errors.write(request.out_dir, layer_errors.of(request.model_dir, state))
     model = dense(request.model_dir, state, dtype)
     rows = rows_for(vocabulary(model), request.calibration)
     write(model, rows, request.out_dir, by=by if wide else by.replace("float32", "bfloat16"), noisy=lambda: model.bfloat16())

@@ -1,4 +1,4 @@
-"""What quantizing cost."""
+"""What quantizing cost, and how far it moved the weights."""
 
 from __future__ import annotations
 
@@ -26,5 +26,17 @@ PEAK = Metric(
     description="Largest resident set of the quantizing process, counted by the kernel; what it held before is included.",
     axis="cost",
 )
-METRICS = (SECONDS, PEAK)
+WEIGHT_ERROR = Metric(
+    name="weight_error",
+    title="Relative weight error",
+    unit="1",
+    better="lower",
+    definition="Frobenius norm of W' - W over that of W, all quantized layers as one",
+    scale="log",
+    description="How far the quantized weights are from the source's. It says nothing of what that does to answers: a method "
+    "that calibrates may move weights further and lose less.",
+)
+LAYERS = "layers"
+"""The key in the raw samples of `WEIGHT_ERROR` under which the layers stand, each with its norms and relative error."""
+METRICS = (SECONDS, PEAK, WEIGHT_ERROR)
 GROUP = Group(title="Quantizing", metrics=METRICS)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,27 @@ def _push(api: Any, folder: Path, repo: str, *, message: str, private: bool, rep
         )
     operations: list[object] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in ours.items()]
     operations += [CommitOperationDelete(path_in_repo=name) for name in others if name not in ours]
-    done = api.create_commit(repo, operations, commit_message=message, repo_type="model", parent_commit=parent)
+    with _stored_as_there(repo):
+        done = api.create_commit(repo, operations, commit_message=message, repo_type="model", parent_commit=parent)
     _check(api.list_repo_tree(repo, repo_type="model", revision=done.oid, recursive=True), ours, repo)
     return Pushed(commit=str(done.oid), page=f"{constants.ENDPOINT}/{repo}", created=created)
+
+
+@contextmanager
+def _stored_as_there(repo: str) -> Iterator[None]:
+    """Inside, large files are sent to the hub's Xet storage where it has one, else as LFS files. The library takes Xet wherever
+    its package is installed, and fails then on a hub without, which it calls unreachable."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers
+
+    before = constants.HF_HUB_DISABLE_XET
+    if not before:
+        address = f"{constants.ENDPOINT}/api/models/{repo}/xet-write-token/main"
+        constants.HF_HUB_DISABLE_XET = get_session().get(address, headers=build_hf_headers()).status_code == 404
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _check(tree: Any, ours: Mapping[str, Path], repo: str) -> None:

@@ -1,5 +1,8 @@
-"""What quantizing cost: read from the manifest that the quantizing child left in the artifact, so that an artifact taken from the
-cache still tells what it took to make."""
+"""What quantizing cost, and what it changed of each layer: read from what the quantizing child left in the artifact, so that an
+artifact taken from the cache still tells what it took to make.
+
+Version 2 (2026-11-30): the relative error of the weights, where the method tells it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import json
 
 from harness.artifact import MANIFEST, Manifest
 from harness.decode import decode
-from harness.metrics.quantize import GROUP, PEAK, SECONDS
+from harness.methods import layer_errors
+from harness.metrics.quantize import GROUP, LAYERS, PEAK, SECONDS, WEIGHT_ERROR
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Json, Measurement, Question
+from harness.spec import Answer, Json, Measurement, Question, to_json
 
 
 def questions(requests: ProbeRequests) -> list[Question]:
@@ -24,6 +28,16 @@ def measure(session: Session, question: Question) -> Answer:
     peak = phase.peak_bytes.get("host_peak")
     if peak is not None:
         measured.append(Measurement(metric=PEAK.name, value=float(peak), definition=PEAK.definition, unit="B", n=1))
+    errors = layer_errors.read(session.artifact_dir)
+    if errors:
+        rows = [{**to_json(error), "relative": error.relative} for error in errors]
+        blob = session.blob("layers", json.dumps({LAYERS: rows}, allow_nan=False).encode(), "json")
+        error = layer_errors.total(errors)
+        measured.append(
+            Measurement(
+                metric=WEIGHT_ERROR.name, value=error, definition=WEIGHT_ERROR.definition, unit="1", n=len(errors), blob=blob
+            )
+        )
     wish = session.cell.scheme.options.get("calibration")
     facts: dict[str, Json] = {"calibration_tokens": manifest.calibration_tokens, "device": manifest.device}
     if wish is not None:
@@ -34,7 +48,7 @@ def measure(session: Session, question: Question) -> Answer:
 PROBE = Probe(
     name="quantize",
     title=GROUP.title,
-    version="1",
+    version="2",
     metrics=GROUP.metrics,
     isolation="shared",
     questions=questions,

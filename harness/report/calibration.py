@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.report.cells import CellView
 from harness.report.markup import Markup, el, join
+from harness.report.numbers import THIN, show
 from harness.report.section import Section, scheme
 from harness.report.view import View
 from harness.spec import OVERLAP, CalibrationText
@@ -53,6 +54,10 @@ def _share(scored: str, text: CalibrationText, cells: Sequence[CellView]) -> str
     found = [o.facts.get(OVERLAP) for c in cells for o in c.outcomes if o.question.subject == scored]
     measured = [share for share in found if isinstance(share, (int, float))]
     if measured:
-        return f"{scored}: {max(measured):.1%}"
+        return f"{scored}: {_percent(max(measured))}"
     planned = text.overlap[scored]
-    return f"{scored}: not known" if planned is None else f"{scored}: {planned:.1%} of the whole text"
+    return f"{scored}: not known" if planned is None else f"{scored}: {_percent(planned)} of the whole text"
+
+
+def _percent(share: float) -> str:
+    return f"{show(share, 'share')}{THIN}%"

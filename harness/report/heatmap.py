@@ -15,7 +15,7 @@ from harness.report.derived import (
 )
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import show
-from harness.report.section import Section, scheme, status
+from harness.report.section import Section, own_noise, scheme, status
 from harness.report.view import View
 from harness.spec import Metric
 
@@ -94,6 +94,7 @@ def _square(view: View, cell: CellView, column: Column) -> Markup:
     tip = [f"{cell.label}, {column.subject or 'mean over tasks'}: {shown} points"]
     if value.low is not None and value.high is not None:
         tip.append(f"95 % interval {show(value.low, 'points', signed=True)} to {show(value.high, 'points', signed=True)}")
+        tip += filter(None, [own_noise(column, value)])
     clear = False
     if column.subject:
         p = _of(view, cell, MCNEMAR_P_HOLM, column.subject)

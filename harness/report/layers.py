@@ -1,9 +1,11 @@
-"""What became of a cell's layers: how many bits each part of them is stored in, and which kernel ran on which layers."""
+"""What became of a cell's layers: how many bits each part of them is stored in, how far their weights moved, and which kernel ran
+on which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.report import layer_errors
 from harness.report.cells import CellView, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.pieces import by_model, cells_of, fold, head_of, kernels, numeric, table
@@ -24,7 +26,8 @@ def section(view: View) -> Section | None:
         id="layers",
         nav="Layers",
         title="Layer by layer",
-        lead="In how many bits the quantized layers are stored, read from the artifact, and which kernels ran on them.",
+        lead="In how many bits the quantized layers are stored, read from the artifact, how far their weights moved, and which "
+        "kernels ran on them.",
         body=join(*blocks),
     )
 
@@ -32,7 +35,8 @@ def section(view: View) -> Section | None:
 def _block(view: View, model: str) -> Markup | None:
     cells = [c for c in cells_of(view, model) if _parts(c) or kernels(c.outcomes)]
     stored = [c for c in cells if _parts(c)]
-    if not cells:
+    errors = layer_errors.block(view, model)
+    if not cells and errors is None:
         return None
     mixed = [c for c in stored if len(_bins(c)) > 1]
     drawn: list[Markup | None] = []
@@ -44,7 +48,7 @@ def _block(view: View, model: str) -> Markup | None:
         label = "Share of the quantized layers' parameters by stored bits, by cell that mixes widths"
         drawn.append(key([(number, NAMES[number], None) for number in bins]))
         drawn.append(chart(label, [_row(cell) for cell in mixed], Scale(low=0, high=1), lambda share: f"{share:.0%}"))
-    return join(*drawn, _spread(stored) if stored else None, _placed(cells))
+    return join(*drawn, _spread(stored) if stored else None, errors, _placed(cells))
 
 
 def _facts(cell: CellView) -> Mapping[str, object]:

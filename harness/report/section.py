@@ -111,11 +111,26 @@ def interval(column: Column, value: Value, how: Display) -> str:
     return show_interval(value.low, value.high, column.metric.unit, how, value=value.value, signed=column.metric.signed)
 
 
+def own_noise(column: Column, value: Value) -> str:
+    """`2.3x its own noise`: how many times half the width of its 95 % interval a change is. Beyond once, the interval holds no
+    zero, as far as it is symmetric. '' for what is no change, or has no interval."""
+    if not column.metric.signed or value.low is None or value.high is None or not value.low < value.high:
+        return ""
+    times = 2 * abs(value.value) / (value.high - value.low)
+    return f"{times:.1f}x its own noise" if math.isfinite(times) else ""
+
+
+def bracket(column: Column, value: Value, how: Display) -> str:
+    """What stands in brackets behind a number: its interval, and of a change how many times its own noise it is."""
+    between = interval(column, value, how)
+    return "; ".join(filter(None, (between, own_noise(column, value)))) if between else ""
+
+
 def whole(column: Column, value: Value, how: Display) -> str:
     """`92.48 (91.9 to 93.0) %`: number, interval and unit in one line; the status's words where there is no number."""
     if value.status != OK:
         return STATUS_WORDS.get(value.status, value.status)
-    between = interval(column, value, how)
+    between = bracket(column, value, how)
     text = with_unit(number(column, value, how), how)
     return f"{text} ({between})" if between else text
 

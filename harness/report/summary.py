@@ -34,7 +34,7 @@ def _lead(view: View) -> str:
     device = str(gpus[0].get("name")) if on_gpu else str(machine.get("cpu") or "")
     threads = view.context.get("threads")
     where = f" on {device}" if device else ""
-    using = f" with {threads} threads" if threads and not gpus else ""
+    using = f" with {threads} thread{'s' if threads != 1 else ''}" if threads and not gpus else ""
     when = f", {view.started_at[:10]}" if view.started_at else ""
     return f"{len(view.cells)} quantizations of {models}, each measured on its own packed artifact{where}{using}{when}."
 

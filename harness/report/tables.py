@@ -21,7 +21,7 @@ from harness.report.answer import offer
 from harness.report.cells import OK, CellView, Column
 from harness.report.markdown import text as in_markdown
 from harness.report.numbers import THIN, Display
-from harness.report.section import STATUS_WORDS, column_display, interval, number
+from harness.report.section import STATUS_WORDS, bracket, column_display, number
 from harness.report.standing import headline
 from harness.report.terminal import MARKS, frontier_words, plain, terminal_columns, terminal_table
 from harness.report.view import View
@@ -196,7 +196,7 @@ def _entry(cell: CellView, column: Column, how: Display) -> str:
     value = cell.values[column.key]
     if value.status != OK:
         return STATUS_WORDS.get(value.status, value.status)
-    between = interval(column, value, how)
+    between = bracket(column, value, how)
     return f"{number(column, value, how)} ({between})" if between else number(column, value, how)
 
 

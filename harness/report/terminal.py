@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.report.cells import OK, CellView, Column, Value
 from harness.report.numbers import VERDICTS, Display
-from harness.report.section import column_display, interval, number
+from harness.report.section import bracket, column_display, number
 from harness.report.standing import headline, headline_axes
 from harness.report.verdicts import counts, effort, margin_points, tasks
 from harness.report.view import View
@@ -117,7 +117,7 @@ def _entry(column: Column, value: Value, how: Display, *, intervals: bool) -> Te
 
     if value.status != OK:
         return Text(SHORT.get(value.status, value.status), style="dim")
-    between = interval(column, value, how) if intervals else ""
+    between = bracket(column, value, how) if intervals else ""
     return Text(number(column, value, how) + (f" ({between})" if between else ""))
 
 

@@ -10,13 +10,12 @@ from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput
 from harness.files import Changed, Hashes
 from harness.formats import gguf_reader
-from harness.methods import reload
+from harness.methods import layer_errors, reload
 from harness.models import source
 from harness.spec import digest
 
-_OURS = re.compile(
-    rf"{re.escape(MANIFEST)}|{re.escape(reload.FILE)}|{re.escape(source.FACTS)}|(verified|answers)-[0-9a-f]{{12}}\.json"
-)
+_NOTES = (MANIFEST, reload.FILE, layer_errors.FILE, source.FACTS)
+_OURS = re.compile(rf"{'|'.join(map(re.escape, _NOTES))}|(verified|answers)-[0-9a-f]{{12}}\.json")
 """What the harness notes beside an artifact: how it was made and checked, for one machine and day."""
 
 

@@ -12,6 +12,7 @@ import shlex
 from harness import plugins
 from harness.artifact import ArtifactRecord
 from harness.formats import openvino_ir
+from harness.formats.gguf_types import TYPES
 from harness.methods import METHODS
 from harness.report.card import Way
 from harness.spec import Cell, Quantized, to_json
@@ -108,9 +109,18 @@ def _llama_cpp(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
     cache = f" --cache-type-k {shlex.quote(kv)} --cache-type-v {shlex.quote(kv)}" if kv and kv != "f16" else ""
     quantized = " --flash-attn on" if kv.startswith("q") else ""  # llama.cpp quantizes values with it only
     server = f"llama-server --model {shlex.quote(file)}{cache}{quantized} --port 8000"
+    wide = [f" --type_k {number} --type_v {number}" for number, block in TYPES.items() if cache and block.name == kv.upper()]
+    fused = " --flash_attn true" if quantized else ""
+    bound = f"python -m llama_cpp.server --model {shlex.quote(file)}{''.join(wide)}{fused} --n_ctx 0 --port 8000"
     python = f"from llama_cpp import Llama\n\nmodel = Llama({file!r}, n_ctx=0)"
     return (
         Way(runtime="llama.cpp's server", language="sh", code=server, note=_NOT_RUN),
+        Way(
+            runtime="llama.cpp's server in llama-cpp-python",
+            language="sh",
+            code=bound,
+            note="It needs the package llama-cpp-python[server]. Tests of quant-harness serve an export with it.",
+        ),
         Way(runtime="llama-cpp-python", language="python", code=python, note=_RUN),
     )
 

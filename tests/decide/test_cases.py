@@ -58,7 +58,7 @@ def test_python_answers_every_case_as_the_oracle_does() -> None:
 def test_the_pages_script_answers_every_case_as_the_oracle_and_says_what_python_says(tmp_path: Path, count: int) -> None:
     program = browser.find()
     if program is None:
-        pytest.skip("no Chromium is installed here (chromium, chromium-browser or google-chrome on the path)")
+        pytest.skip(browser.LACKING)
     # As in a report: the only script that the page's policy lets run is this one, by its hash.
     script = SCRIPT.read_text(encoding="utf-8") + "document.documentElement.dataset.ready = 'true'; globalThis.Q = QuantDecide;\n"
     policy = report_page._policy(script)

@@ -44,7 +44,8 @@ def test_every_method_has_a_way_of_being_loaded_and_each_can_be_typed(method: st
             ast.parse(way.code)
         else:
             assert shlex.split(way.code)
-            assert way.note.endswith("Not run by quant-harness."), "no server runs in this project's tests"
+            served = "llama_cpp.server" in way.code  # test_gguf_server.py
+            assert way.note.endswith("Tests of quant-harness serve an export with it." if served else "Not run by quant-harness.")
 
 
 def test_vllm_is_named_where_it_has_kernels() -> None:
@@ -69,10 +70,13 @@ def test_a_gguf_file_with_any_name_and_its_cache_are_arguments_of_its_server() -
     )
     named = "a'; rm -rf $HOME `x`.gguf"
     given = Cell(model=Model(name="m"), origin=origin, running=Running(engine="llamacpp", kv="q8_0"))
-    server, python = serving.ways(given, artifact(named))
+    server, bound, python = serving.ways(given, artifact(named))
     words = shlex.split(server.code)
     assert words[:3] == ["llama-server", "--model", named]
     assert words[3:9] == ["--cache-type-k", "q8_0", "--cache-type-v", "q8_0", "--flash-attn", "on"]
+    words = shlex.split(bound.code)
+    assert words[:5] == ["python", "-m", "llama_cpp.server", "--model", named]
+    assert words[5:11] == ["--type_k", "8", "--type_v", "8", "--flash_attn", "true"], "ggml's number of q8_0"
     call = ast.parse(python.code).body[-1]
     assert isinstance(call, ast.Assign)
     assert isinstance(call.value, ast.Call)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 
 from tests.hub import uploads
@@ -62,6 +63,10 @@ class Hub:
         self.requests: list[Request] = []
         self.stored: dict[str, bytes] = {}
         """Large files that were sent and are in no commit yet, by their SHA-256."""
+        self.cas: Path | None = None
+        """The folder of its Xet storage; None: it has none."""
+        self.sender: Path | None = None
+        """The folder whose files are sent to that storage, which finds a file by a hash of its own and not by its SHA-256."""
         self.break_after: dict[str, int] = {}
         """Names of files whose next connection ends after so many bytes; not one for a part of the file."""
         self.hold: dict[str, int] = {}
@@ -150,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             if reply.body is None:
                 self._refuse(reply.status, reply.code)
             else:
-                self._json(reply.body, reply.status)
+                self._json(reply.body, reply.status, reply.headers)
         elif (api := _API.fullmatch(path)) is not None:
             self._api(api, body, token)
         elif (file := _FILE.fullmatch(path)) is not None:
@@ -285,11 +290,13 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # who asked is gone
 
-    def _json(self, value: object, status: int = 200) -> None:
+    def _json(self, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, said in (headers or {}).items():
+            self.send_header(name, said)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)

@@ -28,7 +28,7 @@ def measured(user: User, hub: Hub) -> User:
 def push(user: User, *more: str, code: int = 0, to: str = "out", token: str | None = TOKEN, repo: str = "me/tiny-4bit") -> str:
     given = {} if token is None else {"HF_TOKEN": token}
     arguments = ("export", "results/mine", "fake 4-bit", "--to", to, "--push", repo, *more)
-    return user.harness(*arguments, code=code, HF_HUB_DISABLE_XET="1", **given)
+    return user.harness(*arguments, code=code, **given)
 
 
 def held(hub: Hub, name: str = "me/tiny-4bit") -> dict[str, bytes]:
@@ -85,34 +85,56 @@ def test_what_a_hub_refuses_is_said_in_words_and_the_export_stays(measured: User
     assert "the hub answers 503" in push(measured, code=2)
 
 
-@pytest.mark.slow
-def test_a_large_file_goes_through_the_storage_and_arrives_with_its_bytes(user: User, hub: Hub) -> None:
+@pytest.fixture
+def large(user: User, hub: Hub) -> tuple[User, str]:
+    """A user who has measured a cell whose artifact is a large file, and its label."""
     hub.model("lab/tiny").commit(checkpoint())
     script = "x" * LFS_FROM  # a fake artifact holds its options
-    user.harness(
-        "run",
-        str(
-            user.suite(
-                "[lab/tiny]",
-                fakes=False,
-                extra=f"""
+    suite = user.suite(
+        "[lab/tiny]",
+        fakes=False,
+        extra=f"""
 methods: {{fake: [{{bits: 16}}, {{bits: 4, package: "{script}"}}]}}
 baseline: fake 16-bit
 probes: [quantize]""",
-            )
-        ),
     )
+    user.harness("run", str(suite))
     label = next(c.cell.label for c in store.read(user.folder / "results" / "mine").plan.cells if not c.baseline)
-    user.harness(
-        "export", "results/mine", label, "--to", "out", "--push", "me/large", "--public", HF_HUB_DISABLE_XET="1", HF_TOKEN=TOKEN
-    )
-    data = (user.folder / "out" / "fake.json").read_bytes()
+    user.harness("export", "results/mine", label, "--to", "out")
+    return user, label
+
+
+def push_large(large: tuple[User, str]) -> tuple[bytes, str]:
+    """The large file, and what was said."""
+    user, label = large
+    said = user.harness("export", "results/mine", label, "--to", "out", "--push", "me/large", "--public", HF_TOKEN=TOKEN)
+    return (user.folder / "out" / "fake.json").read_bytes(), said
+
+
+@pytest.mark.slow
+def test_a_large_file_goes_as_lfs_to_a_hub_without_xet_and_arrives_with_its_bytes(large: tuple[User, str], hub: Hub) -> None:
+    data, _ = push_large(large)
     assert held(hub, "me/large")["fake.json"] == data
     assert hub.stored.keys() >= {hashlib.sha256(data).hexdigest()}
     uploads = [r for r in hub.requests if r.method == "PUT"]
     assert uploads
     assert all(r.token is None for r in uploads), "the storage gets no token"
     assert hub.repos["models/me/large"].access == "public"
+
+
+@pytest.mark.slow
+def test_a_large_file_goes_through_xet_where_the_hub_has_it_and_arrives_with_its_bytes(
+    large: tuple[User, str], hub: Hub, tmp_path: Path
+) -> None:
+    pytest.importorskip("hf_xet")
+    hub.cas, hub.sender = tmp_path / "cas", large[0].folder / "out"
+    hub.cas.mkdir()
+    data, said = push_large(large)
+    assert held(hub, "me/large")["fake.json"] == data, "read back from the storage"
+    assert not hub.stored, "nothing went as LFS"
+    assert not [r for r in hub.requests if r.method == "PUT"]
+    assert "pushed    " in said
+    assert TOKEN.encode() not in written_to(hub.cas)
 
 
 def test_public_and_replace_belong_to_a_push(measured: User) -> None:
@@ -134,5 +156,5 @@ def test_the_commands_of_the_page_run_as_shown(user: User, hub: Hub) -> None:
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "quant-harness"
-        user.harness(*arguments, HF_HUB_DISABLE_XET="1", HF_TOKEN=TOKEN)
+        user.harness(*arguments, HF_TOKEN=TOKEN)
     assert {p.name for p in (user.folder / "gptq-4bit").iterdir()} <= set(held(hub, "me/tiny-gptq-4bit"))

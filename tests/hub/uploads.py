@@ -1,5 +1,6 @@
 """What a hub does with what is sent to it, as huggingface_hub sends it: a repository is made, large files go to the storage, a
-commit of all of them follows. Without xet: the library is told so by HF_HUB_DISABLE_XET, as for any hub that has none.
+commit of all of them follows. A hub with Xet storage (`Hub.cas`) hands out a token for it; its storage is a folder, which hf_xet
+itself fills and reads. One without answers that it has no such page.
 
 Every answer is what the hub's public API says; nothing is taken without a token that may write, and a commit that names another
 parent than the branch has is refused.
@@ -11,7 +12,11 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 ROUTE = re.compile(
     r"/api/(?:repos/(?P<create>create)|(?P<validate>validate-yaml)|models/(?P<name>[^/]+/[^/]+)/(?P<what>preupload|commit)/(?P<branch>[^/]+))"
+    r"|/api/models/(?P<cas>[^/]+/[^/]+)/xet-write-token/[^/]+"
     r"|/(?P<lfs>[^/]+/[^/]+)\.git/info/lfs/objects/(?P<step>batch|verify)"
     r"|/upload/(?P<oid>[0-9a-f]{64})"
 )
@@ -33,6 +39,7 @@ class Reply:
     status: int
     body: object = None
     code: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def answer(hub: Hub, asked: re.Match[str], body: bytes, token: str | None, lfs_from: int) -> Reply:
@@ -48,9 +55,11 @@ def answer(hub: Hub, asked: re.Match[str], body: bytes, token: str | None, lfs_f
         return _created(hub, json.loads(body))
     if asked["validate"]:
         return _validated(json.loads(body)["content"])
-    repo = hub.repos.get(f"models/{asked['name'] or asked['lfs']}")
+    repo = hub.repos.get(f"models/{asked['name'] or asked['lfs'] or asked['cas']}")
     if repo is None:
         return Reply(status=404, code="RepoNotFound")
+    if asked["cas"]:
+        return _allowed(hub.cas)
     if asked["step"] == "batch":
         return Reply(status=200, body={"transfer": "basic", "objects": [_wanted(hub, o) for o in json.loads(body)["objects"]]})
     if asked["step"] == "verify":
@@ -92,6 +101,35 @@ def _validated(card: str) -> Reply:
     return Reply(status=400 if wrong else 200, body={"errors": [{"message": "no mapping"}] if wrong else [], "warnings": []})
 
 
+def _allowed(cas: Path | None) -> Reply:
+    """Where the Xet storage is, with a token for an hour."""
+    if cas is None:
+        return Reply(status=404)
+    address, until = f"local://{cas}", int(time.time()) + 3600
+    told = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "for-an-hour", "X-Xet-Token-Expiration": str(until)}
+    return Reply(status=200, body={"casUrl": address, "accessToken": "for-an-hour", "exp": until}, headers=told)
+
+
+def _from_storage(hub: Hub, oid: str) -> bytes:
+    """A large file of a commit, from where it was sent to. The Xet storage finds it by the hash that hf_xet gives the sender's
+    file, and is read from a copy, because whoever sends keeps a lock on it."""
+    if oid in hub.stored:
+        return hub.stored[oid]
+    import hf_xet
+    from huggingface_hub.utils._xet import get_xet_session
+
+    assert hub.cas is not None, f"{oid} was not sent"
+    assert hub.sender is not None
+    (path,) = (p for p in hub.sender.iterdir() if hashlib.sha256(p.read_bytes()).hexdigest() == oid)
+    copy = shutil.copytree(hub.cas, hub.cas.with_name(f"{hub.cas.name}-{oid}"))
+    (known,), target = hf_xet.hash_files([str(path)]), copy / oid
+    with get_xet_session().new_file_download_group(
+        endpoint=f"local://{copy}", token="for-an-hour", token_expiry_unix_secs=int(time.time()) + 3600
+    ) as group:
+        group.start_download_file(hf_xet.XetFileInfo(known.hash, known.file_size), str(target))
+    return target.read_bytes()
+
+
 def _wanted(hub: Hub, wish: dict[str, object]) -> dict[str, object]:
     if wish["oid"] in hub.stored:
         return {**wish}
@@ -113,7 +151,7 @@ def _committed(hub: Hub, repo: Repo, name: str, branch: str, body: bytes) -> Rep
         if kind == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif kind == "lfsFile":
-            files[value["path"]] = hub.stored[value["oid"]]
+            files[value["path"]] = _from_storage(hub, value["oid"])
         elif kind == "deletedFile":
             del files[value["path"]]
         else:

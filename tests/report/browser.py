@@ -18,12 +18,18 @@ from typing import Any
 
 CODES = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SWITCH = "QUANT_HARNESS_TEST_BROWSER"
+"""The environment variable that is `none` where the browser that is there shall not be used: CI found that it draws nothing."""
+LACKING = "no Chromium that draws pages is installed; add one with: apt-get install chromium"
 
 READY = "document.documentElement?.dataset.ready === 'true'"
 """What the report's own script says once all is drawn."""
 
 
 def find() -> str | None:
+    """The program, or None where tests with a browser are skipped, for the reason LACKING."""
+    if os.environ.get(SWITCH) == "none":
+        return None
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 

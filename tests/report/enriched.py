@@ -1,5 +1,5 @@
 """The synthetic run with what only some tests need: percentiles, a noise floor, texts of items and tokens, phases of memory,
-kernels, stored widths, notes and costs. Never measured."""
+kernels, stored widths, weight errors, notes and costs. Never measured."""
 
 from __future__ import annotations
 
@@ -118,6 +118,23 @@ def _size(folder: Path, record: Record, answer: Answer) -> Answer:
     return _add(answer, {"parts": parts})
 
 
+def _quantize(folder: Path, record: Record, answer: Answer) -> Answer:
+    """rtn and gptq say how far each layer's weight moved; gptq of its outputs, too."""
+    if record.cell.method not in ("rtn", "gptq"):
+        return answer
+    relative = 2.0 ** -float(record.cell.bits)
+    rows = [
+        {
+            "layer": f"model.layers.{number}.mlp.up_proj",
+            "relative": relative * (1 + number),
+            "output": 7.0 - number if record.cell.method == "gptq" else None,
+        }
+        for number in range(3)
+    ]
+    blob = store.add_blob(folder, json.dumps({"layers": rows}).encode(), "json")
+    return dataclasses.replace(answer, measurements=(*answer.measurements, _measurement("weight_error", relative * 2, blob)))
+
+
 _MORE: dict[str, Callable[[Path, Record, Answer], Answer]] = {
     "divergence": _divergence,
     "tasks": _tasks,
@@ -125,6 +142,7 @@ _MORE: dict[str, Callable[[Path, Record, Answer], Answer]] = {
     "latency": _latency,
     "perplexity": _perplexity,
     "size": _size,
+    "quantize": _quantize,
 }
 
 

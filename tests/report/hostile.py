@@ -377,7 +377,9 @@ def _answer(folder: Path, question: Question, number: int, turn: Iterator[str]) 
     facts: dict[str, object] = {"notes": [next(turn)], "withheld": [next(turn)], "marks": [next(turn)], "engine": engine}
     values: dict[str, tuple[float, str | None]] = {}
     if question.probe == "quantize":
-        values = {"quantize_seconds": (1.5, None), "quantize_peak_bytes": (4e8, None)}
+        layers = [{"layer": next(turn), "relative": 0.1 * place, "output": 2.0} for place in (1, 2)]
+        errors = store.add_blob(folder, json.dumps({"layers": [*layers, {"layer": 7, "relative": next(turn)}]}).encode(), "json")
+        values = {"quantize_seconds": (1.5, None), "quantize_peak_bytes": (4e8, None), "weight_error": (0.1, errors)}
         facts["calibration_tokens"] = next(turn)
     elif question.probe == "size":
         values = {"bpw_model": (4.5 + number % 7, None), "file_bytes": (1e6 + number, None)}

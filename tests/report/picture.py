@@ -1,4 +1,7 @@
-"""Makes a picture of a report: python tests/report/picture.py report.html picture.png [width height]. Needs Chromium."""
+"""Makes a picture of a report, by default of the size of the README's. Needs Chromium.
+
+python -m tests.report.picture reports/quick.html docs/report.png [WIDTH HEIGHT]
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.report import browser
 def main(html: str, png: str, width: str = "1400", height: str = "1900") -> None:
     program = browser.find()
     if program is None:
-        raise SystemExit("no Chromium is installed; add one with: apt-get install chromium")
+        raise SystemExit(browser.LACKING)
     with browser.page(program) as page:
         page.open(Path(html).resolve(), width=int(width), height=int(height))
         time.sleep(1)  # fonts and the charts' transitions settle

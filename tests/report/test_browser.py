@@ -13,7 +13,7 @@ from harness.report.view import View
 from tests.report import browser
 
 PROGRAM = browser.find()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=browser.LACKING)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from harness.report.view import View, view
 from tests.report import browser, synthetic
 
 PROGRAM = browser.find()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed; add one with: apt-get install chromium")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=browser.LACKING)
 
 GIB, MIB = 1073741824, 1048576
 ANSWER = "document.getElementById('answer').innerText.replace(/\\s+/g, ' ').trim()"
@@ -188,6 +188,20 @@ def test_what_is_said_of_the_rows_is_true_of_those_that_stand_there(page: browse
 
 
 WORDS = "[...document.querySelectorAll('#decision td.words')].map(n => n.textContent)"
+
+
+def test_a_limit_in_the_table_is_the_one_that_the_sentence_beside_it_says(page: browser.Page) -> None:
+    page.evaluate("document.getElementById('reset').click()")
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#decision tbody tr')].map((row) => [2, 6].map((at) => row.children[at].textContent))"
+    )
+    said = [
+        (re.search(r"\u2264 \u2212?([\d.]+)", loss), re.search(r"a loss of at most ([\d.]+) point", words))
+        for loss, words in rows
+    ]
+    both = [(limit[1], sentence[1]) for limit, sentence in said if limit and sentence]
+    assert both
+    assert all(float(limit) == float(sentence) for limit, sentence in both), both
 
 
 @pytest.mark.slow

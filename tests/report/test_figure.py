@@ -56,7 +56,7 @@ def test_without_a_browser_a_png_says_what_to_install(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_a_browser_draws_the_picture_twice_its_size(shown: View) -> None:
     if browser.find() is None:
-        pytest.skip("no Chromium is installed; add one with: apt-get install chromium")
+        pytest.skip(browser.LACKING)
     data = figure.browser_png(figure.svg(shown, model="a"))
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert [int.from_bytes(data[i : i + 4], "big") for i in (16, 20)] == [2 * figure.WIDTH, 2 * figure.HEIGHT]

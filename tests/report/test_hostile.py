@@ -175,7 +175,7 @@ def test_text_that_is_no_text_is_replaced() -> None:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
     if PROGRAM is None:
-        pytest.skip("no Chromium is installed; add one with: apt-get install chromium")
+        pytest.skip(browser.LACKING)
     folder = tmp_path_factory.mktemp("opened")
     path = folder / "report.html"
     path.write_bytes(render(store.read(hostile.write(folder / "results", hostile.STRINGS[1::6]))))

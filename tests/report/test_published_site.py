@@ -85,7 +85,7 @@ def test_hostile_suites_leave_no_file_outside_and_no_markup(views: list[View], t
 def test_a_page_of_the_site_opens_from_the_disk_and_draws_its_charts(files: dict[str, bytes], tmp_path: Path) -> None:
     program = browser.find()
     if program is None:
-        pytest.skip("no Chromium is installed; add one with: apt-get install chromium")
+        pytest.skip(browser.LACKING)
     for path, data in files.items():
         target = tmp_path / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from harness.errors import HarnessError
 from harness.report import (
     View,
     divergence,
+    layer_errors,
     layers,
     machines,
     making,
@@ -117,6 +118,33 @@ def test_every_chart_has_a_label_and_a_table_beneath_it(rich: View, made: object
     assert all(attributes.get("role") == "region" for _, attributes in parsed.tags if attributes.get("class") == "scroll")
 
 
+def test_weight_errors_stand_by_cell_and_layer_as_the_samples_have_them(rich: View) -> None:
+    section = layers.section(rich)
+    table = rows(section, "Relative weight error by cell")
+    assert set(table) == {c.label for c in rich.cells if c.cell.method in ("rtn", "gptq")}
+    assert table["gptq 3-bit g64"] == ["3", "0.2500", "0.2500", "0.3750", "2.mlp.up_proj", "7.000", "0.mlp.up_proj"]
+    assert table["rtn 3-bit g64"][-2:] == ["–", "–"], "it says nothing of outputs"
+    single = rows(section, "Relative weight error by layer")
+    labels = [c.label for c in rich.cells if c.cell.method in ("rtn", "gptq")]
+    assert single["model.layers.1.mlp.up_proj"][labels.index("rtn 4-bit g64")] == "0.125"
+
+
+def test_without_samples_on_disk_no_layer_has_an_error(rich: View) -> None:
+    def gone(name: str) -> bytes:
+        raise FileNotFoundError(name)
+
+    section = layers.section(dataclasses.replace(rich, blob=gone))
+    assert "Weight error" not in body(section).text
+    assert "Table of stored widths" in body(section).text
+
+
+def test_more_layers_than_the_page_has_room_for_are_counted(rich: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_errors, "MOST_LAYERS", 2)
+    section = layers.section(rich)
+    assert set(rows(section, "Relative weight error by layer")) == {f"model.layers.{n}.mlp.up_proj" for n in (0, 1)}
+    assert "2 of 3 layers" in body(section).text
+
+
 def test_percentiles_are_the_records_and_the_floor_is_drawn(rich: View) -> None:
     section = divergence.section(rich)
     table = rows(section, "KL divergence on reference, nats")
@@ -175,7 +203,8 @@ def test_latency_is_by_prompt_length_with_the_share_of_the_roofline_and_the_kern
 def test_layers_are_drawn_where_widths_are_mixed_only(rich: View) -> None:
     section = layers.section(rich)
     assert section is not None
-    assert section.body.count('class="name"') == 3, "hqq at 4, 3 and 2 bits keeps some layers in 9; at 8 bits that is one width"
+    widths = section.body.partition("Weight error")[0]
+    assert widths.count('class="name"') == 3, "hqq at 4, 3 and 2 bits keeps some layers in 9; at 8 bits that is one width"
     assert "cells store all of these layers in about as many bits each" in body(section).text
     assert "model.layers.0-5.mlp.up_proj" in body(section).text
 
@@ -393,7 +422,7 @@ def test_costs_are_read_with_the_run(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def page(two: tuple[View, View], tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
     if PROGRAM is None:
-        pytest.skip("no Chromium is installed; add one with: apt-get install chromium")
+        pytest.skip(browser.LACKING)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_bytes(render_view(*two))
     with browser.page(PROGRAM) as opened:

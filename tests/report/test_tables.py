@@ -9,8 +9,11 @@ import pytest
 
 from harness import store
 from harness.errors import BadInput
+from harness.report.cells import Column, Value
+from harness.report.derived import ACCURACY_DIFFERENCE
 from harness.report.frame import EXPORTS
 from harness.report.markdown import text as in_markdown
+from harness.report.section import own_noise
 from harness.report.tables import TABLES, Choice, in_latex, select
 from harness.report.view import View, view
 from tests.report import synthetic
@@ -117,3 +120,27 @@ def test_hostile_names_of_a_run_stay_names_in_every_format(tmp_path: Path) -> No
         assert "\x1b" not in text
         if format in {"markdown", "summary"}:
             assert "<img" not in text
+
+
+def test_a_change_says_how_many_times_its_own_noise_it_is(whole: View) -> None:
+    choice = Choice(models=["alpha"], metrics=["accuracy_difference"])
+    column = next(c for c in whole.columns if c.metric.name == "accuracy_difference")
+    cell = next(c for c in whole.cells if c.label == "rtn 2-bit g64")
+    value = cell.values[column.key]
+    assert value.low is not None
+    assert value.high is not None
+    times = 2 * abs(value.value) / (value.high - value.low)
+    assert times > 1, "two bits lose beyond the noise"
+    for format in ("table", "markdown"):
+        line = next(line for line in drawn(whole, format, choice).splitlines() if "rtn 2-bit" in line)
+        assert f"; {times:.1f}x its own noise)" in line
+    assert "its own noise" not in drawn(whole, "markdown", Choice(metrics=["perplexity"])), "a perplexity is no change"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-2.0, 2.0, "0.5x its own noise"), (0.5, 1.5, "2.0x its own noise"), (1.0, 1.0, ""), (None, None, "")],
+)
+def test_the_noise_of_a_change_is_half_the_width_of_its_interval(low: float | None, high: float | None, said: str) -> None:
+    column = Column(key="k", metric=ACCURACY_DIFFERENCE, probe="tasks", subject="", derived=True)
+    assert own_noise(column, Value(status="ok", value=-1.0 if low == -2.0 else 1.0, low=low, high=high)) == said

@@ -87,6 +87,11 @@ const QuantExplore = (() => {
   }
 
   /* ---- the answer in words: as harness/report/answer.py says it */
+  /* A limit is rounded up, as the sentences round it: 0.974 is no more than 0.98, and more than 0.97. */
+  function atMost(value, digits) {
+    return (Math.ceil(value * 10 ** digits) / 10 ** digits).toFixed(digits);
+  }
+
   function times(ratio) {
     const digits = ratio >= 10 ? 0 : ratio >= 1 ? 1 : 2, scale = Math.pow(10, digits);
     return `${(Math.floor(ratio * scale + 0.5) / scale).toFixed(digits)}x`;
@@ -357,7 +362,7 @@ const QuantExplore = (() => {
       el("tbody", null, ...rows.map((x) => {
         const v = s.verdicts.get(x.id) || {}, tags = [x.baseline && "baseline", x === s.pick && "recommended", s.line.includes(x) && "frontier", x.simulated && "simulated"].filter(Boolean);
         const multiple = (own, other, inverse) => (own && other ? times(inverse ? other / own : own / other) : "–");
-        const loss = x.baseline ? "–" : v.loss === null || v.loss === undefined ? "not known" : v.loss.toFixed(digits).replace("-", "−"), high = v.loss_high === null || v.loss_high === undefined || x.baseline ? null : `≤ ${v.loss_high.toFixed(digits).replace("-", "−")}`;
+        const loss = x.baseline ? "–" : v.loss === null || v.loss === undefined ? "not known" : v.loss.toFixed(digits).replace("-", "−"), high = v.loss_high === null || v.loss_high === undefined || x.baseline ? null : `≤ ${atMost(v.loss_high, digits).replace("-", "−")}`;
         return el("tr", { "data-cell": x.id, class: x === s.pick ? "picked" : null },
           el("th", { scope: "row" }, el("button", { type: "button", class: "cell-button" }, markOf(x), el("span", { class: "label" }, x.label)), el("span", { class: "tags" }, ...tags.map((t) => el("span", { class: "tag" }, t)))),
           el("td", { class: "num", "data-title": head[1] }, x.v[s.q] ? x.t[s.q].split(" (")[0].replace(` ${quality.unit}`, "") : "–"),
