@@ -19,10 +19,12 @@ from harness.stats.intervals import (
 )
 from harness.stats.multiplicity import benjamini_hochberg, e_benjamini_hochberg, holm
 from harness.stats.paired import (
+    Comparison,
     Finding,
     Flips,
     Statement,
     Task,
+    compare,
     equivalent,
     flips,
     mcnemar_exact,
@@ -32,6 +34,7 @@ from harness.stats.paired import (
     paired_difference,
     paired_test,
     recovery,
+    right_or_wrong,
     smallest_detectable,
     state,
 )
@@ -53,6 +56,7 @@ CHANGES_NUMBERS = False
 
 __all__ = [
     "Clusters",
+    "Comparison",
     "Decision",
     "Fence",
     "Finding",
@@ -67,6 +71,7 @@ __all__ = [
     "anytime_interval",
     "benjamini_hochberg",
     "block_bootstrap_mean",
+    "compare",
     "e_benjamini_hochberg",
     "equivalent",
     "fence",
@@ -88,6 +93,7 @@ __all__ = [
     "ratio_of_sums",
     "recovery",
     "replay",
+    "right_or_wrong",
     "share_interval",
     "shared_order",
     "smallest_detectable",
