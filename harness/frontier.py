@@ -8,6 +8,7 @@ who is dominated *beyond the noise*, and who is tied with whom. Pure numbers: nu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -67,19 +68,28 @@ def draws_from_interval(value: float, low: float | None, high: float | None, *, 
     return draws
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+Runs: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Side:
     """One coordinate of all points, lower is better, prepared once for every frontier that they stand on: see `side`.
 
-    `values` [points]. `draws` [points, draws], or [points, 1] where every value is exact. `order` sorts each draw; `first` and
-    `last` are where the values that equal a sorted one begin and end, None where no two values of a draw are equal.
+    `values` [points]. `draws` [points, draws], or [points, 1] where every value is exact.
     """
 
     values: Floats
     draws: Floats
-    order: NDArray[np.intp]
-    first: NDArray[np.intp] | None
-    last: NDArray[np.intp] | None
+
+    @functools.cached_property
+    def order(self) -> NDArray[np.intp]:
+        """What sorts each draw."""
+        return np.argsort(self.draws, axis=0, kind="stable")
+
+    @functools.cached_property
+    def runs(self) -> Runs | None:
+        """Where the values that equal a sorted one begin and end; None where no two values of a draw are equal."""
+        return _equal(np.take_along_axis(self.draws, self.order, 0))
 
 
 def side(values: Sequence[float], draws: Sequence[Floats | None], better: Better) -> Side:
@@ -88,19 +98,22 @@ def side(values: Sequence[float], draws: Sequence[Floats | None], better: Better
     if not np.isfinite(oriented).all():
         raise ValueError("a frontier point has a coordinate that is not finite; leave such cells out")
     count = max((len(d) for d in draws if d is not None), default=1)
-    drawn = [np.full(count, v) if d is None else _oriented(d, better) for v, d in zip(oriented, draws, strict=True)]
-    table = np.stack(drawn) if drawn else np.empty((0, 1))
-    order = np.argsort(table, axis=0, kind="stable")
-    first, last = _equal(np.take_along_axis(table, order, 0))
-    return Side(values=oriented, draws=table, order=order, first=first, last=last)
+    table = np.empty((len(oriented), count))
+    for row, value, drawn in zip(table, oriented, draws, strict=True):
+        row[:] = value if drawn is None else _oriented(drawn, better)
+    return Side(values=oriented, draws=table)
 
 
 def beats(points: Side) -> Bools:
     """Who beats whom beyond the noise on one axis: bool [points, points], row better than column. Two exact numbers differ when
     they differ. From two such tables, one for each axis, follow the standings of any selection of the points."""
     count = points.draws.shape[1]
-    shares = [np.count_nonzero(row < points.draws, axis=1) / count for row in points.draws]
-    table: Bools = (points.values[:, None] < points.values) & (np.reshape(shares, (len(shares),) * 2) >= CONFIDENCE)
+    table: Bools = points.values[:, None] < points.values
+    if count == 1:
+        return table
+    for mine, row in zip(table, points.draws, strict=True):
+        worse = np.flatnonzero(mine)
+        mine[worse] = np.count_nonzero(row < points.draws[worse], axis=1) / count >= CONFIDENCE
     return table
 
 
@@ -153,11 +166,11 @@ def shares_on_frontier(x: Side, y: Side) -> Floats:
     one_order = x.order.shape[1] == 1
     ys = y.draws[x.order[:, 0]] if one_order else y.draws.ravel()[x.order * y.draws.shape[1] + np.arange(y.draws.shape[1])]
     so_far = np.minimum.accumulate(ys, axis=0)
-    if x.first is None or x.last is None:
+    if x.runs is None:
         on = np.ones(ys.shape, dtype=bool)
         on[1:] = ys[1:] < so_far[:-1]
     else:
-        first, last = (np.broadcast_to(each, ys.shape) for each in (x.first, x.last))
+        first, last = (np.broadcast_to(each, ys.shape) for each in x.runs)
         best = np.take_along_axis(so_far, np.maximum(first - 1, 0), 0)
         on = ((ys < best) | (first == 0)) & (ys == np.take_along_axis(so_far, last, 0))
     if one_order:
@@ -187,12 +200,12 @@ def _oriented(values: ArrayLike, better: Better) -> Floats:
     return -array if better == "higher" else array
 
 
-def _equal(ordered: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]] | tuple[None, None]:
+def _equal(ordered: Floats) -> Runs | None:
     """Where the run of equal values begins and ends to which each belongs, of sorted columns [points, draws]; None where there is
     none of more than one value."""
     new = ordered[1:] != ordered[:-1]
     if new.all():
-        return None, None
+        return None
     places = np.broadcast_to(np.arange(len(ordered))[:, None], ordered.shape)
     first, last = places.copy(), places.copy()
     first[1:][~new] = 0

@@ -7,6 +7,7 @@ the model's shape says, each of as many bytes as the measured cache took; what i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from harness.decide import KINDS, Cache, Candidate, Kind, Loss, Memory, Number, Speed
 from harness.decode import DecodeError, decode
@@ -35,8 +36,10 @@ _FEWEST_BYTES, _MOST_BYTES = 0.2, 4.05
 
 def candidates(view: View) -> tuple[Candidate, ...]:
     """Every planned cell, in the view's order."""
-    judged = bool(tasks(view))  # looked up once: it asks every cell
-    return tuple(_candidate(view, cell, _doubt(view, cell) if judged and not cell.baseline else "") for cell in view.cells)
+    judged, shapes = bool(tasks(view)), _shapes(view)  # looked up once: they ask every cell
+    return tuple(
+        _candidate(view, cell, _doubt(view, cell) if judged and not cell.baseline else "", shapes) for cell in view.cells
+    )
 
 
 def _doubt(view: View, cell: CellView) -> str:
@@ -47,7 +50,7 @@ def _doubt(view: View, cell: CellView) -> str:
     return f"not every task is shown to be within {margin_points(view)} ({said[:1].lower()}{said[1:] or 'no verdict yet'})"
 
 
-def _candidate(view: View, cell: CellView, doubt: str) -> Candidate:
+def _candidate(view: View, cell: CellView, doubt: str, shapes: Mapping[str, Shape]) -> Candidate:
     kinds = {kind: _loss(view, cell, kind, doubt) for kind in KINDS}
     return Candidate(
         id=cell.id,
@@ -59,7 +62,7 @@ def _candidate(view: View, cell: CellView, doubt: str) -> Candidate:
         simulated=cell.simulated,
         size=_number(_column_value(view, cell, FILE.name, None)),
         memory=_memory(cell),
-        speeds=_speeds(view, cell),
+        speeds=_speeds(view, cell, shapes),
         losses={kind: loss for kind, (loss, _) in kinds.items()},
         alike={kind: alike for kind, (_, alike) in kinds.items()},
     )
@@ -84,19 +87,31 @@ def _line(reason: str) -> str:
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
-def _speeds(view: View, cell: CellView) -> tuple[Speed, ...]:
-    """One entry for each shape that anybody was asked, in the order asked, so that all cells have the same ones."""
-    shapes: dict[str, Mapping[str, object]] = {}
-    for other in view.cells:
-        for outcome in other.outcomes:
+Shape: TypeAlias = tuple[int, int, int]
+"""Tokens of the prompt, new tokens, and rows of the batch of a latency measurement."""
+
+
+def _shapes(view: View) -> dict[str, Shape]:
+    """By subject the shapes that anybody was asked, in the order asked."""
+    asked: dict[str, Mapping[str, object]] = {}
+    for cell in view.cells:
+        for outcome in cell.outcomes:
             if outcome.question.probe == "latency":
-                shapes.setdefault(outcome.question.subject, outcome.question.options)
-    speeds = []
-    for subject, options in shapes.items():
+                asked.setdefault(outcome.question.subject, outcome.question.options)
+    shapes = {}
+    for subject, options in asked.items():
         prompt, new, batch = (options.get(name) for name in ("prompt", "new", "batch"))
         if isinstance(prompt, int) and isinstance(new, int) and isinstance(batch, int):
-            tpot, ttft = (_number(_column_value(view, cell, name, subject)) for name in (TPOT.name, TTFT.name))
-            speeds.append(Speed(prompt=prompt, new=new, batch=batch, tpot=tpot, ttft=ttft))
+            shapes[subject] = (prompt, new, batch)
+    return shapes
+
+
+def _speeds(view: View, cell: CellView, shapes: Mapping[str, Shape]) -> tuple[Speed, ...]:
+    """One entry for each shape, so that all cells have the same ones."""
+    speeds = []
+    for subject, (prompt, new, batch) in shapes.items():
+        tpot, ttft = (_number(_column_value(view, cell, name, subject)) for name in (TPOT.name, TTFT.name))
+        speeds.append(Speed(prompt=prompt, new=new, batch=batch, tpot=tpot, ttft=ttft))
     return tuple(speeds)
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.frontier import Side, beats, shares_on_frontier, side
 from harness.report.axes import ChartAxes, ChartAxis, chart_axes
 from harness.report.cells import OK, CellView, Column, Value
 from harness.report.families import FAMILIES
 from harness.report.numbers import Display
 from harness.report.section import column_display, finite, hue, shape, whole
-from harness.report.standing import beats, shares
 from harness.report.view import View
 from harness.spec import Better
 
@@ -98,6 +98,15 @@ def payload(view: View) -> Payload:
     displays = {a.column.key: a.display for a in shown.values()} | {c.key: column_display(view, c) for c in rest}
     numbers = {c.key: index for index, c in enumerate(columns)}
     reasons: dict[str, int] = {}
+    beaten: dict[str, str] = {}
+    held: dict[str, list[int]] = {}
+    for index, model in enumerate(view.models):
+        cells, sides = [c for c in view.cells if c.model == model], _Sides()
+        beaten |= {f"{index},{numbers[key]}": table for key, table in _beats(cells, shown, sides).items()}
+        held |= {
+            f"{index},{numbers[cost]},{numbers[quality]}": percent
+            for (cost, quality), percent in _shares(cells, axes, sides).items()
+        }
     return Payload(
         run=view.run,
         commands=view.commands,
@@ -109,8 +118,8 @@ def payload(view: View) -> Payload:
         ladder=[numbers[c.key] for c in ladder_columns(view)],
         cells=[_cell(view, cell, [(c, shown.get(c.key), displays[c.key]) for c in columns], reasons) for cell in view.cells],
         reasons=list(reasons),
-        beats=_beats(view, shown, numbers),
-        shares=_shares(view, axes, numbers),
+        beats=beaten,
+        shares=held,
     )
 
 
@@ -199,31 +208,38 @@ def _rounded(number: float) -> float:
     return float(f"{number:.{DIGITS}g}")
 
 
-def _beats(view: View, shown: Mapping[str, ChartAxis], numbers: Mapping[str, int]) -> dict[str, str]:
+class _Sides:
+    """Some cells of a model on an axis, prepared once for all the tables that they stand in."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, tuple[str, ...]], Side] = {}
+
+    def of(self, axis: ChartAxis, cells: Sequence[CellView]) -> Side:
+        key = axis.column.key, tuple(c.id for c in cells)
+        if key not in self._made:
+            values = [axis.values[c.id].value for c in cells]
+            self._made[key] = side(values, [axis.draws(c) for c in cells], axis.column.metric.better)
+        return self._made[key]
+
+
+def _beats(cells: Sequence[CellView], shown: Mapping[str, ChartAxis], sides: _Sides) -> dict[str, str]:
+    """By axis the packed table of a model's cells."""
     tables = {}
-    for index, model in enumerate(view.models):
-        cells = [c for c in view.cells if c.model == model]
-        for axis in shown.values():
-            having = [k for k, c in enumerate(cells) if axis.values[c.id].status == OK]
-            table = np.zeros((len(cells), len(cells)), dtype=bool)
-            values = [axis.values[cells[k].id].value for k in having]
-            table[np.ix_(having, having)] = beats(values, [axis.draws(cells[k]) for k in having], axis.column.metric.better)
-            packed = base64.b64encode(np.packbits(table, axis=None).tobytes()).decode()
-            tables[f"{index},{numbers[axis.column.key]}"] = packed
+    for key, axis in shown.items():
+        having = [k for k, c in enumerate(cells) if axis.values[c.id].status == OK]
+        table = np.zeros((len(cells), len(cells)), dtype=bool)
+        table[np.ix_(having, having)] = beats(sides.of(axis, [cells[k] for k in having]))
+        tables[key] = base64.b64encode(np.packbits(table, axis=None).tobytes()).decode()
     return tables
 
 
-def _shares(view: View, axes: ChartAxes, numbers: Mapping[str, int]) -> dict[str, list[int]]:
-    """For the pairs of the first axes of both sides."""
+def _shares(cells: Sequence[CellView], axes: ChartAxes, sides: _Sides) -> dict[tuple[str, str], list[int]]:
+    """By cost and quality, for the pairs of the first axes of both sides, percents of a model's cells."""
     found = {}
-    for index, model in enumerate(view.models):
-        cells = [c for c in view.cells if c.model == model]
-        for cost in (a for a in axes.cost if a.told):
-            for quality in (a for a in axes.quality if a.told):
-                having = [c for c in cells if cost.values[c.id].status == OK and quality.values[c.id].status == OK]
-                xs, ys = ([(a.values[c.id].value, a.draws(c)) for c in having] for a in (cost, quality))
-                found_shares = shares(xs, ys, (cost.column.metric.better, quality.column.metric.better))
-                told = {c.id: share for c, share in zip(having, found_shares, strict=True)}
-                key = f"{index},{numbers[cost.column.key]},{numbers[quality.column.key]}"
-                found[key] = [round(100 * told[c.id]) if c.id in told else -1 for c in cells]
+    for cost in (a for a in axes.cost if a.told):
+        for quality in (a for a in axes.quality if a.told):
+            having = [c for c in cells if cost.values[c.id].status == OK and quality.values[c.id].status == OK]
+            shares = shares_on_frontier(sides.of(cost, having), sides.of(quality, having)).tolist()
+            told = {c.id: share for c, share in zip(having, shares, strict=True)}
+            found[cost.column.key, quality.column.key] = [round(100 * told[c.id]) if c.id in told else -1 for c in cells]
     return found

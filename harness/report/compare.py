@@ -43,7 +43,14 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     subjects = {o.question.subject: place for place, o in enumerate(asked)}
     columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
     missing = tuple(sorted(work.missing))
-    return Derived(columns=tuple(columns), values=work.values, draws=work.draws, missing=missing, losses=work.losses)
+    return Derived(
+        columns=tuple(columns),
+        values=work.values,
+        draws=work.draws,
+        missing=missing,
+        losses=work.losses,
+        items=work.items,
+    )
 
 
 def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[ItemTask]:

@@ -5,8 +5,10 @@ Items (or clusters of items that share a passage) are resampled, the same for al
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,11 +16,20 @@ from typing import TypeAlias
 import numpy as np
 
 from harness import stats
-from harness.errors import HarnessError
 from harness.frontier import Floats
 from harness.report import losses
 from harness.report.cells import NOT_COMPARABLE, OK, CellView, Value, column_key
-from harness.report.derivation import IS_BASELINE, Absent, Derivation, counts, from_interval, outcome_of, sample_of, why_not
+from harness.report.derivation import (
+    IS_BASELINE,
+    Absent,
+    Derivation,
+    Items,
+    counts,
+    from_interval,
+    outcome_of,
+    sample_of,
+    why_not,
+)
 from harness.report.derived import (
     ACCURACY_DIFFERENCE,
     FLIPS_GAINED,
@@ -49,17 +60,7 @@ class ItemTask:
         return sample_of(outcome_of(cell, self.question), self.metric)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Items:
-    """One cell's answers to one task: `correct` float [items] of 0/1 (or partial credit), item ids in order, clusters where
-    items share a passage."""
-
-    ids: tuple[str, ...]
-    correct: Floats
-    clusters: tuple[str, ...] | None
-
-
-Answers: TypeAlias = dict[str, dict[str, "_Items | str"]]
+Answers: TypeAlias = dict[str, dict[str, "Items | str"]]
 """By task and cell id what a cell answered, or why that cannot be read."""
 
 
@@ -71,7 +72,9 @@ def compare_tasks(work: Derivation, models: Sequence[Sequence[CellView]], tasks:
         mine = answers[task.subject] = {}
         for cells in models:
             for cell in cells:
-                mine[cell.id] = _items_or_reason(work, cell, task, kept)
+                found = mine[cell.id] = _items_or_reason(work, cell, task, kept)
+                if isinstance(found, Items):
+                    work.items[cell.id, task.subject] = found
         _keep_draws(work, task, [c for cells in models for c in cells], mine)
         for cells in models:
             base = _of_baseline(cells, mine)
@@ -92,8 +95,8 @@ def _losses(
     work: Derivation,
     base_cell: CellView | None,
     subjects: Sequence[str],
-    bases: Mapping[str, _Items | str],
-    answers: Mapping[str, Mapping[str, _Items | str]],
+    bases: Mapping[str, Items | str],
+    answers: Mapping[str, Mapping[str, Items | str]],
 ) -> None:
     """Losses of all cells of the model together, for a decision."""
     base = [bases[subject] for subject in subjects]
@@ -101,13 +104,13 @@ def _losses(
         return
     unread = next((f"baseline: {own}" for own in base if isinstance(own, str)), None)
     rows = {i: unread or _in_order(bases, own, subjects) for i, own in answers.items() if i != base_cell.id}
-    tasks = [(own.correct, own.clusters) for own in base if isinstance(own, _Items)]
+    tasks = [(own.correct, own.clusters) for own in base if isinstance(own, Items)]
     for kind, family in losses.of_items(base_cell.id, tasks if unread is None else [], rows).items():
         work.losses[base_cell.model, kind] = family
 
 
 def _in_order(
-    bases: Mapping[str, _Items | str], answers: Mapping[str, _Items | str], subjects: Sequence[str]
+    bases: Mapping[str, Items | str], answers: Mapping[str, Items | str], subjects: Sequence[str]
 ) -> list[Floats] | str:
     """A cell's scores of every task in the baseline's order, or why they cannot be compared."""
     scores = []
@@ -127,7 +130,7 @@ def _in_order(
 _NO_ANSWER = "it has no answer to this task"
 
 
-def _of_baseline(cells: Sequence[CellView], answers: Mapping[str, _Items | str]) -> _Items | str:
+def _of_baseline(cells: Sequence[CellView], answers: Mapping[str, Items | str]) -> Items | str:
     return next((answers[c.id] for c in cells if c.baseline), _NO_ANSWER)
 
 
@@ -150,7 +153,7 @@ class _Kept:
         return self._clusters.setdefault(row, row)
 
 
-def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Kept) -> _Items | str:
+def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Kept) -> Items | str:
     outcome = outcome_of(cell, task.question)
     sample = task.sample(cell)
     if outcome is None or sample is None:
@@ -161,27 +164,30 @@ def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Ke
         return str(absent)
 
 
-def _items(data: bytes, kept: _Kept) -> _Items:
+_ID, _CORRECT = operator.itemgetter("id"), operator.itemgetter("correct")
+
+
+def _items(data: bytes, kept: _Kept) -> Items:
     try:
         rows = json.loads(data)["items"]
-        ids = tuple([str(row["id"]) for row in rows])
-        correct = np.array([float(row["correct"]) for row in rows])
+        ids = tuple(map(str, map(_ID, rows)))
+        correct = np.array(list(map(float, map(_CORRECT, rows))))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Absent("its raw samples cannot be read") from None
     if not np.isfinite(correct).all():
         raise Absent("its items hold scores that are not finite")
     ids, clusters = kept.ids(ids), None
-    if any("cluster" in row for row in rows):
+    if any(map(operator.contains, rows, itertools.repeat("cluster"))):
         clusters = tuple(f"{row.get('task', '')}|{row['cluster']}" if "cluster" in row else f"#{row['id']}" for row in rows)
         clusters = kept.clusters(clusters)
-    return _Items(ids=ids, correct=correct, clusters=clusters)
+    return Items(ids=ids, correct=correct, right_or_wrong=stats.right_or_wrong(correct), clusters=clusters)
 
 
 _Pair: TypeAlias = tuple[Floats, Floats, tuple[str, ...] | None]
 """The baseline's and the cell's scores of the same items, in one order, with their clusters."""
 
 
-def _paired(base: _Items, own: _Items) -> _Pair:
+def _paired(base: Items, own: Items) -> _Pair:
     """Both rows in the baseline's order. Absent when they did not answer the same items."""
     if base.ids == own.ids:
         return base.correct, own.correct, base.clusters
@@ -191,7 +197,7 @@ def _paired(base: _Items, own: _Items) -> _Pair:
     return base.correct, own.correct[[place[name] for name in base.ids]], base.clusters
 
 
-def _compare_task(work: Derivation, cell: CellView, task: ItemTask, base: _Items | str, own: _Items | str) -> None:
+def _compare_task(work: Derivation, cell: CellView, task: ItemTask, base: Items | str, own: Items | str) -> None:
     if task.sample(cell) is None:
         values = dict.fromkeys(PER_TASK, why_not(outcome_of(cell, task.question)))
     elif cell.baseline:
@@ -202,7 +208,7 @@ def _compare_task(work: Derivation, cell: CellView, task: ItemTask, base: _Items
         work.put(cell, metric, task.subject, value)
 
 
-def _compared(base: _Items | str, own: _Items | str) -> dict[Metric, Value]:
+def _compared(base: Items | str, own: Items | str) -> dict[Metric, Value]:
     """The columns of one task for a cell that has an answer."""
 
     def nowhere(reason: str) -> dict[Metric, Value]:
@@ -216,38 +222,30 @@ def _compared(base: _Items | str, own: _Items | str) -> dict[Metric, Value]:
         before, after, clusters = _paired(base, own)
     except Absent as absent:
         return nowhere(str(absent))
-    difference = from_interval(stats.paired_difference(before, after, clusters), scale=100)
-    if not set(np.unique(np.concatenate([before, after]))) <= {0.0, 1.0}:  # F1 and its like: no flips to count
+    if not (base.right_or_wrong and own.right_or_wrong):  # F1 and its like: no flips to count
+        difference = from_interval(stats.paired_difference(before, after, clusters), scale=100)
         return {**nowhere("this task's items are not right or wrong but scored"), ACCURACY_DIFFERENCE: difference}
-    n = len(before)
-    flips = stats.flips(before, after)
-    p = Value(status=OK, value=stats.paired_test(before, after, clusters), n=n)
-    effect = 100 * stats.smallest_detectable(before, after, clusters)
+    n, found = len(before), stats.compare(before, after, clusters)
+    p = Value(status=OK, value=found.p, n=n)
+    nothing_right = Value(status=NOT_COMPARABLE, reason="the baseline has no item right, so there is nothing to recover")
     return {
-        ACCURACY_DIFFERENCE: difference,
-        FLIPS_LOST: Value(status=OK, value=float(flips.right_to_wrong), n=n),
-        FLIPS_GAINED: Value(status=OK, value=float(flips.wrong_to_right), n=n),
+        ACCURACY_DIFFERENCE: from_interval(found.difference, scale=100),
+        FLIPS_LOST: Value(status=OK, value=float(found.flips.right_to_wrong), n=n),
+        FLIPS_GAINED: Value(status=OK, value=float(found.flips.wrong_to_right), n=n),
         MCNEMAR_P: p,
         MCNEMAR_P_HOLM: p,  # corrected once all are known
-        MINIMUM_DETECTABLE_EFFECT: Value(status=OK, value=effect, n=n),
-        RECOVERY: _recovery(before, after, clusters),
+        MINIMUM_DETECTABLE_EFFECT: Value(status=OK, value=100 * found.detectable, n=n),
+        RECOVERY: nothing_right if found.recovery is None else from_interval(found.recovery),
     }
 
 
-def _recovery(before: Floats, after: Floats, clusters: tuple[str, ...] | None) -> Value:
-    try:
-        return from_interval(stats.recovery(before, after, clusters))
-    except HarnessError as error:
-        return Value(status=NOT_COMPARABLE, reason=str(error))
-
-
-def _keep_draws(work: Derivation, task: ItemTask, cells: Sequence[CellView], answers: Mapping[str, _Items | str]) -> None:
+def _keep_draws(work: Derivation, task: ItemTask, cells: Sequence[CellView], answers: Mapping[str, Items | str]) -> None:
     """Replicates [draws] of the accuracy of every cell that answered the task. Items (or clusters of items) are resampled in the
     order of their ids, so that all cells that answered the same items share their resamples."""
-    alike: dict[tuple[tuple[str, ...], tuple[str, ...] | None], list[tuple[CellView, _Items]]] = {}
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...] | None], list[tuple[CellView, Items]]] = {}
     for cell in cells:
         items = answers[cell.id]
-        if isinstance(items, _Items):
+        if isinstance(items, Items):
             alike.setdefault((items.ids, items.clusters), []).append((cell, items))
     for (ids, clusters), answered in alike.items():
         order = sorted(range(len(ids)), key=lambda i: ids[i])
@@ -276,8 +274,8 @@ def _compare_means(
     work: Derivation,
     cell: CellView,
     tasks: Sequence[ItemTask],
-    bases: Mapping[str, _Items | str],
-    answers: Mapping[str, _Items | str],
+    bases: Mapping[str, Items | str],
+    answers: Mapping[str, Items | str],
 ) -> None:
     """Means over tasks; every planned task must be there, else two means would be over different tasks."""
     samples = {task.subject: task.sample(cell) for task in tasks}
@@ -295,7 +293,7 @@ def _compare_means(
     work.put(cell, MEAN_ACCURACY_DIFFERENCE, "", IS_BASELINE if cell.baseline else _mean_difference(bases, answers))
 
 
-def _mean(work: Derivation, cell: CellView, samples: Mapping[str, Measurement], answers: Mapping[str, _Items | str]) -> Value:
+def _mean(work: Derivation, cell: CellView, samples: Mapping[str, Measurement], answers: Mapping[str, Items | str]) -> Value:
     n = sum(sample.n or 0 for sample in samples.values())
     mean = sum(sample.value for sample in samples.values()) / len(samples)
     if any(isinstance(answer, str) for answer in answers.values()):
@@ -307,7 +305,7 @@ def _mean(work: Derivation, cell: CellView, samples: Mapping[str, Measurement], 
     return Value(status=OK, value=mean, low=low, high=high, n=n)
 
 
-def _mean_difference(bases: Mapping[str, _Items | str], answers: Mapping[str, _Items | str]) -> Value:
+def _mean_difference(bases: Mapping[str, Items | str], answers: Mapping[str, Items | str]) -> Value:
     pairs = []
     for subject, own in answers.items():
         base = bases[subject]

@@ -20,16 +20,29 @@ IS_BASELINE = Value(status=BASELINE, reason="the baseline is what the others are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Items:
+    """One cell's answers to one task: `correct` float [items] of 0/1 (or partial credit, then not `right_or_wrong`), item ids
+    in order, clusters where items share a passage."""
+
+    ids: tuple[str, ...]
+    correct: Floats
+    right_or_wrong: bool
+    clusters: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
     """`columns`: (metric, subject) in display order. `values`: by cell id and column key. `draws`: replicates [draws] by
     column key and cell id, for measured and derived columns alike. `missing`: samples that a comparison wanted in vain.
-    `losses`: what a decision is made of, by model and kind."""
+    `losses`: what a decision is made of, by model and kind. `items`: what cells answered, by cell id and task, of the tasks that
+    they are compared on."""
 
     columns: tuple[tuple[str, str], ...]
     values: Mapping[str, Mapping[str, Value]]
     draws: Mapping[str, Mapping[str, Floats]]
     missing: tuple[str, ...]
     losses: Mapping[tuple[str, Kind], FamilyLosses] = field(default_factory=dict)
+    items: Mapping[tuple[str, str], Items] = field(default_factory=dict)
 
 
 class Absent(Exception):
@@ -46,6 +59,7 @@ class Derivation:
         self.draws: dict[str, dict[str, Floats]] = {}
         self.missing: set[str] = set()
         self.losses: dict[tuple[str, Kind], FamilyLosses] = {}
+        self.items: dict[tuple[str, str], Items] = {}
 
     def put(self, cell: CellView, metric: Metric, subject: str, value: Value) -> None:
         self.columns[metric.name, subject] = None

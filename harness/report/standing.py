@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness import frontier
-from harness.frontier import Bools, Floats, Side, Standing, draws_from_interval, side, stand
+from harness.frontier import Floats, Side, Standing, draws_from_interval, side, stand
 from harness.report.cells import OK, CellView, Column
 from harness.report.view import View, place_or_last
-from harness.spec import Axis, Better, digest
+from harness.spec import Axis, digest
 
 
 def quality_columns(view: View) -> list[Column]:
@@ -62,21 +61,6 @@ class Noise:
             seed = 0 if exact else int(digest(list(key))[:12], 16)
             self._drawn[key] = draws_from_interval(value.value, value.low, value.high, seed=seed)
         return self._drawn[key]
-
-
-def beats(values: Sequence[float], draws: Sequence[Floats | None], better: Better) -> Bools:
-    """Who beats whom beyond the noise on one axis: `frontier.beats`."""
-    return frontier.beats(side(values, draws, better))
-
-
-def shares(
-    cost: Sequence[tuple[float, Floats | None]],
-    quality: Sequence[tuple[float, Floats | None]],
-    better: tuple[Better, Better],
-) -> list[float]:
-    """Shares of the resamples in which each of some points is on their frontier. `better`: of cost and of quality."""
-    sides = [side([v for v, _ in axis], [d for _, d in axis], which) for axis, which in zip((cost, quality), better, strict=True)]
-    return [float(share) for share in frontier.shares_on_frontier(*sides)]
 
 
 def headline_axes(view: View) -> tuple[Column, Column] | None:

@@ -75,13 +75,22 @@ class View:
     notes: tuple[str, ...] = ()
     costs: tuple[CellCost, ...] = ()  # by start
     blob: Callable[[str], bytes] = _no_blobs  # raw samples by name
+    _by_metric: Mapping[str, Sequence[Column]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_metric: dict[str, list[Column]] = {}
+        for column in self.columns:
+            by_metric.setdefault(column.metric.name, []).append(column)
+        object.__setattr__(self, "_by_metric", by_metric)
 
     def column(self, metric: str, subject: str | None = None) -> Column | None:
         """The first column of a metric (and subject)."""
-        return next((c for c in self.columns if c.metric.name == metric and subject in (None, c.subject)), None)
+        return next((c for c in self._by_metric.get(metric, ()) if subject in (None, c.subject)), None)
 
     def of(self, *metrics: str) -> list[Column]:
         """All columns of these metrics, in column order."""
+        if len(metrics) == 1:
+            return list(self._by_metric.get(metrics[0], ()))
         return [c for c in self.columns if c.metric.name in metrics]
 
     def placed(self, place: Callable[[Places], int | None]) -> list[Column]:

@@ -75,19 +75,26 @@ def _flips(view: View, model: str, base: Outcome) -> tuple[list[Flip], int]:
     compared = 0
     for cell in cells_of(view, model, baseline=False):
         own = next((o for o in cell.outcomes if o.question == base.question), None)
-        answers = [] if own is None else rows_of(view, own, metric, "items")
+        answers = [] if own is None else _answers(view, cell, own, metric)
         compared += bool(answers)
-        for row in answers:
-            name = str(row.get("id"))
-            before, after = right.get(name), row.get("correct")
-            if name not in found:
+        for name, after in answers:
+            if after == right.get(name) or name not in found:
                 continue
-            if before == 1 and after == 0:
+            if right[name] == 1 and after == 0:
                 found[name].lost.append(cell.label)
-            elif before == 0 and after == 1:
+            elif right[name] == 0 and after == 1:
                 found[name].gained.append(cell.label)
     flipped = [flip for flip in found.values() if flip.lost or flip.gained]
     return sorted(flipped, key=lambda f: (-len(f.lost), -len(f.gained), str(f.row.get("id")))), compared
+
+
+def _answers(view: View, cell: CellView, own: Outcome, metric: str) -> Sequence[tuple[str, object]]:
+    """Ids and scores of a cell's items: as the comparison with the baseline read them, or read here for a task that cells are
+    not compared on."""
+    read = view.derived.items.get((cell.id, own.question.subject))
+    if read is not None:
+        return list(zip(read.ids, read.correct.tolist(), strict=True))
+    return [(str(row.get("id")), row.get("correct")) for row in rows_of(view, own, metric, "items")]
 
 
 def _task(task: str, flips: Sequence[Flip], compared: int) -> Markup:

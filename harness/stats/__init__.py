@@ -20,10 +20,12 @@ from harness.stats.intervals import (
 from harness.stats.multiplicity import benjamini_hochberg, e_benjamini_hochberg, holm
 from harness.stats.onesided import p_items_lost, p_mean_above_zero
 from harness.stats.paired import (
+    Comparison,
     Finding,
     Flips,
     Statement,
     Task,
+    compare,
     equivalent,
     flips,
     mcnemar_exact,
@@ -33,6 +35,7 @@ from harness.stats.paired import (
     paired_difference,
     paired_test,
     recovery,
+    right_or_wrong,
     smallest_detectable,
     state,
 )
@@ -54,6 +57,7 @@ CHANGES_NUMBERS = False
 
 __all__ = [
     "Clusters",
+    "Comparison",
     "Decision",
     "Fence",
     "Finding",
@@ -68,6 +72,7 @@ __all__ = [
     "anytime_interval",
     "benjamini_hochberg",
     "block_bootstrap_mean",
+    "compare",
     "e_benjamini_hochberg",
     "equivalent",
     "fence",
@@ -91,6 +96,7 @@ __all__ = [
     "ratio_of_sums",
     "recovery",
     "replay",
+    "right_or_wrong",
     "share_interval",
     "shared_order",
     "smallest_detectable",

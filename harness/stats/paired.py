@@ -33,8 +33,106 @@ class Flips(NamedTuple):
 
 def flips(base_correct: ArrayLike, cell_correct: ArrayLike) -> Flips:
     """Counts of items right at the baseline and wrong in the cell, and the other way round."""
-    base, cell = _pairs(base_correct, cell_correct)
-    return Flips(right_to_wrong=int(np.sum((base == 1) & (cell == 0))), wrong_to_right=int(np.sum((base == 0) & (cell == 1))))
+    return _Pairs.of(base_correct, cell_correct).flips
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pairs:
+    """Right or wrong items [items] of the baseline and of a cell, checked once, and how many are right in both. Without
+    clusters all that is said of them follows from the counts."""
+
+    base: Floats
+    cell: Floats
+    clusters: Clusters | None
+    both: int
+    flips: Flips
+
+    @classmethod
+    def of(cls, base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> _Pairs:
+        base, cell = as_correct(base_correct), as_correct(cell_correct)
+        if base.shape != cell.shape:
+            raise BadInput(f"baseline and cell answered different items: {base.size} against {cell.size}; compare the same items")
+        return cls.counted(base, cell, clusters)
+
+    @classmethod
+    def counted(cls, base: Floats, cell: Floats, clusters: Clusters | None) -> _Pairs:
+        """Of equally long rows of zeros and ones."""
+        both = int(base @ cell)  # sums of zeros and ones are exact
+        flips = Flips(right_to_wrong=int(base.sum()) - both, wrong_to_right=int(cell.sum()) - both)
+        return cls(base=base, cell=cell, clusters=clusters, both=both, flips=flips)
+
+    def test(self) -> float:
+        if self.clusters is None:
+            return mcnemar_exact(*self.flips)
+        nets = np.bincount(cluster_index(self.clusters, self.base.size), weights=self.cell - self.base)
+        steps = np.abs(np.rint(nets[nets != 0])).astype(np.int64)
+        observed, reach = abs(round(float(nets.sum()))), int(steps.sum())
+        distribution: Floats = np.zeros(2 * reach + 1)
+        distribution[reach] = 1.0
+        for step in steps:
+            distribution = 0.5 * (np.roll(distribution, step) + np.roll(distribution, -step))
+        distance = np.abs(np.arange(-reach, reach + 1))
+        return min(1.0, float(distribution[distance >= observed].sum()))
+
+    def difference(self, level: float) -> Interval:
+        (lost, won), n = self.flips, self.base.size
+        mean = (won - lost) / n
+        effective = self._effective(lambda: (self.cell - self.base - mean, (won + lost) / n - mean * mean), level)
+        scale = effective / n
+        low, high = _tango(lost * scale, won * scale, effective, normal_quantile(level))
+        return Interval(value=mean, low=low, high=high, n=n, level=level)
+
+    def recovery(self, level: float) -> Interval:
+        both, (lost, won), n = float(self.both), self.flips, self.base.size
+        if both + lost == 0:
+            raise BadInput("the baseline has no item right, so there is nothing to recover; choose a task that it can do")
+        ratio = (both + won) / (both + lost)
+
+        def linearised() -> tuple[Floats, float]:
+            """Per-item contribution to the ratio; its design effect is the ratio's."""
+            residuals = self.cell - ratio * self.base
+            return residuals, float(np.mean(residuals * residuals))
+
+        effective = self._effective(linearised, level)
+        scale = effective / n
+        low, high = _ratio_limits(both * scale, lost * scale, won * scale, ratio, normal_quantile(level))
+        return Interval(value=ratio, low=low, high=high, n=n, level=level)
+
+    def detectable(self) -> float:
+        (lost, won), n = self.flips, self.base.size
+        rate, mean = (lost + won) / n, (won - lost) / n
+        effective = self._effective(lambda: (self.cell - self.base - mean, rate - mean * mean), LEVEL)
+        return minimum_detectable_effect(max(1, int(effective)), rate)
+
+    def _effective(self, residuals: Callable[[], tuple[Floats, float]], level: float) -> float:
+        """`effective_items`, for which residuals and their variance are made only where items share a cluster."""
+        return float(self.base.size) if self.clusters is None else effective_items(*residuals(), self.clusters, level)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All that this file says of the right or wrong items of one task: `paired_difference`, `flips`, `paired_test`,
+    `smallest_detectable` and `recovery`, which is None where the baseline has no item right."""
+
+    difference: Interval
+    flips: Flips
+    p: float
+    detectable: float
+    recovery: Interval | None
+
+
+def compare(
+    base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None, level: float = LEVEL
+) -> Comparison:
+    """Everything about a pair of rows at once, so that they are checked and counted once."""
+    pairs = _Pairs.of(base_correct, cell_correct, clusters)
+    return Comparison(
+        difference=pairs.difference(level),
+        flips=pairs.flips,
+        p=pairs.test(),
+        detectable=pairs.detectable(),
+        recovery=pairs.recovery(level) if pairs.both + pairs.flips.right_to_wrong else None,
+    )
 
 
 def mcnemar_exact(right_to_wrong: int, wrong_to_right: int) -> float:
@@ -56,18 +154,7 @@ def paired_test(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clus
     the distribution of the signed sum is computed exactly by convolution (Fisher's randomisation test on clusters). With
     clusters of one item it is McNemar's test.
     """
-    base, cell = _pairs(base_correct, cell_correct)
-    if clusters is None:
-        return mcnemar_exact(*flips(base, cell))
-    nets = np.bincount(cluster_index(clusters, base.size), weights=cell - base)
-    steps = np.abs(np.rint(nets[nets != 0])).astype(np.int64)
-    observed, reach = abs(round(float(nets.sum()))), int(steps.sum())
-    distribution: Floats = np.zeros(2 * reach + 1)
-    distribution[reach] = 1.0
-    for step in steps:
-        distribution = 0.5 * (np.roll(distribution, step) + np.roll(distribution, -step))
-    distance = np.abs(np.arange(-reach, reach + 1))
-    return min(1.0, float(distribution[distance >= observed].sum()))
+    return _Pairs.of(base_correct, cell_correct, clusters).test()
 
 
 def paired_difference(
@@ -85,16 +172,11 @@ def paired_difference(
         raise BadInput(
             f"baseline and cell answered different items: shapes {base.shape} and {cell.shape}; compare the same items"
         )
-    change = cell - base
-    if not _binary(base) or not _binary(cell):
-        return _scored_difference(base, cell, change, clusters, level)
-    lost, won = flips(base, cell)
-    n = change.size
-    mean = (won - lost) / n
-    effective = effective_items(change - mean, (won + lost) / n - mean * mean, clusters, level)
-    scale = effective / n
-    low, high = _tango(lost * scale, won * scale, effective, normal_quantile(level))
-    return Interval(value=mean, low=low, high=high, n=n, level=level)
+    if not right_or_wrong(base) or not right_or_wrong(cell):
+        return _scored_difference(base, cell, cell - base, clusters, level)
+    if not base.size:
+        raise BadInput("no items to compare; the task or the limit leaves none")
+    return _Pairs.counted(base, cell, clusters).difference(level)
 
 
 def recovery(
@@ -105,17 +187,7 @@ def recovery(
     Fieller's interval and the bootstrap collapse to a point where nothing flipped; this one does not. With clusters, on the
     effective numbers of items. A baseline that gets nothing right has no recovery (BadInput).
     """
-    base, cell = _pairs(base_correct, cell_correct)
-    both, (lost, won) = float(base @ cell), flips(base, cell)
-    if both + lost == 0:
-        raise BadInput("the baseline has no item right, so there is nothing to recover; choose a task that it can do")
-    ratio = (both + won) / (both + lost)
-    # Linearised per-item contribution to the ratio; its design effect is the ratio's.
-    residuals = cell - ratio * base
-    effective = effective_items(residuals, float(np.mean(residuals * residuals)), clusters, level)
-    scale = effective / base.size
-    low, high = _ratio_limits(both * scale, lost * scale, won * scale, ratio, normal_quantile(level))
-    return Interval(value=ratio, low=low, high=high, n=base.size, level=level)
+    return _Pairs.of(base_correct, cell_correct, clusters).recovery(level)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -151,10 +223,7 @@ def minimum_detectable_effect(n: int, flip_rate: float, power: float = 0.8, alph
 
 def smallest_detectable(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> float:
     """`minimum_detectable_effect` at these items and their flip rate; with `clusters`, at their effective number."""
-    base, cell = _pairs(base_correct, cell_correct)
-    change = cell - base
-    rate, mean = float(np.mean(change * change)), float(change.mean())
-    return minimum_detectable_effect(max(1, int(effective_items(change - mean, rate - mean * mean, clusters))), rate)
+    return _Pairs.of(base_correct, cell_correct, clusters).detectable()
 
 
 class Task(NamedTuple):
@@ -245,13 +314,6 @@ def equivalent(difference: Interval, margin: float) -> bool:
     return noninferior(difference, margin) and noninferior(difference, margin, higher_is_better=False)
 
 
-def _pairs(base_correct: ArrayLike, cell_correct: ArrayLike) -> tuple[Floats, Floats]:
-    base, cell = as_correct(base_correct), as_correct(cell_correct)
-    if base.shape != cell.shape:
-        raise BadInput(f"baseline and cell answered different items: {base.size} against {cell.size}; compare the same items")
-    return base, cell
-
-
 def _scored_difference(base: Floats, cell: Floats, change: Floats, clusters: Clusters | None, level: float) -> Interval:
     """Mean change of scores that are not right or wrong: block bootstrap, clusters as blocks."""
     usable = np.isfinite(change)
@@ -275,7 +337,8 @@ def _kept(clusters: Clusters | None, usable: NDArray[np.bool_]) -> Clusters | No
     return None if clusters is None else [label for label, kept in zip(clusters, usable, strict=True) if kept]
 
 
-def _binary(scores: Floats) -> bool:
+def right_or_wrong(scores: Floats) -> bool:
+    """Whether every score is 0 or 1."""
     return bool(np.all((scores == 0.0) | (scores == 1.0)))
 
 
@@ -358,10 +421,11 @@ def _critical(alpha: float, bits: int) -> Floats:
 def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
     change = np.asarray(task.cell, dtype=np.float64) - np.asarray(task.base, dtype=np.float64)
     usable = np.isfinite(change)
-    index = np.arange(change.size) if task.clusters is None else cluster_index(task.clusters, change.size)
-    sums = np.bincount(index, weights=np.where(usable, change, 0.0))
-    sizes = np.bincount(index, weights=usable.astype(np.float64))
-    kinds, occurrences = _kinds(sums.astype(np.float64), sizes.astype(np.float64))
+    sums, sizes = np.where(usable, change, 0.0), usable.astype(np.float64)
+    if task.clusters is not None:
+        index = cluster_index(task.clusters, change.size)
+        sums, sizes = (np.bincount(index, weights=each) for each in (sums, sizes))
+    kinds, occurrences = _kinds(sums, sizes)
     drawn = rng.multinomial(sums.size, occurrences / sums.size, size=REPLICATES).astype(np.float64) @ kinds
     return np.asarray(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), dtype=np.float64)
 
