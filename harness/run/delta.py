@@ -3,8 +3,8 @@
 `isolate` is the algorithm *dd* of Zeller & Hildebrandt (Simplifying and isolating failure-inducing input, IEEE Transactions on
 Software Engineering 28(2), 2002): it moves a good and a bad set of differences towards each other, halves first, until what they
 differ in cannot be divided. Where every set has an answer, one cause among n is found in about 2 log2(n) questions; where some
-have none (they cannot be installed together) it looks at smaller parts. `first_bad` is the same for an ordered history, in which half
-the questions suffice: a state is all that came before it. Both are pure but for what `test` does.
+have none (they cannot be installed together) it looks at smaller parts. `first_bad` is the same for an ordered history, in which
+half the questions suffice: a state is all that came before it. Both are pure but for what `test` does.
 """
 
 from __future__ import annotations
