@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness import stats
@@ -46,23 +46,24 @@ def judge(found: Finding, metric: Metric, before: Place, after: Place, history: 
     machines = [machine_identity(place[0].run.header.context) for place in (before, after)]
     if machines[0] != machines[1]:
         raise Unpaired("the two runs are of different machines, devices or numbers of threads")
-    assert found.before is not None
-    assert found.after is not None
+    first, second = found.before, found.after
+    if first is None or second is None:
+        raise Unpaired("one of the two runs has no number here")
     square = found.square
     series = history.get((square.identity, square.metric, square.subject, square.definition), ())
     past = [night for night in series if night.machine == machines[1]]
     limit = policy.limit(metric.name, "fenced")
-    own = _moved(metric, found.before.value, found.after.value, [p.value for p in past], limit)
-    found = replace(found, **_change(found.before, found.after, own, metric))
+    own = _moved(metric, first.value, second.value, [p.value for p in past], limit)
+    found = _changed(found, first, second, own, metric)
     if after[1].baseline:
         return replace(found, verdict="within noise", reason="the baseline's own: a note at the top says where it moved")
-    ratios = [_ratio(place, found, value) for place, value in ((before, found.before), (after, found.after))]
+    ratios = [_ratio(place, found, value) for place, value in ((before, first), (after, second))]
     if ratios[0] is None or ratios[1] is None:
         raise Unpaired("the baseline of the same run has no such number, so a slow machine cannot be told from a slow cell")
     beside = _moved(metric, ratios[0], ratios[1], [p.value / p.baseline for p in past if p.baseline], limit)
-    apart = _apart(found.before, found.after)
+    apart = _apart(first, second)
     if own.worse and beside.worse and apart:
-        return replace(found, verdict="regressed", reason=f"{beside.by:+.1%} against the same run's baseline (as logarithm)")
+        return replace(found, verdict="regressed", reason=f"{math.expm1(beside.by):+.1%} against the same run's baseline")
     if own.better and beside.better and apart:
         return replace(found, verdict="improved")
     if own.worse:
@@ -108,30 +109,33 @@ def _moved(metric: Metric, before: float, after: float, past: Sequence[float], l
     return _Moved(by=by, fence=fence)
 
 
-def _change(before: Figure, after: Figure, own: _Moved, metric: Metric) -> Mapping[str, object]:
-    """The fields of a finding that say what changed, as shares of what it was."""
+def _changed(found: Finding, before: Figure, after: Figure, own: _Moved, metric: Metric) -> Finding:
+    """The finding with what changed, as shares of what it was."""
     whence = (
         f"the fence of {own.fence.changes} past changes (third quartile and three interquartile ranges)"
         if own.fence.source == "history"
         else f"the policy's limit for short histories ({own.fence.changes} past changes)"
     )
-    return {
-        "change": math.expm1(own.by),
-        "change_unit": "share",
-        "threshold": math.expm1(own.fence.worse),
-        "threshold_from": whence,
-        "factor": abs(own.by) / own.fence.worse,
-        **_limits(before, after, higher=metric.better == "higher"),
-    }
+    low, high = _limits(before, after, higher=metric.better == "higher")
+    return replace(
+        found,
+        change=math.expm1(own.by),
+        low=low,
+        high=high,
+        change_unit="share",
+        threshold=math.expm1(own.fence.worse),
+        threshold_from=whence,
+        factor=abs(own.by) / own.fence.worse,
+    )
 
 
-def _limits(before: Figure, after: Figure, *, higher: bool) -> Mapping[str, float]:
+def _limits(before: Figure, after: Figure, *, higher: bool) -> tuple[float | None, float | None]:
     """Limits of the relative change from those of both numbers, wide enough for either; none where a number has none."""
     if higher or before.low is None or before.high is None or after.low is None or after.high is None:
-        return {}
+        return None, None
     if min(before.low, after.low) <= 0:
-        return {}
-    return {"low": after.low / before.high - 1, "high": after.high / before.low - 1}
+        return None, None
+    return after.low / before.high - 1, after.high / before.low - 1
 
 
 def _apart(before: Figure, after: Figure) -> bool:

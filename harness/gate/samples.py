@@ -74,7 +74,8 @@ def same_order(before: Items, after: Items) -> Floats:
     if place.keys() != set(before.ids):
         extra, gone = len(place.keys() - set(before.ids)), len(set(before.ids) - place.keys())
         raise Unpaired(f"the two runs answered different items ({gone} of the first are gone, {extra} are new)")
-    return after.correct[[place[name] for name in before.ids]]
+    scores: Floats = after.correct[[place[name] for name in before.ids]]
+    return scores
 
 
 def windows(data: bytes) -> Floats:
