@@ -97,7 +97,8 @@ def change(before: Floats, after: Floats) -> Floats:
     if before.shape != after.shape:
         raise Unpaired(f"the two runs scored different windows: {_shape(before.shape)} against {_shape(after.shape)}")
     both = np.isfinite(before) & np.isfinite(after)
-    return np.subtract(after, before, out=np.full(before.shape, np.nan), where=both)
+    difference: Floats = np.subtract(after, before, out=np.full(before.shape, np.nan), where=both)
+    return difference
 
 
 def _shape(shape: Sequence[int]) -> str:
