@@ -14,6 +14,7 @@ import typer
 from harness import store
 from harness.cli_env import say
 from harness.errors import BadInput, HarnessError
+from harness.gate import journal
 from harness.proof import seal_path
 from harness.series import series_of
 
@@ -52,6 +53,9 @@ def verify(
         for said in (*each.damage, *each.torn):
             say(f"         {said}")
         damaged += bool(each.damage)
+    for said in journals(results):
+        say(f"damaged  {said}")
+        damaged += 1
     if damaged:
         say("what is damaged is in no report; measure it again with: quant-harness run SUITE")
         raise typer.Exit(EXIT_DAMAGED)
@@ -72,6 +76,17 @@ def _run_files(results: Path) -> Iterator[Path]:
     for where, folders, names in os.walk(results):
         folders[:] = [name for name in folders if name != "blobs"]
         yield from (Path(where) / name for name in names if name.endswith(".jsonl"))
+
+
+def journals(results: Path) -> Iterator[str]:
+    """In words, what of the journals at or below `results` is not as it was written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", store.DamagedLines)  # said by the caller
+        for folder in [] if results.is_file() else [results, *sorted(path for path in results.iterdir() if path.is_dir())]:
+            try:
+                yield from journal.read(folder).damage
+            except HarnessError as error:
+                yield str(error)
 
 
 def _checked(path: Path, seen: dict[tuple[Path, str], str]) -> Checked:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+import harness
 from harness import cli, proof, store
 from harness.proof import Damage
 from harness.series import EndRecord, Series, machine_identity, square_identity
@@ -154,6 +155,26 @@ def test_verify_holds_the_table_against_the_records(finished: Path, tmp_path: Pa
         cli.main(["verify", str(path)])
     assert stopped.value.code == 1
     assert "the table of values in its last line is not what its records say" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_crash_between_the_end_and_its_seal_costs_an_end_and_no_answer(
+    write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    suite = write_suite("{bits: 4}")
+
+    def run() -> Path:
+        return harness.run(suite, results=tmp_path / "results", cache=tmp_path / "cache")
+
+    path = run()
+    before = store.read(path)
+    proof.seal_path(path).unlink()
+    assert store.read_end(path) is None
+    assert run() == path
+    assert end_of(path).series == before.end.series  # type: ignore[union-attr]
+    assert store.read(path).records == before.records
+    size = path.stat().st_size
+    run()
+    assert path.stat().st_size == size  # what is finished and asked nothing grows by nothing
 
 
 def cell(**changes: object) -> Cell:

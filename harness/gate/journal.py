@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 
 from harness import store
 from harness.decode import DecodeError, decode
-from harness.errors import BadInput, HarnessError, explained
+from harness.errors import BadInput, HarnessError, StoreError, explained
 from harness.files import write_atomically
 from harness.gate.types import GateReport
 from harness.proof import Chain, Damage, Seal, read_seal, seal_path, sealed, stated_proof
@@ -69,12 +69,15 @@ class Journal:
 
 
 def read(folder: Path) -> Journal:
-    """The journal of a suite's results folder; an empty one where there is none. Damage is said by a warning, too."""
+    """The journal of a suite's results folder; an empty one where there is none. Damage is said by a warning, too.
+    StoreError for one that cannot be read."""
     path = folder / NAME
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         data = b""
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror}); what was accepted is not known without it") from None
     found = _Read(path, data)
     for said in found.damage:
         warnings.warn(said, store.DamagedLines, stacklevel=2)

@@ -22,7 +22,7 @@ from harness.report.numbers import MINUS, Display
 from harness.series import SeriesCell, SeriesColumn
 from harness.spec import Metric
 from harness.stats.changes import change_points, slope
-from harness.stats.intervals import Interval
+from harness.stats.intervals import LEVEL, Interval
 
 DRIFT_LEVEL = 0.99
 """A drift is called one where this interval of the slope lies wholly on the worse side."""
@@ -188,14 +188,15 @@ def _trend(nights: Sequence[StoredNight], cell: SeriesCell, about: About, accept
         for change in change_points(series)
     )
     at = next((place for place, point in enumerate(points) if point.run == accepted), None)
+    drift = _slope(points[at or 0 :], LEVEL)
     return Trend(
         cell=cell,
         about=about,
         points=points,
         accepted=None if at is None else points[at],
-        slope=_slope(points[at or 0 :], 0.95),
+        slope=drift,
         steps=steps,
-        regressed=_regressed(about.metric, points, steps, at or 0),
+        regressed=_regressed(about.metric, points, steps, at or 0, drift),
     )
 
 
@@ -239,19 +240,25 @@ def _worse(metric: Metric, before: float, after: float) -> bool | None:
     return (after > before) == (metric.better == "lower")
 
 
-def _regressed(metric: Metric, points: Sequence[Point], steps: Sequence[Step], accepted: int) -> str:
-    """Why the newest level is worse than that of the accepted night (or the first), or that it drifts there; in words."""
+def _regressed(metric: Metric, points: Sequence[Point], steps: Sequence[Step], accepted: int, drift: Interval | None) -> str:
+    """Why the newest level is worse than that of the accepted night (or the first), or that it drifts there; in words. `drift`:
+    the slope since then."""
     if metric.better == "neither":
         return ""
     since = [step for step in steps if step.at > accepted]
     bad = list(itertools.takewhile(lambda step: _worse(metric, since[0].before, step.after), reversed(since)))
     if bad:
         return f"worse since {bad[-1].point.date}"
-    drift = None if since else _slope(points[accepted:], DRIFT_LEVEL)
-    if drift is None or drift.low is None or drift.high is None:
-        return ""
-    worse = drift.low > 0 if metric.better == "lower" else drift.high < 0
+    # The wider interval is asked for only where the narrower one excludes 0: it holds it.
+    worse = not since and _is_worse(metric, drift) and _is_worse(metric, _slope(points[accepted:], DRIFT_LEVEL))
     return f"drifts to the worse since {points[accepted].date}" if worse else ""
+
+
+def _is_worse(metric: Metric, drift: Interval | None) -> bool:
+    """Whether the whole interval is on the worse side."""
+    if drift is None or drift.low is None or drift.high is None:
+        return False
+    return drift.low > 0 if metric.better == "lower" else drift.high < 0
 
 
 def _differences(before: StoredNight, after: StoredNight, cell: SeriesCell) -> tuple[Difference, ...]:

@@ -214,6 +214,7 @@ def main() -> None:
     commands = {
         "gate latest NEWEST": ["gate", "latest", str(runs[-1])],
         "history FOLDER": ["history", str(asked.folder)],
+        "history FOLDER tpot": ["history", str(asked.folder), "tpot"],
     }
     for name, arguments in commands.items():
         took = measure(*arguments)

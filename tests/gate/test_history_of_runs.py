@@ -83,15 +83,28 @@ def test_what_is_not_finished_not_whole_of_another_schema_or_renamed_is_named_an
     assert len(said) == 5
 
 
-def test_no_single_changed_byte_of_a_run_brings_another_number_into_its_history(folder: Path) -> None:
+def change_bits(folder: Path, count: int) -> int:
+    """Changes one bit of a run file at a time, anywhere; in how many cases its night was left out. Otherwise nothing differs."""
     path, draw = folder / f"{many_nights.name(3)}.jsonl", random.Random(3)
     data, whole = path.read_bytes(), dict(history.read(folder))
     without = {square: past[:3] for square, past in whole.items()}
-    for _ in range(300):
+    left_out = 0
+    for _ in range(count):
         place = draw.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :])
         found = history.nights(folder)
         assert dict(history.of(found.nights)) == (without if found.left_out else whole), place
+        left_out += bool(found.left_out)
+    return left_out
+
+
+def test_no_single_changed_bit_of_a_run_brings_another_number_into_its_history(folder: Path) -> None:
+    assert 0 < change_bits(folder, 300) < 300
+
+
+@pytest.mark.slow
+def test_none_of_5000_changed_bits_brings_another_number_into_a_history(folder: Path) -> None:
+    assert 0 < change_bits(folder, 5000) < 5000
 
 
 def test_damage_before_the_last_line_costs_nothing_of_what_the_last_line_says(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -164,6 +165,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(written: Path) -> None:
     (written / "journal").mkdir()
     with pytest.raises(StoreError, match="cannot be written"):
         journal.append(written, Accepted(run="r", who="Ada", when=WHEN))
+    with pytest.raises(StoreError, match="cannot be read"):
+        journal.read(written)
+    assert verify(written) == 1
 
 
 def accept(*arguments: str) -> int:
@@ -193,3 +197,20 @@ def test_what_cannot_be_accepted_is_one_sentence_and_exit_code_2(folder: Path, c
     assert said.out == ""
     assert [line.startswith("error: ") for line in said.err.strip().splitlines()] == [True, True]
     assert not (folder / "journal").exists()
+
+
+def verify(results: Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["verify", str(results)])
+    return int(stopped.value.code or 0)
+
+
+def test_verify_names_a_damaged_journal(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results"
+    suite = shutil.copytree(written, results / "nightly", ignore=shutil.ignore_patterns("results"))
+    assert verify(suite) == verify(results) == 0
+    path = suite / "journal"
+    path.write_bytes(path.read_bytes().replace(b"because", b"becausE", 1))
+    capsys.readouterr()
+    assert verify(suite) == verify(results) == 1
+    assert capsys.readouterr().out.count("journal is damaged: line 1: not as it was written") == 2
