@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -254,3 +255,21 @@ def answered(results: Path) -> bool:
     """Whether the second night has its baseline's answer, so that it is at the cell that hangs."""
     runs = sorted(results.glob("*.jsonl"))
     return len(runs) == 2 and '"kind":"cost"' in runs[1].read_text()
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_of_nights_runs_as_shown(checkout: Checkout) -> None:
+    page = (ROOT / "docs" / "nightly.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    run, accept, gate, announce, site = [line.split("#")[0].strip() for line in first.splitlines()]
+    packages, commits = [line.replace("hqq 4-bit g64", "fake 4-bit") for line in second.splitlines()]
+    checkout.lose()
+    assert [checkout.sh(run), checkout.sh(accept)] == [0, 0], checkout.said
+    checkout.lose(_4=60)
+    assert [checkout.sh(run), checkout.sh(gate), checkout.sh(announce), checkout.sh(site)] == [0, 1, 0, 0], checkout.said
+    assert "would open: Regression: tiny / fake 4-bit (nightly)" in checkout.said
+    assert checkout.sh(packages) == 1
+    assert "not found: no package differs between the two runs" in checkout.said
+    checkout.said = ""
+    assert checkout.sh(commits) in (1, 2)
+    assert re.search(r"both runs were made at the same commit|with changes that no commit holds", checkout.said), checkout.said
