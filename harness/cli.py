@@ -85,6 +85,10 @@ ThreadsOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:N; default: what the suite says (auto).")]
 
+NextOption = Annotated[
+    bool,
+    typer.Option("--next", help="Go on with a run that was interrupted; begin a new one if the last is finished: for nights."),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -115,6 +119,7 @@ def run(
         bool, typer.Option("--fresh", help="Ask every question again, into a new run file; keep artifacts.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Measure again what failed before.")] = False,
+    next_: NextOption = False,
     only: OnlyOption = None,
     paranoid: ParanoidOption = False,
 ) -> None:
@@ -139,6 +144,7 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         threads=threads,
+        another=next_,
         only=tuple(only or ()),
         paranoid=paranoid,
     )

@@ -43,17 +43,28 @@ class Recorder:
     """The open run file. `stored` holds its newest records by key, what this run adds included."""
 
     def __init__(
-        self, inputs: Inputs, servers: Servers, observer: Observer, *, context: RunContext, folder: Path, fresh: bool
+        self,
+        inputs: Inputs,
+        servers: Servers,
+        observer: Observer,
+        *,
+        context: RunContext,
+        folder: Path,
+        fresh: bool = False,
+        another: bool = False,
     ) -> None:
-        """Goes on with the newest run file in `folder` of the same context, or begins one; always begins one with `fresh`. Where
-        the plan holds some questions of a suite only, with one that was asked the same questions."""
+        """Goes on with the newest run file in `folder` of the same context, or begins one; always begins one with `fresh`, and
+        with `another` where that file is finished. Where the plan holds some questions of a suite only, with one that was asked
+        the same questions."""
         self._inputs = inputs
         self._servers = servers
         self._observer = observer
         self.context = context
         self._context = context.digest
         asked = inputs.plan if inputs.plan.only else None
-        path = (None if fresh else same_context(folder, self._context, asked)) or _new_run(folder, self._context)
+        path = None if fresh else same_context(folder, self._context, asked)
+        if path is None or (another and seal_path(path).is_file()):
+            path = _new_run(folder, self._context)
         header = RunHeader(run=path.stem, started_at=now(), context=context, context_digest=self._context)
         self._writer = store.Writer(path, header)
         self._ended = False

@@ -40,7 +40,8 @@ from harness.suite.plan import Plan, PlannedCell
 class Settings:
     """How to run, none of it part of any question: where results and cache go, whether to begin anew or retry failures. `only`:
     some of the plan's questions by themselves (run/only.py); their run file goes into `apart`, by default a folder in the suite's
-    own, and never among whole runs. `paranoid`: no file's hash is taken from memory."""
+    own, and never among whole runs. `another`: goes on with a run that was interrupted, and begins a new one where the last is
+    finished, so that nights follow each other. `paranoid`: no file's hash is taken from memory."""
 
     results: Path
     cache: Path
@@ -49,6 +50,7 @@ class Settings:
     threads: int | None = None
     only: tuple[str, ...] = ()
     apart: Path | None = None
+    another: bool = False
     paranoid: bool = False
 
     def folder(self, plan: Plan) -> Path:
@@ -93,6 +95,7 @@ class _Pipeline:
             context=identity.context(self.plan, packages=inputs.packages, threads=threads),
             folder=settings.folder(self.plan),
             fresh=settings.fresh,
+            another=settings.another,
         )
 
     def __enter__(self) -> _Pipeline:

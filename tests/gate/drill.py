@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tests import plugin_site
 
-ITEMS, LOST_IN_2 = 1000, 60
+ITEMS, LOST_IN_2, HANGS = 1000, 60, -2
 
 CODE = """
 import json
 import os
+import time
 from pathlib import Path
 
 import harness
@@ -38,6 +39,8 @@ def measure(session, question):
     for path in told:
         if path.is_file():
             lost += json.loads(path.read_text()).get(label, 0)
+    if lost == HANGS:
+        time.sleep(600)
     lost += IN_THIS_VERSION if "16-bit" not in label else 0
     if lost < 0:
         raise RuntimeError("scripted")
@@ -66,7 +69,7 @@ PROBE = Probe(
 
 def code(version: str) -> str:
     lost = LOST_IN_2 if version.startswith("2") else 0
-    return CODE.replace("IN_THIS_VERSION", str(lost)).replace("ITEMS", str(ITEMS))
+    return CODE.replace("IN_THIS_VERSION", str(lost)).replace("ITEMS", str(ITEMS)).replace("HANGS", str(HANGS))
 
 
 def offer(site: Path, version: str = "1.0") -> None:
