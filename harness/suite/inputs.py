@@ -72,7 +72,10 @@ def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: S
     path = None if corpus.path is None else Path(corpus.path)
     if path is None or sum(p.stat().st_size for p in (corpora.readable(path) if path.is_dir() else [path])) > READ_AT_MOST:
         return
-    text = corpora.text(path)
+    try:
+        text = corpora.text(path)
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from None
     size = len(text.encode())
     if size > BYTES_OF_A_TOKEN * request.window:
         return
