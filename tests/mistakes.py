@@ -139,6 +139,8 @@ MISTAKES: tuple[str, ...] = (
     START + TWO + "latency: {prompt: [0], batch: [0]}",
     START + TWO + "latency: {prompt: [5000]}",
     START + TWO + "memory: {prompt: 5000}",
+    START + TWO + "latency: {new: 100000}",
+    START + TWO + "memory: {new: 100000}",
     START + TWO + "seed: 99999999999999999999999",
     START + TWO + "corpora: [{corpus: reference, window: 256, definition: foo}]",
     START + TWO + "corpora: [./x.txt]",

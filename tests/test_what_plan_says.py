@@ -223,6 +223,29 @@ def test_a_type_that_transformers_does_not_know_is_refused_with_the_nearest_one(
     assert str(caught.value).endswith(f"knows no such type{remedy}")
 
 
+def test_an_adapter_is_no_model(tmp_path: Path, model_folder: Path) -> None:
+    text = changed(model_folder)
+    (model_folder / "config.json").rename(model_folder / "adapter_config.json")
+    with pytest.raises(
+        BadInput, match=r"tiny holds an adapter \(LoRA, ...\) and no model; merge it into its base model first: Peft"
+    ):
+        planned(tmp_path, text)
+
+
+def test_two_models_of_one_name_are_told_how_to_get_another(tmp_path: Path, model_folder: Path) -> None:
+    text = changed(model_folder).replace("models: [", f"models: [{{path: {model_folder}}}, ")
+    with pytest.raises(
+        BadInput, match=r"line 2: model name 'tiny' is used twice; names must differ; write {path: ..., name: another}$"
+    ):
+        planned(tmp_path, text)
+
+
+def test_a_text_in_another_encoding_is_refused_with_the_line_of_the_suite(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_bytes("ein Männlein steht im Walde ".encode("latin1") * 100)
+    with pytest.raises(BadInput, match=r"mine.yaml, line 4: .*old.txt: is not UTF-8 text \(byte 5\); convert it first: iconv"):
+        planned(tmp_path, HEAD + "methods: {bf16: }\ncorpora: [{path: old.txt, window: 64}]\n")
+
+
 def test_a_type_is_asked_of_a_checkpoint_that_is_quantized_already_too(tmp_path: Path, model_folder: Path) -> None:
     given = tmp_path / "given"
     tiny_folder.write(given)

@@ -61,4 +61,5 @@ def _numbers(path: Path, tensor: GgufTensor) -> NDArray[np.float32]:
     data = raw.reshape(*tensor.shape[:-1], -1)
     if tensor.type in ("F32", "F16"):
         return data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
-    return gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
+    numbers: NDArray[np.float32] = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
+    return numbers

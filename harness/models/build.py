@@ -48,11 +48,17 @@ def hollow(model_dir: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False), config
     except Exception as error:  # what transformers cannot make of a configuration it says in many types
-        why = own or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        why = own or f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('. ')}{_way_out(raw)}"
         raise BadInput(
             f"{model_dir}: transformers {transformers.__version__} cannot load the model type {raw.get('model_type')!r} as a "
             f"causal language model: {why}"
         ) from None
+
+
+def _way_out(config: config_json.ModelConfig) -> str:
+    """What a config.json says that asks for more than the model: how attention is computed."""
+    asked = [key for key in ("attn_implementation", "_attn_implementation") if key in config]
+    return f"; take {asked[0]} out of config.json, which is no part of the model" if asked else ""
 
 
 def _check_kind(model_dir: Path, config: config_json.ModelConfig) -> None:

@@ -268,7 +268,9 @@ def _decoded(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from None
+        raise BadInput(
+            f"{path}: is not UTF-8 text (byte {error.start}); convert it first: iconv -f latin1 -t utf-8 OLD > NEW"
+        ) from None
 
 
 def _joined(path: Path, documents: Iterable[tuple[str, object]]) -> Text:

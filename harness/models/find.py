@@ -128,6 +128,11 @@ def check_folder(folder: Path, name: str) -> None:
         )
     if not folder.is_dir():
         raise BadInput(f"model {name!r}: no such folder: {folder}; correct `path` in the suite")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise BadInput(
+            f"model {name!r}: {folder} holds an adapter (LoRA, ...) and no model; merge it into its base model first: "
+            'PeftModel.from_pretrained(BASE, "ADAPTER").merge_and_unload().save_pretrained("DIR")'
+        )
     if not (folder / "config.json").is_file():
         raise BadInput(f"model {name!r}: {folder} has no config.json, so it is not a transformers checkpoint")
     if not any(folder.glob("*.safetensors")):

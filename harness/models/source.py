@@ -310,6 +310,11 @@ def tokenizer_of(model_dir: Path) -> PreTrainedTokenizerBase:
 
 def _complete(model_dir: Path, report: Mapping[str, Collection[object]]) -> None:
     missing = sorted(map(str, report["missing_keys"]))
+    if prefix := _wrapper(missing, {str(name) for name in report["unexpected_keys"]}):
+        raise BadInput(
+            f"{model_dir}: its tensors are stored under {prefix!r}, which is no name of this model; save the model that it wraps "
+            '(of PEFT: model.merge_and_unload()): .save_pretrained("DIR")'
+        )
     if missing:
         raise BadInput(
             f"{model_dir}: the weights of {brief(missing)} are missing, and a default in their place would be "
@@ -318,6 +323,13 @@ def _complete(model_dir: Path, report: Mapping[str, Collection[object]]) -> None
     wrong = sorted(str(entry[0]) if isinstance(entry, (tuple, list)) else str(entry) for entry in report["mismatched_keys"])
     if wrong:
         raise BadInput(f"{model_dir}: {brief(wrong)}: stored in another shape than config.json says; correct it")
+
+
+def _wrapper(missing: Sequence[str], unread: set[str]) -> str:
+    """What stands before the names of all stored tensors that are not read, where these are missing ones without it; else ''."""
+    some = min(unread, default="")
+    prefix = some.removesuffix(max((name for name in missing if some.endswith(f".{name}")), key=len, default=some))
+    return prefix if prefix and unread <= {prefix + name for name in missing} else ""
 
 
 def _as_stored(name: str, stored: Collection[str]) -> str:

@@ -17,10 +17,11 @@ from harness.errors import BadInput, UnknownName
 from harness.suite import mistakes
 
 
-def unique(names: Sequence[str], what: str) -> None:
+def unique(names: Sequence[str], what: str, remedy: str = "") -> None:
+    """BadInput for a name that is there twice."""
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise BadInput(f"{what} {twice[0]!r} is used twice; names must differ")
+        raise BadInput(f"{what} {twice[0]!r} is used twice; names must differ{f'; {remedy}' if remedy else ''}")
 
 
 _PACKAGED = Path(__file__).parents[1] / "suites"

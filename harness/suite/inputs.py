@@ -46,8 +46,8 @@ def _check_window(place: str, request: CorpusRequest, sources: Sequence[Source])
 
 
 def beyond_context(written: SuiteFile, sources: Sequence[Source]) -> list[str]:
-    """A line for each prompt to time or weigh that is longer than a model's context, where the suite leaves it at the default.
-    BadInput for one that the suite writes."""
+    """A line for each prompt to time or weigh, and each number of new tokens, that is more than a model's context, where the
+    suite leaves it at the default. BadInput for one that the suite writes."""
     suite, said = written.suite, []
     for probe, prompts, settings in (
         ("latency", suite.latency.prompt, suite.latency),
@@ -55,14 +55,15 @@ def beyond_context(written: SuiteFile, sources: Sequence[Source]) -> list[str]:
     ):
         for source in sources if probe in suite.probes else ():
             context = config_json.context(source.config)
-            longest = max(prompts)
-            if context is None or longest <= context:
-                continue
-            what = f"{probe}: a prompt of {longest} tokens is more than the context of model {source.name!r}, {context}"
-            right = f"write {probe}: {{prompt: {[context] if probe == 'latency' else context}}}"
-            if "prompt" in settings.model_fields_set:
-                raise BadInput(f"{written.where(probe, 'prompt')}: {what}; {right}")
-            said.append(f"{what}, and this is the default; {right}")
+            for key, tokens in (("prompt", max(prompts)), ("new", settings.new)):
+                if context is None or tokens <= context:
+                    continue
+                what = f"a prompt of {tokens} tokens is" if key == "prompt" else f"new: {tokens} tokens are"
+                what = f"{probe}: {what} more than the context of model {source.name!r}, {context}"
+                right = f"write {probe}: {{{key}: {[context] if (probe, key) == ('latency', 'prompt') else context}}}"
+                if key in settings.model_fields_set:
+                    raise BadInput(f"{written.where(probe, key)}: {what}; {right}")
+                said.append(f"{what}, and this is the default; {right}")
     return said
 
 
@@ -72,7 +73,10 @@ def _check_length(place: str, request: CorpusRequest, corpus: Corpus, sources: S
     path = None if corpus.path is None else Path(corpus.path)
     if path is None or sum(p.stat().st_size for p in (corpora.readable(path) if path.is_dir() else [path])) > READ_AT_MOST:
         return
-    text = corpora.text(path)
+    try:
+        text = corpora.text(path)
+    except BadInput as error:
+        raise BadInput(f"{place}: {error}") from None
     size = len(text.encode())
     if size > BYTES_OF_A_TOKEN * request.window:
         return

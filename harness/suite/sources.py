@@ -52,7 +52,7 @@ def sources_of(written: SuiteFile) -> list[Source]:
     entries = [dict(e) if isinstance(e, dict) else e for e in written.suite.models]
     made_of = [e.pop("of", None) if isinstance(e, dict) else None for e in entries]
     models = [_placed(find.model, written)(entry, written.folder) for entry in entries]
-    unique([m.name for m in models], f"{written.where('models')}: model name")
+    unique([m.name for m in models], f"{written.where('models')}: model name", "write {path: ..., name: another}")
     plain = {m.name: m for m, of in zip(models, made_of, strict=True) if of is None}
     for of in made_of:
         if of is not None and str(of) not in plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 import pytest
 
@@ -49,8 +50,8 @@ def sets(hub: Hub) -> Hub:
     return hub
 
 
-def answers(user: User, texts: dict[str, str], **environment: str) -> list[str]:
-    """What `plan` answers to suites that end with these texts, by the ends that are expected; notes where it refuses nothing."""
+def answers(user: User, texts: Iterable[str], **environment: str) -> list[str]:
+    """What `plan` answers to suites that end with these texts: the notes where it refuses nothing."""
     head = "methods: {fake: [{bits: 16}, {bits: 4}]}\nbaseline: fake 16-bit\nprobes: [%s]\n"
     ends = [head % ("tasks" if text.startswith("tasks") else "quantize, fake") + text for text in texts]
     suites = [str(user.suite("[lab/tiny]", name=f"mine{n}", extra=end, fakes=False)) for n, end in enumerate(ends)]
@@ -111,7 +112,7 @@ def test_what_a_text_asks_of_a_data_set_that_lacks_it_is_one_sentence(user: User
 
 
 def test_no_row_is_fetched_and_a_data_set_is_looked_at_once(user: User, sets: Hub) -> None:
-    good = dict.fromkeys(text for text, wanted in TEXTS.items() if not wanted)
+    good = [text for text, wanted in TEXTS.items() if not wanted]
     assert answers(user, good) == [""] * 3
     for name in ("long.jsonl", "test.jsonl", "train-00000-of-00001.parquet"):
         fetched = sets.sent(name)
@@ -138,10 +139,10 @@ def _bytes(wanted: str) -> int:
 
 def test_a_data_set_that_nobody_can_look_at_is_a_note(user: User, sets: Hub) -> None:
     text = "corpora: [{repo: lab/plain, split: test}]"
-    (said,) = answers(user, {text: ""}, HF_HUB_OFFLINE="1")
+    (said,) = answers(user, [text], HF_HUB_OFFLINE="1")
     assert "corpus 'plain': lab/plain was not looked at, because HF_HUB_OFFLINE is set: what it lacks is known when it is" in said
     two = "corpora: [{repo: lab/plain, split: test}, {repo: lab/told, split: test}]"
-    (said,) = answers(user, {two: ""}, HF_ENDPOINT="http://127.0.0.1:9")
+    (said,) = answers(user, [two], HF_ENDPOINT="http://127.0.0.1:9")
     assert "corpus 'plain': lab/plain was not looked at, because the hub cannot be reached" in said
     assert "corpus 'told': lab/told was not looked at, because the hub cannot be reached" in said
 
@@ -174,7 +175,7 @@ def test_what_a_task_asks_of_a_data_set_that_lacks_it_is_one_sentence(user: User
         "{task: all}": f"task 'all': {folder}/split.yaml: test_split: lab/texts (long) has no split 'tset'",
     }
     ends = [f"tasks: [{entry.replace('{', '{include: tasks, ')}]" for entry in wanted]
-    said = answers(user, dict.fromkeys(ends, ""))
+    said = answers(user, ends)
     for answer, (entry, sentence) in zip(said, wanted.items(), strict=True):
         assert (sentence in answer and "line 6: task" in answer) if sentence else answer == "", (entry, answer)
 

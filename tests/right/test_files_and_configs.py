@@ -97,7 +97,10 @@ def with_fewer_words(state: State) -> None:
             lambda s: s.pop("model.layers.1.mlp.up_proj.weight"),
             r"the weights of model\.layers\.1\.mlp\.up_proj\.weight are missing",
         ),
-        (under_a_wrapper, r"are missing"),
+        (
+            under_a_wrapper,
+            r"its tensors are stored under 'module\.', which is no name of this model; save the model that it wraps",
+        ),
         (of_another_shape, r"model\.layers\.0\.mlp\.up_proj\.weight: stored in another shape than config\.json says"),
         (with_fewer_words, r"model\.embed_tokens\.weight: stored in another shape"),
         (
@@ -119,7 +122,7 @@ def test_a_file_that_is_not_the_model_of_its_config_is_refused_by_the_plan(
 def test_a_type_that_transformers_does_not_know_is_one_sentence(made: Path, tmp_path: Path) -> None:
     edit(made / "config.json", model_type="neverheardof")
     with pytest.raises(
-        BadInput, match=r"model type 'neverheardof' .*: transformers \S+ knows no such type; install one that does"
+        BadInput, match=r"model type 'neverheardof' .*: transformers \S+ knows no such type; correct model_type, or install a"
     ) as seen:
         planned(tmp_path)
     assert ". " not in str(seen.value)

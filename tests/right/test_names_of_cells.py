@@ -124,7 +124,10 @@ def test_rows_that_the_cpus_kernel_of_bitsandbytes_does_not_take_are_refused(tmp
             {"model_type": "mymodel", "auto_map": {"AutoConfig": "code.MyConfig"}},
             "cannot load the model type 'mymodel' .* code of its own .auto_map., which is never run here",
         ),
-        ({"attn_implementation": "flash_attention_2"}, "cannot load the model type 'llama' .*FlashAttention2"),
+        (
+            {"attn_implementation": "flash_attention_2"},
+            "'llama' .*FlashAttention2.*; take attn_implementation out of config.json, which is no part of the",
+        ),
         ({"model_type": "neverheardof"}, "cannot load the model type 'neverheardof' as a causal language model"),
     ],
 )

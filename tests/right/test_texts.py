@@ -111,7 +111,7 @@ def test_a_column_of_numbers_and_a_missing_column_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_another_encoding_is_refused_and_the_byte_named(data: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(BadInput, match=r"is not UTF-8 text \(byte \d\); convert it first"):
+    with pytest.raises(BadInput, match=r"is not UTF-8 text \(byte \d\); convert it first: iconv"):
         corpora.read(tmp_path / name)
 
 
