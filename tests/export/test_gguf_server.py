@@ -34,8 +34,8 @@ PREFIXES = 120
 MOST = 64
 """Tokens whose log-probabilities are asked for at each place."""
 SAME_TOKEN, SAME_TEXT = 0.03, 0.01
-"""Nats between the record and the server: of a token in the mean, and of the text, where signs cancel. The server decodes one token
-at a time with attention written out, the record a whole window with the fused kernel, and products round their inputs to 8
+"""Nats between the record and the server: of a token in the mean, and of the text, where signs cancel. The server decodes one
+token at a time with attention written out, the record a whole window with the fused kernel, and products round their inputs to 8
 bits: 0.011 and 0.001 apart on the machine where this was written. Another file or a shifted token is tenths of nats to nats
 away."""
 
