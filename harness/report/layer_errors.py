@@ -97,7 +97,7 @@ def _summary(cells: Sequence[Layers]) -> Markup:
     prefix = _common([layer for c in cells for layer in c.errors])
     which = f"In layer, of {prefix}" if prefix else "In layer"
     columns: list[str | Markup] = ["Cell", numeric("Layers"), numeric("All as one"), numeric("Median"), numeric("Largest"), which]
-    columns += [numeric("Largest change of an output", "mean square over calibration"), which] if outputs else []
+    columns += [numeric("Most changed output", "mean square"), "In layer"] if outputs else []
     rows = []
     for c in cells:
         numbers = (

@@ -310,7 +310,8 @@ def test_a_given_gguf_file_is_exported_under_its_own_name_with_all_its_parts(tmp
     for name in names:
         (given / name).write_bytes(name.encode())
     (artifact / "model.gguf").symlink_to(given / names[0])
-    for name in ("artifact.json", "reload_check.json", "verified-0123456789ab.json", "answers-0123456789ab.json", "source.json"):
+    notes = ("artifact.json", "reload_check.json", "layer_errors.json", "source.json")
+    for name in (*notes, "verified-0123456789ab.json", "answers-0123456789ab.json"):
         (artifact / name).write_text("{}")
     assert {name: path.read_text() for name, path in contents.files(artifact).items()} == {name: name for name in names}
     (artifact / "model.gguf").unlink()

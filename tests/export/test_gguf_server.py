@@ -30,12 +30,14 @@ import transformers
 from harness import reference, store
 
 WINDOW, TOKENS = 256, 1024
-PREFIXES = 48
+PREFIXES = 120
 MOST = 64
 """Tokens whose log-probabilities are asked for at each place."""
-SAME = 0.02
-"""Nats between the record and the server, which decodes one token at a time and the record a whole window: other sums of products
-whose inputs are rounded to 8 bits. A wrong file or a shifted token is nats away."""
+SAME_TOKEN, SAME_TEXT = 0.03, 0.01
+"""Nats between the record and the server: of a token in the mean, and of the text, where signs cancel. The server decodes one
+token at a time with attention written out, the record a whole window with the fused kernel, and products round their inputs to 8
+bits: 0.011 and 0.001 apart on the machine where this was written. Another file or a shifted token is tenths of nats to nats
+away."""
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +124,7 @@ def asked(address: str, data: dict[str, Any] | None = None) -> Any:
 def test_the_command_on_the_card_serves_what_was_measured(exported: Exported) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(exported.folder))
     ids = tokenizer(reference.HELDOUT_TEXT.read_text(encoding="utf-8"), verbose=False)["input_ids"][:WINDOW]
-    compared, apart = 0, []
+    asked_for, apart = 0, []
     with served(exported) as address:
         for place in range(8, WINDOW - 1):
             prefix = tokenizer.decode(ids[:place])
@@ -130,13 +132,16 @@ def test_the_command_on_the_card_serves_what_was_measured(exported: Exported) ->
                 continue  # as text it is cut into other tokens
             wish = {"prompt": prefix, "max_tokens": 1, "temperature": 0.0, "logprobs": MOST}
             (choice,) = asked(f"{address}/completions", wish)["choices"]
+            if choice["finish_reason"] == "stop":
+                continue  # the most probable token ends the text, and of it nothing is told
             (top,) = choice["logprobs"]["top_logprobs"]
-            compared += 1
+            asked_for += 1
             said = top.get(tokenizer.decode(ids[place : place + 1]))
             if said is not None:
-                apart.append(abs(said - float(exported.log_probabilities[0][place - 1])))
-            if compared == PREFIXES:
+                apart.append(said - float(exported.log_probabilities[0][place - 1]))
+            if asked_for == PREFIXES:
                 break
-    assert compared == PREFIXES
-    assert len(apart) > 0.8 * PREFIXES, "the record's tokens are seldom among the server's most probable ones"
-    assert max(apart) <= SAME, sorted(apart)[-5:]
+    assert asked_for == PREFIXES
+    assert len(apart) > 0.9 * PREFIXES, "the record's tokens are seldom among the server's most probable ones"
+    assert float(np.abs(apart).mean()) <= SAME_TOKEN
+    assert abs(float(np.mean(apart))) <= SAME_TEXT

@@ -295,7 +295,10 @@ def test_metrics_at_one_place_stand_in_for_each_other_in_the_order_of_their_axis
 
 def test_a_change_is_written_with_its_sign(few: store.Run) -> None:
     values = dict(zip(LABELS, (-1.5, -0.5, 0.5, 1.5), strict=True))
-    for signed, written in ((False, "1.500 nats (1.400 to 1.600)"), (True, "+1.500 nats (+1.400 to +1.600)")):
+    for signed, written in (
+        (False, "1.500 nats (1.400 to 1.600)"),
+        (True, "+1.500 nats (+1.400 to +1.600; 15.0x its own noise)"),
+    ):
         said = texts(measured(few, dataclasses.replace(ROW, unit="nat", signed=signed), values=values))
         assert said["inc 4-bit g64"] == written
         assert said["bf16"].startswith(f"{MINUS}1.500 nats "), "a loss has its sign always"
