@@ -30,6 +30,7 @@ def section(view: View, offered: Offer) -> Section | None:
         el("div", id="pareto-legend", cls="legend"),
         _chart(),
         _shapes(view),
+        _pictures(),
         el("p", id="pareto-note", cls="note"),
         el("p", id="alike", cls="band", hidden=True),
         el("aside", id="panel", cls="panel", hidden=True, aria_label="The chosen cell", tabindex="-1"),
@@ -114,6 +115,14 @@ def _chart() -> Markup:
     )
     said = el("p", keys, id="pareto-keys", cls="hidden")
     return el("figure", frame, said, el("noscript", "This chart needs JavaScript; every number is in the tables."), cls="chart")
+
+
+def _pictures() -> Markup:
+    """The chart as it stands, as a file; the page's script makes it, and shows these then."""
+    buttons = [
+        el("button", f"Chart as {name.upper()}", type="button", data_picture=name, cls="plain-button") for name in ("svg", "png")
+    ]
+    return el("p", *buttons, id="pareto-pictures", cls="actions", hidden=True)
 
 
 def _number(identifier: str, label: str, unit: str, *, whole: bool = False) -> Markup:

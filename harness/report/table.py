@@ -29,6 +29,7 @@ def section(view: View) -> Section | None:
     groups = {"headline": "Headline"} | {c.probe: view.group(c) for c in columns} | {"all": "Everything"}
     menu = select("table-group", "Columns", [(key, title, "") for key, title in groups.items()])
     hint = el("span", "Select a column's title to sort by it; arrow keys walk the table.", cls="muted small")
+    further = el("button", "More columns", type="button", id="table-further", cls="plain-button", hidden=True)
     displays = {c.key: column_display(view, c) for c in shown}
     standing = headline(view)
     fixed = [_sorter("Cell", "", "text", "scheme"), _sorter("Frontier", "", "text", "g-headline", _axes(view))]
@@ -39,7 +40,7 @@ def section(view: View) -> Section | None:
     rows = [_row(view, cell, shown, displays, standing) for cell in view.cells]
     table = el("table", el("thead", head), el("tbody", *rows), id="cells", cls="cells")
     body = join(
-        el("div", menu, hint, cls="controls"),
+        el("div", menu, hint, further, cls="controls"),
         el("div", table, cls="scroll tall", tabindex="0", role="region", aria_label="Table of all cells"),
     )
     return Section(

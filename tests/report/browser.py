@@ -78,6 +78,7 @@ class Page:
             " m.dispatchEvent(new Event('change', {bubbles: true})); return m.value; })()"
         )
         assert found == value, f"{menu} has no choice {value!r}"
+        self.wait("!document.documentElement.dataset.drawing")  # the chart follows the answer
 
     def press(self, *keys: str) -> None:
         """Presses keys one after another where the focus is."""

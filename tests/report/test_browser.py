@@ -3,8 +3,12 @@ system's colours. Skipped where no Chromium is installed."""
 
 from __future__ import annotations
 
+import base64
+import struct
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -73,6 +77,23 @@ def test_every_choice_of_the_menus_draws(page: browser.Page) -> None:
     assert page.errors == []
 
 
+def test_the_answer_is_there_at_once_and_the_newest_chart_follows(page: browser.Page) -> None:
+    moved = """(() => {
+      const menu = document.getElementById('pareto-cost'), note = document.getElementById('pareto-note');
+      const title = () => document.getElementById('pareto-plot').layout.xaxis.title.text, before = [title(), note.textContent];
+      for (const option of [...menu.options].slice(1, 4)) {
+        menu.value = option.value;
+        menu.dispatchEvent(new Event('change', {bubbles: true}));
+      }
+      return [note.textContent !== before[1], title() === before[0], document.documentElement.dataset.drawing];
+    })()"""
+    assert page.evaluate(moved) == [True, True, "true"], "words are new, the chart is still the old one"
+    page.wait("!document.documentElement.dataset.drawing")
+    chosen = page.evaluate("document.getElementById('pareto-cost').selectedOptions[0].textContent.split(',')[0].trim()")
+    assert page.evaluate("document.getElementById('pareto-plot').layout.xaxis.title.text").startswith(chosen)
+    page.choose("pareto-cost", page.evaluate("document.getElementById('pareto-cost').options[0].value"))
+
+
 def test_the_table_sorts_by_number_with_missing_ones_last_and_goes_back(page: browser.Page) -> None:
     click = "[...document.querySelectorAll('#cells thead button')].find(b => b.textContent.startsWith('Perplexity')).click()"
     labels = "[...document.querySelectorAll('#cells tbody tr')].map(r => r.querySelector('.label').textContent)"
@@ -87,6 +108,52 @@ def test_the_table_sorts_by_number_with_missing_ones_last_and_goes_back(page: br
     assert descending[-1] == "awq 2-bit g64"
     page.evaluate(click)
     assert page.evaluate(labels) == before
+
+
+@pytest.mark.parametrize("width", [1400, 768])
+def test_a_table_that_goes_on_says_so_and_shows_the_rest(html: Path, width: int) -> None:
+    assert PROGRAM is not None
+    state = """(() => {
+      const region = document.querySelector('#table .scroll'), button = document.getElementById('table-further');
+      const first = region.querySelector('tbody th').getBoundingClientRect(), last = region.querySelector('thead th:last-child');
+      const frame = region.getBoundingClientRect();
+      return [button.hidden ? '' : button.textContent, region.dataset.more || '', Math.round(first.left - frame.left),
+        last.getBoundingClientRect().right <= frame.right + 1];
+    })()"""
+    with browser.page(PROGRAM) as opened:
+        opened.open(html, width=width)
+        opened.choose("table-group", "all")
+        opened.evaluate("document.getElementById('table').scrollIntoView()")
+        opened.wait("!document.getElementById('table-further').hidden")
+        assert opened.evaluate(state) == ["More columns \u2192", "right", 1, False]
+        for _ in range(40):
+            if opened.evaluate(state)[3]:
+                break
+            opened.evaluate("document.getElementById('table-further').click()")
+            opened.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+        assert opened.evaluate(state) == ["\u2190 First columns", "left", 1, True], "the name of the cell stays in sight"
+        opened.evaluate("document.getElementById('table-further').click()")
+        opened.wait("document.querySelector('#table .scroll').scrollLeft === 0")
+
+
+def test_the_chart_is_saved_as_it_stands(page: browser.Page, html: Path) -> None:
+    page.evaluate(
+        "window.saved = []; HTMLAnchorElement.prototype.click = function () { window.saved.push([this.download, this.href]); }"
+    )
+    for format in ("svg", "png"):
+        page.evaluate(f"document.querySelector('[data-picture={format}]').click()")
+    page.wait("window.saved.length === 2")
+    saved = {name.rpartition(".")[2]: address for name, address in page.evaluate("window.saved")}
+    drawing = ElementTree.fromstring(urllib.parse.unquote(saved["svg"].partition(",")[2]))
+    words = " ".join(drawing.itertext())
+    assert page.evaluate("document.getElementById('pareto-cost').selectedOptions[0].textContent.split(',')[0]") in words
+    assert "unquantized" in words, "the legend"
+    assert "reference" in words, "the model"
+    image = base64.b64decode(saved["png"].partition(",")[2])
+    assert image[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", image[16:24]) == (2200, 1280)
+    assert [r for r in page.requests if not r.startswith(("blob:", "data:"))] == [html.as_uri()]
+    assert page.errors == []
 
 
 def test_column_groups_are_shown_one_at_a_time(page: browser.Page) -> None:

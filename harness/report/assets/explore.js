@@ -149,7 +149,7 @@ const QuantExplore = (() => {
 
   /* ---- the chart */
   let walk = [], at = -1, shownScenes = [], latest = 0;
-  function chart(scenes, asked) {
+  function chart(scenes, asked, mine) {
     const plot = byId("pareto-plot"), several = scenes.length > 1;
     const across = several ? Math.max(1, Math.min(scenes.length, Math.floor((plot.clientWidth || 900) / 330))) : 1, down = Math.ceil(scenes.length / across);
     plot.style.height = several ? `${Math.max(1, down) * 300 + 60}px` : "";
@@ -181,10 +181,10 @@ const QuantExplore = (() => {
     shownScenes = scenes;
     walk = all.slice().sort((a, b) => a.model - b.model || a.v[c][0] - b.v[c][0]);
     at = -1;
-    const mine = ++latest;
     return plotly.then((Plotly) => (mine === latest ? Plotly.react(plot, traces, whole, config()) : null)).then((drawn) => {
       if (!drawn) return null;
       wire(plot);
+      byId("pareto-pictures").hidden = false;
       if (several || !all.length) return null;
       const s = scenes[0], wanted = [...new Set([...(s.pick && s.pick.v[q] && s.pick.v[c] ? [s.pick] : []), ...s.front])].map((x) => [x, short(x.label)]);
       return Plotly.relayout(plot, { annotations: [...annotations, ...labels(plot, wanted, s.drawn, place)] });
@@ -275,6 +275,31 @@ const QuantExplore = (() => {
     lines.push(wrap(standingWords(cell, s)));
     return lines.join("<br>");
   }
+
+  /* ---- the chart as a picture, as it stands: a file of the reader's own, with the legend that the page has beside it */
+  const SIZE = { width: 1100, height: 640 };
+  function picture(format) {
+    const plot = byId("pareto-plot"), named = new Map(), s = shownScenes[0], box = shownScenes.length > 1 ? { width: plot.clientWidth, height: plot.clientHeight + 60 } : SIZE;
+    for (const x of shownScenes.flatMap((each) => each.drawn)) named.set(x.hue === null ? "unquantized" : data.families[x.hue], colour(x));
+    const entries = [...named].map(([name, color]) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name: escape(name), marker: { color, size: 10 }, showlegend: true }));
+    const whole = {
+      ...plot.layout, ...box, paper_bgcolor: css("--page"), plot_bgcolor: css("--panel"), showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { ...plot.layout.margin, t: 84 },
+      title: { text: escape(shownScenes.length > 1 ? data.run : `${data.models[s.model]} \u00b7 ${data.run}`), font: { size: 15 }, x: 0.01, xanchor: "left", y: 0.985, yanchor: "top" },
+    };
+    const drawn = plot.data.map((trace) => ({ ...trace, showlegend: false }));
+    return plotly.then((Plotly) => Plotly.toImage({ data: [...drawn, ...entries], layout: whole, config: config() }, { format, ...box, scale: format === "png" ? 2 : 1 }));
+  }
+  byId("pareto-pictures").addEventListener("click", (event) => {
+    const button = event.target.closest("button"), format = button && button.dataset.picture;
+    if (!format || !shownScenes.length) return;
+    button.disabled = true;
+    picture(format).then((address) => {
+      const link = el("a", { href: address, download: `${data.run.replace(/[^A-Za-z0-9._-]+/g, "-")}.${format}` });
+      document.body.append(link);
+      link.click();
+      link.remove();
+    }).finally(() => { button.disabled = false; });
+  });
 
   /* ---- pointer and keyboard: one tab stop, arrows walk, Enter tells all */
   let wired = false;
@@ -401,6 +426,9 @@ const QuantExplore = (() => {
     return said.join(" ");
   }
 
+  /* After the next painting; at once where nothing is painted, in a tab that is not shown. */
+  const painted = () => new Promise((done) => (document.hidden ? done() : requestAnimationFrame(() => setTimeout(done, 0))));
+
   /* ---- everything from the state */
   function draw() {
     const started = performance.now(), asked = limits(), decision = QuantDecide.decide(offer.candidates, asked);
@@ -419,8 +447,17 @@ const QuantExplore = (() => {
     byId("alike").hidden = !band;
     byId("alike").textContent = band;
     panel();
-    document.documentElement.dataset.decided = (performance.now() - started).toFixed(1);
-    return chart(scenes, asked).then(() => { document.documentElement.dataset.answered = String(Math.round(performance.now() - started)); });
+    const told = document.documentElement.dataset, mine = ++latest;
+    told.decided = (performance.now() - started).toFixed(1);
+    told.drawing = "true";
+    /* charts take longer than a reader waits for an answer: that one is painted first, and only the newest chart is drawn */
+    return painted().then(() => {
+      told.painted = (performance.now() - started).toFixed(1);
+      return mine === latest ? chart(scenes, asked, mine) : null;
+    }).then(() => {
+      told.draws = String(Number(told.draws || 0) + 1);
+      if (mine === latest) delete told.drawing;
+    });
   }
   const form = byId("limits");
   for (const kind of ["input", "change"]) form.addEventListener(kind, () => { remember(); draw(); });
@@ -435,5 +472,5 @@ const QuantExplore = (() => {
   byId("decision").addEventListener("click", (event) => { const row = event.target.closest("[data-cell]"); if (row && event.target.closest("button")) open(cellOf.get(row.dataset.cell), true); });
   window.addEventListener("hashchange", () => { if (location.hash.includes("=") && location.hash.slice(1) !== written) { restore(); draw(); } });
   restore();
-  return { draw };
+  return { draw, picture };
 })();

@@ -98,6 +98,28 @@
   }
   const unitless = (text, unit) => (unit && text.endsWith(unit) ? text.slice(0, -unit.length).trim() : text);
 
+  /* ---- tables that are wider than their frame: a shadow says so, and for the table of all cells a button shows the rest */
+  const further = byId("table-further");
+  function beyond(region) {
+    const left = region.scrollLeft > 1, right = region.scrollLeft + region.clientWidth < region.scrollWidth - 1, more = [left && "left", right && "right"].filter(Boolean).join(" ");
+    if (more) region.dataset.more = more; else delete region.dataset.more;
+    if (further && table && region.contains(table)) {
+      further.hidden = !more;
+      further.textContent = right ? "More columns \u2192" : "\u2190 First columns";
+    }
+  }
+  const sized = new ResizeObserver((entries) => { for (const e of entries) beyond(e.target.closest(".scroll")); });
+  document.querySelectorAll("main .scroll").forEach((region) => {
+    region.addEventListener("scroll", () => beyond(region), { passive: true });
+    for (const node of [region, region.querySelector("table")]) if (node) sized.observe(node);
+  });
+  if (further && table) {
+    further.addEventListener("click", () => {
+      const region = table.closest(".scroll"), fixed = table.querySelector("tbody th"), step = region.clientWidth - (fixed ? fixed.offsetWidth : 0);
+      region.scrollTo({ left: region.dataset.more.includes("right") ? region.scrollLeft + step : 0 });
+    });
+  }
+
   /* ---- the keyboard in tables: one tab stop each, arrow keys walk what explains itself or does something */
   function one(region) { for (const node of region.querySelectorAll("table [data-tip], table button")) node.tabIndex = -1; }
   document.querySelectorAll("main .scroll").forEach((region) => { one(region); new MutationObserver(() => one(region)).observe(region, { childList: true, subtree: true }); });
@@ -171,5 +193,6 @@
     for (const e of entries) if (e.isIntersecting) { for (const a of links.values()) a.removeAttribute("aria-current"); const a = links.get(e.target.id); if (a) a.setAttribute("aria-current", "true"); }
   }, { rootMargin: "-20% 0px -70% 0px" });
   document.querySelectorAll("main > section").forEach((s) => seen.observe(s));
-  drawn.then(() => { document.documentElement.dataset.ready = "true"; });
+  document.documentElement.dataset.interactive = performance.now().toFixed(0);
+  drawn.then(() => { document.documentElement.dataset.charts = performance.now().toFixed(0); document.documentElement.dataset.ready = "true"; });
 })();
