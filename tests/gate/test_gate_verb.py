@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 from harness import store
 from harness.cli import app
-from harness.errors import BadInput, NewerSchema
-from harness.gate import evidence, journal
+from harness.errors import BadInput, HarnessError, NewerSchema
+from harness.gate import evidence, journal, judge
 from harness.proof import seal_path
 from harness.spec import RunHeader
 from harness.store import Run
@@ -190,3 +191,35 @@ def test_the_policy_that_comes_along_says_the_defaults() -> None:
     assert shipped.mutes == ()
     assert {name: shipped.limits[name] for name in DEFAULTS} == dict(DEFAULTS)
     assert dataclasses.replace(shipped, source="", limits={}) == Policy()
+
+
+def test_no_changed_bit_of_a_run_or_its_samples_becomes_a_verdict(tmp_path: Path) -> None:
+    """Each of 150 seeded changes leaves every verdict as it was, or makes it one that is no pass, or has the run refused."""
+    small = {"items": 40, "windows": 4, "tokens": 8}
+    place = tmp_path / "results" / "quick"
+    first = stored(place, FIRST, Answers(**small))
+    second = stored(place / "apart", SECOND, Answers(**small).lose(GPTQ, "facts", lost=3))
+    whole = {f.square: f for f in judge.gate(store.read(first), store.read(second)).findings}
+    files = [second, *sorted((second.parent / "blobs").rglob("*.*"))]
+    rng = random.Random(0)
+    noticed = 0
+    for _ in range(150):
+        file = rng.choice(files)
+        data = file.read_bytes()
+        at = rng.randrange(len(data))
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                report = judge.gate(store.read(first), store.read(second))
+            except HarnessError:
+                noticed += 1
+                report = None
+        for found in () if report is None else report.findings:
+            was = whole.get(found.square)
+            kept = was is not None and (found.verdict, found.before, found.after) == (was.verdict, was.before, was.after)
+            partly = found.square.metric == "mean_accuracy" and "whose items cannot be paired" in found.reason
+            assert kept or partly or found.verdict in ("missing", "not comparable", "failed"), found
+        noticed += report is not None and tuple(report.findings) != tuple(whole.values())
+        file.write_bytes(data)
+    assert noticed > 20  # the others are in samples that equal answers share, which are not read, or that no square rests on
