@@ -15,7 +15,7 @@ from harness.gate import history, journal, trends
 from harness.gate.trends import Point, Step, Trend
 from harness.report.families import colour
 from harness.report.markup import Markup, el, join
-from harness.report.numbers import Display, display, show
+from harness.report.numbers import MINUS, Display, display, show
 from harness.report.pieces import fold, numeric, table
 from harness.report.section import Section
 from harness.report.svg import Scale
@@ -94,7 +94,7 @@ def _chart(group: Sequence[Trend]) -> Markup | None:
     times = [_time(point) for trend in drawn for point in trend.points]
     ends = (min(times), max(times))
     unit = "points" if points else "%"
-    parts = [_grid(scale, tick, unit) for tick in scale.ticks()]
+    parts = [_grid(scale, tick) for tick in scale.ticks()]
     parts.append(
         el(
             "svg",
@@ -105,6 +105,7 @@ def _chart(group: Sequence[Trend]) -> Markup | None:
             preserveAspectRatio="none",
         )
     )
+    parts += [_tick(scale, tick, unit) for tick in scale.ticks()]  # over the lines, on a ground of their own
     for place, anchor, time in (("0", "start", ends[0]), ("100%", "end", ends[1])):
         day = datetime.datetime.fromtimestamp(time, datetime.UTC).date().isoformat()
         parts.append(el("text", day, x=place, y=_HEIGHT + 18, text_anchor=anchor, cls="tick"))
@@ -131,10 +132,14 @@ def _y(value: float, scale: Scale) -> float:
     return round(_HEIGHT - _PAD - scale.percent(value) / 100 * (_HEIGHT - 2 * _PAD), 1)
 
 
-def _grid(scale: Scale, value: float, unit: str) -> Markup:
-    y = _y(value, scale)
-    line = el("line", x1="0", x2="100%", y1=str(y), y2=str(y), cls="against" if value == 0 else "grid")
-    return join(line, el("text", f"{value:+.4g} {unit}", x="100%", y=str(y - 4), text_anchor="end", cls="tick"))
+def _grid(scale: Scale, value: float) -> Markup:
+    y = str(_y(value, scale))
+    return el("line", x1="0", x2="100%", y1=y, y2=y, cls="against" if value == 0 else "grid")
+
+
+def _tick(scale: Scale, value: float, unit: str) -> Markup:
+    label = f"{value:+.4g} {unit}".replace("-", MINUS) if value else "0"
+    return el("text", label, x="100%", y=str(_y(value, scale) - 4), text_anchor="end", cls="value")
 
 
 def _line(trend: Trend, changes: Sequence[float], scale: Scale, ends: tuple[float, float]) -> Markup:

@@ -12,6 +12,7 @@ from harness.errors import BadInput, UnknownName
 from harness.gate import history, journal
 from harness.gate.trends import Trend, Wanted, sparkline, trends
 from tests.gate import many_nights
+from tests.report.synthetic import HEADER
 
 NIGHTS, CHANGED = 40, 28
 
@@ -28,11 +29,11 @@ def values(day: int, *, slower: float = 1.0, lost: float = 0.0) -> many_nights.V
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kernel is slower from one night on, with which a package changed; nothing else happens."""
     made = tmp_path_factory.mktemp("nights")
-    packages = many_nights.HEADER.context.packages
+    packages = HEADER.context.packages
     for day in range(NIGHTS):
         after = day >= CHANGED
-        context = {"packages": {**packages, "torch": "2.14.0"}} if after else {}
-        many_nights.write(made, day, values(day, slower=1.1 if after else 1.0), **context)
+        now = {**packages, "torch": "2.14.0"} if after else packages
+        many_nights.write(made, day, values(day, slower=1.1 if after else 1.0), packages=now)
     return made
 
 
