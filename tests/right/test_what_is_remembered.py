@@ -123,8 +123,8 @@ def test_a_paranoid_run_measures_again_what_a_changed_bit_makes_another_model(
     suite = write_suite("{bits: 4}")
     time.sleep(0.02)
 
-    def run(**options: bool) -> store.Run:
-        return store.read(harness.run(suite, results=tmp_path / "results", cache=tmp_path / "cache", **options))
+    def run(*, paranoid: bool = False) -> store.Run:
+        return store.read(harness.run(suite, results=tmp_path / "results", cache=tmp_path / "cache", paranoid=paranoid))
 
     before = run()
     swapped(model_folder / "model.safetensors")
