@@ -30,9 +30,10 @@ AUTO = "budget: auto\nmargin: 0.02"
 CELLS = ("{bits: 8}", "{bits: 4, lost: 0.2}", "{bits: 3, lost: 0.03, gained: 0.01}")
 
 
-def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
-    planned = plan(suite, device="cpu")
-    return store.read(runner.run(planned, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache", **settings)))
+def run(suite: Path, tmp_path: Path, *, fresh: bool = False, retry_failed: bool = False) -> store.Run:
+    results, cache = tmp_path / "results", tmp_path / "cache"
+    settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed)
+    return store.read(runner.run(plan(suite, device="cpu"), settings))
 
 
 def items(stored: store.Run, bits: int) -> Record:

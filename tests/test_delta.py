@@ -25,17 +25,25 @@ class Asked:
         return self.answer(changes)
 
 
+def red_with(cause: set[int]) -> Callable[[Sequence[int]], Answer]:
+    return lambda changes: "red" if cause <= set(changes) else "green"
+
+
+def from_table(table: dict[tuple[int, ...], Answer]) -> Callable[[Sequence[int]], Answer]:
+    return lambda changes: table[tuple(changes)]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 40, 100])
 def test_one_cause_among_many_is_found_in_about_two_questions_for_each_halving(count: int) -> None:
     for cause in range(count):
-        asked = Asked(lambda changes, cause=cause: "red" if cause in changes else "green")
+        asked = Asked(red_with({cause}))
         assert isolate(range(count), asked).cause == (cause,)
         assert len(asked.seen) <= 2 * math.ceil(math.log2(count)) if count > 1 else not asked.seen
 
 
 def test_of_two_that_are_bad_together_only_one_is_named_as_the_last_step_from_green_to_red() -> None:
     for pair in itertools.combinations(range(6), 2):
-        found = isolate(range(6), lambda changes, pair=pair: "red" if set(pair) <= set(changes) else "green")
+        found = isolate(range(6), red_with(set(pair)))
         assert len(found.cause) == 1
         assert set(pair) - set(found.cause) <= set(found.green)
         assert set(found.cause) < set(pair)
@@ -60,7 +68,7 @@ def test_what_is_named_always_lies_between_a_green_and_a_red_set() -> None:
             for subset in itertools.combinations(range(count), size)
         }
         table[()], table[tuple(range(count))] = "green", "red"
-        asked = Asked(lambda changes, table=table: table[tuple(changes)])
+        asked = Asked(from_table(table))
         found = isolate(range(count), asked)
         assert table[found.green] == "green"
         assert table[tuple(sorted((*found.green, *found.cause)))] == "red"

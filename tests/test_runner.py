@@ -29,9 +29,10 @@ from harness.suite.matrix import plan
 WriteSuite = Callable[..., Path]
 
 
-def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
-    planned = plan(suite, device="cpu")
-    return store.read(runner.run(planned, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache", **settings)))
+def run(suite: Path, tmp_path: Path, *, fresh: bool = False, retry_failed: bool = False) -> store.Run:
+    results, cache = tmp_path / "results", tmp_path / "cache"
+    settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed)
+    return store.read(runner.run(plan(suite, device="cpu"), settings))
 
 
 def statuses(stored: store.Run, scheme: str) -> dict[str, str]:

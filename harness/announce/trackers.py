@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from harness.announce.issues import LABEL, Action, Close, Issue, Open, Update
 from harness.errors import BadInput, HarnessError
@@ -68,9 +68,7 @@ class Api:
         if not re.fullmatch(r"[\x21-\x7e]+", token):
             raise BadInput(f"the variable {self.token_env} holds what cannot be a token (spaces, line ends or other characters)")
         parts = urlsplit(self.url)
-        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        more = {"context": ssl.create_default_context()} if parts.scheme == "https" else {}
-        connection = connect(parts.hostname or "", parts.port, timeout=SECONDS, **more)
+        connection = _connection(parts)
         headers = {
             "User-Agent": "quant-harness",
             "Content-Type": "application/json",
@@ -104,6 +102,13 @@ class Api:
             yield from (row for row in rows if isinstance(row, dict))
             if len(rows) < PAGE:
                 return
+
+
+def _connection(parts: SplitResult) -> http.client.HTTPConnection:
+    host = parts.hostname or ""
+    if parts.scheme == "http":  # this machine's own, see above
+        return http.client.HTTPConnection(host, parts.port, timeout=SECONDS)
+    return http.client.HTTPSConnection(host, parts.port, timeout=SECONDS, context=ssl.create_default_context())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from harness.gate.types import GateReport
 from harness.proof import seal_path
 from harness.run.delta import Answer, first_bad, isolate
 from harness.run.only import question_name
-from harness.spec import Cell, digest
+from harness.spec import Cell, EnvironmentRecord, digest
 from harness.store import Run
 
 CHANGES_NUMBERS = False
@@ -120,9 +120,9 @@ def _cell(run: Run, wish: str) -> Cell:
 def changes(sought: Sought) -> tuple[list[Change], list[str]]:
     """The packages that differ between the runs where the cell was measured, and those that cannot be tried, with the reason."""
     places = {envs.MAIN: (sought.base.header.context.packages, sought.candidate.header.context.packages)}
-    own = [_environment(run, sought.cell) for run in (sought.base, sought.candidate)]
-    if all(own):
-        places[own[1][0]] = (own[0][1], own[1][1])
+    before, after = (_environment(run, sought.cell) for run in (sought.base, sought.candidate))
+    if before is not None and after is not None:
+        places[after.name] = (before.packages, after.packages)
     differing = [
         Change(place=place, package=name, before=old.get(name, ""), after=new.get(name, ""))
         for place, (old, new) in places.items()
@@ -137,11 +137,10 @@ def changes(sought: Sought) -> tuple[list[Change], list[str]]:
     return [c for c in differing if c.before and c.after], left
 
 
-def _environment(run: Run, cell: Cell) -> tuple[str, Mapping[str, str]] | tuple[()]:
-    """The name and the packages of the environment that the cell was measured in, where it is not the main one."""
+def _environment(run: Run, cell: Cell) -> EnvironmentRecord | None:
+    """The environment that the cell was measured in, where it is not the main one."""
     names = {r.environment for r in run.records if (r.cell.model.name, r.cell.label) == (cell.model.name, cell.label)}
-    found = [(e.name, e.packages) for digest_, e in run.environments.items() if digest_ in names]
-    return found[0] if found else ()
+    return next((listed for name, listed in run.environments.items() if name in names), None)
 
 
 def packages(sought: Sought, cache: Path, tell: Tell) -> Found:

@@ -25,9 +25,10 @@ def call(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=cwd)
 
 
-def run(suite: Path, tmp_path: Path, **settings: bool) -> store.Run:
-    planned = plan(suite, device="cpu")
-    return store.read(runner.run(planned, runner.Settings(results=tmp_path / "results", cache=tmp_path / "cache", **settings)))
+def run(suite: Path, tmp_path: Path, *, fresh: bool = False, retry_failed: bool = False) -> store.Run:
+    results, cache = tmp_path / "results", tmp_path / "cache"
+    settings = runner.Settings(results=results, cache=cache, fresh=fresh, retry_failed=retry_failed)
+    return store.read(runner.run(plan(suite, device="cpu"), settings))
 
 
 def of(stored: store.Run, method: str) -> list[Record]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ ENV = {"GITHUB_TOKEN": tracker.TOKEN, "TRACKER": "--github team/project", "PULL"
 """What the expressions of the workflow stand for on a scheduled night."""
 
 
-def actions_night(checkout: Checkout) -> Mapping[str, int]:
+def actions_night(checkout: Checkout) -> dict[str, int]:
     """Runs the steps of a night as GitHub does; the exit code of each that ran."""
     codes: dict[str, int] = {}
     for step in steps():
