@@ -32,7 +32,7 @@ from harness import (
     cli_recommend,
     cli_verify,
 )
-from harness.cli_publish import waiting, write_file
+from harness.cli_publish import unswept, waiting, write_file
 from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
 from harness.version import __version__
 
@@ -404,7 +404,7 @@ def _write_report(results: Sequence[Path], target: Path) -> None:
     from harness.gate import trends_section
     from harness.report import render
 
-    with waiting("reading") as say:
+    with waiting("reading") as say, unswept():
         runs = [store.read(path) for path in results]
         if len({(run.header.run, run.path.resolve()) for run in runs}) < len(runs):
             raise BadInput("the same run is named twice; name runs of two machines or two dates")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -198,7 +199,7 @@ def derived(results: Path) -> View:
     from harness import store
     from harness.report.view import view
 
-    with waiting(f"reading {results}") as tell:
+    with waiting(f"reading {results}") as tell, unswept():
         run = store.read(results)
         tell(f"comparing {len(run.plan.cells)} cells with their baselines")
         return view(run)
@@ -212,6 +213,19 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
         return
     with err.status(escape(what)) as status:
         yield lambda text: status.update(escape(text))
+
+
+@contextlib.contextmanager
+def unswept() -> Iterator[None]:
+    """Without Python's search for cycles. Reading a run makes millions of objects that live until its page is written: the search
+    finds nothing to free among them, and takes a twelfth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def write_file(target: Path, data: bytes) -> None:

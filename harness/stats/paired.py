@@ -424,7 +424,7 @@ def _resampled_means(rng: np.random.Generator, task: Task) -> Floats:
     sums, sizes = np.where(usable, change, 0.0), usable.astype(np.float64)
     if task.clusters is not None:
         index = cluster_index(task.clusters, change.size)
-        sums, sizes = (np.bincount(index, weights=each) for each in (sums, sizes))
+        sums, sizes = (np.bincount(index, weights=each).astype(np.float64) for each in (sums, sizes))
     kinds, occurrences = _kinds(sums, sizes)
     drawn = rng.multinomial(sums.size, occurrences / sums.size, size=REPLICATES).astype(np.float64) @ kinds
     return np.asarray(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), dtype=np.float64)
