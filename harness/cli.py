@@ -37,7 +37,8 @@ from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessE
 from harness.version import __version__
 
 if TYPE_CHECKING:
-    from harness.envs import Missing
+    from harness.costs import Expected
+    from harness.envs import Missing, Status
     from harness.forecast.estimate import CellPlan, Forecast
     from harness.suite.plan import Plan
 
@@ -155,24 +156,7 @@ def run(
     except KeyboardInterrupt:
         err.print("stopped; everything measured so far is kept: the same command goes on from here", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    if target is not None:
-        _write_report([path], target)
-    from harness import store
-    from harness.forecast import words
-    from harness.report import failed, terminal_table
-    from harness.report.view import view
-
-    shown = view(store.read(path))
-    out.print(terminal_table(shown))
-    for line in failed.lines(shown):
-        cli_env.say(line)
-    out.print(f"results  {path}", soft_wrap=True, highlight=False)
-    if target is not None:
-        out.print(f"report   {target}", soft_wrap=True, highlight=False)
-    took = f"{words.clock(time.monotonic() - started)}{words.against(progress.expected)}"
-    out.print(f"took     {took}", highlight=False, soft_wrap=True)
-    if failed.all_on_bad_input(shown):
-        raise BadInput("every question failed on what it was given; correct that (see above), and run the same command again")
+    _tell(path, target, seconds=time.monotonic() - started, expected=progress.expected)
 
 
 @app.command(
@@ -230,6 +214,12 @@ def plan(
     out.print(table)
     _show_forecast(forecast, unread, cache)
     _say_what_holds(planned)
+    _say_what_is_lacking(planned, states, places)
+    _list_unsupported(planned)
+
+
+def _say_what_is_lacking(planned: Plan, states: Sequence[Status], places: Sequence[str]) -> None:
+    """Environments that are to be built first, and packages without which cells would fail."""
     for status in states:
         name, cells = status.environment.name, places.count(status.environment.name)
         if status.unwell:
@@ -241,7 +231,28 @@ def plan(
         what = f"{' and '.join(lacking.packages)} {'is' if len(lacking.packages) == 1 else 'are'} not installed, so"
         many = needing[0] if len(needing) == 1 else f"{len(needing)} cells ({needing[0]} ...)"
         cli_env.say(f"missing      {what} {many} would fail: {lacking.install}")
-    _list_unsupported(planned)
+
+
+def _tell(path: Path, target: Path | None, *, seconds: float, expected: Expected | None) -> None:
+    """Writes the report into `target`, if there is one, and says what a run has measured. BadInput where nothing was."""
+    from harness import store
+    from harness.forecast import words
+    from harness.report import failed, terminal_table
+    from harness.report.view import view
+
+    if target is not None:
+        _write_report([path], target)
+    shown = view(store.read(path))
+    out.print(terminal_table(shown))
+    for line in failed.lines(shown):
+        cli_env.say(line)
+    out.print(f"results  {path}", soft_wrap=True, highlight=False)
+    if target is not None:
+        out.print(f"report   {target}", soft_wrap=True, highlight=False)
+    took = f"{words.clock(seconds)}{words.against(expected)}"
+    out.print(f"took     {took}", highlight=False, soft_wrap=True)
+    if failed.all_on_bad_input(shown):
+        raise BadInput("every question failed on what it was given; correct that (see above), and run the same command again")
 
 
 def _say_what_holds(planned: Plan) -> None:

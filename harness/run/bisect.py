@@ -9,6 +9,7 @@ that another state made is taken for this one's; the gate says whether the cell 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -43,6 +44,9 @@ SHARED = ("corpora", "datasets", "shapes", "machine", "digests.json")
 
 OURS = "llm-quant-harness"
 """Its code differs by commits, not by packages."""
+
+_ASK = "import json, sys, harness; given = json.loads(sys.argv[1]); harness.run(given.pop('suite'), **given)"
+"""The package's public function, which is the same at every commit that has it."""
 
 Tell = Callable[[str], None]
 _End: TypeAlias = tuple[str, Callable[[], Answer]]
@@ -277,12 +281,18 @@ class _Asking:
         self.tell(f"asking {len(self.sought.questions)} questions: {name}")
         state.mkdir(parents=True, exist_ok=True)
         context = self.sought.candidate.header.context
-        asked = [word for question in self.sought.questions for word in ("--only", question)]
-        where = ["--results", str(state), "--cache", str(cache), "--device", context.device, "--threads", str(context.threads)]
+        asked = {
+            "suite": self.sought.suite,
+            "only": self.sought.questions,
+            "results": str(state),
+            "cache": str(cache),
+            "device": context.device,
+            "threads": context.threads,
+        }
         old = os.environ.get("PYTHONPATH", "")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), *([old] if old else [])])}
         with (state / "log.txt").open("w", encoding="utf-8") as log:
-            command = [str(python), "-P", "-m", "harness.cli", "run", self.sought.suite, *asked, *where]
+            command = [str(python), "-P", "-c", _ASK, json.dumps(asked)]
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, check=False)
 
     def _judged(self, state: Path, name: str, wanted: Mapping[str, str] | None = None) -> Answer | None:
