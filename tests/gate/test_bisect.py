@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -149,6 +150,17 @@ def test_the_commit_that_made_a_cell_worse_is_named(machines: Machines, tmp_path
     found = machines.call(python, "bisect", base, candidate, "fake 4-bit", "--with", "git checkout -q {commit}", "--repo", repo)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.splitlines()[-1] == f"found: {commits[3][:12]} number 3"
+
+    def refused(template: str, where: Path) -> str:
+        done = machines.call(python, "bisect", base, candidate, "fake 4-bit", "--with", template, "--repo", where)
+        assert done.returncode in (1, 2), done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "this quant-harness runs from there" in refused("git checkout -q {commit}", ROOT)
+    assert "says nowhere {commit}" in refused("git checkout -q", repo)
+    shutil.rmtree(candidate.parent / "bisect")
+    assert "there is no answer here: git checkout -q" in refused("git checkout -q {commit}; touch pwned", repo)
+    assert not list(tmp_path.rglob("pwned")), "no shell reads the template"
 
 
 def copy_tracked(repo: Path) -> None:
