@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +63,7 @@ def bisect(
     def against_base(run: Run) -> GateReport:
         return judge.gate(first, run, history=past, policy=rules)
 
-    sought = search.seek(first, second, cell, report, suite or _suite(second), against_base)
+    sought = search.seek(first, second, cell, report, suite or _asked(second), against_base)
     say(f"worse: {'; '.join(f.square.name for f in sought.report.findings)}")
     try:
         if template is None or repo is None:
@@ -90,10 +89,11 @@ def _tell(found: Found) -> None:
     raise typer.Exit(EXIT_NOT_FOUND)
 
 
-def _suite(run: Run) -> str:
+def _asked(run: Run) -> str:
     """What `run` was given when it made the candidate."""
-    for command in run.plan.commands:
-        words = shlex.split(command)
-        if words[:2] == ["quant-harness", "run"] and len(words) > 2:
-            return words[2]
-    raise BadInput("CANDIDATE does not say which suite it was run by; name it with --suite SUITE")
+    from harness.gate.judge import suite_asked
+
+    suite = suite_asked(run)
+    if not suite:
+        raise BadInput("CANDIDATE does not say which suite it was run by; name it with --suite SUITE")
+    return suite

@@ -1,7 +1,9 @@
 """Latency and memory: numbers of a machine, judged by how far the same series has moved before.
 
 A change is news only if it is beyond the fence of the series' own past changes *and* the ratio to the baseline of the same run is
-beyond the fence of that ratio's: a slower night slows the baseline too. Numbers of unequal machines are not compared.
+beyond the fence of that ratio's: a slower night slows the baseline too. For latency the ratio is the one that the probe measured
+within its rounds, cell and baseline at once: a machine that was busy for a minute slows both. Numbers of unequal machines are not
+compared.
 """
 
 from __future__ import annotations
@@ -13,13 +15,20 @@ from dataclasses import dataclass, replace
 
 from harness import stats
 from harness.gate import compare
-from harness.gate.join import Asked, Side, Sides, judged
+from harness.gate.join import Asked, Side, Sides, figure, judged
 from harness.gate.policy import Limit, Policy
 from harness.gate.samples import Unpaired
-from harness.gate.types import Figure, Finding, History
+from harness.gate.types import Figure, Finding, History, Past
 from harness.series import machine_identity
-from harness.spec import Measurement, Metric
+from harness.spec import Metric
 from harness.stats import Fence
+
+ALLOCATOR_BYTES = 16 << 20
+"""By how much the peak of one artifact was seen to move between nights in which nothing changed: caches, arenas, thread stacks. A
+share of a small model's peak says nothing before its series has a past."""
+
+RATIO = "_ratio"
+"""Ends the name of a metric that is another one's, cell over baseline within the rounds of one measurement."""
 
 Place = tuple[Sides, Side, Asked]
 """Where a number stands: its run, its cell, its question."""
@@ -46,6 +55,10 @@ def judge(found: Finding, metric: Metric, before: Place, after: Place, history: 
     machines = [machine_identity(place[0].run.header.context) for place in (before, after)]
     if machines[0] != machines[1]:
         raise Unpaired("the two runs are of different machines, devices or numbers of threads")
+    taken = max(before[2].elsewhere, after[2].elsewhere)
+    if taken > policy.busy:
+        when = "now" if after[2].elsewhere == taken else "before"
+        raise Unpaired(f"the machine was busy with other work while it was measured {when} ({taken:.0%} of its CPU time)")
     first, second = found.before, found.after
     if first is None or second is None:
         raise Unpaired("one of the two runs has no number here")
@@ -53,22 +66,26 @@ def judge(found: Finding, metric: Metric, before: Place, after: Place, history: 
     series = history.get((square.identity, square.metric, square.subject, square.definition), ())
     past = [night for night in series if night.machine == machines[1]]
     limit = policy.limit(metric.name, "fenced")
-    own = _moved(metric, first.value, second.value, [p.value for p in past], limit)
+    own = _moved(metric, first.value, second.value, [p.value for p in past], limit, unit=square.unit)
     found = _changed(found, first, second, own, metric)
     if after[1].baseline:
-        return replace(found, verdict="within noise", reason="the baseline's own: a note at the top says where it moved")
-    ratios = [_ratio(place, found, value) for place, value in ((before, first), (after, second))]
-    if ratios[0] is None or ratios[1] is None:
+        if own.worse or own.better:
+            raise Unpaired(
+                "it is the baseline's own number, and moved: nothing stands beside it that tells the machine from the model"
+            )
+        return replace(found, verdict="within noise")
+    old, new = (_ratio(place, found, value) for place, value in ((before, first), (after, second)))
+    if old is None or new is None:
         raise Unpaired("the baseline of the same run has no such number, so a slow machine cannot be told from a slow cell")
-    beside = _moved(metric, ratios[0], ratios[1], [p.value / p.baseline for p in past if p.baseline], limit)
-    apart = _apart(first, second)
+    beside = _moved(metric, old.value, new.value, _past_ratios(old, past, history, machines[1]), limit)
+    apart = _apart(first, second) and _apart(old.figure, new.figure)
     if own.worse and beside.worse and apart:
         return replace(found, verdict="regressed", reason=f"{math.expm1(beside.by):+.1%} against the same run's baseline")
     if own.better and beside.better and apart:
         return replace(found, verdict="improved")
     if own.worse:
         why = "the baseline of the same run moved with it" if not beside.worse else "the two intervals meet"
-        return replace(found, verdict="within noise", reason=why)
+        return replace(found, verdict="within noise", factor=None, reason=why)
     return replace(found, verdict="within noise")
 
 
@@ -85,12 +102,14 @@ def moved_baselines(before: Sides, now: Sides, history: History, policy: Policy)
             again = side.asked.get(name)
             for metric, kind, measurement in judged(asked, old, before):
                 sample = None if again is None else again.sample(metric.name, measurement.definition)
-                if kind != "fenced" or sample is None:
+                if kind != "fenced" or sample is None or again is None or max(asked.elsewhere, again.elsewhere) > policy.busy:
                     continue
                 key = (identity, metric.name, asked.question.subject, measurement.definition)
                 past = [p.value for p in history.get(key, ()) if p.machine == machines[1]]
                 try:
-                    moved = _moved(metric, measurement.value, sample.value, past, policy.limit(metric.name, "fenced"))
+                    moved = _moved(
+                        metric, measurement.value, sample.value, past, policy.limit(metric.name, "fenced"), unit=metric.unit
+                    )
                 except Unpaired:
                     continue
                 if moved.worse:
@@ -100,12 +119,14 @@ def moved_baselines(before: Sides, now: Sides, history: History, policy: Policy)
                     )
 
 
-def _moved(metric: Metric, before: float, after: float, past: Sequence[float], limit: Limit) -> _Moved:
-    """How far a number moved, and the fence made of the changes between its past nights."""
+def _moved(metric: Metric, before: float, after: float, past: Sequence[float], limit: Limit, unit: str = "") -> _Moved:
+    """How far a number moved, and the fence made of the changes between its past nights. Where there are few of them, a number of
+    bytes must also move by more than an allocator does."""
     by = compare.relative(metric, before, after)
     good = [value for value in past if value > 0]
     steps = [compare.relative(metric, old, new) for old, new in itertools.pairwise(good)]
-    fence = stats.fence(steps, default=math.log1p(limit.short_history), floor=math.log1p(limit.magnitude))
+    least = ALLOCATOR_BYTES / before if unit == "B" else 0.0
+    fence = stats.fence(steps, default=math.log1p(max(limit.short_history, least)), floor=math.log1p(limit.magnitude))
     return _Moved(by=by, fence=fence)
 
 
@@ -144,12 +165,38 @@ def _apart(before: Figure, after: Figure) -> bool:
     return ends[0][1] < ends[1][0] or ends[1][1] < ends[0][0]
 
 
-def _ratio(place: Place, found: Finding, figure: Figure) -> float | None:
-    """The number over that of the same run's baseline under the same question."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ratio:
+    """A cell's number over the baseline's of the same run. `key`: where its own past stands in a history; None where it is made
+    of two numbers that were measured one after the other."""
+
+    figure: Figure
+    key: tuple[str, str, str, str] | None = None
+
+    @property
+    def value(self) -> float:
+        return self.figure.value
+
+
+def _ratio(place: Place, found: Finding, own: Figure) -> _Ratio | None:
+    """The ratio that was measured within rounds, else the number over that of the baseline under the same question; None where
+    there is neither."""
     sides, side, asked = place
+    square = found.square
+    measured = next((m for m in asked.measurements if m.metric == square.metric + RATIO and m.value > 0), None)
+    if measured is not None:
+        key = (square.identity, measured.metric, square.subject, measured.definition)
+        return _Ratio(figure=figure(measured), key=key)
     base = sides.baseline_of(side)
-    sample: Measurement | None = None
-    if base is not None:
-        same = next((a for a in base.asked.values() if a.question == asked.question), None)
-        sample = None if same is None else same.sample(found.square.metric, found.square.definition)
-    return figure.value / sample.value if sample is not None and sample.value > 0 else None
+    same = None if base is None else next((a for a in base.asked.values() if a.question == asked.question), None)
+    sample = None if same is None else same.sample(square.metric, square.definition)
+    if sample is None or sample.value <= 0:
+        return None
+    return _Ratio(figure=Figure(value=own.value / sample.value))
+
+
+def _past_ratios(ratio: _Ratio, past: Sequence[Past], history: History, machine: str) -> list[float]:
+    """The ratios of past nights: those measured, or those of the numbers."""
+    if ratio.key is not None:
+        return [night.value for night in history.get(ratio.key, ()) if night.machine == machine]
+    return [night.value / night.baseline for night in past if night.baseline]

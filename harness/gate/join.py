@@ -36,6 +36,15 @@ class Asked:
     def sample(self, metric: str, definition: str) -> Measurement | None:
         return next((m for m in self.measurements if (m.metric, m.definition) == (metric, definition)), None)
 
+    @property
+    def elsewhere(self) -> float:
+        """The share of the machine's CPU time that went elsewhere while this was measured: to other processes, or to the
+        hypervisor's other guests; 0 where nobody counted."""
+        facts = {} if self.record is None or self.record.answer is None else self.record.answer.facts
+        conditions = facts.get("conditions")
+        shares = [conditions.get(name) for name in ("others_cpu_share", "steal_share")] if isinstance(conditions, dict) else []
+        return sum(float(share) for share in shares if isinstance(share, (int, float)))
+
     def other_definition(self, metric: str) -> str | None:
         """The definition under which the metric was measured here, whichever it is."""
         return next((m.definition for m in self.measurements if m.metric == metric), None)

@@ -18,6 +18,7 @@ found there, and what was accepted is no alarm.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,6 +70,7 @@ def gate(
         findings=tuple(findings),
         differences=causes.differences(base, candidate),
         notes=(
+            *_order(base, candidate),
             *_notes("BASE", base),
             *_notes("CANDIDATE", candidate),
             *fenced.moved_baselines(before, now, history or {}, policy),
@@ -88,7 +90,22 @@ def run_name(run: Run) -> RunName:
         commit=context.commit,
         host=context.host,
         finished=run.ended,
+        asked=suite_asked(run),
     )
+
+
+def suite_asked(run: Run) -> str:
+    """The suite as `quant-harness run SUITE` was given it, from the commands that make the run again; '' where none says."""
+    for command in run.plan.commands:
+        words = shlex.split(command)
+        if words[:2] == ["quant-harness", "run"] and len(words) > 2:
+            return words[2]
+    return ""
+
+
+def _order(base: Run, candidate: Run) -> Iterator[str]:
+    if candidate.header.started_at < base.header.started_at:
+        yield "CANDIDATE is older than BASE, so that what got worse counts as better here: swap them, unless that is meant"
 
 
 def _notes(who: str, run: Run) -> Iterator[str]:

@@ -58,10 +58,12 @@ class Mute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`alpha`: the share of nights in which nothing changed and an alarm may be raised all the same. `limits` by metric; those of
+    """`alpha`: the share of nights in which nothing changed and an alarm may be raised all the same. `busy`:
+    the share of a machine's CPU time that may go elsewhere while a latency is measured. `limits` by metric; those of
     other metrics are the defaults of their kind. `source`: the file, '' for the defaults."""
 
     alpha: float = 0.01
+    busy: float = 0.25
     limits: Mapping[str, Limit] = field(default_factory=dict)
     mutes: tuple[Mute, ...] = ()
     source: str = ""
@@ -93,7 +95,7 @@ _OF_KIND: Mapping[Kind, Limit] = {
     "fenced": Limit(magnitude=0.02, short_history=0.05),
 }
 
-_KEYS = ("alpha", "limits", "mute")
+_KEYS = ("alpha", "busy", "limits", "mute")
 _LIMIT_KEYS = ("magnitude", "margin", "short_history")
 _MUTE_KEYS = ("cell", "metric", "until", "why")
 
@@ -119,6 +121,11 @@ def load(path: Path) -> Policy:
         if not 0 < alpha <= 0.5:
             raise BadInput(f"{path}, alpha: the share of nights with a false alarm is above 0 and at most 0.5, not {alpha:g}")
         policy = replace(policy, alpha=alpha)
+    if "busy" in known:
+        busy = _number(path, "busy", known["busy"])
+        if not 0 <= busy <= 1:
+            raise BadInput(f"{path}, busy: a share of the machine's CPU time is 0 to 1, not {busy:g}")
+        policy = replace(policy, busy=busy)
     limits = _mapping(path, "limits", known.get("limits") or {}, (MEAN_ACCURACY, *METRICS))
     return replace(
         policy,

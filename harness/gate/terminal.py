@@ -52,12 +52,13 @@ def table(findings: Sequence[Finding]) -> Table:
         made.add_column(title, justify="right", no_wrap=True)
     made.add_column("change (95 %)", overflow="fold", min_width=11)
     made.add_column("noise", justify="right", no_wrap=True)
-    made.add_column("threshold", overflow="fold")
     for f in findings:
         before, after = words.figures(f)
         remark = "; ".join(words.remarks(f))
         name = Text(f"{_plain(f.square.cell)}\n{_plain(words.about(f))}")
-        squares = [before, after, words.change(f) or remark, words.factor(f), words.threshold(f)]
+        changed, threshold = words.change(f), words.threshold(f)
+        said = "\n".join(part for part in (changed, threshold and f"threshold {threshold}") if part) if changed else remark
+        squares = [before, after, said, words.factor(f)]
         made.add_row(_verdict(f), name, *(Text(_plain(square)) for square in squares))
         if remark and words.change(f):
             made.add_row("", Text(_plain(remark), style="dim"))

@@ -113,7 +113,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunName:
-    """A run as the gate's outputs name it. `finished`: everything planned has an outcome."""
+    """A run as the gate's outputs name it. `finished`: everything planned has an outcome. `asked`: what `run` was given, a
+    built-in suite's name or a path; '' where nothing says so."""
 
     path: str
     run: str
@@ -122,6 +123,7 @@ class RunName:
     commit: str | None
     host: str
     finished: bool
+    asked: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

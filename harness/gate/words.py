@@ -115,7 +115,7 @@ def replay(report: GateReport, f: Finding) -> str:
 
 
 def _suite(report: GateReport) -> str:
-    return shlex.quote(report.candidate.suite or "SUITE")
+    return shlex.quote(report.candidate.asked or report.candidate.suite or "SUITE")
 
 
 def error_rate(report: GateReport) -> str:

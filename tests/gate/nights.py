@@ -67,6 +67,7 @@ class Answers:
         self.peak = {c.label: 2e8 / (1 + i) for i, c in enumerate(CELLS)}
         self.bytes = {c.label: 2e8 / (1 + i) for i, c in enumerate(CELLS)}
         self.share = {c.label: float(c is not BASE) for c in CELLS}
+        self.elsewhere = 0.0  # the share of CPU time that other processes took
         self.kernels = {c.label: {"torch linear" if c is BASE else "packed": 24} for c in CELLS}
 
     def lose(self, cell: Cell, task: str, *, lost: int, won: int = 0) -> Answers:
@@ -153,7 +154,11 @@ def _answer(folder: Path, given: Answers, cell: Cell, question: Question) -> Ans
     if question.probe == "memory":
         return Answer(measurements=(measured("peak_host_bytes", given.peak[label]),))
     tpot = given.tpot[label]
-    return Answer(measurements=(measured("tpot", tpot, low=tpot * 0.99, high=tpot * 1.01, n=20),))
+    sample = measured("tpot", tpot, low=tpot * 0.99, high=tpot * 1.01, n=20)
+    ratio = tpot / given.tpot[BASE.label]
+    beside = measured("tpot_ratio", ratio, low=ratio * 0.99, high=ratio * 1.01, n=20)
+    facts = {"conditions": {"others_cpu_share": given.elsewhere, "steal_share": None}}
+    return Answer(measurements=(sample, beside) if label != BASE.label else (sample,), facts=facts)
 
 
 def measured(metric: str, value: float, *, definition: str = "", **parts: Any) -> Measurement:

@@ -156,13 +156,46 @@ def test_the_fence_is_made_of_the_series_own_past_once_there_is_enough_of_it(tmp
     values = 0.015 * np.exp(rng.normal(0, 0.004, size=40))
     past = tuple(Past(started_at=f"{i}", run=f"{i}", value=float(v), baseline=0.01, machine=here) for i, v in enumerate(values))
     key = (square, "tpot", LATENCY.subject, measured("tpot", 1).definition)
+    beside = (square, "tpot_ratio", LATENCY.subject, measured("tpot_ratio", 1).definition)
+    ratios = tuple(dataclasses.replace(p, value=p.value / 0.01) for p in past)
     candidate = night(tmp_path, slowed(GPTQ.label, by=1.08), name=LATER)
-    short, long = judge.gate(yesterday, candidate), judge.gate(yesterday, candidate, history={key: past})
+    short, long = judge.gate(yesterday, candidate), judge.gate(yesterday, candidate, history={key: past, beside: ratios})
     assert short.green  # 8 % is below the default of 10 %
     assert alarms(long) == {(GPTQ.label, "tpot", LATENCY.subject)}
     assert "39 past changes" in found(long, GPTQ, "tpot").threshold_from
-    elsewhere = {key: tuple(dataclasses.replace(p, machine="other") for p in past)}
+    elsewhere = {k: tuple(dataclasses.replace(p, machine="other") for p in past) for k in (key, beside)}
     assert judge.gate(yesterday, candidate, history=elsewhere).green
+
+
+def test_on_a_busy_machine_a_latency_is_not_compared_and_is_no_pass(tmp_path: Path, yesterday: Run) -> None:
+    busy = slowed(GPTQ.label, by=3.0)
+    busy.elsewhere = 0.6
+    report = judge.gate(yesterday, night(tmp_path, busy, name=LATER))
+    finding = found(report, GPTQ, "tpot")
+    assert finding.verdict == "not comparable"
+    assert finding.reason == "the machine was busy with other work while it was measured now (60% of its CPU time)"
+    assert alarms(judge.gate(yesterday, night(tmp_path, busy, name=LATER), policy=Policy(busy=0.7)))
+
+
+def test_the_ratio_that_was_measured_within_rounds_tells_a_slow_minute_from_a_slow_cell(tmp_path: Path, yesterday: Run) -> None:
+    def in_a_slow_minute(cell: Cell, question: Question, answer: Answer) -> Answer:
+        """The cell is three times slower, as its baseline is in the same rounds; the baseline's own number is of before."""
+        if question is not LATENCY or cell is not GPTQ:
+            return answer
+        tpot, ratio = answer.measurements
+        slow = {name: getattr(tpot, name) * 3 for name in ("value", "low", "high")}
+        return dataclasses.replace(answer, measurements=(dataclasses.replace(tpot, **slow), ratio))
+
+    report = judge.gate(yesterday, night(tmp_path, name=LATER, edit=in_a_slow_minute))
+    assert report.green
+    assert found(report, GPTQ, "tpot").reason == "the baseline of the same run moved with it"
+
+
+def test_the_peak_of_a_small_model_may_move_by_what_an_allocator_does_until_it_has_a_past(tmp_path: Path, yesterday: Run) -> None:
+    for more, green in ((15 << 20, True), (40 << 20, False)):
+        moved = Answers()
+        moved.peak[HQQ.label] += more
+        assert judge.gate(yesterday, night(tmp_path, moved, name=LATER)).green is green
 
 
 def test_speeds_of_two_machines_are_not_compared_and_are_no_pass(tmp_path: Path, yesterday: Run) -> None:
