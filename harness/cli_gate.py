@@ -65,13 +65,15 @@ def gate(
     rules = Policy() if policy is None else load(policy)
     judged = choose.candidate(candidate, results)
     against = choose.base(base, results, judged.path)
-    if judged.path.resolve() == against.path.resolve():
+    itself = judged.path.resolve() == against.path.resolve()
+    if itself and base not in choose.WORDS:
         raise BadInput(f"BASE and CANDIDATE are the same run ({judged.path}); a run cannot be held against itself")
     with waiting("comparing ..."):
         runs, report = judge_paths(against.path, judged.path, rules)
     if confirm is not None:
         report = confirmed(report, runs, rules, suite=confirm, cache=cache)
-    for note in (against.note, judged.note):
+    alone = "BASE is CANDIDATE itself, so that nothing can be worse: the first night" if itself else ""
+    for note in (against.note, judged.note, alone):
         if note:
             out.print(note, markup=False, highlight=False, soft_wrap=True)
     show(report, everything=everything)

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness import stats
+from harness.errors import BadInput
 from harness.gate import causes, compare, fenced
 from harness.gate.compare import Change, Family, PairedItems
 from harness.gate.join import Asked, Side, Sides, figure, judged, options_apart, sides
@@ -55,6 +56,8 @@ def gate(
     other to compare with. `history`: past nights before the candidate, without it."""
     policy = policy or Policy()
     now, before = sides(candidate), sides(base)
+    if not now.cells.keys() & before.cells.keys():
+        raise BadInput(_nothing_in_common(base, candidate))
     third = None if accepted is None or accepted.header.run in (base.header.run, candidate.header.run) else accepted
     drafts = list(_Pairing(before, now, policy, history or {}, "base").drafts())
     if third is not None:
@@ -63,6 +66,8 @@ def gate(
     findings = verdicts(drafts, policy, candidate.header.started_at)
     if third is not None:
         findings = _with_accepted(findings, newer=third.header.started_at > base.header.started_at)
+    elif accepted is not None and accepted.header.run == candidate.header.run:
+        findings = [replace(f, verdict="within noise", reason=_ACCEPTED) if f.verdict == "regressed" else f for f in findings]
     return GateReport(
         base=run_name(base),
         candidate=run_name(candidate),
@@ -71,6 +76,7 @@ def gate(
         differences=causes.differences(base, candidate),
         notes=(
             *_order(base, candidate),
+            *policy.idle_mutes([f.square for f in findings], candidate.header.started_at),
             *_notes("BASE", base),
             *_notes("CANDIDATE", candidate),
             *fenced.moved_baselines(before, now, history or {}, policy),
@@ -101,6 +107,18 @@ def suite_asked(run: Run) -> str:
         if words[:2] == ["quant-harness", "run"] and len(words) > 2:
             return words[2]
     return ""
+
+
+_ACCEPTED = "worse than BASE, and accepted: CANDIDATE is the run that was accepted last"
+
+
+def _nothing_in_common(base: Run, candidate: Run) -> str:
+    names = [str(run.plan.suite.get("name", "")) or "?" for run in (base, candidate)]
+    suites = f"both are of the suite {names[0]!r}" if names[0] == names[1] else f"suites {names[0]!r} and {names[1]!r}"
+    return (
+        f"BASE ({base.path}) and CANDIDATE ({candidate.path}) have no cell in common ({suites}): the same model name, scheme and "
+        "way of running; compare two runs of one suite"
+    )
 
 
 def _order(base: Run, candidate: Run) -> Iterator[str]:

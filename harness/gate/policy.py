@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -74,6 +74,17 @@ class Policy:
     def whence(self, metric: str) -> str:
         return f"the policy {self.source}" if metric in self.limits else "the default policy"
 
+    def idle_mutes(self, squares: Collection[Square], started_at: str) -> Iterator[str]:
+        """A sentence for each mute that mutes nothing: it has ended, or no square is called so."""
+        for mute in self.mutes:
+            what = " and ".join(
+                part for part in (mute.cell and f"cell {mute.cell!r}", mute.metric and f"metric {mute.metric!r}") if part
+            )
+            if started_at[:10] > mute.until.isoformat():
+                yield f"the mute of {what} in {self.source} ended on {mute.until.isoformat()}"
+            elif not any(mute.covers(square, started_at) for square in squares):
+                yield f"the mute of {what} in {self.source} covers no square; a cell is called MODEL / LABEL"
+
     def muted(self, square: Square, started_at: str) -> str:
         return next((m.words for m in self.mutes if m.covers(square, started_at)), "")
 
@@ -110,7 +121,11 @@ def load(path: Path) -> Policy:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise BadInput(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise BadInput(f"{path}: is no UTF-8 text ({error}); a policy is a YAML file like suites/policy.yaml") from None
+        raise BadInput(f"{path}: a date is none ({error}); a day is written like 2027-01-31") from None
+    except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error}); a policy is a YAML file like suites/policy.yaml") from None
     if again is not None:
         raise BadInput(f"{path}, line {again.start_mark.line + 1}: {again.value!r} is written twice; keep one")

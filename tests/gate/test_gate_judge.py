@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from harness import store
+from harness.errors import BadInput
 from harness.gate import judge
 from harness.gate.policy import Limit, Mute, Policy
 from harness.gate.types import Finding, GateReport, Past, Verdict
@@ -314,6 +315,34 @@ def test_a_loss_that_was_accepted_is_not_alarmed_again(tmp_path: Path, yesterday
     report = judge.gate(yesterday, now, accepted=accepted)
     assert report.green
     assert found(report, GPTQ, "mean_accuracy").reason == "worse than BASE, and no worse than the accepted run"
+
+
+def test_the_accepted_run_itself_is_green_whatever_it_lost(tmp_path: Path, yesterday: Run) -> None:
+    now = night(tmp_path, Answers().lose(GPTQ, "facts", lost=40), name=LATER)
+    report = judge.gate(yesterday, now, accepted=now)
+    assert report.green
+    assert found(report, GPTQ, "mean_accuracy").reason.startswith("worse than BASE, and accepted")
+
+
+def test_runs_without_a_common_cell_are_refused_with_their_suites(tmp_path: Path, yesterday: Run) -> None:
+    other = [dataclasses.replace(c, model=dataclasses.replace(c.model, name="another")) for c in CELLS]
+    with pytest.raises(BadInput, match="no cell in common"):
+        judge.gate(yesterday, night(tmp_path, name=LATER, cells=other))
+
+
+def test_a_mute_that_ended_or_covers_nothing_says_so(tmp_path: Path, yesterday: Run) -> None:
+    mutes = (
+        Mute(cell="reference / gptq 4-bit g65", metric="", until=datetime.date(2027, 1, 1), why="a slip"),
+        Mute(cell="", metric="tpot", until=datetime.date(2026, 11, 1), why="past"),
+    )
+    notes = judge.gate(yesterday, night(tmp_path, name=LATER), policy=Policy(mutes=mutes, source="p.yaml")).notes
+    assert "covers no square" in notes[0]
+    assert notes[1].endswith("ended on 2026-11-01")
+
+
+def test_a_candidate_older_than_its_base_says_so(tmp_path: Path, yesterday: Run) -> None:
+    (note,) = judge.gate(night(tmp_path, name=LATER), yesterday).notes
+    assert note.startswith("CANDIDATE is older than BASE")
 
 
 def test_a_muted_alarm_is_shown_and_not_counted_until_its_day(tmp_path: Path, yesterday: Run) -> None:

@@ -78,6 +78,16 @@ def test_an_accepted_loss_is_green_from_then_on(folder: Path) -> None:
         assert call(base, folder / f"{fourth}.jsonl")[0] == 0, base
 
 
+def test_the_first_night_is_green_against_itself_and_writes_its_verdict(folder: Path, tmp_path: Path) -> None:
+    journal.accept(folder / f"{THIRD}.jsonl", who="a person", when="2026-11-22T08:00:00+00:00")
+    code, said = call("accepted", "latest", "--results", folder, "--json", tmp_path / "verdict.json")
+    assert code == 0
+    assert "BASE is CANDIDATE itself" in said
+    assert (tmp_path / "verdict.json").is_file()
+    with pytest.raises(BadInput, match="cannot be held against itself"):
+        call(folder / f"{THIRD}.jsonl", folder / f"{THIRD}.jsonl")
+
+
 def test_verdicts_are_kept_only_when_asked_and_give_the_last_green_run(folder: Path) -> None:
     first = folder / f"{FIRST}.jsonl"
     assert call(first, folder / f"{SECOND}.jsonl")[0] == 0
@@ -174,6 +184,7 @@ def test_a_run_of_a_newer_schema_and_one_that_is_damaged_are_never_a_pass(folder
         ("alpha: 0.01\nalpha: 0.02", "line 2: 'alpha' is written twice"),
         ("- alpha", "a mapping is expected"),
         ("alpha: [", "not valid YAML"),
+        ("mute: [{metric: tpot, until: 2027-02-30, why: noisy}]", "a day is written like"),
     ],
 )
 def test_a_mistake_in_a_policy_is_one_sentence(folder: Path, tmp_path: Path, text: str, said: str) -> None:
