@@ -59,8 +59,11 @@ def replays(report: GateReport, candidate: Run) -> Mapping[str, str]:
 def confirm(report: GateReport, again: GateReport) -> GateReport:
     """The report with a `cause` for each alarm. `again`: the same BASE judged against the run that was asked once more. The same
     two reports always give the same one."""
+    # What its baseline lost excuses a cell only where the baseline itself is an alarm: else the loss would count nowhere.
+    alarmed = {(f.square.model, *_place(f.square)[1:]) for f in report.alarms if f.square.baseline}
     found = {_place(f.square): f for f in again.findings}
     beside = {(f.square.model, *_place(f.square)[1:]): f for f in again.findings if f.square.baseline}
+    beside = {place: f for place, f in beside.items() if f.kind == "fenced" or (place in alarmed and f.verdict == "regressed")}
     findings = tuple(_caused(f, found, beside) if f.alarm and not f.cause else f for f in report.findings)
     return replace(report, findings=findings, confirmed=True)
 

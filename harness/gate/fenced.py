@@ -70,9 +70,8 @@ def judge(found: Finding, metric: Metric, before: Place, after: Place, history: 
     found = _changed(found, first, second, own, metric)
     if after[1].baseline:
         if own.worse or own.better:
-            raise Unpaired(
-                "it is the baseline's own number, and moved: nothing stands beside it that tells the machine from the model"
-            )
+            why = "the baseline's own number moved, and nothing stands beside it that tells the machine from the model"
+            return replace(found, verdict="not comparable", reason=why)
         return replace(found, verdict="within noise")
     old, new = (_ratio(place, found, value) for place, value in ((before, first), (after, second)))
     if old is None or new is None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from harness import stats
 from harness.errors import BadInput
@@ -28,7 +29,7 @@ from harness.gate import causes, compare, fenced
 from harness.gate.compare import Change, Family, PairedItems
 from harness.gate.join import Asked, Side, Sides, figure, judged, options_apart, sides
 from harness.gate.policy import MEAN_ACCURACY, Policy
-from harness.gate.samples import Unpaired
+from harness.gate.samples import Lost, Unpaired
 from harness.gate.types import Against, Figure, Finding, GateReport, History, Kind, RunName, Square, Verdict
 from harness.metrics.divergence import KL_FLOOR
 from harness.spec import Measurement, Metric
@@ -38,6 +39,10 @@ SHARES: Mapping[Family, float] = {"mean": 0.5, "task": 0.2, "text": 0.3}
 """What each family of tests gets of alpha."""
 
 _FAMILY: Mapping[Kind, Family] = {"items": "task", "losses": "text", "tokens": "text", "exact": "", "fenced": ""}
+
+
+_TaskPair: TypeAlias = tuple[Asked, Asked, Metric, Measurement, Measurement]
+"""A task in both runs: the two answers, the metric, and its two measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,7 @@ def gate(
         findings = _with_accepted(findings, newer=third.header.started_at > base.header.started_at)
     elif accepted is not None and accepted.header.run == candidate.header.run:
         findings = [replace(f, verdict="within noise", reason=_ACCEPTED) if f.verdict == "regressed" else f for f in findings]
+    findings = [*_damaged(candidate), *findings]
     return GateReport(
         base=run_name(base),
         candidate=run_name(candidate),
@@ -121,7 +127,21 @@ def _nothing_in_common(base: Run, candidate: Run) -> str:
     )
 
 
+def _damaged(candidate: Run) -> Iterator[Finding]:
+    """What of the candidate's file is not as it was written: a number may have stood there, so that it is no pass."""
+    for said in candidate.damage:
+        square = Square(
+            model=str(candidate.plan.suite.get("name", "")), label="the run file", identity="", metric="run_file",
+            title=f"Damage, line {said.line}" if said.line else "Damage", subject="", definition="as it was written", unit="",
+        )  # fmt: skip
+        yield Finding(
+            square=square, kind="exact", verdict="missing", reason=f"{said}; measure it again with: quant-harness run SUITE"
+        )
+
+
 def _order(base: Run, candidate: Run) -> Iterator[str]:
+    if candidate.header.run == base.header.run and candidate.path != base.path:
+        yield f"BASE and CANDIDATE are the same run, {base.header.run}, in two files"
     if candidate.header.started_at < base.header.started_at:
         yield "CANDIDATE is older than BASE, so that what got worse counts as better here: swap them, unless that is meant"
 
@@ -149,7 +169,7 @@ class _Pairing:
                 yield from self._gone(old, self.now.unsupported.get(identity))
 
     def _cell(self, old: Side, new: Side) -> Iterator[Draft]:
-        tasks: list[tuple[Asked, Asked, Metric, Measurement, Measurement]] = []
+        tasks: list[_TaskPair] = []
         met = set()
         for name, asked in old.asked.items():
             same = new.asked.get(name)
@@ -203,6 +223,10 @@ class _Pairing:
                 change = compare.of_tokens(first, second)
             else:
                 change = compare.exact(metric, before[1].value, after[1].value)
+        except Lost as why:
+            return Draft(
+                finding=replace(stub, verdict="missing", reason=f"{why}; measure it again with: quant-harness run SUITE")
+            )
         except Unpaired as why:
             if before[1].blob is None and after[1].blob is None and before[1].value == after[1].value:
                 return Draft(finding=replace(stub, verdict="within noise", reason="equal; no raw samples are kept of it"))
@@ -231,7 +255,7 @@ class _Pairing:
                 return max(limit, floor / stub.before.value), "the noise floor: both are within twice of it"
         return limit, whence
 
-    def _mean(self, new: Side, tasks: Sequence[tuple[Asked, Asked, Metric, Measurement, Measurement]]) -> Iterator[Draft]:
+    def _mean(self, new: Side, tasks: Sequence[_TaskPair]) -> Iterator[Draft]:
         """All tasks of a cell together: the most powerful look at its accuracy."""
         if len(tasks) < 2:
             return
@@ -247,14 +271,11 @@ class _Pairing:
             paired.append(one)
             keys += [] if again.record is None else [again.record.key]
         if len(paired) < 2:
+            yield from self._no_mean(new, tasks, left_out)
             return
         kept = [t for t in tasks if t[0].question.subject not in left_out]
         sums = [sum(m.value for m in column) / len(kept) for column in ([t[3] for t in kept], [t[4] for t in kept])]
-        definition = f"mean of {len(kept)} tasks, items paired"
-        square = Square(
-            model=new.cell.model.name, label=new.cell.label, identity=new.identity, metric=MEAN_ACCURACY,
-            title=f"Mean accuracy of {len(kept)} tasks", subject="", definition=definition, unit="share", baseline=new.baseline,
-        )  # fmt: skip
+        square = self._mean_square(new, len(kept))
         n = sum(p.n for p in paired)
         reason = f"without {', '.join(left_out)}, whose items cannot be paired" if left_out else ""
         stub = Finding(
@@ -263,6 +284,21 @@ class _Pairing:
             threshold=self.policy.limit(MEAN_ACCURACY, "items").magnitude, threshold_from=self.policy.whence(MEAN_ACCURACY),
         )  # fmt: skip
         yield Draft(finding=stub, family="mean", change=compare.of_items(paired))
+
+    def _mean_square(self, side: Side, tasks: int) -> Square:
+        return Square(
+            model=side.cell.model.name, label=side.cell.label, identity=side.identity, metric=MEAN_ACCURACY,
+            title=f"Mean accuracy of {tasks} tasks", subject="", definition=f"mean of {tasks} tasks, items paired", unit="share",
+            baseline=side.baseline,
+        )  # fmt: skip
+
+    def _no_mean(self, new: Side, tasks: Sequence[_TaskPair], left_out: Sequence[str]) -> Iterator[Draft]:
+        """The mean that both runs hold and that cannot be compared, because its tasks cannot."""
+        if self.against == "accepted":
+            return
+        reason = f"the items of {', '.join(left_out)} cannot be paired"
+        square = self._mean_square(new, len(tasks))
+        yield Draft(finding=Finding(square=square, kind="items", verdict="not comparable", reason=reason))
 
     def _kernels(self, old: Side, new: Side) -> Iterator[Draft]:
         """The kernels that ran, which nobody may exchange unnoticed."""

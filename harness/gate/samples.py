@@ -24,6 +24,10 @@ class Unpaired(Exception):
     """Two answers cannot be paired; the message says why."""
 
 
+class Lost(Unpaired):
+    """Raw samples that an answer had are gone or damaged: nothing can be said of a number that was there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Items:
     """Answers to a task: `ids` [items] in order, `correct` float [items], `clusters` [items] where items share a passage."""
@@ -38,14 +42,14 @@ class Items:
 
 
 def read(blob: Blob, name: str | None) -> bytes:
-    """The raw samples of that name. Unpaired where they are not there or not as they were stored."""
+    """The raw samples of that name. Unpaired where none were kept, Lost where they are not there or not as they were stored."""
     if name is None:
         raise Unpaired("no raw samples were kept with this answer")
     try:
         return blob(name)
     except (OSError, HarnessError) as error:
         why = "not there any more" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
-        raise Unpaired(f"its raw samples are {why}") from None
+        raise Lost(f"its raw samples are {why}") from None
 
 
 def items(data: bytes) -> Items:

@@ -130,3 +130,11 @@ def test_the_same_two_reports_always_make_the_same_one(tmp_path: Path) -> None:
     first = confirmed(tmp_path, worse(gptq=40), Answers())
     again = confirmed(tmp_path, worse(gptq=40), Answers())
     assert first == again
+
+
+def test_a_cell_that_lost_more_than_a_baseline_that_is_no_alarm_is_not_excused_by_it(tmp_path: Path) -> None:
+    """The baseline lost a little, which nobody would be told of: the cell's loss must count somewhere."""
+    first, again = (Answers().lose(GPTQ, "facts", lost=300).lose(BASE, "facts", lost=6) for _ in range(2))
+    report = confirmed(tmp_path, first, again)
+    assert (GPTQ.label, "accuracy") in {(f.square.label, f.square.metric) for f in report.alarms}
+    assert not report.green

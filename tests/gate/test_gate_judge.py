@@ -14,6 +14,7 @@ from harness.errors import BadInput
 from harness.gate import judge
 from harness.gate.policy import Limit, Mute, Policy
 from harness.gate.types import Finding, GateReport, Past, Verdict
+from harness.proof import Damage
 from harness.series import machine_identity, square_identity
 from harness.spec import Answer, Cell, Failure, Question, UnsupportedRecord
 from harness.store import Run
@@ -283,10 +284,12 @@ def test_raw_samples_that_are_gone_or_damaged_are_never_a_pass(tmp_path: Path, y
     assert blob is not None
     place = store.blob_path(candidate.path.parent, blob)
     place.write_bytes(place.read_bytes()[:-1] + b" ")
-    assert found(judge.gate(yesterday, candidate), GPTQ, "accuracy", "facts").verdict == "not comparable"
+    assert found(judge.gate(yesterday, candidate), GPTQ, "accuracy", "facts").verdict == "missing"
     place.unlink()
-    finding = found(judge.gate(yesterday, candidate), GPTQ, "accuracy", "facts")
-    assert finding.verdict == "not comparable"
+    report = judge.gate(yesterday, candidate)
+    assert not report.green
+    finding = found(report, GPTQ, "accuracy", "facts")
+    assert finding.verdict == "missing"
     assert "not there any more" in finding.reason
 
 
@@ -368,3 +371,15 @@ def test_what_differs_between_the_nights_is_listed_as_possible_causes(tmp_path: 
     assert said["package torch"] == ("2.13.0", "2.14.0")
     assert said["commit"] == (yesterday.header.context.commit, "1" * 40)
     assert said["weights of reference"] == ("w" * 64, "v" * 64)
+
+
+def test_a_damaged_candidate_is_never_green(tmp_path: Path, yesterday: Run) -> None:
+    hurt = dataclasses.replace(night(tmp_path, name=LATER), damage=(Damage(line=7, what="record", why="not as it was written"),))
+    report = judge.gate(yesterday, hurt)
+    assert not report.green
+    assert report.findings[0].square.title == "Damage, line 7"
+
+
+def test_the_same_run_in_two_files_says_so(tmp_path: Path, yesterday: Run) -> None:
+    copy = dataclasses.replace(yesterday, path=tmp_path / "copy.jsonl")
+    assert "in two files" in judge.gate(yesterday, copy).notes[0]
