@@ -27,6 +27,7 @@ from scipy import stats as scipy_stats
 from harness import stats, store
 from harness.gate import judge
 from harness.gate.compare import Change
+from harness.gate.fenced import RATIO
 from harness.gate.policy import MEAN_ACCURACY, Policy
 from harness.gate.types import Finding, GateReport, Square
 from harness.spec import Answer, Measurement, Record
@@ -207,7 +208,8 @@ def slower(runs: Sequence[Run], metric: str, by: float, *, nights: int, seed: in
             if record.cell.label != label:
                 return answer
             return replace(
-                answer, measurements=tuple(_times(m, 1 + by) if m.metric == metric else m for m in answer.measurements)
+                answer,
+                measurements=tuple(_times(m, 1 + by) if m.metric in (metric, metric + RATIO) else m for m in answer.measurements),
             )
 
         past = history([replay.timed(runs[0], f"past-{draw}-{i}") for i in range(PAST)])
