@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 
 from tests.hub.server import Hub
+from tests.hub.test_data_of_the_hub import rows
 from tests.hub.test_gguf_of_the_hub import written
 from tests.hub.world import ROOT, User, checkpoint
 from tests.test_docs import blocks
 
 PAGE = ROOT / "docs" / "hub.md"
+
+TEXTS = b"""---
+configs:
+- config_name: wikitext-2-raw-v1
+  data_files: [{split: test, path: test.jsonl}, {split: train, path: train.jsonl}]
+- config_name: wikitext-103-raw-v1
+  data_files: [{split: test, path: test.jsonl}, {split: train, path: train.jsonl}, {split: validation, path: test.jsonl}]
+---
+"""
 
 
 def test_the_suite_of_the_page_can_be_planned(user: User, hub: Hub, tmp_path: Path) -> None:
@@ -22,7 +32,7 @@ def test_the_suite_of_the_page_can_be_planned(user: User, hub: Hub, tmp_path: Pa
     for repo in ("Qwen/Qwen3-0.6B-Base", "HuggingFaceTB/SmolLM2-135M"):
         hub.model(repo).commit(checkpoint())
     hub.model("unsloth/Qwen3-0.6B-Base-GGUF").commit(written(tmp_path / "gguf", "Qwen3-0.6B-Base-Q4_K_M"))
-    hub.data_set("Salesforce/wikitext").commit({"README.md": b"# Texts"})
+    hub.data_set("Salesforce/wikitext").commit({"README.md": TEXTS, "test.jsonl": rows(300, 0), "train.jsonl": rows(300, 1)})
     cells = user.planned(user.folder / "shown.yaml")
     assert [c["cell"]["label"] for c in cells][-1] == "Qwen3-0.6B-Base-Q4_K_M.gguf gguf Q8_0"  # type: ignore[index]
     assert all(c["estimated_bytes"] for c in cells)
