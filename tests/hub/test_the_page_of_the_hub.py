@@ -24,6 +24,13 @@ configs:
 ---
 """
 
+QUESTIONS = b"""---
+configs:
+- config_name: ARC-Easy
+  data_files: [{split: test, path: test.jsonl}, {split: train, path: test.jsonl}, {split: validation, path: test.jsonl}]
+---
+"""
+
 
 def test_the_suite_of_the_page_can_be_planned(user: User, hub: Hub, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
@@ -33,6 +40,7 @@ def test_the_suite_of_the_page_can_be_planned(user: User, hub: Hub, tmp_path: Pa
         hub.model(repo).commit(checkpoint())
     hub.model("unsloth/Qwen3-0.6B-Base-GGUF").commit(written(tmp_path / "gguf", "Qwen3-0.6B-Base-Q4_K_M"))
     hub.data_set("Salesforce/wikitext").commit({"README.md": TEXTS, "test.jsonl": rows(300, 0), "train.jsonl": rows(300, 1)})
+    hub.data_set("allenai/ai2_arc").commit({"README.md": QUESTIONS, "test.jsonl": rows(30, 0)})
     cells = user.planned(user.folder / "shown.yaml")
     assert [c["cell"]["label"] for c in cells][-1] == "Qwen3-0.6B-Base-Q4_K_M.gguf gguf Q8_0"  # type: ignore[index]
     assert all(c["estimated_bytes"] for c in cells)
