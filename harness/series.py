@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 
 from harness.spec import Cell, Given, Json, Measurement, PlanRecord, Question, Record, RunContext, Served, digest, to_json
 
-CHANGES_NUMBERS = False
-"""It copies numbers that are stored already."""
-
 NONFINITE = "nonfinite"
 
 

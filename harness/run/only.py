@@ -17,9 +17,6 @@ from harness.run.identity import Inputs
 from harness.spec import Cell, Question
 from harness.suite.plan import Plan, PlannedCell
 
-CHANGES_NUMBERS = False
-"""It chooses questions; what is asked of them and how is decided elsewhere."""
-
 FEWEST_DIGITS = 8
 """Of a key's 64: among a million questions two share as many by a chance of one in nine thousand for each."""
 
