@@ -1,6 +1,7 @@
 """One square in two runs: what changed, by how much, and how sure that is.
 
-Changes are oriented: positive is worse. Equal raw samples (they are named by their content) are equal answers and are not read.
+Changes are oriented: positive is worse. Equal raw samples (they are named by their content) are equal answers and are not read;
+what changed by nothing has no interval here, because none was taken.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import numpy as np
 
 from harness import stats
 from harness.errors import HarnessError
+from harness.frontier import Floats
 from harness.gate import samples
-from harness.gate.samples import Floats, Items, Unpaired
+from harness.gate.samples import Unpaired
 from harness.gate.types import Flip
+from harness.report.compare_items import items_of
+from harness.report.compare_tokens import table_of
+from harness.report.derivation import Items
 from harness.spec import Measurement, Metric
 from harness.store import Run
 
@@ -59,7 +64,7 @@ def pair(task: str, before: tuple[Run, Measurement], after: tuple[Run, Measureme
     names = before[1].blob, after[1].blob
     if names[0] is not None and names[0] == names[1] and not whole:
         return PairedItems(task=task, n=before[1].n or 0)
-    first, second = (samples.items(samples.read(run.blob, m.blob)) for run, m in (before, after))
+    first, second = (samples.parsed(items_of, run, m.blob) for run, m in (before, after))
     if not _clusters_agree(first, second):
         raise Unpaired("the two runs group the items differently")
     scores = samples.same_order(first, second)
@@ -77,7 +82,7 @@ def of_items(tasks: list[PairedItems]) -> Change:
     scores that are not right or wrong, on the mean of the items' changes."""
     read = [t for t in tasks if t.before is not None and t.after is not None]
     if not read:
-        return Change(value=0.0, low=0.0, high=0.0, unit="points")
+        return Change(value=0.0, low=None, high=None, unit="points")
     if len(read) < len(tasks):
         raise ValueError("equal answers count as well: read them with whole=True")
     before = np.concatenate([t.before for t in read if t.before is not None])
@@ -102,7 +107,7 @@ def of_items(tasks: list[PairedItems]) -> Change:
 def of_losses(before: tuple[Run, Measurement], after: tuple[Run, Measurement]) -> Change:
     """ln(perplexity now / before), paired by window, in nats."""
     if _equal(before[1], after[1]):
-        return Change(value=0.0, low=0.0, high=0.0, unit="nat")
+        return Change(value=0.0, low=None, high=None, unit="nat")
     change = samples.change(*_windows(before, after))
     return _of_windows(change, unit="nat")
 
@@ -110,7 +115,7 @@ def of_losses(before: tuple[Run, Measurement], after: tuple[Run, Measurement]) -
 def of_tokens(before: tuple[Run, Measurement], after: tuple[Run, Measurement]) -> Change:
     """The mean's change as a share of what it was, paired by window. Unpaired where it was zero: there is no share of it."""
     if _equal(before[1], after[1]):
-        return Change(value=0.0, low=0.0, high=0.0, unit="share")
+        return Change(value=0.0, low=None, high=None, unit="share")
     first, second = _windows(before, after)
     scale = float(np.nanmean(np.where(np.isfinite(first), first, np.nan)))
     if not scale > 0:
@@ -157,7 +162,7 @@ def _equal(before: Measurement, after: Measurement) -> bool:
 
 
 def _windows(before: tuple[Run, Measurement], after: tuple[Run, Measurement]) -> tuple[Floats, Floats]:
-    first, second = (samples.windows(samples.read(run.blob, m.blob)) for run, m in (before, after))
+    first, second = (samples.parsed(table_of, run, m.blob) for run, m in (before, after))
     return first, second
 
 

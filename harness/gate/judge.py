@@ -7,7 +7,7 @@ chance of at most `alpha`:
 - a cell's tasks together get half of alpha, single tasks a fifth, perplexities and divergences three tenths;
 - within each, the p-values are Benjamini and Hochberg's (1995): where nothing changed at all, a false discovery rate of q is a
   chance of q of any alarm. Cells answer the same items, so their one-sided tests depend on each other positively, under which the
-  bound holds (Benjamini & Yekutieli 2001, theorem 1.2); the audit by replay (docs/gate.md) measures it;
+  bound holds (Benjamini & Yekutieli 2001, theorem 1.2); `python -m tests.gate.audit false-alarms` counts it on real nights;
 - sizes, kernels and shares are counted: any difference is one, and none needs a test;
 - latency and memory are alarms where the change is beyond the fence of the series' own past (`stats.fence`), the ratio to the
   same run's baseline is beyond its own, and the two intervals do not meet.
@@ -31,7 +31,6 @@ from harness.gate.join import Asked, Side, Sides, figure, judged, options_apart,
 from harness.gate.policy import MEAN_ACCURACY, Policy
 from harness.gate.samples import Lost, Unpaired
 from harness.gate.types import Against, Figure, Finding, GateReport, History, Kind, RunName, Square, Verdict
-from harness.metrics.divergence import KL_FLOOR
 from harness.spec import Measurement, Metric
 from harness.store import Run
 
@@ -52,6 +51,7 @@ class Draft:
     finding: Finding
     family: Family = ""
     change: Change | None = None
+    lost: bool = False  # its raw samples are gone or damaged
 
 
 def gate(
@@ -67,7 +67,7 @@ def gate(
     drafts = list(_Pairing(before, now, policy, history or {}, "base").drafts())
     if third is not None:
         long_ago = sides(third)
-        drafts += [d for d in _Pairing(long_ago, now, policy, {}, "accepted").drafts() if d.change is not None]
+        drafts += [d for d in _Pairing(long_ago, now, policy, {}, "accepted").drafts() if d.change is not None or d.lost]
     findings = verdicts(drafts, policy, candidate.header.started_at)
     if third is not None:
         findings = _with_accepted(findings, newer=third.header.started_at > base.header.started_at)
@@ -85,6 +85,7 @@ def gate(
             *policy.idle_mutes([f.square for f in findings], candidate.header.started_at),
             *_notes("BASE", base),
             *_notes("CANDIDATE", candidate),
+            *_undrifted(third, drafts),
             *fenced.moved_baselines(before, now, history or {}, policy),
         ),
         tests=sum(d.family != "" and d.change is not None for d in drafts),
@@ -137,6 +138,14 @@ def _damaged(candidate: Run) -> Iterator[Finding]:
         yield Finding(
             square=square, kind="exact", verdict="missing", reason=f"{said}; measure it again with: quant-harness run SUITE"
         )
+
+
+def _undrifted(accepted: Run | None, drafts: Sequence[Draft]) -> Iterator[str]:
+    """That a drift cannot be seen where the accepted run has lost its raw samples."""
+    lost = sum(d.lost and d.finding.against == "accepted" for d in drafts)
+    if accepted is not None and lost:
+        many = "1 square" if lost == 1 else f"{lost} squares"
+        yield f"the raw samples of the accepted run {accepted.header.run} are gone in {many}, so that no drift is seen there"
 
 
 def _order(base: Run, candidate: Run) -> Iterator[str]:
@@ -224,9 +233,7 @@ class _Pairing:
             else:
                 change = compare.exact(metric, before[1].value, after[1].value)
         except Lost as why:
-            return Draft(
-                finding=replace(stub, verdict="missing", reason=f"{why}; measure it again with: quant-harness run SUITE")
-            )
+            return Draft(finding=replace(stub, verdict="missing", reason=str(why)), lost=True)
         except Unpaired as why:
             if before[1].blob is None and after[1].blob is None and before[1].value == after[1].value:
                 return Draft(finding=replace(stub, verdict="within noise", reason="equal; no raw samples are kept of it"))
@@ -247,7 +254,7 @@ class _Pairing:
                     for a in base.asked.values()
                     if a.question.subject == stub.square.subject
                     for m in a.measurements
-                    if m.metric == KL_FLOOR
+                    if m.metric == metric.floor
                 ),
                 0.0,
             )

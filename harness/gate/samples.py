@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import HarnessError
+from harness.frontier import Floats
+from harness.report.derivation import Absent, Items
+from harness.store import Run
 
-Floats: TypeAlias = NDArray[np.float64]
-Blob: TypeAlias = Callable[[str], bytes]
-
-BLOCK = 256
-"""Tokens that are taken together where samples are one long row: neighbours are correlated."""
+T = TypeVar("T")
 
 
 class Unpaired(Exception):
@@ -28,46 +23,23 @@ class Lost(Unpaired):
     """Raw samples that an answer had are gone or damaged: nothing can be said of a number that was there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Items:
-    """Answers to a task: `ids` [items] in order, `correct` float [items], `clusters` [items] where items share a passage."""
-
-    ids: tuple[str, ...]
-    correct: Floats
-    clusters: tuple[str, ...] | None
-
-    @property
-    def binary(self) -> bool:
-        return bool(np.all((self.correct == 0.0) | (self.correct == 1.0)))
-
-
-def read(blob: Blob, name: str | None) -> bytes:
+def read(run: Run, name: str | None) -> bytes:
     """The raw samples of that name. Unpaired where none were kept, Lost where they are not there or not as they were stored."""
     if name is None:
         raise Unpaired("no raw samples were kept with this answer")
     try:
-        return blob(name)
+        return run.blob(name)
     except (OSError, HarnessError) as error:
         why = "not there any more" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
-        raise Lost(f"its raw samples are {why}") from None
+        raise Lost(f"its raw samples of the run {run.header.run} are {why}") from None
 
 
-def items(data: bytes) -> Items:
-    """Unpaired where they cannot be read, are none, name one twice or are not finite."""
+def parsed(reader: Callable[[bytes], T], run: Run, name: str | None) -> T:
+    """Raw samples as the report reads them (`items_of`, `table_of`). Unpaired where they cannot be read."""
     try:
-        rows = json.loads(data)["items"]
-        ids = tuple(str(row["id"]) for row in rows)
-        correct = np.array([float(row["correct"]) for row in rows])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise Unpaired("its raw samples cannot be read") from None
-    if not ids or len(set(ids)) != len(ids):
-        raise Unpaired("its items are none, or have the same id twice")
-    if not np.isfinite(correct).all():
-        raise Unpaired("its items hold scores that are not finite")
-    clusters = None
-    if any("cluster" in row for row in rows):
-        clusters = tuple(f"{row.get('task', '')}|{row['cluster']}" if "cluster" in row else f"#{row['id']}" for row in rows)
-    return Items(ids=ids, correct=correct, clusters=clusters)
+        return reader(read(run, name))
+    except Absent as why:
+        raise Unpaired(str(why)) from None
 
 
 def same_order(before: Items, after: Items) -> Floats:
@@ -80,20 +52,6 @@ def same_order(before: Items, after: Items) -> Floats:
         raise Unpaired(f"the two runs answered different items ({gone} of the first are gone, {extra} are new)")
     scores: Floats = after.correct[[place[name] for name in before.ids]]
     return scores
-
-
-def windows(data: bytes) -> Floats:
-    """Samples [windows, tokens]; one long row is cut into blocks, NaN at the end. Unpaired where they are no such table."""
-    try:
-        table = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), dtype=np.float64)
-    except (ValueError, OSError, EOFError):
-        raise Unpaired("its raw samples cannot be read") from None
-    if table.ndim == 1:
-        blocks = -(-table.size // BLOCK)
-        table = np.concatenate([table, np.full(blocks * BLOCK - table.size, np.nan)]).reshape(blocks, BLOCK)
-    if table.ndim != 2 or not table.size:
-        raise Unpaired("its raw samples are no table of windows and tokens")
-    return table
 
 
 def change(before: Floats, after: Floats) -> Floats:

@@ -124,7 +124,10 @@ def error_rate(report: GateReport) -> str:
         return "No statistical test was made: what was compared had to be equal, or could not be compared."
     these = "this 1 test" if report.tests == 1 else f"these {count(report.tests, 'test')}"
     share = f"{significant(100 * report.alpha)}{THIN}%"
-    return f"At most {share} of nights in which nothing changed raise any false alarm over {these}."
+    return (
+        f"At most {share} of nights in which nothing changed raise any false alarm over {these}. "
+        "Sizes, kernels, latency and memory are judged without a test."
+    )
 
 
 def counts(report: GateReport) -> list[tuple[Verdict, int]]:

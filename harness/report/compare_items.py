@@ -159,7 +159,7 @@ def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Ke
     if outcome is None or sample is None:
         return _NO_ANSWER
     try:
-        return _items(work.read(cell, outcome, sample.blob), kept)
+        return items_of(work.read(cell, outcome, sample.blob), kept)
     except Absent as absent:
         return str(absent)
 
@@ -167,7 +167,10 @@ def _items_or_reason(work: Derivation, cell: CellView, task: ItemTask, kept: _Ke
 _ID, _CORRECT = operator.itemgetter("id"), operator.itemgetter("correct")
 
 
-def _items(data: bytes, kept: _Kept) -> Items:
+def items_of(data: bytes, kept: _Kept | None = None) -> Items:
+    """A task's raw samples. `kept`: rows of names seen before. Absent where they cannot be read, are none, name one twice or are
+    not finite."""
+    kept = kept or _Kept()
     try:
         rows = json.loads(data)["items"]
         ids = tuple(map(str, map(_ID, rows)))

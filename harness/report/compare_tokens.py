@@ -117,12 +117,17 @@ def _windows_or_reason(work: Derivation, cell: CellView, question: Question, met
 
 
 def _windows(work: Derivation, cell: CellView, question: Question, metric: Metric) -> Floats:
-    """Raw samples [windows, tokens] as float64; a flat row of tokens is cut into blocks, NaN at the end."""
+    """See `table_of`."""
     outcome = outcome_of(cell, question)
     sample = sample_of(outcome, metric)
     if outcome is None or sample is None:
         raise Absent("it has no answer to this")
-    data = work.read(cell, outcome, sample.blob)
+    return table_of(work.read(cell, outcome, sample.blob))
+
+
+def table_of(data: bytes) -> Floats:
+    """Raw samples [windows, tokens] as float64; a flat row of tokens is cut into blocks, NaN at the end. Absent where they are no
+    such table, or hold nothing finite."""
     try:
         array: Floats = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
     except (ValueError, TypeError, EOFError, OSError):

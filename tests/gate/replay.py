@@ -16,10 +16,12 @@ from unittest import mock
 import numpy as np
 
 from harness import stats, store
-from harness.gate import judge, samples
+from harness.frontier import Floats
+from harness.gate import judge
 from harness.gate.join import sides
-from harness.gate.samples import Floats
 from harness.gate.types import GateReport, History, Past
+from harness.report.compare_items import items_of
+from harness.report.compare_tokens import table_of
 from harness.series import machine_identity
 from harness.spec import Answer, Measurement, Record
 from harness.stats import Interval
@@ -62,13 +64,13 @@ class Replay:
         data = self._read[run.header.run, m.blob]
         rng = np.random.default_rng([draw, *record.question.subject.encode()])
         if m.metric == "accuracy":
-            items = samples.items(data)
+            items = items_of(data)
             order = rng.integers(len(items.ids), size=len(items.ids))
             rows = [{"id": str(i), "correct": float(items.correct[place])} for i, place in enumerate(order)]
             return replace(
                 m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(items.correct[order].mean())
             )
-        table = samples.windows(data)
+        table = table_of(data)
         table = table[rng.integers(len(table), size=len(table))]
         return replace(m, blob=self.keep(npy(table), "npy"))
 
@@ -133,12 +135,12 @@ class Replay:
             if m.metric not in ("accuracy", "perplexity", "kl_mean") or m.blob is None or blob is None:
                 made.append(m)
             elif m.metric == "accuracy":
-                first, second = samples.items(self._blobs[m.blob]), samples.items(self._blobs[blob])
+                first, second = items_of(self._blobs[m.blob]), items_of(self._blobs[blob])
                 correct = np.where(rng.uniform(size=len(first.ids)) < share, second.correct, first.correct)
                 rows = [{"id": name, "correct": float(c)} for name, c in zip(first.ids, correct, strict=True)]
                 made.append(replace(m, blob=self.keep(json.dumps({"items": rows}).encode(), "json"), value=float(correct.mean())))
             else:
-                tables = samples.windows(self._blobs[m.blob]), samples.windows(self._blobs[blob])
+                tables = table_of(self._blobs[m.blob]), table_of(self._blobs[blob])
                 made.append(
                     replace(
                         m, blob=self.keep(npy(np.where(rng.uniform(size=tables[0].shape) < share, tables[1], tables[0])), "npy")

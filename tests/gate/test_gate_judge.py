@@ -57,7 +57,8 @@ def test_a_cell_that_loses_items_is_the_only_one_that_regressed(tmp_path: Path, 
     assert alarms(report) == {(GPTQ.label, "mean_accuracy", ""), (GPTQ.label, "accuracy", "facts")}
     finding = found(report, GPTQ, "accuracy", "facts")
     assert finding.change == pytest.approx(3.6)
-    assert finding.low is not None and finding.low > 0  # noqa: PT018
+    assert finding.low is not None
+    assert finding.low > 0
     assert (sum(not f.won for f in finding.flips), sum(f.won for f in finding.flips)) == (40, 4)
     assert {f.task for f in finding.flips} == {"facts"}
     mean = found(report, GPTQ, "mean_accuracy")
@@ -383,3 +384,11 @@ def test_a_damaged_candidate_is_never_green(tmp_path: Path, yesterday: Run) -> N
 def test_the_same_run_in_two_files_says_so(tmp_path: Path, yesterday: Run) -> None:
     copy = dataclasses.replace(yesterday, path=tmp_path / "copy.jsonl")
     assert "in two files" in judge.gate(yesterday, copy).notes[0]
+
+
+def test_an_accepted_run_that_lost_its_samples_says_that_no_drift_is_seen(tmp_path: Path, yesterday: Run) -> None:
+    accepted = night(tmp_path / "old", Answers(seed=3), name="20261101T020000000000Z-aaaaaaaa")
+    for file in (tmp_path / "old" / "blobs").rglob("*.json"):
+        file.unlink()
+    notes = judge.gate(yesterday, night(tmp_path, name=LATER), accepted=accepted).notes
+    assert any("are gone in 6 squares, so that no drift is seen there" in note for note in notes)

@@ -193,7 +193,10 @@ def test_a_factor_of_an_interval_without_width_is_not_written_out() -> None:
 
 def test_the_error_rate_names_the_nights_and_the_tests() -> None:
     said = words.error_rate(by_hand.red())
-    assert said == "At most 1\u202f% of nights in which nothing changed raise any false alarm over these 231 tests."
+    assert (
+        said == "At most 1\u202f% of nights in which nothing changed raise any false alarm over these 231 tests. "
+        "Sizes, kernels, latency and memory are judged without a test."
+    )
     assert "this 1 test." in words.error_rate(by_hand.red(tests=1))
     assert words.error_rate(by_hand.red(tests=0)).startswith("No statistical test was made")
 
