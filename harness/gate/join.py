@@ -8,7 +8,7 @@ tasks' digests are part of its options.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.gate.types import Figure, Kind, Square
 from harness.metrics import GROUPS, Group
@@ -69,13 +69,17 @@ class Side:
         return found[0] if len(found) == 1 else None
 
     def square(self, metric: Metric, question: Question, definition: str, unit: str) -> Square:
+        return replace(self.whole(metric.name, metric.title, definition, unit), subject=question.subject)
+
+    def whole(self, metric: str, title: str, definition: str, unit: str) -> Square:
+        """A square of the cell that no single question answers."""
         return Square(
             model=self.cell.model.name,
             label=self.cell.label,
             identity=self.identity,
-            metric=metric.name,
-            title=metric.title,
-            subject=question.subject,
+            metric=metric,
+            title=title,
+            subject="",
             definition=definition,
             unit=unit,
             baseline=self.baseline,

@@ -28,6 +28,7 @@ from harness import stats, store
 from harness.gate import judge
 from harness.gate.compare import Change
 from harness.gate.fenced import RATIO
+from harness.gate.pairing import Draft
 from harness.gate.policy import MEAN_ACCURACY, Policy
 from harness.gate.types import Finding, GateReport, Square
 from harness.spec import Answer, Measurement, Record
@@ -104,7 +105,7 @@ def accuracy_power(loss: Loss, *, nights: int, seed: int = 0, cells: int = CELLS
     )
 
 
-def _draft(place: int, lost: int, won: int, items: int) -> judge.Draft:
+def _draft(place: int, lost: int, won: int, items: int) -> Draft:
     square = Square(
         model="m",
         label=f"c{place}",
@@ -127,7 +128,7 @@ def _draft(place: int, lost: int, won: int, items: int) -> judge.Draft:
     stub = Finding(
         square=square, kind="items", verdict="within noise", threshold=Policy().limit(MEAN_ACCURACY, "items").magnitude
     )
-    return judge.Draft(finding=stub, family="mean", change=change)
+    return Draft(finding=stub, family="mean", change=change)
 
 
 def _limit(loss: Loss, level: float) -> float:
