@@ -60,7 +60,8 @@ app = typer.Typer(
     "  quant-harness methods                       methods x bits, and what is missing here\n\n"
     "  quant-harness env list                      environments of methods that conflict with the others\n\n"
     "  quant-harness results results/quick --format csv > quick.csv\n\n"
-    "  quant-harness recommend results/quick --max-memory 6GiB --context 8192 --max-loss 1pp",
+    "  quant-harness recommend results/quick --max-memory 6GiB --context 8192 --max-loss 1pp\n\n"
+    "  quant-harness gate latest results/quick     whether the newest run is worse than the one before",
 )
 app.add_typer(cli_env.app, name="env")
 app.command(epilog=cli_publish.RESULTS_EPILOG)(cli_publish.results)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from harness.gate.join import Side
 from harness.gate.types import Difference
+from harness.report.pieces import kernels_of
 from harness.spec import Cell, RunContext, to_json
 from harness.store import Run
 
@@ -38,13 +39,8 @@ def _conditions(old: RunContext, new: RunContext) -> Iterator[Difference]:
 
 def kernels(side: Side) -> Mapping[str, int]:
     """What really ran, as the engine reported it: layers by kernel; empty where no answer says."""
-    for asked in side.asked.values():
-        answer = None if asked.record is None else asked.record.answer
-        engine = answer.facts.get("engine") if answer is not None else None
-        counted = engine.get("kernels") if isinstance(engine, dict) else None
-        if isinstance(counted, dict) and counted:
-            return {str(name): count if isinstance(count, int) else 0 for name, count in counted.items()}
-    return {}
+    ran = next((found for asked in side.asked.values() if (found := kernels_of(asked.facts))), {})
+    return {name: count for name, (count, _) in ran.items()}
 
 
 def schemes_apart(before: Cell, after: Cell) -> str:

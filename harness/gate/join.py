@@ -14,6 +14,7 @@ from harness.gate.types import Figure, Kind, Square
 from harness.metrics import GROUPS, Group
 from harness.metrics.size import METRICS as SIZE
 from harness.metrics.size import SHARE
+from harness.report.cells import plain_table
 from harness.series import square_identity
 from harness.spec import Cell, Measurement, Metric, Question, Record, digest
 from harness.store import Run
@@ -37,12 +38,16 @@ class Asked:
         return next((m for m in self.measurements if (m.metric, m.definition) == (metric, definition)), None)
 
     @property
+    def facts(self) -> Mapping[str, object]:
+        """What explains the answer; empty where there is none."""
+        return {} if self.record is None or self.record.answer is None else self.record.answer.facts
+
+    @property
     def elsewhere(self) -> float:
         """The share of the machine's CPU time that went elsewhere while this was measured: to other processes, or to the
         hypervisor's other guests; 0 where nobody counted."""
-        facts = {} if self.record is None or self.record.answer is None else self.record.answer.facts
-        conditions = facts.get("conditions")
-        shares = [conditions.get(name) for name in ("others_cpu_share", "steal_share")] if isinstance(conditions, dict) else []
+        conditions = plain_table(self.facts.get("conditions"))
+        shares = [conditions.get(name) for name in ("others_cpu_share", "steal_share")]
         return sum(float(share) for share in shares if isinstance(share, (int, float)))
 
     def other_definition(self, metric: str) -> str | None:

@@ -97,18 +97,19 @@ def quantity(value: float, unit: str, how: Display | None = None) -> str:
 
 
 def kernels(outcomes: Sequence[Outcome]) -> dict[str, tuple[int, list[str]]]:
-    """What really ran, as the engine reported it: by kernel, on how many layers and on which."""
-    for outcome in outcomes:
-        engine = plain_table(outcome.facts.get("engine"))
-        counted = plain_table(engine.get("kernels"))
-        layers = plain_table(engine.get("layers"))
-        if counted:
-            return {
-                name: (count if isinstance(count, int) else 0, [str(x) for x in names] if isinstance(names, list) else [])
-                for name, count in counted.items()
-                for names in [layers.get(name)]
-            }
-    return {}
+    """What really ran in a cell: `kernels_of` the first outcome that says."""
+    return next((found for outcome in outcomes if (found := kernels_of(outcome.facts))), {})
+
+
+def kernels_of(facts: Mapping[str, object]) -> dict[str, tuple[int, list[str]]]:
+    """What really ran, as the engine reported it in an answer's facts: by kernel, on how many layers and on which."""
+    engine = plain_table(facts.get("engine"))
+    layers = plain_table(engine.get("layers"))
+    return {
+        name: (count if isinstance(count, int) else 0, [str(x) for x in names] if isinstance(names, list) else [])
+        for name, count in plain_table(engine.get("kernels")).items()
+        for names in [layers.get(name)]
+    }
 
 
 # ---- raw samples ----

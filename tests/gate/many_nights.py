@@ -54,10 +54,10 @@ def write(
     weights: str = "w" * 64,
     suite: str = "nightly",
     finish: bool = True,
-    **context: object,
+    **context: Any,
 ) -> Path:
     """One night's run file. `context` replaces fields of the conditions."""
-    conditions: RunContext = replace(HEADER.context, **context)  # type: ignore[arg-type]
+    conditions: RunContext = replace(HEADER.context, **context)
     started = (START + datetime.timedelta(days=day)).isoformat()
     header = RunHeader(run=name(day), started_at=started, context=conditions, context_digest=conditions.digest)
     planned, records = [], []

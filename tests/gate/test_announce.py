@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -35,13 +36,13 @@ def server() -> Iterator[tracker.State]:
         yield state
 
 
-def report(folder: Path, name: str, *worse: Cell, task: str = "facts", **changes: object) -> GateReport:
+def report(folder: Path, name: str, *worse: Cell, task: str = "facts", **changes: Any) -> GateReport:
     """A night in which cells lost forty items of a task."""
     answers = Answers()
     for cell in worse:
         answers.lose(cell, task, lost=40)
     found = judge.gate(night(folder), night(folder, answers, name=name))
-    return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(found, **changes)
 
 
 def announce(folder: Path, found: GateReport, server: tracker.State, kind: str, *more: str) -> str:

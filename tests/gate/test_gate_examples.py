@@ -12,12 +12,12 @@ from harness.gate import examples, judge
 from harness.gate.types import Finding, GateReport
 from harness.spec import Answer, Cell, Measurement, Question
 from harness.store import Run
-from tests.gate.nights import BASE, GPTQ, Answers, night
+from tests.gate.nights import BASE, GPTQ, Answers, Edit, night
 
 LATER = "20261121T020000000000Z-bbbbbbbb"
 
 
-def with_texts(folder: Path) -> object:
+def with_texts(folder: Path) -> Edit:
     """Side-cars as the probe keeps them: what was asked in the baseline's, how it was answered in each cell's."""
 
     def edit(cell: Cell, question: Question, answer: Answer) -> Answer:
@@ -42,8 +42,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
     folder = tmp_path_factory.mktemp("nights")
     worse = Answers().lose(GPTQ, "facts", lost=40, won=4)
     return (
-        night(folder, edit=with_texts(folder)),  # type: ignore[arg-type]
-        night(folder, worse, name=LATER, edit=with_texts(folder)),  # type: ignore[arg-type]
+        night(folder, edit=with_texts(folder)),
+        night(folder, worse, name=LATER, edit=with_texts(folder)),
     )
 
 

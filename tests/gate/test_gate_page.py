@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,11 @@ TAGS |= {"line", "text", "g", "code", "pre", "details", "summary"}
 
 def examples(f: Finding) -> Sequence[Example]:
     """Two items with their texts, one by its name."""
-    texts = (
+    texts: tuple[dict[str, Any], ...] = (
         {"prompt": "On which river does Arden lie?", "right": "Wend", "wrong": ("Tarn", "Orb"), "after": "behind by 0.12 nats"},
     )
     given = [*texts, {"prompt": "…eleven loaves. How many?", "right": "eleven"}, {}]
-    return [Example(flip=flip, place=f"item {n}", **parts) for n, (flip, parts) in enumerate(zip(f.flips, given, strict=False))]  # type: ignore[arg-type]
+    return [Example(flip=flip, place=f"item {n}", **parts) for n, (flip, parts) in enumerate(zip(f.flips, given, strict=False))]
 
 
 def whole(report: GateReport | None = None) -> bytes:
@@ -106,8 +107,8 @@ def test_no_string_adds_an_element_a_handler_a_style_or_an_address(start: int) -
     strings = (*hostile.STRINGS, *hostile.STRINGS[:20])[start : start + 20]
 
     def shown(f: Finding) -> list[Example]:
-        texts = {"place": strings[1], "prompt": strings[2], "right": strings[3], "wrong": strings[4:6]}
-        return [Example(flip=flip, **texts, before=strings[6], after=strings[7]) for flip in f.flips]  # type: ignore[arg-type]
+        texts: dict[str, Any] = {"place": strings[1], "prompt": strings[2], "right": strings[3], "wrong": strings[4:6]}
+        return [Example(flip=flip, **texts, before=strings[6], after=strings[7]) for flip in f.flips]
 
     report = by_hand.hostile(strings)
     past = {
@@ -120,7 +121,7 @@ def test_no_string_adds_an_element_a_handler_a_style_or_an_address(start: int) -
     assert {tag for tag, _ in seen.tags} <= TAGS
     for _, attributes in seen.tags:
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "srcdoc")]
-        assert attributes.get("href", "#").startswith("#")  # type: ignore[union-attr]
+        assert (attributes.get("href") or "#").startswith("#")
     assert not [mark for mark in DIRECTIONS if chr(mark) in written.decode()]
 
 

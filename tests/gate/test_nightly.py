@@ -200,7 +200,7 @@ def test_cron_and_systemd_run_a_night_and_a_pull_request_gets_a_comment_in_the_p
 
     checkout.lose(_4=60)
     unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as the library's documentation keeps the case of keys
     unit.read(FOLDER / "quant-harness-night.service")
     assert unit["Service"]["WorkingDirectory"] == "%h/quant-harness"
     told = {"TRACKER": "--github team/project", "GITHUB_TOKEN": tracker.TOKEN, "PULL": "17"}
@@ -233,8 +233,10 @@ def test_an_interrupted_night_goes_on_in_the_morning_and_is_one_night(checkout: 
     assert checkout.sh(night) == 0, checkout.said
     results = checkout.folder / "history" / "results" / "nightly"
     checkout.lose(_4=drill.HANGS)
-    where = {"cwd": checkout.folder, "env": checkout.env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    stopped = subprocess.Popen(shlex.split(night), start_new_session=True, **where)  # type: ignore[call-overload]
+    quiet = subprocess.DEVNULL
+    stopped = subprocess.Popen(
+        shlex.split(night), start_new_session=True, cwd=checkout.folder, env=checkout.env, stdout=quiet, stderr=quiet
+    )
     deadline = time.monotonic() + 300
     while not answered(results) and time.monotonic() < deadline:
         time.sleep(0.2)

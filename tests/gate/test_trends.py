@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def of(folder: Path, accepted: str | None = None, **wanted: object) -> dict[tuple[str, str], Trend]:
-    found = trends(history.nights(folder).nights, accepted, Wanted(**wanted))  # type: ignore[arg-type]
+def of(folder: Path, accepted: str | None = None, **wanted: Any) -> dict[tuple[str, str], Trend]:
+    found = trends(history.nights(folder).nights, accepted, Wanted(**wanted))
     return {(t.cell.label, t.about.metric.name): t for t in found}
 
 
