@@ -60,6 +60,7 @@ def main() -> None:
             models = [f"model-{i}" for i in range(MODELS)]
             path = Path(folder) / "report.html"
             path.write_bytes(render(store.read(synthetic.write(Path(folder) / "results", models=models))))
+        size = path.stat().st_size
         opened: list[list[float]] = []
         moved: dict[str, list[list[float]]] = {}
         for _ in range(asked.times):
@@ -72,7 +73,7 @@ def main() -> None:
                             took = page.evaluate(MOVED.format(json.dumps([control, value, kind])))
                             moved.setdefault(name, []).append(took)
     interactive, charts = (statistics.median(row) for row in zip(*opened, strict=True))
-    print(f"page of {path.stat().st_size / 1e6:.2f} MB: interactive after {interactive:.0f} ms, charts after {charts:.0f} ms")
+    print(f"page of {size / 1e6:.2f} MB: interactive after {interactive:.0f} ms, charts after {charts:.0f} ms")
     for name, rows in moved.items():
         answered, painted, chart = (statistics.median(row) for row in zip(*rows, strict=True))
         print(f"{name:28} answered {answered:5.0f} ms, painted {painted:5.0f} ms, chart {chart:5.0f} ms")
