@@ -19,10 +19,10 @@ from rich.table import Table
 from harness.cli_env import say
 from harness.cli_publish import waiting
 from harness.errors import BadInput
-from harness.report.numbers import Display, show
 
 if TYPE_CHECKING:
     from harness.gate.trends import Step, Trend
+    from harness.report.numbers import Display
 
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
@@ -80,7 +80,7 @@ def history(
 def _show(series: Sequence[Trend], *, several: bool) -> None:
     """One metric's series: a line for each cell, and beneath where they changed. `several`: cells are called by models, too."""
     from harness.gate import trends
-    from harness.report.numbers import display
+    from harness.report.numbers import display, show
 
     about = series[0].about
     how = display(about.unit, [value for trend in series for value in trend.values])
@@ -109,6 +109,7 @@ def _show(series: Sequence[Trend], *, several: bool) -> None:
 def _changed(step: Step, unit: str, how: Display) -> str:
     """`2026-11-30: 61.2 → 63.0 (p 0.001); package torch 2.12 → 2.13`."""
     from harness.gate.trends import said
+    from harness.report.numbers import show
 
     what = [said(difference) for difference in step.differences]
     more = f" and {len(what) - MOST_CAUSES} more" if len(what) > MOST_CAUSES else ""

@@ -9,9 +9,11 @@ with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence, Set
 
-from harness import stats
+from harness import forking, stats
 from harness.metrics import sequential
 from harness.report.cells import ABSENT, NOT_COMPARABLE, OK, CellView, Outcome, Value, column_key
 from harness.report.compare_items import ItemTask, compare_tasks
@@ -22,12 +24,54 @@ from harness.report.derived import DERIVED, LN_PPL_RATIO, MCNEMAR_P_HOLM
 ALPHA = 0.05
 
 
+ALONE = 100
+"""Cells that one process compares by itself: a second one would take as long to begin."""
+
+
 def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
-    """All derived columns of a run. `blob` gives raw samples by name (FileNotFoundError when they are not on disk)."""
+    """All derived columns of a run. `blob` gives raw samples by name (FileNotFoundError when they are not on disk).
+
+    Models are compared apart, those of many cells in as many processes as this one may use."""
     work = Derivation(blob)
     asked = list({o.asked: o for c in cells for o in c.outcomes}.values())  # one outcome of each question
     measured = {(m.metric, o.question.subject) for c in cells for o in c.outcomes for m in o.measurements}
+    tasks = _tasks(cells, asked)
     models = [[c for c in cells if c.model == model] for model in dict.fromkeys(c.model for c in cells)]
+    derive = functools.partial(_derive, blob, asked, measured, tasks)
+    first, *rest = _shares(models, min(forking.processors(), len(cells) // ALONE))
+    others = [forking.beside(functools.partial(derive, share)) for share in rest]
+    for part in (derive(first), *(other() for other in others)):
+        work.join(part)
+    _holm(work)
+    _complete(work, cells)
+    order = {name: place for place, name in enumerate(DERIVED)}
+    subjects = {o.question.subject: place for place, o in enumerate(asked)}
+    columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
+    return Derived(
+        columns=tuple(columns),
+        values=work.values,
+        draws=work.draws,
+        missing=tuple(sorted(work.missing)),
+        losses=dict(sorted(work.losses.items(), key=lambda pair: pair[0])),
+        items=work.items,
+    )
+
+
+def _shares(models: Sequence[Sequence[CellView]], number: int) -> list[Sequence[Sequence[CellView]]]:
+    """The models in `number` runs of about as many, in their order; one where it is less."""
+    edges = [len(models) * place // max(1, number) for place in range(max(1, number) + 1)]
+    return [models[first:last] for first, last in itertools.pairwise(edges) if first < last] or [models]
+
+
+def _derive(
+    blob: Callable[[str], bytes],
+    asked: Sequence[Outcome],
+    measured: Set[tuple[str, str]],
+    tasks: Sequence[ItemTask],
+    models: Sequence[Sequence[CellView]],
+) -> Derived:
+    """What is derived of these models, each compared with its own baseline only."""
+    work = Derivation(blob)
     for question, metrics in ((o.question, o.metrics) for o in asked):
         for metric in metrics:
             for mine in models:
@@ -36,21 +80,8 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
                     losses(work, mine, question, metric, derive=derive)
                 elif metric.samples == "tokens":
                     tokens(work, mine, question, metric)
-    compare_tasks(work, models, _tasks(cells, asked))
-    _holm(work)
-    _complete(work, cells)
-    order = {name: place for place, name in enumerate(DERIVED)}
-    subjects = {o.question.subject: place for place, o in enumerate(asked)}
-    columns = sorted(work.columns, key=lambda pair: (order[pair[0]], subjects.get(pair[1], -1)))
-    missing = tuple(sorted(work.missing))
-    return Derived(
-        columns=tuple(columns),
-        values=work.values,
-        draws=work.draws,
-        missing=missing,
-        losses=work.losses,
-        items=work.items,
-    )
+    compare_tasks(work, models, tasks)
+    return work.derived()
 
 
 def _tasks(cells: Sequence[CellView], asked: Sequence[Outcome]) -> list[ItemTask]:

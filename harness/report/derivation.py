@@ -61,6 +61,26 @@ class Derivation:
         self.losses: dict[tuple[str, Kind], FamilyLosses] = {}
         self.items: dict[tuple[str, str], Items] = {}
 
+    def derived(self) -> Derived:
+        return Derived(
+            columns=tuple(self.columns),
+            values=self.values,
+            draws=self.draws,
+            missing=tuple(sorted(self.missing)),
+            losses=self.losses,
+            items=self.items,
+        )
+
+    def join(self, part: Derived) -> None:
+        """Takes in what was derived of other cells."""
+        self.columns |= dict.fromkeys(part.columns)
+        self.values |= part.values
+        for column, draws in part.draws.items():
+            self.draws.setdefault(column, {}).update(draws)
+        self.missing |= set(part.missing)
+        self.losses |= part.losses
+        self.items |= part.items
+
     def put(self, cell: CellView, metric: Metric, subject: str, value: Value) -> None:
         self.columns[metric.name, subject] = None
         self.values.setdefault(cell.id, {})[column_key(metric.name, subject, metric.definition)] = value

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
 
 from harness.errors import BadInput
 from harness.stats import distributions
 from harness.stats.bootstrap import REPLICATES, SEED, block_bootstrap_mean, ratio_of_sums
 from harness.stats.intervals import LEVEL, Clusters, Floats, Interval, as_correct, cluster_index, effective_items, normal_quantile
+from harness.stats.roots import crossing
 
 
 class Flips(NamedTuple):
@@ -218,7 +218,7 @@ def minimum_detectable_effect(n: int, flip_rate: float, power: float = 0.8, alph
     def surplus(effect: float) -> float:
         return _mcnemar_power(n, max(flip_rate, effect), effect, alpha) - power
 
-    return float(optimize.brentq(surplus, 0.0, 1.0, xtol=1e-7, rtol=1e-4))
+    return crossing(surplus, 0.0, 1.0, xtol=1e-7, rtol=1e-4)
 
 
 def smallest_detectable(base_correct: ArrayLike, cell_correct: ArrayLike, clusters: Clusters | None = None) -> float:
@@ -382,7 +382,7 @@ def _root(decreasing: Callable[[float], float], low: float, high: float) -> floa
         return low
     if decreasing(high) >= 0:
         return high
-    return float(optimize.brentq(decreasing, low, high, xtol=1e-12, rtol=1e-12))
+    return crossing(decreasing, low, high)
 
 
 def _mcnemar_power(n: int, flip_rate: float, effect: float, alpha: float) -> float:

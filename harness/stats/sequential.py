@@ -26,10 +26,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from harness.errors import BadInput
 from harness.stats.intervals import LEVEL, Floats, Interval, normal_quantile
+from harness.stats.roots import crossing
 
 CHANGES_NUMBERS = True
 """What it decides cannot be recomputed: it says how many items are scored."""
@@ -206,8 +207,8 @@ def anytime_interval(
         return float((np.logaddexp(daring, careful) - math.log(2)).max()) - bar
 
     mean, lowest = float(given.sum() / counts.sum()), float(least)
-    low = lowest if refuted(lowest, 1.0) <= 0 else float(optimize.brentq(refuted, lowest, 1.0, args=(1.0,), xtol=1e-6))
-    high = 1.0 if refuted(1.0, -1.0) <= 0 else float(optimize.brentq(refuted, lowest, 1.0, args=(-1.0,), xtol=1e-6))
+    low = lowest if refuted(lowest, 1.0) <= 0 else crossing(lambda m: refuted(m, 1.0), lowest, 1.0, xtol=1e-6)
+    high = 1.0 if refuted(1.0, -1.0) <= 0 else crossing(lambda m: refuted(m, -1.0), lowest, 1.0, xtol=1e-6)
     return Interval(value=mean, low=min(low, mean), high=max(high, mean), n=round(counts.sum()), level=level)
 
 
