@@ -43,7 +43,7 @@ def bisect(
     ] = None,
     repo: Annotated[Path | None, typer.Option("--repo", metavar="DIR", help="A clone of quant-harness, for --with.")] = None,
 ) -> None:
-    """Find out which package made a cell worse: asks its questions again in environments between BASE's and CANDIDATE's.
+    """Find out which package made a cell worse, or fail: asks its questions again in environments between BASE's and CANDIDATE's.
 
     Halves first, until one package is left. With --with, the same for commits. What was asked is kept, so that the same command
     goes on where it was stopped. Exits with 0 where one is named, 1 where none can be."""
@@ -64,7 +64,8 @@ def bisect(
         return judge.gate(first, run, history=past, policy=rules)
 
     sought = search.seek(first, second, cell, report, suite or _asked(second), against_base)
-    say(f"worse: {'; '.join(f.square.name for f in sought.report.findings)}")
+    how = "worse" if any(f.alarm for f in sought.report.findings) else "failed"
+    say(f"{how}: {'; '.join(f.square.name for f in sought.report.findings)}")
     try:
         if template is None or repo is None:
             found = search.packages(sought, place, say)

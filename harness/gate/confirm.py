@@ -15,7 +15,7 @@ What could not be asked again stays an alarm: no answer is no acquittal.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -25,10 +25,10 @@ from harness.store import Run
 _Place: TypeAlias = tuple[str, str, str, str]
 
 
-def keys(report: GateReport, candidate: Run) -> tuple[str, ...]:
-    """The keys of the candidate's records that the alarms rest on, and of its baselines' records of the same questions; in the
-    order of the plan, each once."""
-    wanted = {key for found in report.alarms for key in found.keys}
+def keys(report: GateReport, candidate: Run, of: Sequence[Finding] | None = None) -> tuple[str, ...]:
+    """The keys of the candidate's records that the alarms rest on, or the findings `of`, and of its baselines' records of the same
+    questions; in the order of the plan, each once."""
+    wanted = {key for found in (report.alarms if of is None else of) for key in found.keys}
     baselines = {(p.cell.model.name, p.cell.label) for p in candidate.plan.cells if p.baseline}
     records = {record.key: record for record in candidate.records}
     asked = {

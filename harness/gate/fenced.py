@@ -23,9 +23,9 @@ from harness.series import machine_identity
 from harness.spec import Metric
 from harness.stats import Fence
 
-ALLOCATOR_BYTES = 16 << 20
-"""By how much the peak of one artifact was seen to move between nights in which nothing changed: caches, arenas, thread stacks. A
-share of a small model's peak says nothing before its series has a past."""
+ALLOCATOR_BYTES = 32 << 20
+"""A peak that moves by less is no news, whatever share of it that is: caches, arenas and thread stacks of one artifact were seen
+to move it by up to 24 MB between nights in which nothing changed."""
 
 RATIO = "_ratio"
 """Ends the name of a metric that is another one's, cell over baseline within the rounds of one measurement."""
@@ -119,13 +119,13 @@ def moved_baselines(before: Sides, now: Sides, history: History, policy: Policy)
 
 
 def _moved(metric: Metric, before: float, after: float, past: Sequence[float], limit: Limit, unit: str = "") -> _Moved:
-    """How far a number moved, and the fence made of the changes between its past nights. Where there are few of them, a number of
-    bytes must also move by more than an allocator does."""
+    """How far a number moved, and the fence made of the changes between its past nights. A number of bytes must also move by more
+    than an allocator does."""
     by = compare.relative(metric, before, after)
     good = [value for value in past if value > 0]
     steps = [compare.relative(metric, old, new) for old, new in itertools.pairwise(good)]
-    least = ALLOCATOR_BYTES / before if unit == "B" else 0.0
-    fence = stats.fence(steps, default=math.log1p(max(limit.short_history, least)), floor=math.log1p(limit.magnitude))
+    least = math.log1p(ALLOCATOR_BYTES / min(before, after)) if unit == "B" else 0.0
+    fence = stats.fence(steps, default=max(math.log1p(limit.short_history), least), floor=max(math.log1p(limit.magnitude), least))
     return _Moved(by=by, fence=fence)
 
 

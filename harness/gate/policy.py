@@ -34,7 +34,7 @@ class Limit:
 
     magnitude: float = 0.0
     margin: float = 0.0
-    short_history: float = 0.10
+    short_history: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,8 @@ DEFAULTS: Mapping[str, Limit] = {
     "accuracy": Limit(magnitude=1.0),
     "perplexity": Limit(magnitude=0.002),
     "kl_mean": Limit(magnitude=0.05),
-    "tpot": Limit(magnitude=0.03, short_history=0.10),
-    "ttft": Limit(magnitude=0.03, short_history=0.10),
+    "tpot": Limit(magnitude=0.03, short_history=1.0),
+    "ttft": Limit(magnitude=0.03, short_history=1.0),
 }
 
 _OF_KIND: Mapping[Kind, Limit] = {
@@ -103,7 +103,7 @@ _OF_KIND: Mapping[Kind, Limit] = {
     "losses": Limit(magnitude=0.002),
     "tokens": Limit(magnitude=0.05),
     "exact": Limit(),
-    "fenced": Limit(magnitude=0.02, short_history=0.05),
+    "fenced": Limit(magnitude=0.02, short_history=0.10),
 }
 
 _KEYS = ("alpha", "busy", "limits", "mute")

@@ -1,4 +1,4 @@
-"""Which package, or which commit, made a cell worse: asks its questions again in states between a green and a red one.
+"""Which package, or which commit, made a cell worse, or fail: asks its questions again in states between a green and a red one.
 
 A state is an environment with some packages as in BASE and the others as in CANDIDATE, or a checkout of a commit. In each the
 questions of the cell's alarms are asked by `run --only`, in a process of its own and with a cache of its own, so that nothing
@@ -69,7 +69,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """What is asked in every state: the cell's worse squares with their questions by name; `judge` says what a run is against
+    """What is asked in every state: the cell's worse or failed squares with their questions by name; `judge` says what a run is against
     BASE. `suite`: what `run` is given."""
 
     base: Run
@@ -97,13 +97,17 @@ class Found:
 
 
 def seek(base: Run, candidate: Run, wish: str, report: GateReport, suite: str, judge: Callable[[Run], GateReport]) -> Sought:
-    """What to ask for. BadInput for a cell that the candidate has not, or of which nothing is worse."""
+    """What to ask for: what is worse, or else what failed. BadInput for a cell that the candidate has not, or of which nothing is
+    either."""
     cell = _cell(candidate, wish)
-    own = tuple(f for f in report.alarms if (f.square.model, f.square.label) == (cell.model.name, cell.label))
+    mine = [f for f in report.findings if (f.square.model, f.square.label) == (cell.model.name, cell.label)]
+    own = tuple(f for f in mine if f.alarm) or tuple(f for f in mine if f.verdict == "failed")
     if not own:
-        raise BadInput(f"{cell.name}: nothing of it is worse in CANDIDATE than in BASE, so there is nothing to look for")
+        raise BadInput(
+            f"{cell.name}: nothing of it is worse in CANDIDATE than in BASE, and nothing failed, so there is nothing to look for"
+        )
     report = replace(report, findings=own)
-    wanted = set(keys(report, candidate))
+    wanted = set(keys(report, candidate, own))
     names = dict.fromkeys(question_name(r.cell, r.question) for r in candidate.records if r.key in wanted)
     return Sought(base=base, candidate=candidate, cell=cell, report=report, questions=tuple(names), suite=suite, judge=judge)
 
@@ -236,8 +240,10 @@ class _Asking:
             if found == "unresolved":
                 return f"with {name} there is no answer here: {self.why}"
             if found != wanted:
-                seen = "worse here as well" if found == "red" else "not worse here"
-                other = "something else made it worse (weights, the machine, what is not tried)"
+                broken = all(f.verdict == "failed" for f in self.sought.report.findings)
+                bad = "failing" if broken else "worse"
+                seen = f"{bad} here as well" if found == "red" else f"not {bad} here"
+                other = "something else did it (weights, the machine, what is not tried)"
                 return f"with {name} the cell is {seen}: it is flaky, or {other}"
         return ""
 
@@ -311,7 +317,7 @@ class _Asking:
         found = {f.square: f for f in self.sought.judge(run).findings}
         worse = [f for s in (a.square for a in self.sought.report.findings) if (f := found.get(s)) is not None]
         verdicts = {f.verdict for f in worse}
-        if "regressed" in verdicts:
+        if verdicts & {"regressed", *({"failed"} & {f.verdict for f in self.sought.report.findings})}:
             self.tell(f"red: {name}")
             return "red"
         if verdicts and verdicts <= {"within noise", "improved"}:

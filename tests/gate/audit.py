@@ -1,6 +1,6 @@
 """How often the gate cries wolf, and what it sees: by replay of real nights, and by simulation where the truth must be known.
 
-    python -m tests.gate.audit false-alarms RUN RUN [RUN ...] [--nights 1000]     nights in which nothing changed
+    python -m tests.gate.audit false-alarms RUN RUN [RUN ...] [--timed RUN ...]   nights in which nothing changed
     python -m tests.gate.audit accuracy [--nights 2000]                           losses of accuracy, beside the limit
     python -m tests.gate.audit faults RUN --swap FAULT CELL FAULTY [--nights 200]    real faults: a cell answers as a faulty one
     python -m tests.gate.audit slower RUN RUN [RUN ...] [--nights 200]            slower kernels and larger peaks, at real noise
@@ -17,6 +17,7 @@ import argparse
 import itertools
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from harness.gate.compare import Change
 from harness.gate.fenced import RATIO
 from harness.gate.pairing import Draft
 from harness.gate.policy import MEAN_ACCURACY, Policy
-from harness.gate.types import Finding, GateReport, Square
+from harness.gate.types import Finding, Square
 from harness.spec import Answer, Measurement, Record
 from harness.store import Run
 from tests.gate.replay import Replay, asked, history
@@ -145,13 +146,41 @@ def _limit(loss: Loss, level: float) -> float:
 # ------------------------------------------------------------------------------------------------------- replayed real nights
 
 
-def false_alarms(runs: Sequence[Run], *, nights: int, seed: int = 0) -> Iterator[GateReport]:
-    """Reports of nights in which nothing changed."""
-    replay = Replay(runs, seed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet:
+    """A night in which nothing changed. `alarms`: its false ones; `confirmed`: those that were raised again by another draw of
+    the same numbers, as `gate --confirm` asks for them."""
+
+    tests: int
+    alarms: frozenset[str]
+    confirmed: frozenset[str]
+
+
+def false_alarms(
+    runs: Sequence[Run],
+    *,
+    nights: int,
+    timed: Sequence[Run] = (),
+    past: int = 0,
+    policy: Policy | None = None,
+    seed: int = 0,
+) -> Iterator[Quiet]:
+    """Nights in which nothing changed. `past`: how many nights a series of latencies and peaks has behind it."""
+    replay = Replay(runs, seed, timed=timed)
     pairs = list(itertools.permutations(range(len(runs)), 2))
+    pasts = [history([replay.timed(runs[0], f"past-{n}-{i}") for i in range(past)]) for n in range(20)] if past else [None]
     for draw in range(nights):
         first, second = pairs[int(replay.rng.integers(len(pairs)))]
-        yield replay.gate(replay.night(runs[first], draw), replay.night(runs[second], draw, place=1))
+        behind = pasts[draw % len(pasts)]
+        before = replay.night(runs[first], draw)
+        report = replay.gate(before, replay.night(runs[second], draw, place=1), keep=True, past=behind, policy=policy)
+        alarms = frozenset(f.square.name for f in report.alarms)
+        again: frozenset[str] = frozenset()
+        if alarms:
+            asked_again = replay.gate(before, replay.night(runs[second], draw, place=2), keep=True, past=behind, policy=policy)
+            again = alarms & {f.square.name for f in asked_again.alarms}
+        replay.forget()
+        yield Quiet(tests=report.tests, alarms=alarms, confirmed=again)
 
 
 # ------------------------------------------------------------------------------------------------------------- everything else
@@ -194,10 +223,12 @@ def faults(variants: Run, swaps: Mapping[str, tuple[str, str]], *, nights: int, 
         yield Seen(fault=fault, cell=label, found=found, elsewhere=elsewhere, nights=nights)
 
 
-def slower(runs: Sequence[Run], metric: str, by: float, *, nights: int, seed: int = 0) -> Iterator[Seen]:
+def slower(
+    runs: Sequence[Run], metric: str, by: float, *, nights: int, seed: int = 0, timed: Sequence[Run] = ()
+) -> Iterator[Seen]:
     """A number of latency or memory that is larger by the share `by`, in one cell at a time; the series has PAST nights, drawn
     from the real runs as the two nights are."""
-    replay = Replay(runs, seed)
+    replay = Replay(runs, seed, timed=timed)
     cells = [p.cell.label for p in runs[0].plan.cells if not p.baseline]
     hits = dict.fromkeys(cells, 0)
     elsewhere = dict.fromkeys(cells, 0)
@@ -292,19 +323,22 @@ def _print_accuracy(nights: int) -> None:
         )
 
 
-def _print_false_alarms(paths: Sequence[Path], nights: int) -> None:
-    runs = [store.read(path) for path in paths]
-    reports, red, tests = 0, [], 0
-    for report in false_alarms(runs, nights=nights):
-        reports, tests = reports + 1, report.tests
-        red += [] if not report.alarms else [[f.square.name for f in report.alarms]]
-        if reports % 50 == 0:
-            print(f"{reports} nights, {len(red)} with an alarm", file=sys.stderr, flush=True)
-    low, high = clopper_pearson(len(red), reports)
-    print(f"{len(red)} of {reports} nights with a false alarm ({len(red) / reports:.2%}; 99 % {low:.2%} to {high:.2%})")
-    print(f"{tests} tests with a p-value in a night, {sum(len(r) for r in red)} squares in all:")
-    for name in sorted({name for r in red for name in r}):
-        print(f"  {sum(name in r for r in red)} x {name}")
+def _print_false_alarms(paths: Sequence[Path], timed: Sequence[Path], nights: int) -> None:
+    runs, clocks = [store.read(path) for path in paths], [store.read(path) for path in timed]
+    print("| latency | nights | tests in a night | false alarms | after confirmation | squares |\n|---|---|---|---|---|---|")
+    for words, past, policy in (
+        ("first night", 0, Policy()),
+        (f"{PAST} nights behind it", PAST, Policy()),
+        (f"{PAST} nights behind it, busy machines compared as well", PAST, Policy(busy=1.0)),
+    ):
+        seen = list(false_alarms(runs, nights=nights, timed=clocks, past=past, policy=policy))
+        counts = Counter(name for night in seen for name in night.alarms)
+        rates = []
+        for hits in (sum(bool(night.alarms) for night in seen), sum(bool(night.confirmed) for night in seen)):
+            low, high = clopper_pearson(hits, len(seen))
+            rates.append(f"{hits} ({hits / len(seen):.1%}; 99 % {low:.1%} to {high:.1%})")
+        squares = "; ".join(f"{count} x {name}" for name, count in counts.most_common())
+        print(f"| {words} | {len(seen)} | {seen[0].tests} | {rates[0]} | {rates[1]} | {squares} |", flush=True)
 
 
 def clopper_pearson(hits: int, trials: int, level: float = 0.99) -> tuple[float, float]:
@@ -318,11 +352,11 @@ def _print_faults(path: Path, swaps: Mapping[str, tuple[str, str]], nights: int)
         print(f"| {seen.fault} | {seen.cell} | {seen.found} of {seen.nights} | {seen.elsewhere} |", flush=True)
 
 
-def _print_slower(paths: Sequence[Path], nights: int) -> None:
-    runs = [store.read(path) for path in paths]
+def _print_slower(paths: Sequence[Path], timed: Sequence[Path], nights: int) -> None:
+    runs, clocks = [store.read(path) for path in paths], [store.read(path) for path in timed]
     print("| number | found | an alarm in another cell | nights |\n|---|---|---|---|")
     for metric, by in itertools.product(("tpot", "ttft", "peak_host_bytes"), (0.10, 0.20, 0.0)):
-        seen = list(slower(runs, metric, by, nights=nights))
+        seen = list(slower(runs, metric, by, nights=nights, timed=clocks))
         found, elsewhere, tried = (sum(getattr(s, name) for s in seen) for name in ("found", "elsewhere", "nights"))
         print(f"| {metric} {by:+.0%} | {found / tried:.1%} | {elsewhere / tried:.1%} | {tried} |", flush=True)
 
@@ -341,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["false-alarms", "accuracy", "faults", "slower", "drift"])
     parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--timed", nargs="*", type=Path, default=[], help="runs that latencies and peaks are drawn from")
     parser.add_argument("--nights", type=int, default=1000)
     parser.add_argument("--swap", nargs=3, action="append", default=[], metavar=("FAULT", "CELL", "FAULTY"))
     given = parser.parse_args(arguments)
@@ -348,11 +383,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "accuracy":
             _print_accuracy(given.nights)
         case "false-alarms":
-            _print_false_alarms(given.runs, given.nights)
+            _print_false_alarms(given.runs, given.timed, given.nights)
         case "faults":
             _print_faults(given.runs[0], {fault: (cell, faulty) for fault, cell, faulty in given.swap}, given.nights)
         case "slower":
-            _print_slower(given.runs, given.nights)
+            _print_slower(given.runs, given.timed, given.nights)
         case "drift":
             ((_, good, bad),) = given.swap
             _print_drift(given.runs[0], good, bad, given.nights)

@@ -19,6 +19,7 @@ from harness import stats, store
 from harness.frontier import Floats
 from harness.gate import judge
 from harness.gate.join import sides
+from harness.gate.policy import Policy
 from harness.gate.types import GateReport, History, Past
 from harness.report.compare_items import items_of
 from harness.report.compare_tokens import table_of
@@ -29,10 +30,15 @@ from harness.store import Run
 
 
 class Replay:
-    """Nights drawn from real runs of one suite. Raw samples of a drawn night live in memory, under names of their content."""
+    """Nights drawn from real runs of one suite, their latencies and peaks from `timed`, runs of one machine that ask the same
+    questions of the same cells; by default from the runs like the first. Raw samples of a drawn night live in memory, under names
+    of their content."""
 
-    def __init__(self, runs: Sequence[Run], seed: int) -> None:
+    def __init__(self, runs: Sequence[Run], seed: int, *, timed: Sequence[Run] = ()) -> None:
         self.runs = runs
+        clocks = timed or runs
+        here = machine_identity(clocks[0].header.context)  # latencies of other numbers of threads are not compared
+        self.clocks = [run for run in clocks if machine_identity(run.header.context) == here]
         self.rng = np.random.default_rng(seed)
         self._blobs: dict[str, bytes] = {}
         self._read = {(run.header.run, n): run.blob(n) for run in runs for r in run.records for n in _blobs(r)}
@@ -40,8 +46,8 @@ class Replay:
     def night(self, run: Run, draw: int, *, change: Callable[[Record, Answer], Answer] | None = None, place: int = 0) -> Run:
         """A run with its items and windows resampled by `draw`, the same for all cells and all runs, and with the latencies and
         peaks of a run at random."""
-        whose = int(self.rng.integers(len(self.runs)))
-        beside = {(repr(r.cell), repr(r.question)): r for r in self.runs[whose].records}
+        whose = self.clocks[int(self.rng.integers(len(self.clocks)))]
+        beside = {(repr(r.cell), repr(r.question)): r for r in whose.records}
         records = []
         for record in run.records:
             if record.answer is None:
@@ -80,7 +86,9 @@ class Replay:
         self._blobs[name] = data
         return name
 
-    def gate(self, before: Run, after: Run, *, keep: bool = False) -> GateReport:
+    def gate(
+        self, before: Run, after: Run, *, keep: bool = False, past: History | None = None, policy: Policy | None = None
+    ) -> GateReport:
         """What the gate says, without intervals, on which no verdict of the default policy rests: its margins are zero. They are
         most of a gate's time, and a thousand nights want none of them."""
         with (
@@ -89,7 +97,7 @@ class Replay:
             mock.patch.object(stats, "mean_difference_over_tasks", _mean_over_tasks),
             mock.patch.object(stats, "block_bootstrap_mean", _point),
         ):
-            report = judge.gate(before, after)
+            report = judge.gate(before, after, history=past, policy=policy)
         if not keep:
             self.forget()
         return report

@@ -144,10 +144,10 @@ def slowed(*labels: str, by: float) -> Answers:
 
 
 def test_a_slower_cell_is_an_alarm_only_if_the_baseline_of_its_run_is_not_slower_too(tmp_path: Path, yesterday: Run) -> None:
-    report = judge.gate(yesterday, night(tmp_path, slowed(GPTQ.label, by=1.3), name=LATER))
+    report = judge.gate(yesterday, night(tmp_path, slowed(GPTQ.label, by=2.3), name=LATER))
     assert alarms(report) == {(GPTQ.label, "tpot", LATENCY.subject)}
     assert found(report, GPTQ, "tpot").change == pytest.approx(0.3)
-    all_slower = judge.gate(yesterday, night(tmp_path, slowed(*(c.label for c in CELLS), by=1.3), name=LATER))
+    all_slower = judge.gate(yesterday, night(tmp_path, slowed(*(c.label for c in CELLS), by=2.3), name=LATER))
     assert all_slower.green
     assert found(all_slower, GPTQ, "tpot").reason == "the baseline of the same run moved with it"
     assert any("the baseline itself moved" in note for note in all_slower.notes)
@@ -350,7 +350,7 @@ def test_a_candidate_older_than_its_base_says_so(tmp_path: Path, yesterday: Run)
 
 
 def test_a_muted_alarm_is_shown_and_not_counted_until_its_day(tmp_path: Path, yesterday: Run) -> None:
-    candidate = night(tmp_path, slowed(GPTQ.label, by=1.3), name=LATER)
+    candidate = night(tmp_path, slowed(GPTQ.label, by=2.3), name=LATER)
     for day, green in ((datetime.date(2026, 11, 21), True), (datetime.date(2026, 11, 20), False)):
         policy = Policy(mutes=(Mute(cell="reference / gptq 4-bit g64", metric="tpot", until=day, why="ticket 12"),))
         report = judge.gate(yesterday, candidate, policy=policy)
