@@ -26,8 +26,8 @@ _Place: TypeAlias = tuple[str, str, str, str]
 
 
 def keys(report: GateReport, candidate: Run, of: Sequence[Finding] | None = None) -> tuple[str, ...]:
-    """The keys of the candidate's records that the alarms rest on, or the findings `of`, and of its baselines' records of the same
-    questions; in the order of the plan, each once."""
+    """The keys of the candidate's records that the alarms rest on, or the findings `of`, and of its baselines' records of the
+    same questions; in the order of the plan, each once."""
     wanted = {key for found in (report.alarms if of is None else of) for key in found.keys}
     baselines = {(p.cell.model.name, p.cell.label) for p in candidate.plan.cells if p.baseline}
     records = {record.key: record for record in candidate.records}

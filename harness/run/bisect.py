@@ -69,8 +69,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """What is asked in every state: the cell's worse or failed squares with their questions by name; `judge` says what a run is against
-    BASE. `suite`: what `run` is given."""
+    """What is asked in every state: the cell's worse or failed squares with their questions by name; `judge` says what a run is
+    against BASE. `suite`: what `run` is given."""
 
     base: Run
     candidate: Run

@@ -1,5 +1,6 @@
 """A package whose probe scores scripted items, for tests of what happens between nights: which cells lose how many items is read
-from the file `$DRILL` (`{"LABEL": LOST}`), and in version 2 of the package every cell but the baseline loses `LOST_IN_2` more.
+from the file `$DRILL` (`{"LABEL": LOST}`); in version 2 of the package every cell but the baseline loses `LOST_IN_2` more, in
+version 3 it fails.
 
 `wheel` makes it installable without an index; `offer` puts it into a folder as an installer leaves it."""
 
@@ -68,7 +69,7 @@ PROBE = Probe(
 
 
 def code(version: str) -> str:
-    lost = LOST_IN_2 if version.startswith("2") else 0
+    lost = {"2": LOST_IN_2, "3": -1}.get(version[0], 0)
     return CODE.replace("IN_THIS_VERSION", str(lost)).replace("ITEMS", str(ITEMS)).replace("HANGS", str(HANGS))
 
 

@@ -30,6 +30,7 @@ class Machines:
         for name in ("drill-rows", *PADS):
             for version in ("1.0", "2.0"):
                 drill.wheel(folder / "wheels", name, version)
+        drill.wheel(folder / "wheels", "drill-rows", "3.0")
 
     def python(self, **versions: str) -> Path:
         wanted = {**dict.fromkeys(("drill-rows", *PADS), "1.0"), **{n.replace("_", "-"): v for n, v in versions.items()}}
@@ -82,6 +83,49 @@ def test_the_package_that_made_a_cell_worse_is_named_with_both_versions(machines
     again = machines.call(new, "bisect", base, candidate, "tiny/fake 4-bit")
     assert again.stdout.splitlines()[-1] == "found: drill-rows 1.0 -> 2.0"
     assert "asking" not in again.stdout, "every state has its answer already"
+
+
+@pytest.mark.slow
+def test_the_package_that_made_a_cell_fail_is_named(machines: Machines) -> None:
+    new = machines.python(drill_rows="3.0", pad_b="2.0")
+    base, candidate = machines.night(machines.python()), machines.night(new)
+    done = machines.call(new, "bisect", base, candidate, "fake 4-bit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("failed: tiny / fake 4-bit: Drill, items")
+    assert done.stdout.splitlines()[-1] == "found: drill-rows 1.0 -> 3.0"
+
+
+REAL = """
+name: upgrade
+models: [reference]
+baseline: bf16
+methods: {bf16: , torchao: {bits: 4, group_size: 64}, hqq: {bits: 4, group_size: 64}}
+probes: [quantize, size]
+"""
+
+
+@pytest.mark.slow
+def test_a_real_package_that_a_cell_cannot_live_without_in_its_version_is_named(tmp_path: Path) -> None:
+    """torchao 0.16 lacks a module that its cell needs; hqq differs as well, and gives equal bits."""
+    pytest.importorskip("torchao", reason="needs the extra torchao: pip install -e '.[torchao]'")
+    suite, cache = tmp_path / "upgrade.yaml", tmp_path / "cache"
+    suite.write_text(REAL)
+
+    def call(python: str | Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [python, "-P", "-m", "harness.cli", *map(str, arguments), "--cache", str(cache)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path, env=env)
+
+    old = overlay.obtain("main", {"torchao": "0.16.0", "hqq": "0.2.7"}, cache, print)
+    runs = []
+    for python in (Path(sys.executable), disk.python(old)):
+        done = call(python, "run", suite, "--fresh")
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs.append(store.newest(tmp_path / "results" / "upgrade"))
+    found = call(sys.executable, "bisect", *runs, "torchao 4-bit g64")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.splitlines()[-1].startswith("found: torchao 0.18"), found.stdout
+    assert found.stdout.splitlines()[-1].endswith("-> 0.16.0")
 
 
 @pytest.mark.slow
