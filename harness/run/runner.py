@@ -86,6 +86,7 @@ class _Pipeline:
         self.plan = inputs.plan
         self.observer = observer
         self.settings = settings
+        self.without_energy: set[str] = set()  # the reasons that were told
         threads = settings.threads or len(machine.affinity())
         self.stages = Stages(inputs, observer, threads=threads)
         self.recorder = Recorder(
@@ -240,6 +241,7 @@ class _Pipeline:
                     question = watch.answer(event.index)
                     outcome = self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
                     self.stages.account.answered(question, outcome)
+                    self._tell_energy(outcome)
 
             timeout = self.plan.suite.timeout
             ended = self.stages.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
@@ -253,6 +255,14 @@ class _Pipeline:
                 self.stages.account.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
+
+    def _tell_energy(self, outcome: Outcome) -> None:
+        """Says once, and not with each cell, why no energy is measured."""
+        energy = outcome.answer.facts.get("energy") if outcome.answer is not None else None
+        reason = energy.get("unsupported") if isinstance(energy, dict) else None
+        if reason and reason not in self.without_energy:
+            self.without_energy.add(reason)
+            self.observer.note(f"no energy (unsupported): {reason}")
 
 
 class _Watch:
