@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,20 +48,34 @@ def wrong(command: str, *, artifact: str, token_env: str) -> str | None:
         return str(error)
     if not words or not all(letter.isprintable() or letter in "\n\t" for letter in command):
         return "write the command that starts the server: serve: 'llama-server -m {artifact} --port {port}'"
+    return _no_program(words) or _secret(command, words, token_env) or _unfilled(command, words, artifact)
+
+
+def _no_program(words: Sequence[str]) -> str | None:
+    """Why the words are for a shell, or start what cannot be kept."""
     if "=" in words[0] or "{" in words[0]:
         return "it begins with the program; set a variable with: env NAME=VALUE PROGRAM ..."
     program = Path(next((w for w in words if w != "env" and "=" not in w), "")).name
     if program in _ELSEWHERE:
         return f"what {program} starts could not be ended with the run; start that server yourself, and take `serve` out"
     shell = next((w for w in words if w in _SHELL_WORDS or re.search(r"\$[A-Za-z_({]|`", w) or w.startswith("~")), None)
-    if shell is not None:
-        return f"no shell reads it, and {shell!r} means something to a shell only; write out what it stands for, or a script"
+    if shell is None:
+        return None
+    return f"no shell reads it, and {shell!r} means something to a shell only; write out what it stands for, or a script"
+
+
+def _secret(command: str, words: Sequence[str], token_env: str) -> str | None:
     token = os.environ.get(token_env, "").strip() if token_env else ""
-    if any(_SECRET.fullmatch(word) for word in words) or (token and token in command):
-        return (
-            "leave secrets out of it, results keep the command; servers take their key from a variable (LLAMA_API_KEY, "
-            "VLLM_API_KEY), which they get from here: token_env: NAME"
-        )
+    if not any(_SECRET.fullmatch(word) for word in words) and not (token and token in command):
+        return None
+    return (
+        "leave secrets out of it, results keep the command; servers take their key from a variable (LLAMA_API_KEY, "
+        "VLLM_API_KEY), which they get from here: token_env: NAME"
+    )
+
+
+def _unfilled(command: str, words: Sequence[str], artifact: str) -> str | None:
+    """Why the placeholders are not those that can be filled."""
     unknown = sorted({name for word in words for name in _PLACEHOLDER.findall(word)} - set(PLACEHOLDERS))
     if unknown:
         return f"{{{unknown[0]}}} stands for nothing; it takes {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}"
