@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -76,13 +77,23 @@ def run(folder: Path, taken: int) -> Run:
         "serving": {"concurrency": [2], "prompt": 16, "new": 4, "requests": 6, "budget": 60},
         "methods": {"fp32": None, "endpoint": servers},
     }
-    (folder / "started.yaml").write_text(json.dumps(suite))
+    with permitted(SERVER_KEY="swordfish-1234"):
+        return measured(folder, suite)
+
+
+def measured(folder: Path, suite: dict[str, object]) -> Run:
+    path = folder / f"{suite['name']}.yaml"
+    path.write_text(json.dumps(suite))
+    settings = runner.Settings(results=folder / "results", cache=folder / "cache", threads=1)
+    return store.read(runner.run(plan(path, device="cpu"), settings))
+
+
+@contextmanager
+def permitted(**variables: str) -> Iterator[None]:
     before = dict(os.environ)
-    os.environ |= {"QUANT_HARNESS_SERVE": "1", "SERVER_KEY": "swordfish-1234"}
+    os.environ |= {"QUANT_HARNESS_SERVE": "1", **variables}
     try:
-        planned = plan(folder / "started.yaml", device="cpu")
-        settings = runner.Settings(results=folder / "results", cache=folder / "cache", threads=1)
-        return store.read(runner.run(planned, settings))
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -159,3 +170,35 @@ def test_a_server_that_dies_of_everything_is_not_started_without_end(run: Run, f
 def test_no_server_is_left(run: Run) -> None:
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if str(LITTLE) in command or "tests.serve_tiny" in command]
+
+
+NEEDED = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
+
+
+def test_llama_cpp_pythons_server_is_started_on_the_file_that_another_cell_has_written(tmp_path: Path) -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed; add with: pip install 'llama-cpp-python[server]'")
+    command = f"{sys.executable} -m llama_cpp.server --model {{artifact}} --port {{port}} --model_alias {{name}}"
+    server = {
+        "name": "llama.cpp",
+        "serve": f"{command} --n_threads {{threads}} --interrupt_requests false",
+        "artifact": "gguf 4-bit Q4_K_M",
+        "url": f"http://127.0.0.1:{free_port()}/v1",
+        "model": "mine",
+    }
+    suite = {
+        "name": "served",
+        "models": ["reference"],
+        "probes": ["memory", "serving"],
+        "memory": {"prompt": 32, "new": 4},
+        "serving": {"concurrency": [1], "prompt": 16, "new": 8, "requests": 6, "budget": 60},
+        "methods": {"bf16": None, "gguf": {"bits": 4}, "endpoint": server},
+    }
+    with permitted():
+        found = measured(tmp_path, suite)
+    assert [r.failure for r in found.records if r.cell.label == "llama.cpp" and r.failure is not None] == []
+    assert value(found, "llama.cpp", "served_ttft") > 0  # it counts no tokens in a stream, so there is no time per token
+    assert value(found, "llama.cpp", "server_rss_bytes") > 20e6
+    (log,) = (tmp_path / "cache" / "served").iterdir()
+    assert "Q4_K" in log.read_text(errors="replace")
