@@ -359,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_BUG)
 
 
-def _reader_left(console: Console) -> NoReturn:
+def _reader_left(self: Console) -> NoReturn:
     raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 

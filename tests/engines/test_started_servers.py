@@ -67,7 +67,7 @@ def run(folder: Path, taken: int) -> Run:
         server("taken", BROKEN, port=taken),
         server("missing", "no-such-server --port {port}"),
     ]
-    suite = {
+    suite: dict[str, object] = {
         "name": "started",
         "models": [{"path": str(model)}],
         "baseline": "fp32",
@@ -187,7 +187,7 @@ def test_llama_cpp_pythons_server_is_started_on_the_file_that_another_cell_has_w
         "url": f"http://127.0.0.1:{free_port()}/v1",
         "model": "mine",
     }
-    suite = {
+    suite: dict[str, object] = {
         "name": "served",
         "models": ["reference"],
         "probes": ["memory", "serving"],
