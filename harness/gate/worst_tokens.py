@@ -44,8 +44,11 @@ def _tokens(f: Finding, then: Run, now: Run) -> tuple[WorstToken, ...]:
 
 def _rows(run: Run, record: Record) -> list[dict[str, Json]]:
     """The rows of the side-car with the tokens of largest divergence."""
+    name = _blob(record, KL_MAX)
+    if not name:
+        return []
     try:
-        kept = json.loads(run.blob(_blob(record, KL_MAX)))
+        kept = json.loads(run.blob(name))
     except (OSError, HarnessError, ValueError, RecursionError):
         return []
     rows = kept.get("tokens") if isinstance(kept, dict) else None
