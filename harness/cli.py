@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -33,7 +33,7 @@ from harness import (
     cli_verify,
 )
 from harness.cli_publish import unswept, waiting, write_file
-from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError
+from harness.errors import EXIT_BAD_INPUT, EXIT_BUG, EXIT_OK, BadInput, HarnessError, readable
 from harness.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 CHANGES_NUMBERS = False
 """Stored measurements do not depend on this file: it is no part of the source digest (run/source.py)."""
 
-INTERRUPTED = 130
+INTERRUPTED, READER_LEFT = 130, 141
 
 app = typer.Typer(
     name="quant-harness",
@@ -201,7 +201,7 @@ def plan(
         data = {"device": planned.device, **asked, **known}
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         return
-    table = Table(title=f"{planned.suite.name}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
+    table = Table(title=f"{escape(planned.suite.name)}: {len(planned.cells)} cells on {planned.device}", title_justify="left")
     bits = ("bits per\nweight of\nlayers", "bits per\nweight of\nthe model")
     for column in ("model", "scheme", *bits, "artifact", "questions", *(["environment"] if states else [])):
         table.add_column(column, justify="left" if column in {"model", "scheme", "environment"} else "right")
@@ -210,13 +210,20 @@ def plan(
         mark = " (baseline)" if p.baseline else ""
         whole = p.estimated_bits_of_the_model
         widths = [f"{p.estimated_bpw:.2f}", "" if whole is None else f"{whole:.2f}"]
-        row = [p.cell.model.name, p.cell.label + mark, *widths, size, str(len(p.questions))]
+        row = [_in_a_table(p.cell.model.name), _in_a_table(p.cell.label) + mark, *widths, size, str(len(p.questions))]
         table.add_row(*row, *([place] if states else []))
     out.print(table)
     _show_forecast(forecast, unread, cache)
     _say_what_holds(planned)
     _say_what_is_lacking(planned, states, places)
     _list_unsupported(planned)
+
+
+def _in_a_table(name: str) -> str:
+    """A name as a table of rich's shows it."""
+    from harness.report.terminal import named
+
+    return escape(named(name))
 
 
 def _say_what_is_lacking(planned: Plan, states: Sequence[Status], places: Sequence[str]) -> None:
@@ -322,16 +329,22 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a verb and exits 0, 2 (bad input, said in words), 3 (our bug, with the traceback), 130 (Ctrl-C)."""
+    """Entry point: runs a verb and exits 0, 2 (bad input, said in words), 3 (our bug, with the traceback), 130 (Ctrl-C), 141 (the
+    reader of our output left)."""
     warnings.showwarning = _show_warning
+    Console.on_broken_pipe = _reader_left  # type: ignore[method-assign]  # rich leaves with 1, which is a gate's "no"
+    stdout = sys.stdout
     try:
         app(arguments, standalone_mode=True)
+    except SystemExit:
+        if sys.stdout is not stdout or not _flushed():  # typer has met a closed pipe, and left with 1 as well
+            _leave_quietly()
+        raise
     except HarnessError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(readable(f"error: {error}"), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing is wrong
-        sys.exit(EXIT_OK)
+        _leave_quietly()
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             where = f"{error.filename}: " if error.filename else ""
@@ -344,6 +357,24 @@ def main(arguments: list[str] | None = None) -> None:
         traceback.print_exc()
         err.print("this is a bug in quant-harness; everything measured so far is kept", style="red", markup=False)
         sys.exit(EXIT_BUG)
+
+
+def _reader_left(self: Console) -> NoReturn:
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def _flushed() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _leave_quietly() -> NoReturn:
+    """Leaves as a program does that SIGPIPE ends: `| head` has had enough. No verdict: a gate that nobody read is not green."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(READER_LEFT)
 
 
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
@@ -373,7 +404,7 @@ def _show_forecast(forecast: Forecast, unread: Sequence[str], cache: Path) -> No
     models = {cell.name.partition(" / ")[0] for cell in forecast.cells}
     for cell in forecast.cells:
         name = cell.name.partition(" / ")[2] if len(models) == 1 else cell.name  # a model that is alone goes without saying
-        table.add_row(escape(name), *_forecast_row(cell, on_gpu=on_gpu))
+        table.add_row(_in_a_table(name), *_forecast_row(cell, on_gpu=on_gpu))
     out.print(table)
     cli_env.say(f"forecast     {words.whole(forecast)}")
     for line in words.legend(forecast):
@@ -408,7 +439,7 @@ def _budget(planned: Plan) -> list[str]:
 
 def _list_unsupported(planned: Plan) -> None:
     for square in planned.unsupported:
-        out.print(f"unsupported  {square.cell.name}: {square.reason}", markup=False, highlight=False, soft_wrap=True)
+        cli_env.say(f"unsupported  {square.cell.name}: {square.reason}")
 
 
 def _write_report(results: Sequence[Path], target: Path) -> None:
@@ -440,7 +471,7 @@ def _check_writable(target: Path) -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if category.__module__.startswith("harness"):
-        err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        err.print(readable(f"warning: {message}"), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harness.errors import BadInput
+from harness.errors import BadInput, readable
 
 if TYPE_CHECKING:
     from harness.envs import BuildFailed
@@ -234,12 +234,12 @@ def _known() -> str:
 
 
 def say(text: str) -> None:
-    """A line as it is."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, without what would steer the terminal."""
+    out.print(readable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _wrong(text: str) -> None:
-    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(readable(text), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _failed(error: BuildFailed) -> None:

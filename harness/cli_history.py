@@ -62,18 +62,18 @@ def history(
         raise BadInput(f"{results}: no such folder; name a suite's results folder, as in results/nightly")
     with waiting("reading ..."):
         found = past.nights(results)
-        accepted = [line.run for line in journal.read(results).accepted]
+        accepted = journal.read(results).newest
         wanted = trends.Wanted(
             metric=metric, models=tuple(model or ()), methods=tuple(method or ()), since=since, regressed=regressed
         )
-        shown = trends.trends(found.nights, accepted[-1] if accepted else None, wanted)
+        shown = trends.trends(found.nights, accepted, wanted)
     for line in found.left_out:
         say(line)
     if not shown:
         say(f"no series got worse in {len(found.nights)} nights")
     for series in trends.by_about(shown).values():
         _show(series, several=len({t.cell.model for t in shown}) > 1)
-    base = f"accepted is {accepted[-1]}" if accepted else "no run was accepted yet: `quant-harness accept RUN` names a baseline"
+    base = f"accepted is {accepted}" if accepted else "no run was accepted yet: `quant-harness accept RUN` names a baseline"
     say(f"{len(found.nights)} finished runs; {base}")
 
 
@@ -81,6 +81,7 @@ def _show(series: Sequence[Trend], *, several: bool) -> None:
     """One metric's series: a line for each cell, and beneath where they changed. `several`: cells are called by models, too."""
     from harness.gate import trends
     from harness.report.numbers import display, show
+    from harness.report.terminal import named
 
     about = series[0].about
     how = display(about.unit, [value for trend in series for value in trend.values])
@@ -90,7 +91,7 @@ def _show(series: Sequence[Trend], *, several: bool) -> None:
     with_accepted = any(trend.accepted is not None for trend in series)
     for heading in ("cell", "trend", "first", *(["accepted"] if with_accepted else []), "last", "a week"):
         table.add_column(heading, justify="left" if heading in {"cell", "trend"} else "right", no_wrap=heading != "cell")
-    names = [f"{t.cell.model} / {t.cell.label}" if several else t.cell.label for t in series]
+    names = [named(f"{t.cell.model} / {t.cell.label}" if several else t.cell.label) for t in series]
     width = max(8, min(40, out.width - 62 - min(24, max(map(len, names)))))
     for name, trend in zip(names, series, strict=True):
         ends = [trend.points[0], *([trend.accepted] if with_accepted else []), trend.points[-1]]
@@ -122,7 +123,8 @@ def accept(
     why: Annotated[str, typer.Option("--why", help="The reason, for whoever reads the history.")] = "",
     who: Annotated[str | None, typer.Option("--who", help="Who accepts it; default: git's user.name, else $USER.")] = None,
     results: Annotated[
-        Path | None, typer.Option("--results", help="Where a word is looked up: a suite's results folder.")
+        Path | None,
+        typer.Option("--results", help="The suite's results folder that RUN lies in: where a word or a run's name is looked up."),
     ] = None,
 ) -> None:
     """Make RUN the baseline: from now on its suite's runs are held against it as well, and a loss that it has is no alarm.
@@ -130,7 +132,7 @@ def accept(
     A line in the folder's journal says who did so, when and why."""
     from harness.gate import choose, journal
 
-    chosen = choose.candidate(run, results)
+    chosen = choose.of_folder(run, results)
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = journal.accept(chosen.path, who=who or _who(), when=when, why=why)
     reason = f": {line.why}" if line.why else ""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.errors import readable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -60,7 +62,7 @@ class Progress:
         return self._pace.expected
 
     def fetching(self, what: str, done: int, total: int) -> None:
-        line = f"fetching {what}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        line = f"fetching {readable(what)}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
         if out.is_terminal:
             end = "\n" if done == total else ""
             out.print(f"\r{line}", end=end, markup=False, highlight=False, soft_wrap=True)
@@ -102,7 +104,7 @@ class Progress:
         self._since = self._last = time.monotonic()
         if self._bar is not None and self._now is not None:
             left = words.against(expected).strip()
-            self._bar.reset(self._now, description=f"{cell.name}: {what}", total=None, left=left)
+            self._bar.reset(self._now, description=readable(f"{cell.name}: {what}"), total=None, left=left)
         elif expected is not None and expected.middle > LONG_SECONDS:
             _say(f"{cell.name}: {what}: {words.span(expected, 'seconds')} expected")
 
@@ -112,7 +114,7 @@ class Progress:
         said = "".join(c if c.isprintable() else " " for c in how_far)  # a library's line must not steer the terminal
         line = f"{cell.name}: {what}" + f", {said}" * bool(said)
         if self._bar is not None and self._now is not None:
-            self._bar.update(self._now, description=line)
+            self._bar.update(self._now, description=readable(line))
         elif time.monotonic() - self._last >= PROGRESS_SECONDS:
             self._last = time.monotonic()
             _say(f"{line} ({words.clock(self._last - self._since)})")
@@ -142,7 +144,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         first = text.strip().splitlines()[0] if text.strip() else ""
-        out.print(first, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        out.print(readable(first), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         """By the forecast, at the pace of the cells that are done; where it lacks a cell, from the mean time of an answer."""
@@ -189,7 +191,7 @@ class Pace:
 
 
 def _say(line: str) -> None:
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(readable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _said(first: Measurement) -> str:

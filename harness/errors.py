@@ -36,6 +36,11 @@ EXIT_BAD_INPUT = 2
 EXIT_BUG = 3
 
 
+def readable(text: str) -> str:
+    """The text without what would steer a terminal. Line ends stay, and so do the thin spaces of our own numbers."""
+    return "".join(c if c.isprintable() or c in "\n\u202f" else "\ufffd" for c in text)
+
+
 class HarnessError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns."""
 

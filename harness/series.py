@@ -80,7 +80,8 @@ class EndRecord:
 
 def square_identity(cell: Cell) -> str:
     """A digest of what a person would call the same cell in two runs: the model's name, the scheme (of a given checkpoint its
-    name and file as well, of a server its address and its name for the model), and the way of running.
+    name and file as well, of a server its address, its name for the model and the command that starts it), and the way of
+    running.
 
     No weights, commits or paths go in: they may change, and a gate asks what that did."""
     origin: dict[str, Json] = {"kind": cell.origin.kind, **cell.scheme.identity()}
@@ -88,6 +89,7 @@ def square_identity(cell: Cell) -> str:
         origin["checkpoint"] = [cell.origin.checkpoint.name, cell.origin.checkpoint.file]
     elif isinstance(cell.origin, Served):
         origin["server"] = [cell.origin.url, cell.origin.model]
+        origin["server"] += [cell.origin.serve, cell.origin.artifact] if cell.origin.serve else []
     return digest([cell.model.name, origin, to_json(cell.running)])
 
 

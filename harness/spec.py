@@ -130,17 +130,24 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model behind somebody's running server. `scheme` holds the bits that its operator names (0: not known); `model` is the
-    server's name for it. `token_env` names the environment variable with the token: how one may ask changes no answer."""
+    """A model behind a running server. `scheme` holds the bits that its operator names (0: not known); `model` is the server's
+    name for it. `token_env` names the environment variable with the token: how one may ask changes no answer.
+
+    `serve`: the command that starts the server, with its placeholders; '' for one that somebody else runs. `artifact`: the label
+    of the model's cell whose artifact it serves. `wait_seconds`: how long its start may take."""
 
     scheme: Scheme
     url: str
     model: str
     token_env: str = ""
+    serve: str = ""
+    artifact: str = ""
+    wait_seconds: float = 600.0
     kind: Literal["served"] = "served"
 
     def identity(self) -> Json:
-        return {"kind": self.kind, **self.scheme.identity(), "url": self.url, "model": self.model}
+        own = {"serve": self.serve, "artifact": self.artifact} if self.serve else {}
+        return {"kind": self.kind, **self.scheme.identity(), "url": self.url, "model": self.model, **own}
 
 
 Origin: TypeAlias = Quantized | Given | Served

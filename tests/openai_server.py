@@ -64,8 +64,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Running:
+    wanted_port = 0
+
     def __enter__(self) -> Any:
-        self.http = _Http(("127.0.0.1", 0), _Handler)
+        self.http = _Http(("127.0.0.1", self.wanted_port), _Handler)
         self.http.owner = self  # type: ignore[attr-defined]
         self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"

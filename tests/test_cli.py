@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 
 import harness
 from harness import store
+from harness.report.terminal import named
 
 WriteSuite = Callable[..., Path]
 COLUMNS = ["model", "method", "bits", "scheme", "metric", "definition", "value", "low", "high", "n", "unit", "status"]
@@ -43,6 +45,33 @@ def test_a_run_says_each_number_as_it_comes_and_ends_with_a_table_and_the_report
     assert "needs a moon" in done.stdout
     assert "report   reports/scripted.html" in done.stdout
     assert (tmp_path / "reports" / "scripted.html").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize(
+    "verb", [["methods"], ["methods", "--help"], ["results", "{results}", "--format", "csv"], ["verify", "{results}"]]
+)
+def test_a_reader_that_leaves_ends_a_verb_quietly_as_it_ends_other_programs(verb: list[str], finished: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", *(word.format(results=finished) for word in verb)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (128 + signal.SIGPIPE, "")
+
+
+def test_no_name_of_a_model_steers_the_terminal_and_a_long_one_is_shortened(write_suite: WriteSuite, tmp_path: Path) -> None:
+    suite = write_suite("{bits: 4}", "{bits: 3, on_b: 'raise:boom'}", "{bits: 2, unsupported: needs a moon}")
+    long = "m" * 290
+    suite.write_text(suite.read_text().replace("name: tiny", f'name: "\\e[31mred\\r{long}\\u202eend"'))
+    for verb in ("plan", "run"):
+        done = call(verb, suite, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout + done.stderr
+        assert "red" in said
+        assert all(c.isprintable() or c in "\n\u202f" for c in said), verb
+    assert named(f"\x1b{long} end").endswith("mmm end")
+    assert len(named(long)) == 100
 
 
 def test_results_come_as_one_tidy_table_in_every_format(finished: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.artifact import LayerKernel
-from harness.engines import from_logits
+from harness.engines import from_logits, moments
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
@@ -125,13 +125,16 @@ class LlamaCpp:
         """One greedy generation, timed token by token. The context is made before the clock starts, as a server makes it once."""
         context, prompt = self._generation(prompt_tokens, new_tokens, batch, seed)
         steps: list[float] = []
+        moments.tell("begin")
         began = time.perf_counter()
         chosen = context.prefill(prompt).argmax(axis=1)
         ttft = time.perf_counter() - began
+        moments.tell("first token")
         for place in range(prompt_tokens, prompt_tokens + new_tokens - 1):
             began = time.perf_counter()
             chosen = _step(context, chosen, place)
             steps.append(time.perf_counter() - began)
+        moments.tell("end")
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:

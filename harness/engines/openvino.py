@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.artifact import LayerKernel
-from harness.engines import from_logits
+from harness.engines import from_logits, moments
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
@@ -117,13 +117,16 @@ class OpenVino:
         prompt = self._prompt(prompt_tokens, batch, seed)
         self.model.clear()
         steps: list[float] = []
+        moments.tell("begin")
         began = time.perf_counter()
         chosen = self._next(prompt)
         ttft = time.perf_counter() - began
+        moments.tell("first token")
         for _ in range(new_tokens - 1):
             began = time.perf_counter()
             chosen = self._next(chosen[:, None])
             steps.append(time.perf_counter() - began)
+        moments.tell("end")
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.artifact import LayerKernel
+from harness.engines import moments
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import (
     HEAD,
@@ -274,15 +275,18 @@ class Transformers:
         prompt = self._prompt(prompt_tokens, batch, seed)
         steps: list[float] = []
         self._synchronize()
+        moments.tell("begin")
         began = time.perf_counter()
         token, cache = self._step(prompt, None)
         self._synchronize()
         ttft = time.perf_counter() - began
+        moments.tell("first token")
         for _ in range(new_tokens - 1):
             began = time.perf_counter()
             token, cache = self._step(token, cache)
             self._synchronize()
             steps.append(time.perf_counter() - began)
+        moments.tell("end")
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:

@@ -32,6 +32,24 @@ def candidate(text: str, results: Path | None) -> Chosen:
     return _by_word(text, _folder(text, results), before=None)
 
 
+def of_folder(text: str, results: Path | None) -> Chosen:
+    """The run that a folder's journal is to name: `candidate`, or a run of `results` by its file's name. BadInput where it lies
+    in another folder than `results`, whose journal would be the wrong one."""
+    if results is None or text in WORDS:
+        return candidate(text, results)
+    folder, path = _folder(text, results), Path(text)
+    inside = [folder / name for name in (path.name, f"{path.name}.jsonl") if (folder / name).is_file()]
+    if not path.exists() and path.name == text and inside:
+        return Chosen(path=inside[0])
+    chosen = _of_path(path)
+    if chosen.path.parent.resolve() != folder.resolve():
+        raise BadInput(
+            f"{chosen.path}: does not lie in {folder} (--results), and each folder has a journal of its own; leave --results "
+            "out, or name a run of that folder"
+        )
+    return chosen
+
+
 def base(text: str, results: Path | None, judged: Path) -> Chosen:
     """The run that the candidate, a run file, is held against. Words are looked up in `results`, or in the candidate's folder."""
     if text not in WORDS:
@@ -40,9 +58,10 @@ def base(text: str, results: Path | None, judged: Path) -> Chosen:
 
 
 def accepted(folder: Path) -> Path | None:
-    """The run that was accepted last; None where none was, or where its file is gone."""
-    lines = journal.read(folder).accepted
-    path = folder / f"{lines[-1].run}.jsonl" if lines else None
+    """The run that was accepted last; None where none was, or where its file is gone. BadInput where the journal's damage leaves
+    open which one it is."""
+    newest = journal.read(folder).newest
+    path = folder / f"{newest}.jsonl" if newest is not None else None
     return path if path is not None and path.is_file() else None
 
 
@@ -83,13 +102,13 @@ def _by_word(word: str, folder: Path, *, before: Path | None) -> Chosen:
     known = journal.read(folder)
     runs = {path.stem: path for path in finished(folder)}
     if word == ACCEPTED:
-        named = [line.run for line in known.accepted]
-        if named and named[-1] not in runs:
+        named = known.newest
+        if named is not None and named not in runs:
             raise BadInput(
-                f"{folder}: the accepted run {named[-1]} is gone, or not finished; accept another with: quant-harness accept RUN"
+                f"{folder}: the accepted run {named} is gone, or not finished; accept another with: quant-harness accept RUN"
             )
-        if named:
-            return Chosen(path=runs[named[-1]], note=f"accepted is {named[-1]}")
+        if named is not None:
+            return Chosen(path=runs[named], note=f"accepted is {named}")
         if not whole:
             raise BadInput(f"{folder}: no run was accepted, and none is finished before the candidate; quant-harness accept RUN")
         return Chosen(path=whole[0], note=f"no run was accepted yet, so the oldest finished one stands in ({whole[0].name})")

@@ -1,6 +1,6 @@
 """The gate's evidence: all that it found, as one JSON file, of which every other output can be made again.
 
-    {"kind": "quant-harness gate", "schema": 1, "green": false, "said": [...], "counts": {...}, "report": {...}}
+    {"kind": "quant-harness gate", "schema": 2, "green": false, "said": [...], "counts": {...}, "report": {...}}
 
 `report` is a `GateReport`, field by field; the others are made of it, for readers that only ask for the verdict. Sorted, strict
 JSON: numbers that are not finite are the texts "nan", "inf" and "-inf". The same report gives the same bytes.
@@ -18,8 +18,8 @@ from harness.spec import Json, to_json
 
 KIND = "quant-harness gate"
 
-SCHEMA = 1
-"""Version of the file. 1 (2026-11-30)."""
+SCHEMA = 2
+"""Version of the file. 1 (2026-11-30). 2 (2026-11-30): a finding has `tokens`."""
 
 
 def evidence(report: GateReport) -> bytes:

@@ -61,11 +61,24 @@ Line: TypeAlias = Accepted | Kept
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
-    """The lines that are whole, oldest first; `damage`: in words, what is not."""
+    """The lines that are whole, oldest first; `damage`: in words, what is not. `doubt`: the damage after the last whole line that
+    accepts a run, which may have been one that accepts another; '' where there is none."""
 
     accepted: tuple[Accepted, ...] = ()
     verdicts: tuple[Kept, ...] = ()
     damage: tuple[str, ...] = ()
+    doubt: str = ""
+
+    @property
+    def newest(self) -> str | None:
+        """The run that was accepted last; None where none was. BadInput where damage leaves that open: an older one would be a
+        baseline that nobody chose."""
+        if self.doubt:
+            raise BadInput(
+                f"{self.doubt}. It may have said which run is accepted, and an older one is not taken in its place: name the "
+                "baseline again with: quant-harness accept RUN"
+            )
+        return self.accepted[-1].run if self.accepted else None
 
 
 def read(folder: Path) -> Journal:
@@ -85,6 +98,7 @@ def read(folder: Path) -> Journal:
         accepted=tuple(line for line in found.lines if isinstance(line, Accepted)),
         verdicts=tuple(line for line in found.lines if isinstance(line, Kept)),
         damage=tuple(found.damage),
+        doubt=found.doubt,
     )
 
 
@@ -192,6 +206,7 @@ class _Read:
     data: bytes
     lines: list[Line] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
+    doubt: str = ""
     proofs: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -210,12 +225,16 @@ class _Read:
             self._damaged(f"line {number}: not as it was written, or not where it was written; that line is not used")
             return
         try:
-            self.lines.append(_decode_line(json.loads(content)))
+            line = _decode_line(json.loads(content))
         except (DecodeError, ValueError) as error:
             self._damaged(f"line {number}: not what a journal says ({error}); that line is not used")
+            return
+        self.lines.append(line)
+        self.doubt = "" if isinstance(line, Accepted) else self.doubt
 
     def _damaged(self, what: str) -> None:
         self.damage.append(f"{self.path} is damaged: {what}")
+        self.doubt = self.damage[-1]
 
 
 def _decode_line(line: object) -> Line:

@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from harness import stats
 from harness.errors import BadInput
-from harness.gate import causes, fenced
+from harness.gate import causes, fenced, worst_tokens
 from harness.gate.compare import Family
 from harness.gate.join import sides
 from harness.gate.pairing import Draft, Pairing
@@ -55,7 +55,7 @@ def gate(
         findings = _with_accepted(findings, newer=third.header.started_at > base.header.started_at)
     elif accepted is not None and accepted.header.run == candidate.header.run:
         findings = [replace(f, verdict="within noise", reason=_ACCEPTED) if f.verdict == "regressed" else f for f in findings]
-    findings = [*_damaged(candidate), *findings]
+    findings = [*_damaged(candidate), *worst_tokens.shown(findings, base, candidate, third)]
     return GateReport(
         base=run_name(base),
         candidate=run_name(candidate),

@@ -12,6 +12,7 @@ from importlib import resources
 from harness.gate import nights, words
 from harness.gate.examples import Example, Examples, bare
 from harness.gate.types import Finding, GateReport, History, RunName
+from harness.report import worst
 from harness.report.markup import Markup, el, join
 from harness.report.page import NO_SCRIPT, document, main, navigation
 from harness.report.pieces import fold, numeric, table
@@ -95,6 +96,7 @@ def _alarm(report: GateReport, f: Finding, items: Sequence[Example], history: Hi
         el("p", words.found(f)),
         nights.drawing(f, shown) if shown else None,
         _items(f, items),
+        _tokens(f),
         again,
         keys,
         cls="alarm",
@@ -126,6 +128,25 @@ def _item(one: Example) -> Markup:
     return el(
         "tr", el("th", asked, place, scope="row", cls="why"), el("td", one.right or "–", wrong, cls="answers"), *answers
     )  # fmt: skip
+
+
+def _tokens(f: Finding) -> Markup | None:
+    """The tokens at which the cell is furthest from its baseline now, and how far it was from it there before."""
+    if not f.tokens:
+        return None
+    heads = [el("th", "Text", scope="col"), numeric("KL before", "nats"), numeric("KL now", "nats")]
+    heads += [numeric("p, baseline", "true token"), numeric("p, cell", "true token")]
+    rows = [
+        el(
+            "tr",
+            el("th", worst.excerpt(one.before, one.token, one.after), scope="row", cls="why"),
+            *(el("td", worst.number(value, ".3f"), cls="num") for value in (one.earlier, one.kl)),
+            *(el("td", worst.number(value, ".1%"), cls="num") for value in (one.p_base, one.p)),
+        )
+        for one in f.tokens
+    ]
+    said = el("p", "The tokens with the largest divergence of the candidate: extremes, picked for being extreme.", cls="muted")
+    return join(said, table(f"Tokens of {f.square.name} with the largest divergence", heads, rows, cls="plain items"))
 
 
 # ---- below ----

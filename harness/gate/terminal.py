@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.gate import words
 from harness.gate.types import Finding, GateReport
 from harness.report.numbers import THIN
-from harness.report.terminal import plain
+from harness.report.terminal import named, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +55,7 @@ def table(findings: Sequence[Finding]) -> Table:
     for f in findings:
         before, after = words.figures(f)
         remark = "; ".join(words.remarks(f))
-        name = Text(f"{_plain(f.square.cell)}\n{_plain(words.about(f))}")
+        name = Text(f"{named(f.square.cell)}\n{_plain(words.about(f))}")
         changed, threshold = words.change(f), words.threshold(f)
         said = "\n".join(part for part in (changed, threshold and f"threshold {threshold}") if part) if changed else remark
         squares = [before, after, said, words.factor(f)]

@@ -31,9 +31,10 @@ def of_folder(folder: Path) -> Section | None:
     found = history.nights(folder)
     if len(found.nights) < 2:
         return None
-    accepted = [line.run for line in journal.read(folder).accepted]
+    known = journal.read(folder)
+    accepted = None if known.doubt else known.newest  # a page that draws the past leaves out what is not known
     try:
-        shown = trends.trends(found.nights, accepted[-1] if accepted else None)
+        shown = trends.trends(found.nights, accepted)
     except BadInput:  # runs without a cell
         return None
     return section(shown, nights=len(found.nights), left_out=found.left_out)

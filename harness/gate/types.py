@@ -74,6 +74,20 @@ class Flip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorstToken:
+    """A token at which a cell is furthest from its baseline, with the text around it. `kl` in nats, `earlier` what it was in the
+    other run; probabilities of the true token, the baseline's (`p_base`) and the cell's (`p`). None where it is not kept."""
+
+    before: str
+    token: str
+    after: str
+    kl: float
+    earlier: float | None = None
+    p_base: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What was found of one square, or of all tasks of a cell together.
 
@@ -102,6 +116,7 @@ class Finding:
     reason: str = ""
     keys: tuple[str, ...] = ()
     flips: tuple[Flip, ...] = ()
+    tokens: tuple[WorstToken, ...] = ()  # of an alarm of a divergence
     muted: str = ""  # why an alarm of this square is not counted, from the policy
     cause: Cause = ""  # only after asking once more
 

@@ -188,6 +188,11 @@ def cpu_vendor(proc: Path = PROC) -> str | None:
     return _cpu(proc).vendor
 
 
+def cpu_virtualized(proc: Path = PROC) -> bool:
+    """Whether the CPU itself says that a hypervisor runs it."""
+    return bool(_cpu(proc).virtualized)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cpu:
     """What /proc/cpuinfo says of the first CPU; `flags` are those of FLAGS."""

@@ -1,8 +1,9 @@
-"""endpoint: a model that somebody serves over the OpenAI API, measured as it is: vLLM, SGLang, llama-server, Ollama, ...
+"""endpoint: a model that is served over the OpenAI API, measured as it is: vLLM, SGLang, llama-server, Ollama, ...
 
 Nothing is quantized and nothing is known of the weights but what the server says. A suite names the server and which of its
 models the cell runs; the bits are what its operator says they are, 0 where nobody said. The artifact is a note of what was
-asked and of what the server said about itself. A token comes from an environment variable that the suite names; it is read
+asked and of what the server said about itself. Somebody else runs the server, or the suite gives the command that starts it
+(`serve`, see run/own_servers.py). A token comes from an environment variable that the suite names; it is read
 where a request is sent and is written nowhere.
 """
 
@@ -16,9 +17,9 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
-from harness.errors import Unsupported
-from harness.methods import reload
-from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.errors import BadInput, Unsupported
+from harness.methods import _serve_command, reload
+from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.spec import OptionValue, Scheme, Served
 
 NAME = "endpoint"
@@ -66,12 +67,23 @@ def _check_label(name: OptionValue) -> str | None:
 
 
 def origin(options: Mapping[str, OptionValue], bits: float) -> Served:
-    """The server that a suite's options name. `of` and `name` say which cell it is, and are no part of it."""
+    """The server that a suite's options name. `of` and `name` say which cell it is, and are no part of it. BadInput for options
+    that do not go together."""
+    url, serve, artifact, token_env = (str(options[name]) for name in ("url", "serve", "artifact", "token_env"))
+    if serve:
+        why = _serve_command.not_here(url) or _serve_command.wrong(serve, artifact=artifact, token_env=token_env)
+        if why is not None:
+            raise BadInput(f"serve: {why}")
+    elif artifact:
+        raise BadInput("artifact: names what a server that is started here serves; give its command too: serve: ...")
     return Served(
         scheme=Scheme(method=NAME, bits=bits),
-        url=str(options["url"]),
+        url=url,
         model=str(options["model"]),
-        token_env=str(options["token_env"]),
+        token_env=token_env,
+        serve=serve,
+        artifact=artifact,
+        wait_seconds=float(str(options["wait"])),
     )
 
 
@@ -115,6 +127,9 @@ METHOD = Method(
     title="Running server",
     origin="served",
     options={
+        "serve": Option(default="", help="the command that starts the server: 'llama-server -m {artifact} --port {port}'"),
+        "artifact": Option(default="", help="the cell of the suite whose artifact it serves, by its label: gguf 4-bit Q4_K_M"),
+        "wait": Option(default=600.0, within=Range(above=0.0), help="seconds that its start may take"),
         "url": Option(default="", check=check_url, help="where its API is, up to /v1: http://127.0.0.1:8000/v1"),
         "model": Option(default="", check=_check_model, help="which of the server's models, as GET /models lists it"),
         "of": Option(default="", help="the model of the suite that it serves; needed where the suite has several"),

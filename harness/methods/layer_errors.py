@@ -59,12 +59,16 @@ def of(model_dir: Path, state: State) -> list[LayerError]:
         theirs = state.get(name, state.get(f"{layer}.weight"))
         if layer not in body or theirs is None or theirs.dim() != 2:
             continue
-        ours = safetensors_file.tensor(entry).float()
+        stored = safetensors_file.tensor(entry)
+        ours = stored.float()
         held = theirs.to(device="cpu", copy=False).float()
         if ours.shape != held.shape and ours.t().shape == held.shape:
             held = held.t()
         if ours.shape == held.shape:
-            found.append(LayerError(layer=layer, changed=float((held - ours).norm()), norm=float(ours.norm())))
+            norm = float(ours.norm())
+            # In the place of its own copy: pages of a third tensor would cost as much as the arithmetic.
+            changed = ours - held if ours is stored else ours.sub_(held)
+            found.append(LayerError(layer=layer, changed=float(changed.norm()), norm=norm))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Time to first token, time per output token and throughput at a declared shape."""
+"""Time to first token, time per output token, throughput and energy at a declared shape."""
 
 from __future__ import annotations
 
@@ -90,5 +90,29 @@ ROOFLINE = Metric(
     description="1 would be decoding as fast as the weights can be read. Low shares are the kernel's, not the machine's.",
     when_simulated=False,
 )
-METRICS = (TTFT, TPOT, THROUGHPUT, PREFILL, TPOT_RATIO, TTFT_RATIO, ROOFLINE, TTFT_P90, TTFT_P99, STEP_P90, STEP_P99)
+ENERGY_PER_TOKEN = Metric(
+    name="energy_per_token",
+    title="Energy per new token",
+    unit="J",
+    better="lower",
+    definition="(counted - idle power x seconds) / (batch x (new tokens - 1)) from the first token to the end, median",
+    scale="log",
+    description="What decoding takes beyond the idle machine, from hardware counters. They count all that the processor does.",
+    axis="cost",
+    places=Places(headline=125),
+    when_simulated=False,
+)
+ENERGY_PREFILL = Metric(
+    name="energy_prefill",
+    title="Energy per prompt",
+    unit="J",
+    better="lower",
+    definition="(counted - idle power x seconds) / batch until the first token, median",
+    scale="log",
+    description="What reading a prompt takes beyond the idle machine, from hardware counters.",
+    axis="cost",
+    when_simulated=False,
+)
+ENERGY = (ENERGY_PER_TOKEN, ENERGY_PREFILL)
+METRICS = (TTFT, TPOT, THROUGHPUT, PREFILL, TPOT_RATIO, TTFT_RATIO, ROOFLINE, TTFT_P90, TTFT_P99, STEP_P90, STEP_P99, *ENERGY)
 GROUP = Group(title="Latency", metrics=METRICS)

@@ -1,4 +1,4 @@
-"""Time to first token, time per output token and throughput at a declared shape, alone on the machine, beside the baseline.
+"""Time to first token, time per output token, throughput and energy at a declared shape, alone on the machine, by the baseline.
 
 One run = one greedy generation of `new` tokens after `prompt` tokens in `batch` rows. Runs of the cell and of the baseline
 alternate (cell, baseline, baseline, cell, ...), so that a drifting clock meets both alike, and the two runs of a round are
@@ -16,9 +16,12 @@ threads: small models live in cache, where the memory's bandwidth would be no fl
 means that one of the two figures is wrong: then the decode figures are withheld; in cache, where the floor itself is less
 sure, the share is.
 
+Energy comes from the same rounds, where counters may be read (probes/energy.py).
+
 Versions
 1  2026-11-21  first definition
 2  2026-11-25  rounds go on until the ratios are known too: two times known to 5 % each may have a ratio that is 3 % off
+   2026-11-30  energy besides; no figure that was there is another one, so the version stays
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from harness.errors import Unsupported
 from harness.measure import conditions, machine
 from harness.measure.conditions import Conditions
 from harness.metrics.latency import (
+    ENERGY,
     GROUP,
     PREFILL,
     ROOFLINE,
@@ -48,6 +52,7 @@ from harness.metrics.latency import (
     TTFT_P99,
     TTFT_RATIO,
 )
+from harness.probes import energy
 from harness.probes.base import Probe, Session
 from harness.probes.requests import GenerationShape, ProbeRequests, shape_of
 from harness.probes.roofline import Roofline
@@ -67,7 +72,7 @@ from harness.probes.rounds import (
     tpot_ratios,
     ttft_ratios,
 )
-from harness.spec import Answer, Measurement, Metric, Question
+from harness.spec import Answer, Json, Measurement, Metric, Question
 
 if TYPE_CHECKING:
     from harness.stats import Interval
@@ -99,11 +104,13 @@ def measure(session: Session, question: Question) -> Answer:
     if engine.simulated:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their speed is not that of the scheme")
     base, beside = _baseline(session)
+    watching = energy.watch(engine.device)
+    ours, theirs = energy.Log(), energy.Log()
     before = conditions.snapshot()
     with quiet():
         rounds = run_rounds(
-            runner(cell, shape),
-            None if base is None else runner(base, shape),
+            energy.logged(runner(cell, shape), watching, ours),
+            None if base is None else energy.logged(runner(base, shape), watching, theirs),
             budget_seconds=budget,
             seed=session.seed,
         )
@@ -111,7 +118,8 @@ def measure(session: Session, question: Question) -> Answer:
     bound = floor_of(session, engine)
     roofline = bound if isinstance(bound, Roofline) else None
     measured, withheld = _measurements(rounds, shape, roofline, during)
-    blob = session.blob("latency", _raw(shape, rounds), "json")
+    told = energy.told(watching, ours, theirs, discarded=rounds.discarded, shape=shape)
+    blob = session.blob("latency", _raw(shape, rounds, told.raw), "json")
     facts = {
         "shape": shape.options(),
         "rounds": len(rounds.cell),
@@ -121,10 +129,12 @@ def measure(session: Session, question: Question) -> Answer:
         "baseline": {"beside": beside, **_summary(rounds.base, shape)},
         "conditions": {**asdict(during), **_settings(session)},
         "roofline": asdict(bound),
-        "withheld": withheld,
-        "notes": _notes(rounds, during),
+        "energy": told.facts,
+        "withheld": [*withheld, *told.withheld],
+        "notes": [*_notes(rounds, during), *told.notes],
     }
-    kept = [replace(one, blob=blob) if one.metric in ("ttft", "tpot") else one for one in measured]
+    sampled = ("ttft", "tpot", *(metric.name for metric in ENERGY))
+    kept = [replace(one, blob=blob) if one.metric in sampled else one for one in (*measured, *told.measured)]
     return Answer(measurements=tuple(kept), facts=facts)
 
 
@@ -218,11 +228,12 @@ def _summary(timings: Sequence[Timing], shape: GenerationShape) -> dict[str, obj
     }
 
 
-def _raw(shape: GenerationShape, rounds: Rounds) -> bytes:
+def _raw(shape: GenerationShape, rounds: Rounds, joules: dict[str, Json]) -> bytes:
     def plain(timings: Sequence[Timing]) -> list[dict[str, object]]:
         return [{"ttft_seconds": t.ttft_seconds, "step_seconds": list(t.step_seconds)} for t in timings]
 
-    data = {"shape": shape.name, "cell": plain(rounds.cell), "baseline": plain(rounds.base)}
+    data: dict[str, Json] = {"shape": shape.name, "cell": plain(rounds.cell), "baseline": plain(rounds.base)}
+    data |= {"energy": joules} if joules else {}
     return json.dumps(data, separators=(",", ":")).encode()
 
 

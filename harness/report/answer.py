@@ -46,7 +46,7 @@ def offer(view: View) -> Offer:
     compared = view.column(MEAN_ACCURACY_DIFFERENCE.name)
     on_tasks = compared is not None and any(c.values[compared.key].status == OK for c in view.cells)
     loss: Kind = "pp" if on_tasks else "kl"
-    limits = Limits(loss=loss, max_loss=MARGIN_POINTS if on_tasks else MARGIN_NATS, binary=True)
+    limits = Limits(loss=loss, max_loss=MARGIN_POINTS if on_tasks else MARGIN_NATS)
     cells = tuple(candidates(view))
     facts = {
         c.id: Facts(loaded=_loaded(view, c), calibrated=_calibrated(view, c), replay=replay_command(view, c)) for c in view.cells

@@ -84,7 +84,7 @@ def _chart(view: View, cells: Sequence[CellView], subject: str, definition: str)
     rows = [_row(view, cell, subject, how) for cell in cells]
     legend = key(
         [(hue, name, None) for hue, (_, name) in enumerate(PARTS)]
-        + [(8, f"peak of {n}", f + 1) for f, (_, n) in enumerate(PHASES)]
+        + [(8, f"peak memory, {n}", f + 1) for f, (_, n) in enumerate(PHASES)]
     )
     drawn = chart(
         f"Memory at {_shape(subject)}, stacked by component, by cell",
@@ -111,7 +111,9 @@ def _row(view: View, cell: CellView, subject: str, how: Display) -> Row:
     for number, (metric, name) in enumerate(PHASES):
         found = value_of(view, cell, metric, subject)
         if found is not None:
-            dots.append(Dot(value=found[0].value, hue=8, form=number + 1, tip=f"peak of {name}: {_bytes(found[0].value, how)}"))
+            dots.append(
+                Dot(value=found[0].value, hue=8, form=number + 1, tip=f"peak memory, {name}: {_bytes(found[0].value, how)}")
+            )
     peak = value_of(view, cell, PEAK_DECODE.name, subject)
     rest = value_of(view, cell, REST.name, subject)
     text = "" if peak is None else _bytes(peak[0].value, how)
@@ -123,8 +125,8 @@ def _row(view: View, cell: CellView, subject: str, how: Display) -> Row:
 def _table(view: View, cells: Sequence[CellView], subject: str) -> Markup:
     metrics = [
         (metric, title)
-        for metric, title in (*PARTS, *((m, f"peak of {n}") for m, n in PHASES), (PEAK_HOST.name, "host peak"),
-                              (PEAK_DEVICE.name, "device peak"), *OTHERS)
+        for metric, title in (*PARTS, *((m, f"peak memory, {n}") for m, n in PHASES), (PEAK_HOST.name, PEAK_HOST.title),
+                              (PEAK_DEVICE.name, PEAK_DEVICE.title), *OTHERS)
         if any(value_of(view, c, metric, subject) for c in cells)
     ]  # fmt: skip
     columns: list[list[tuple[Value, Column] | None]] = [

@@ -98,6 +98,9 @@ def _withheld(view: View) -> list[Note]:
             f"Without quality: {', '.join(random)}. The shape is filled with random weights: size, memory and speed are its own."
         )
         said.append(Note(kind=WITHHELD, text=text))
+    energies = (plain_table(o.facts.get("energy")).get("unsupported") for c in view.cells for o in c.outcomes)
+    reasons = dict.fromkeys(str(reason) for reason in energies if reason)
+    said += [Note(kind=WITHHELD, text=f"No energy is shown (unsupported): {reason}.") for reason in reasons]
     return said
 
 

@@ -18,6 +18,7 @@ _LABELS = {"1": "", "nat": "nats", "bit": "bits", "bit/weight": "bits/weight", "
 VERDICTS = {1.0: "within", -1.0: "worse", 0.0: "undecided"}
 """Values of the unit "verdict" (`probes/sequential.py`) as words."""
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+_JOULES = (("J", 1.0), ("mJ", 1e-3), ("µJ", 1e-6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,9 @@ def display(unit: str, values: Iterable[float]) -> Display:
     if unit in {"B", "bytes"}:
         name, size = next((pair for pair in _BYTES if middle >= pair[1]), _BYTES[-1])
         return Display(factor=1 / size, label=name, decimals=0 if name == "B" else None)
-    if unit in {"s", "seconds"}:
-        name, size = next((pair for pair in _SECONDS if middle >= pair[1]), _SECONDS[-1])
+    if unit in {"s", "seconds", "J"}:
+        prefixes = _JOULES if unit == "J" else _SECONDS
+        name, size = next((pair for pair in prefixes if middle >= pair[1]), prefixes[-1])
         return Display(factor=1 / size, label=name)
     if unit in {"fraction", "share"}:
         return Display(factor=100.0, label="%", decimals=1)

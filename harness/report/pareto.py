@@ -61,10 +61,10 @@ def _limits(view: View, limits: Limits) -> Markup:
     """The limits of a reader, and which cells are looked at."""
     confidences = [(f"{c:g}", f"{100 * c:g}{THIN}%", "") for c in CONFIDENCES]
     rows = [
-        _number("max-memory", "Memory at most", "GiB"),
+        _number("max-memory", "Memory at most", "GB"),
         _number("context", "at a context of", "tokens", whole=True),
         _number("batch", "x batch", "", whole=True),
-        _number("max-size", "Size at most", "GiB"),
+        _number("max-size", "Size at most", "GB"),
         _number("max-tpot", "Time per token at most", "ms"),
         _number("max-ttft", "Time to first token at most", "ms"),
         _number("max-loss", "Loss below", ""),

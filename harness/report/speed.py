@@ -1,12 +1,22 @@
-"""Latency: decoding and prefill by prompt length and batch, next to the baseline, the share of the roofline, what ran."""
+"""Latency: decoding and prefill by prompt length and batch, next to the baseline, the share of the roofline, energy, what ran."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.metrics.latency import PREFILL, ROOFLINE, THROUGHPUT, TPOT, TPOT_RATIO, TTFT, TTFT_RATIO
-from harness.report.cells import CellView, Outcome
+from harness.metrics.latency import (
+    ENERGY_PER_TOKEN,
+    ENERGY_PREFILL,
+    PREFILL,
+    ROOFLINE,
+    THROUGHPUT,
+    TPOT,
+    TPOT_RATIO,
+    TTFT,
+    TTFT_RATIO,
+)
+from harness.report.cells import CellView, Outcome, plain_table
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import Display, display, show, show_interval
 from harness.report.pieces import by_model, cells_of, fold, head_of, kernels, numeric, table, value_of
@@ -23,6 +33,8 @@ NUMBERS = (
     (THROUGHPUT.name, "Decode"),
     (PREFILL.name, "Prefill"),
     (ROOFLINE.name, "Of roofline"),
+    (ENERGY_PER_TOKEN.name, "Energy per token"),
+    (ENERGY_PREFILL.name, "Energy per prompt"),
 )
 
 
@@ -80,7 +92,8 @@ def _block(view: View, model: str, shapes: Sequence[Shape]) -> Markup | None:
         two = [_chart(view, cells, these, metric, f"{title}, batch {batch}") for metric, title, _ in CHARTS]
         drawn.append(el("div", *(one for one in two if one is not None), cls="pair"))
     tables = [_table(view, cells, shape) for shape in shapes]
-    return join(*drawn, *(fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)), _ran(cells))
+    folded = [fold(f"Table of {shape.subject}", one) for shape, one in zip(shapes, tables, strict=True)]
+    return join(*drawn, *folded, _idle(cells), _ran(cells))
 
 
 def _chart(view: View, cells: Sequence[CellView], shapes: Sequence[Shape], metric: str, title: str) -> Markup | None:
@@ -138,6 +151,29 @@ def _table(view: View, cells: Sequence[CellView], shape: Shape) -> Markup:
             squares.append(el("td", show(value.value, unit, how), el("small", between) if between else None, cls="num"))
         rows.append(el("tr", head_of(cell), *squares))
     return table(f"Latency at {shape.subject}", ["Cell", *heads], rows)
+
+
+def _idle(cells: Sequence[CellView]) -> Markup | None:
+    """The power of the idle machine that was subtracted from the energies, by the counters that were read."""
+    watts: dict[str, list[float]] = {}
+    for outcome in (o for c in cells for o in c.outcomes):
+        energy = plain_table(outcome.facts.get("energy"))
+        taken = energy.get("idle_watts")
+        if isinstance(taken, (int, float)):
+            watts.setdefault(str(energy.get("counter", "")), []).append(float(taken))
+    if not watts:
+        return None
+    said = [
+        f"Energy is what the counters of the {name} counted, less the power of the idle machine just before: "
+        f"{_between(min(these), max(these))} W."
+        for name, these in sorted(watts.items())
+    ]
+    return el("p", " ".join(said), cls="note")
+
+
+def _between(low: float, high: float) -> str:
+    least, most = show(low, "W"), show(high, "W")
+    return least if least == most else f"{least} to {most}"
 
 
 def _ran(cells: Sequence[CellView]) -> Markup | None:

@@ -82,7 +82,7 @@ def terminal_table(
         told = [
             word for word, holds in (("baseline", cell.baseline), ("simulated", cell.simulated), ("marked", cell.marks)) if holds
         ]
-        texts = [Text(", ".join([plain(_name(view, cell)), *told]), style="bold" if cell.baseline else "")]
+        texts = [Text(", ".join([named(_name(view, cell)), *told]), style="bold" if cell.baseline else "")]
         texts += [_entry(column, cell.values[column.key], displays[column.key], intervals=intervals) for column in chosen]
         if sequential:
             verdicts = counts(view, cell)
@@ -124,6 +124,16 @@ def _entry(column: Column, value: Value, how: Display, *, intervals: bool) -> Te
 def _name(view: View, cell: CellView) -> str:
     """With its model where there are several."""
     return cell.cell.name if len(view.models) > 1 else cell.label
+
+
+LONGEST = 100
+"""Characters of a name in a table of the terminal: its beginning and its end, by which twins differ."""
+
+
+def named(text: str) -> str:
+    """A name in a table: shortened in its middle, without control characters."""
+    seen = plain(text)
+    return seen if len(seen) <= LONGEST else f"{seen[: LONGEST // 2]}…{seen[-(LONGEST // 2 - 1) :]}"
 
 
 def plain(text: str) -> str:

@@ -175,21 +175,19 @@ def _cell(cell: CellView, subject: str, rows: Sequence[Row]) -> Markup:
     return fold(said, table(title, [el("th", "Text", scope="col"), *heads], [_token(row) for row in rows]))
 
 
+def excerpt(before: str, token: str, after: str) -> Markup:
+    """A token between what stands around it in its text."""
+    return el("span", "…", before, el("mark", token), after, "…", cls="excerpt")
+
+
 def _token(row: Row) -> Markup:
-    words = el(
-        "span",
-        "…",
-        str(row.get("before", "")),
-        el("mark", str(row.get("token", ""))),
-        str(row.get("after", "")),
-        "…",
-        cls="excerpt",
-    )
+    words = excerpt(*(str(row.get(name, "")) for name in ("before", "token", "after")))
     same = row.get("same_guess")
     guess = "yes" if same is True else "no" if same is False else "–"
-    numbers = [_number(row.get(name), form) for name, form in (("kl", ".3f"), ("p_base", ".1%"), ("p", ".1%"))]
+    numbers = [number(row.get(name), form) for name, form in (("kl", ".3f"), ("p_base", ".1%"), ("p", ".1%"))]
     return el("tr", el("th", words, scope="row", cls="why"), *(el("td", n, cls="num") for n in numbers), el("td", guess))
 
 
-def _number(value: object, form: str) -> str:
+def number(value: object, form: str) -> str:
+    """A number of a row, or a dash for what is none."""
     return format(value, form) if isinstance(value, (int, float)) and not isinstance(value, bool) else "–"

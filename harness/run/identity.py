@@ -25,7 +25,7 @@ from harness.models.corpora import SAMPLED
 from harness.probes import PROBES, sequential
 from harness.probes.prompting import CHAT, prompting_of
 from harness.run.source import ROOT, source_digest
-from harness.spec import DATA_SETS, Cell, Given, Json, Question, RunContext, digest, to_json
+from harness.spec import DATA_SETS, Cell, Given, Json, Question, RunContext, Served, digest, to_json
 from harness.suite.plan import Plan, PlannedCell
 from harness.version import __version__
 
@@ -83,6 +83,11 @@ class Inputs:
     def baseline(self, cell: Cell) -> PlannedCell:
         """The baseline of the cell's model."""
         return next(p for p in self.plan.cells if p.baseline and p.cell.model == cell.model)
+
+    def served(self, cell: Cell) -> PlannedCell | None:
+        """The cell whose artifact a server's cell serves that is started here; None for one that serves no cell's."""
+        label = cell.origin.artifact if isinstance(cell.origin, Served) else ""
+        return next(p for p in self.plan.cells if p.cell.label == label and p.cell.model == cell.model) if label else None
 
     def resolved(self, cell: Cell, question: Question) -> Question:
         """The question with the digest of a hub corpus in the place of its name, now that the text is here, with the commits of
@@ -207,6 +212,8 @@ class Inputs:
             )
         if isinstance(cell.origin, Given):
             identity["checkpoint"] = self.weights[cell.origin.checkpoint.name]
+        if (served := self.served(cell)) is not None:
+            identity["artifact"] = [self._origin(served.cell), METHODS[served.cell.method].version]
         return {**identity, **_offered_by([cell.method], [])}
 
     def _device(self) -> str:

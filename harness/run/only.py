@@ -14,7 +14,7 @@ from dataclasses import replace
 from harness.errors import BadInput, UnknownName
 from harness.probes import sequential
 from harness.run.identity import Inputs
-from harness.spec import Cell, Question
+from harness.spec import Cell, Question, Served
 from harness.suite.plan import Plan, PlannedCell
 
 FEWEST_DIGITS = 8
@@ -59,9 +59,12 @@ def narrow(inputs: Inputs, wanted: Sequence[str]) -> Inputs:
 
 def _plan_of(plan: Plan, asked: dict[int, list[Question]], wanted: Sequence[str]) -> Plan:
     models = {plan.cells[number].cell.model for number in asked}
+    wishes = [plan.cells[number].cell for number in asked]
+    artifacts = {(c.model, c.origin.artifact) for c in wishes if isinstance(c.origin, Served)}
     cells: list[PlannedCell] = []
     for number, planned in enumerate(plan.cells):
-        if number in asked or (planned.baseline and planned.cell.model in models):
+        served = (planned.cell.model, planned.cell.label) in artifacts
+        if number in asked or served or (planned.baseline and planned.cell.model in models):
             cells.append(replace(planned, questions=tuple(asked.get(number, ()))))
     count = sum(map(len, asked.values()))
     note = (

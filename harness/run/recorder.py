@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,12 +124,22 @@ class Recorder:
             self._listed_artifacts.add(artifact.digest)
         self._artifacts[folder] = artifact.digest
 
-    def store(self, planned: PlannedCell, question: Question, job: Path, *, index: int, started_at: str) -> Outcome:
-        """Appends what a child left for the question at `index` of its job, and returns it."""
+    def store(
+        self,
+        planned: PlannedCell,
+        question: Question,
+        job: Path,
+        *,
+        index: int,
+        started_at: str,
+        blamed: Callable[[PlannedCell, Failure | None], Failure | None],
+    ) -> Outcome:
+        """Appends what a child left for the question at `index` of its job, and returns it. `blamed` may know of a failure what
+        the child cannot: that its server is no more."""
         outcome = jobs.read_outcome(job, phase=question.probe, index=index)
         ended = Exit(code=0)
         failure = failure_of(outcome, ended, log=jobs.log(job), phase=question.probe, timeout=0)
-        outcome = replace(outcome or Outcome(), failure=failure)
+        outcome = replace(outcome or Outcome(), failure=blamed(planned, failure))
         if outcome.answer is not None:
             outcome = replace(outcome, answer=self._keep_blobs(outcome.answer, jobs.outbox(job)))
         self.append(planned, question, outcome, started_at=started_at)

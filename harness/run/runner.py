@@ -29,10 +29,11 @@ from harness.run import identity, left
 from harness.run.account import Account
 from harness.run.observer import Observer, Silent
 from harness.run.only import APART, narrow
+from harness.run.own_servers import check_permission
 from harness.run.recorder import Recorder, now
 from harness.run.stages import Stages
 from harness.run.workspace import check_disk, sweep
-from harness.spec import Failure, Question
+from harness.spec import Failure, Question, Served
 from harness.suite.plan import Plan, PlannedCell
 
 
@@ -65,6 +66,7 @@ def run(plan: Plan, settings: Settings, observer: Observer | None = None) -> Pat
     BadInput before anything starts when inputs cannot be had or the disk is too small; everything after that is a record."""
     cache = settings.cache.expanduser().resolve()
     watching = observer or Silent()
+    check_permission(plan)
     if not settings.only:
         check_disk(plan, cache)
     sweep(cache)
@@ -86,6 +88,7 @@ class _Pipeline:
         self.plan = inputs.plan
         self.observer = observer
         self.settings = settings
+        self.without_energy: set[str] = set()  # the reasons that were told
         threads = settings.threads or len(machine.affinity())
         self.stages = Stages(inputs, observer, threads=threads)
         self.recorder = Recorder(
@@ -120,7 +123,10 @@ class _Pipeline:
         for (planned, questions), cell in zip(todo, expected.cells, strict=True):
             if questions:
                 self.stages.account = Account(planned, questions, cell)
-                self._measure(planned, questions)
+                try:
+                    self._measure(planned, questions)
+                finally:
+                    self.stages.own.stop()
                 self.recorder.cost(self._cost(planned))
         self.recorder.end(questions=planned_questions, asked=unanswered > 0)
         return self.recorder.path
@@ -153,9 +159,11 @@ class _Pipeline:
             self._bound(planned, questions)
             self._store_baselines(planned, [q for q in questions if PROBES[q.probe].needs_stored_baseline])
         answerable, items = self._paired(planned, questions)
-        for group in _groups(answerable):
+        for group in _groups(answerable, apart=isinstance(planned.cell.origin, Served) and bool(planned.cell.origin.serve)):
             probe = PROBES[group[0].probe]
             timed = probe.isolation != "shared" and probe.needs_model
+            if probe.isolation == "memory":
+                self.stages.own.anew(planned)
             wrong = self._verify(planned, artifact) if timed else None
             if wrong is None:
                 self._ask(planned, artifact, group, items)
@@ -228,6 +236,10 @@ class _Pipeline:
         """Asks the questions of one isolation group, in as many children as crashes make necessary."""
         waiting = list(questions)
         while waiting:
+            failed = self.stages.own.up(planned)
+            if failed is not None:
+                self.recorder.fail(planned, waiting, failed)
+                return
             job = self.stages.jobs.write("probe", planned, artifact, waiting, items)
             watch = _Watch(waiting)
 
@@ -238,8 +250,16 @@ class _Pipeline:
                     self.observer.doing(planned.cell, doing, self.stages.account.expected(question.probe, question))
                 elif isinstance(event, Answered):
                     question = watch.answer(event.index)
-                    outcome = self.recorder.store(planned, question, job, index=event.index, started_at=watch.started_at)
+                    outcome = self.recorder.store(
+                        planned,
+                        question,
+                        job,
+                        index=event.index,
+                        started_at=watch.started_at,
+                        blamed=self.stages.own.blamed,
+                    )
                     self.stages.account.answered(question, outcome)
+                    self._tell_energy(outcome)
 
             timeout = self.plan.suite.timeout
             ended = self.stages.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
@@ -249,10 +269,20 @@ class _Pipeline:
             if waiting and not stopped_on_purpose:
                 broken = watch.current() or waiting[0]
                 failure = failure_of(None, ended, log=jobs.log(job), phase=broken.probe, timeout=timeout)
+                failure = self.stages.own.blamed(planned, failure)
+                self.stages.own.anew(planned)  # it may still be at what nobody waits for any more
                 outcome = Outcome(failure=failure, seconds=watch.seconds())
                 self.stages.account.answered(broken, outcome)
                 self.recorder.append(planned, broken, outcome, started_at=watch.started_at)
                 waiting.remove(broken)
+
+    def _tell_energy(self, outcome: Outcome) -> None:
+        """Says once, and not with each cell, why no energy is measured."""
+        energy = outcome.answer.facts.get("energy") if outcome.answer is not None else None
+        reason = energy.get("unsupported") if isinstance(energy, dict) else None
+        if reason and reason not in self.without_energy:
+            self.without_energy.add(reason)
+            self.observer.note(f"no energy (unsupported): {reason}")
 
 
 class _Watch:
@@ -281,11 +311,13 @@ class _Watch:
         return time.monotonic() - self._begun
 
 
-def _groups(questions: Sequence[Question]) -> list[list[Question]]:
+def _groups(questions: Sequence[Question], *, apart: bool = False) -> list[list[Question]]:
     """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question in a process that
-    has done nothing before; all latency shapes, on the model that the last of these has loaded."""
+    has done nothing before; all latency shapes, on the model that the last of these has loaded. `apart`: each by itself, because
+    a server that dies of one is started anew for the next."""
     shared = [q for q in questions if PROBES[q.probe].isolation == "shared"]
     memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
     latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
     alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency]]
-    return [group for group in (shared, *alone) if group]
+    groups = [group for group in (shared, *alone) if group]
+    return [[question] for group in groups for question in group] if apart else groups

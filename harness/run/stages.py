@@ -23,6 +23,7 @@ from harness.run import identity
 from harness.run.account import Account
 from harness.run.jobs import JobFolders
 from harness.run.observer import Observer
+from harness.run.own_servers import OwnServers
 from harness.run.servers import Servers
 from harness.run.workspace import whole
 from harness.spec import Failure, Quantized, Question, Served
@@ -39,11 +40,15 @@ class Stages:
         self._home = inputs.cache / "jobs" / f"{os.getpid()}-{time.time_ns()}"  # folders of jobs, and the servers' logs
         self.jobs = JobFolders(inputs, threads=threads, home=self._home)
         self.servers = Servers(inputs, observer, threads=threads, home=self._home)
+        self.own = OwnServers(
+            inputs, observer, threads=threads, home=self._home, artifact=self.artifact, started=self._note_server
+        )
         self.account: Account
         self.sources: dict[str, Failure | None] = {}  # models whose folders were read, with why they could not be
         self.unwritten: dict[Path, Failure | None] = {}  # texts that models were to write, with why they could not
 
     def close(self) -> None:
+        self.own.stop()
         self.servers.close()
         shutil.rmtree(self._home, ignore_errors=True)
 
@@ -116,13 +121,19 @@ class Stages:
             if isinstance(event, Progress):
                 self.observer.progress(planned.cell, SAMPLING if stage == "sample" else stage, _how_far(event))
 
+        failed = self.own.up(planned)
+        if failed is not None:
+            return failed
         with self.account.stage(stage):
             job = self.jobs.write(stage, planned, artifact, questions)
             ended = self.servers.run(METHODS[runs.cell.method], job, timeout, on_event, quantizes=quantizes)
             self.note_starts()
         outcome = jobs.read_outcome(job, phase=phase)
         self.account.saw(outcome)
-        return failure_of(outcome, ended, log=jobs.log(job), phase=phase, timeout=timeout)
+        return self.own.blamed(planned, failure_of(outcome, ended, log=jobs.log(job), phase=phase, timeout=timeout))
+
+    def _note_server(self, seconds: float) -> None:
+        self.account.took("start", "server", seconds)
 
     def note_starts(self) -> None:
         for environment, seconds in self.servers.take_started():

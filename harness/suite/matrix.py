@@ -14,13 +14,13 @@ from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
-from harness.spec import Served
+from harness.spec import Quantized, Served
 from harness.suite import conversations, data_sets, exclude, inputs
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
 from harness.suite.questions import questions_of, requests_of, texts_of, without_questions
-from harness.suite.schemes import Choice, check_served_models, choices_of, unset_tokens
+from harness.suite.schemes import Choice, check_served_models, choices_of, started, unset_tokens
 from harness.suite.sources import Source, looked_at, out_of_reach, sources_of
 from harness.suite.sources import notes as notes_of
 from harness.suite.squares import Frame, Square, squares
@@ -46,12 +46,14 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         *out_of_reach(sources),
         *without_questions(written, requests),
         *unset_tokens(choices),
+        *started(choices),
         *inputs.beyond_context(written, sources),
         *conversations.notes(written, sources, requests.tasks),
         *notes_of(sources),
     )
     all_squares = _left(written, sources, choices, frame)
     _check_labels(written, all_squares)
+    _check_artifacts(written, all_squares)
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
@@ -108,6 +110,21 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             raise BadInput(
                 f"{written.where('exclude', entries[0] or 0)}: {said}: it is excluded; name another one with `baseline`"
             )
+
+
+def _check_artifacts(written: SuiteFile, squares: Sequence[Square]) -> None:
+    """UnknownName where a server is to serve what no cell of its model writes here."""
+    for square in squares:
+        origin = square.cell.origin
+        if not isinstance(origin, Served) or not origin.artifact:
+            continue
+        own = [s for s in squares if s.cell.model == square.cell.model and isinstance(s.cell.origin, Quantized)]
+        refused = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == origin.artifact]
+        place = written.where("methods", square.cell.method)
+        if refused:
+            raise BadInput(f"{place}: artifact: {origin.artifact!r} cannot be made: {refused[0]}")
+        if origin.artifact not in {s.cell.label for s in own}:
+            raise UnknownName("cell (artifact)", origin.artifact, [s.cell.label for s in own], place)
 
 
 def _check_labels(written: SuiteFile, squares: Sequence[Square]) -> None:

@@ -109,6 +109,15 @@ def unset_tokens(choices: Sequence[Choice]) -> list[str]:
     ]
 
 
+def started(choices: Sequence[Choice]) -> list[str]:
+    """A line for each command that `run` would start."""
+    commands = {c.label: c.origin.serve for c in choices if isinstance(c.origin, Served) and c.origin.serve}
+    return [
+        f"{label}: `run` starts a program, where QUANT_HARNESS_SERVE=1 permits it: {' '.join(command.split())}"
+        for label, command in commands.items()
+    ]
+
+
 def _identity(choice: Choice) -> str:
     return digest([choice.origin.identity(), choice.running, choice.of])
 
@@ -183,7 +192,10 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
-        server = endpoint.origin(settled, bits)
+        try:
+            server = endpoint.origin(settled, bits)
+        except BadInput as error:
+            raise BadInput(f"{where}: {method.name}: {error}") from None
         label = str(settled["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
     scheme = Scheme(method=method.name, bits=bits, options=settled)
@@ -291,6 +303,7 @@ def _values(choice: Choice) -> dict[str, object]:
         values |= {f"{_CALIBRATION}{name}": value for name, value in calibration.items()}
     if isinstance(choice.origin, Served):
         values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
+        values |= {"serve": choice.origin.serve, "artifact": choice.origin.artifact} if choice.origin.serve else {}
     return values
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 
-from harness.engines import ENGINES
+from harness.engines import ENGINES, moments
 from harness.engines.base import Loaded, Rerun, WindowScores
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
@@ -379,7 +379,10 @@ def test_plans_are_kept_and_found_again(base: tuple[Any, Path], tmp_path: Path) 
 def test_generation_is_greedy_and_exactly_as_long_as_asked(base: tuple[Any, Path]) -> None:
     model, path = base
     found = engine(path)
-    timing = found.time_generation(prompt_tokens=40, new_tokens=6, batch=3, seed=4)
+    told: list[str] = []
+    with moments.heard(told.append):
+        timing = found.time_generation(prompt_tokens=40, new_tokens=6, batch=3, seed=4)
+    assert told == ["begin", "first token", "end"]
     assert timing.ttft_seconds > 0
     assert len(timing.step_seconds) == 5
     assert min(timing.step_seconds) > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.artifact import LayerKernel
-from harness.engines import ENGINES
+from harness.engines import ENGINES, moments
 from harness.engines.base import Loaded, Rerun
 from harness.engines.transformers import Transformers, bytes_of
 from harness.errors import Unsupported
@@ -117,7 +117,10 @@ def test_the_noise_floor_runs_the_same_weights_otherwise_and_puts_the_model_back
 def test_generation_is_greedy_and_exactly_as_long_as_asked() -> None:
     model = llama()
     found = engine(model)
-    timing = found.time_generation(prompt_tokens=12, new_tokens=5, batch=3, seed=4)
+    told: list[str] = []
+    with moments.heard(told.append):
+        timing = found.time_generation(prompt_tokens=12, new_tokens=5, batch=3, seed=4)
+    assert told == ["begin", "first token", "end"]
     assert timing.ttft_seconds > 0
     assert len(timing.step_seconds) == 4
     assert min(timing.step_seconds) > 0

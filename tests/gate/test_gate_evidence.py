@@ -64,8 +64,8 @@ def changed(**parts: Any) -> bytes:
         (changed(schema=None), "names no schema"),
         (changed(schema=True), "names no schema"),
         (changed(schema=0), "names no schema"),
-        (changed(report=5), "its report is not what schema 1 says"),
-        (changed(report={}), r"its report is not what schema 1 says \(base: is missing"),
+        (changed(report=5), "its report is not what schema 2 says"),
+        (changed(report={}), r"its report is not what schema 2 says \(base: is missing"),
         (changed(green=True), "is not what the report says"),
         (changed(said=["green: nothing is worse"]), "is not what the report says"),
     ],
@@ -86,4 +86,4 @@ def test_an_alarm_that_was_taken_out_of_the_file_shows() -> None:
 
 def test_a_later_schema_is_refused_with_the_command_that_helps() -> None:
     with pytest.raises(NewerSchema, match=re.escape("pip install --upgrade llm-quant-harness")):
-        read(changed(schema=2), "evidence.json")
+        read(changed(schema=3), "evidence.json")

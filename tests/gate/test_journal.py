@@ -13,7 +13,7 @@ import pytest
 
 from harness import cli, proof, store
 from harness.errors import BadInput, StoreError
-from harness.gate import journal
+from harness.gate import choose, journal
 from harness.gate.journal import Accepted, Kept
 from harness.gate.types import GateReport, RunName
 from tests.gate import many_nights
@@ -197,6 +197,59 @@ def test_what_cannot_be_accepted_is_one_sentence_and_exit_code_2(folder: Path, c
     assert said.out == ""
     assert [line.startswith("error: ") for line in said.err.strip().splitlines()] == [True, True]
     assert not (folder / "journal").exists()
+
+
+def test_damage_after_the_last_acceptance_leaves_the_baseline_open_until_one_is_accepted_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in (0, 2):
+        journal.accept(run(folder, day), who="Ada", when=WHEN)
+    path = folder / "journal"
+    path.write_bytes(path.read_bytes().replace(b'"Ada"', b'"Eve"').replace(b'"Eve"', b'"Ada"', 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", store.DamagedLines)
+        for found in (lambda: choose.accepted(folder), lambda: choose.base("accepted", None, run(folder, 2))):
+            with pytest.raises(
+                BadInput, match=r"line 2: not as it was written.* name the baseline again with: quant-harness accept"
+            ):
+                found()
+        assert accept(str(run(folder, 1)), "--who", "Ada") == 0
+        assert choose.accepted(folder) == run(folder, 1)
+    capsys.readouterr()
+
+
+def test_a_last_line_that_was_cut_off_leaves_it_open_as_well(folder: Path) -> None:
+    for day in (0, 1):
+        journal.accept(run(folder, day), who="Ada", when=WHEN)
+    path = folder / "journal"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(BadInput, match=r"it ends otherwise than when it was written.* an older one is not taken in its place"):
+        _ = read(folder).newest
+
+
+def test_damage_before_the_last_acceptance_leaves_nothing_open(folder: Path) -> None:
+    for day in (0, 2):
+        journal.accept(run(folder, day), who="Ada", when=WHEN)
+    path = folder / "journal"
+    path.write_bytes(path.read_bytes().replace(b'"Ada"', b'"Eve"', 1))
+    found = read(folder)
+    assert found.damage
+    assert found.newest == many_nights.name(2)
+
+
+def test_a_run_is_accepted_in_the_folder_that_results_names_or_not_at_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    assert accept(str(run(folder, 1)), "--results", str(other)) == 2
+    assert "does not lie in" in capsys.readouterr().err
+    assert not (folder / "journal").exists()
+    assert not (other / "journal").exists()
+    assert accept(str(run(folder, 1)), "--results", str(folder)) == 0
+    assert accept(run(folder, 2).name, "--results", str(folder)) == 0
+    assert accept(run(folder, 0).stem, "--results", str(folder)) == 0
+    assert [line.run for line in journal.read(folder).accepted] == [many_nights.name(day) for day in (1, 2, 0)]
 
 
 def verify(results: Path) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.engines import ENGINES
+from harness.engines import ENGINES, moments
 from harness.engines.base import Loaded, Rerun
 from harness.engines.transformers import Transformers
 from harness.errors import BadInput, Unsupported
@@ -338,7 +338,10 @@ def test_generations_are_those_of_lm_eval_and_sampling_is_refused(exact: Any) ->
 
 
 def test_timing_and_memory_ask_for_what_was_said(folder: Path, exact: Any) -> None:
-    timing = exact.time_generation(prompt_tokens=20, new_tokens=5, batch=3, seed=0)
+    told: list[str] = []
+    with moments.heard(told.append):
+        timing = exact.time_generation(prompt_tokens=20, new_tokens=5, batch=3, seed=0)
+    assert told == ["begin", "first token", "end"]
     assert timing.ttft_seconds > 0
     assert len(timing.step_seconds) == 4
     assert exact.model.past == 24

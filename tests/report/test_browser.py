@@ -175,6 +175,17 @@ def test_keyboard_focus_shows_the_explanation(page: browser.Page) -> None:
     assert page.evaluate("document.getElementById('tip').hidden")
 
 
+@pytest.mark.parametrize("width", [1400, 1000])
+def test_every_link_of_the_bar_is_seen_where_there_is_room_for_lines(html: Path, width: int) -> None:
+    assert PROGRAM is not None
+    with browser.page(PROGRAM) as opened:
+        opened.open(html, width=width)
+        cut = "[...document.querySelectorAll('nav .links a')].filter(a => a.getBoundingClientRect().right > innerWidth).length"
+        assert opened.evaluate("document.querySelectorAll('nav .links a').length") > 10
+        assert opened.evaluate(cut) == 0
+        assert opened.evaluate("document.querySelector('nav').getBoundingClientRect().height") < 90
+
+
 @pytest.mark.parametrize("width", [1400, 420])
 def test_nothing_is_wider_than_the_window(html: Path, width: int) -> None:
     assert PROGRAM is not None

@@ -28,7 +28,7 @@ from tests.report import browser, synthetic
 PROGRAM = browser.find()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=browser.LACKING)
 
-GIB, MIB = 1073741824, 1048576
+GB, MB = 1e9, 1e6
 ANSWER = "document.getElementById('answer').innerText.replace(/\\s+/g, ' ').trim()"
 NOTE = "document.getElementById('decision-note').textContent"
 ROWS = "[...document.querySelectorAll('#decision tbody .label')].map(n => n.textContent)"
@@ -100,7 +100,7 @@ def leave_out(page: browser.Page, name: str, *values: str) -> None:
 def test_the_page_opens_with_the_answer_that_python_gives(page: browser.Page, shown: View, offered: Offer) -> None:
     text = page.evaluate(ANSWER)
     assert text == said(shown, offered, offered.limits)
-    assert re.search(r"[MGk]iB less than the baseline", text), "a gain in bytes stands in the sentence of the loss"
+    assert re.search(r"[MGk]B less than the baseline", text), "a gain in bytes stands in the sentence of the loss"
     assert re.search(r"decodes [\d.]+x as fast, [\d.]+x the memory", text)
     assert "What would change it" in text
     assert "Artifact" in text
@@ -114,11 +114,11 @@ CHOICES: list[tuple[dict[str, str | float], dict[str, Any]]] = [
     ({"max-loss": "", "prefer": "quality"}, {"max_loss": None, "prefer": "quality"}),
     ({"loss": "kl", "max-loss": 0.05}, {"loss": "kl", "max_loss": 0.05}),
     ({"loss": "recovery", "max-loss": 2}, {"loss": "recovery", "max_loss": 2.0}),
-    ({"max-size": 10 / 1024}, {"max_size": 10.0 * MIB}),
-    ({"max-memory": 40 / 1024}, {"max_memory": 40.0 * MIB}),
-    ({"max-memory": 40 / 1024, "context": 4096, "batch": 4}, {"max_memory": 40.0 * MIB, "context": 4096, "batch": 4}),
+    ({"max-size": 10 / 1000}, {"max_size": 10.0 * MB}),
+    ({"max-memory": 40 / 1000}, {"max_memory": 40.0 * MB}),
+    ({"max-memory": 40 / 1000, "context": 4096, "batch": 4}, {"max_memory": 40.0 * MB, "context": 4096, "batch": 4}),
     ({"max-tpot": 3.5, "max-ttft": 60}, {"max_tpot": 3.5 * 1e-3, "max_ttft": 60 * 1e-3}),
-    ({"max-size": 1 / 1024}, {"max_size": 1.0 * MIB}),
+    ({"max-size": 1 / 1000}, {"max_size": 1.0 * MB}),
 ]
 
 

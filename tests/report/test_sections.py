@@ -188,6 +188,14 @@ def test_memory_bars_are_components_one_after_another_up_to_the_peak_of_decoding
     assert "inc 4-bit g64" not in table, "simulated: withheld"
 
 
+def test_peaks_are_called_in_the_section_of_memory_as_in_the_table_of_all_cells(rich: View) -> None:
+    section = memory.section(rich)
+    assert section is not None
+    peaks = [c.metric.title for c in rich.columns if c.metric.name in ("peak_load_bytes", "peak_decode_bytes", "peak_host_bytes")]
+    assert peaks
+    assert all(f">{title}<" in section.body for title in peaks), section.body[:2000]
+
+
 def test_latency_is_by_prompt_length_with_the_share_of_the_roofline_and_the_kernels_that_ran(rich: View) -> None:
     section = speed.section(rich)
     text = body(section).text

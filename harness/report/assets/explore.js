@@ -4,14 +4,14 @@ const QuantExplore = (() => {
   "use strict";
   const { data, offer, plotly, byId, cellOf, css, colour, escape, narrow, short, wrap, config, axis, layout, scaleFor, spanFor, bars, labels, standings, share, beyond } = QuantChart;
   if (!byId("limits")) return { draw: () => {} };
-  const GIB = 1073741824;
+  const GB = 1e9; // as all tables of the page write bytes
   /* A cell whose loss is estimated at more than this many times what is allowed is folded away in the table. */
   const FAR = 3;
   /* Models whose answers stand open on the first screen. */
   const MOST = 3;
 
   /* ---- the state, and where it is shown and kept */
-  const NUMBERS = { "max-memory": ["max_memory", GIB], context: ["context", 1], batch: ["batch", 1], "max-size": ["max_size", GIB], "max-tpot": ["max_tpot", 1e-3], "max-ttft": ["max_ttft", 1e-3], "max-loss": ["max_loss", 1] };
+  const NUMBERS = { "max-memory": ["max_memory", GB], context: ["context", 1], batch: ["batch", 1], "max-size": ["max_size", GB], "max-tpot": ["max_tpot", 1e-3], "max-ttft": ["max_ttft", 1e-3], "max-loss": ["max_loss", 1] };
   const MENUS = ["loss", "confidence", "prefer", "pareto-quality", "pareto-cost", "pareto-model", "pareto-range"].filter(byId);
   const COLUMN_MENUS = { "pareto-quality": data.quality, "pareto-cost": data.cost };
   const nameOf = (index) => [data.columns[index].metric, data.columns[index].subject].filter(Boolean).join("/");
@@ -22,7 +22,7 @@ const QuantExplore = (() => {
   let chosen = null;
 
   function limits() {
-    const asked = { ...QuantDecide.NO_LIMITS, loss: byId("loss").value, confidence: Number(byId("confidence").value), prefer: byId("prefer").value, binary: true };
+    const asked = { ...QuantDecide.NO_LIMITS, loss: byId("loss").value, confidence: Number(byId("confidence").value), prefer: byId("prefer").value, binary: false };
     for (const [id, [key, factor]] of Object.entries(NUMBERS)) {
       const box = byId(id), number = Number(box.value), whole = key === "context" || key === "batch";
       const good = box.value.trim() !== "" && Number.isFinite(number) && number >= 0 && (!whole || (Number.isInteger(number) && number > 0));
