@@ -279,7 +279,7 @@ def drift(variants: Run, good: str, bad: str, points: float, *, weeks: int, trie
             [
                 m.value
                 for r in variants.records
-                if r.cell.label == label and r.answer
+                if r.cell.name == label and r.answer
                 for m in r.answer.measurements
                 if m.metric == "accuracy"
             ]

@@ -115,13 +115,13 @@ class Replay:
 
     def mixed(self, run: Run, good: str, bad: str, *, share: float, draw: int, rng: np.random.Generator) -> Run:
         """A night of `draw` in which a share of the items and windows of the cell `good` are answered as by the cell `bad`."""
-        worse = {asked(r): r for r in run.records if r.cell.label == bad}
+        worse = {asked(r): r for r in run.records if r.cell.name == bad}
         night = self.night(run, draw, place=1)
         faulty = self.night(
             replace(
                 run,
                 records=tuple(
-                    replace(worse[asked(r)], cell=r.cell) if r.cell.label == good and asked(r) in worse else r
+                    replace(worse[asked(r)], cell=r.cell) if r.cell.name == good and asked(r) in worse else r
                     for r in run.records
                 ),
             ),
@@ -129,7 +129,7 @@ class Replay:
             place=1,
         )
         records = [
-            self._mix(a, b, share, rng) if a.cell.label == good else a for a, b in zip(night.records, faulty.records, strict=True)
+            self._mix(a, b, share, rng) if a.cell.name == good else a for a, b in zip(night.records, faulty.records, strict=True)
         ]
         return replace(night, records=tuple(records))
 

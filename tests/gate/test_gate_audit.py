@@ -90,7 +90,7 @@ def test_a_cell_that_drifts_is_found_against_the_accepted_run(tmp_path: Path) ->
         answers.correct[GPTQ.label, task] = (np.random.default_rng(1).uniform(size=1000) < 0.9).astype(float)
         answers.correct[HQQ.label, task] = answers.correct[GPTQ.label, task] * (np.arange(1000) % 5 > 0)
     answers.kl[HQQ.label] = answers.kl[GPTQ.label] * 8
-    seen = audit.drift(night(tmp_path, answers), GPTQ.label, HQQ.label, 0.3, weeks=4, tries=2)
+    seen = audit.drift(night(tmp_path, answers), f"reference / {GPTQ.label}", f"reference / {HQQ.label}", 0.3, weeks=4, tries=2)
     assert all(first is not None and first <= 28 for first in seen.first["kl_mean"])
 
 
