@@ -23,7 +23,6 @@ from harness.costs import CellCost
 from harness.forecast import history
 from harness.forecast.estimate import Forecast, forecast
 from harness.measure import machine, rate
-from harness.methods import METHODS
 from harness.probes import PROBES, sequential
 from harness.run import identity, left
 from harness.run.account import Account
@@ -242,7 +241,7 @@ class _Pipeline:
                     self.stages.account.answered(question, outcome)
 
             timeout = self.plan.suite.timeout
-            ended = self.stages.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
+            ended = self.stages.servers.run(planned.cell, job, timeout, on_event)
             self.stages.note_starts()
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
             stopped_on_purpose = watch.answered and watch.current() is None and ended == Exit(code=0)

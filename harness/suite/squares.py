@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
@@ -69,11 +70,14 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
-    reason = reason or method.runs(cell.running, source.shape)
+    own = cell.running.engine == method.engine
+    reason = reason or (method.runs(cell.running, source.shape) if own else _elsewhere(method, cell, frame.device))
+    baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
+    if reason is None and baseline and not own:
+        reason = f"answers in {cell.running.engine} are held against the baseline's, and are none; name {method.name} itself"
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     bpw = method.bits_per_weight(cell.scheme)
-    baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
     return PlannedCell(
         cell=cell,
         questions=frame.asked(source, "quantized", baseline=baseline),
@@ -156,6 +160,19 @@ def served(source: Source, choice: Choice, frame: Frame) -> Square:
         estimated_bytes=None,
         parameters=None if source.shape is None else source.shape.parameters,
     )
+
+
+def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
+    """Why an engine other than the method's own does not run its artifact on this device, or None."""
+    run, engine, kind = method.engines[cell.running.engine], ENGINES[cell.running.engine], device.partition(":")[0]
+    if engine.places and engine.place(device) is None:
+        return f"{engine.title} has no environment for {device} here"
+    refused = run.refuses(cell.scheme, kind)
+    if refused is not None:
+        return refused
+    if (run.cuda if kind == "cuda" else run.cpu).get(cell.bits, "none") == "none":
+        return f"{engine.title} has no kernel on {device} for {cell.bits:g} bits as {method.name} writes them"
+    return None
 
 
 def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
