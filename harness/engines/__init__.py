@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
+from typing import Any
 
 from harness.engines.base import Engine, Loaded, Place
 from harness.methods.base import LoadRequest, Method, Option, Range
@@ -38,8 +40,14 @@ def _vllm(method: Method, request: LoadRequest) -> Loaded:
     return vllm.load(method, request)
 
 
+def _vllm_server(request: LoadRequest) -> AbstractContextManager[Any]:
+    from harness.engines import vllm
+
+    return vllm.serve(request)
+
+
 _VLLM_FLAGS = {
-    "max_model_len": Option(default=0, within=Range(least=0), help="longest input with its answer, in tokens; 0 = the model's own"),
+    "max_model_len": Option(default=0, within=Range(least=0), help="longest input and answer, in tokens; 0 = the model's"),
     "max_num_seqs": Option(default=0, within=Range(least=0), help="requests of one step at most; 0 = vLLM's own choice"),
     "max_num_batched_tokens": Option(default=0, within=Range(least=0), help="tokens of one step at most; 0 = vLLM's own choice"),
     "kv_cache": Option(
@@ -104,6 +112,7 @@ ENGINES: dict[str, Engine] = {
             "cuda": Place(environment="vllm", requirements=("vllm==0.32.0", *_SCORES)),
         },
         flags=_VLLM_FLAGS,
+        serve=_vllm_server,
     ),
 }
 

@@ -7,9 +7,10 @@ prefill and decode, and facts (which kernel ran, what it holds). Probes speak to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from harness.artifact import LayerKernel
 from harness.methods.base import LoadRequest, Method, Option
@@ -133,6 +134,8 @@ class Engine:
     load: Callable[[Method, LoadRequest], Loaded]  # through the loader of the method's row
     places: Mapping[str, Place] = field(default_factory=dict)  # by kind of device; none: it runs where the method's loader does
     flags: Mapping[str, Option] = field(default_factory=dict)  # its settings of running, which a suite writes beside a method's
+    # a server of its own over an artifact, started and stopped: what is asked over HTTP (runtimes/openai_server.py)
+    serve: Callable[[LoadRequest], AbstractContextManager[Any]] | None = None
 
     def place(self, device: str) -> Place | None:
         """Its own environment for a device (`cpu`, `cuda:0`)."""

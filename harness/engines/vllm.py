@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.errors import Unsupported
 from harness.methods.base import LoadRequest, Method
-from harness.runtimes.vllm import Core
+from harness.runtimes import vllm_server
+from harness.runtimes.openai_server import Server
+from harness.runtimes.vllm import Core, arguments
+from harness.spec import Served
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,20 +42,28 @@ _DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 def load(method: Method, request: LoadRequest) -> Vllm:
     """The packed artifact, loaded by vLLM from its folder."""
-    running = request.running
-    core = Core(
-        request.artifact_dir, dtype=_DTYPES.get(request.scheme.method, "bfloat16"), kv=running.kv, flags=running.flags
-    )
+    core = Core(request.artifact_dir, settings=_settings(request), w4a8=bool(request.running.flags["w4a8"]))
     packed = {tensor.layer for tensor in method.ledger(request.artifact_dir, request.scheme) if tensor.layer}
     return Vllm(core, load_tokenizer(request.model_dir), model_dir=request.model_dir, device=request.device, packed=packed)
+
+
+@contextmanager
+def serve(request: LoadRequest) -> Iterator[Server]:
+    """Inside, the artifact behind vLLM's own server, with the settings of `load`, as it is asked over HTTP."""
+    settings = _settings(request)
+    with vllm_server.serving(request.artifact_dir, request.model_dir, settings, w4a8=bool(request.running.flags["w4a8"])) as url:
+        yield Server(Served(scheme=request.scheme, url=url, model=vllm_server.NAME), load_tokenizer(request.model_dir))
+
+
+def _settings(request: LoadRequest) -> dict[str, object]:
+    dtype = _DTYPES.get(request.scheme.method, "bfloat16")
+    return arguments(dtype=dtype, kv=request.running.kv, flags=request.running.flags)
 
 
 class Vllm:
     """A model in vLLM that answers (the engines' `Loaded`)."""
 
-    def __init__(
-        self, core: Core, tokenizer: PreTrainedTokenizerBase, *, model_dir: Path, device: str, packed: set[str]
-    ) -> None:
+    def __init__(self, core: Core, tokenizer: PreTrainedTokenizerBase, *, model_dir: Path, device: str, packed: set[str]) -> None:
         self.model = core
         self._tokenizer = tokenizer
         self._model_dir = model_dir
@@ -87,7 +99,7 @@ class Vllm:
 
     def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         raise Unsupported(
-            "a model in vLLM is compared with the baseline, and is none: the others' answers are held against those of transformers"
+            "a model in vLLM is compared with the baseline, and is none: answers are held against those of transformers"
         )
 
     # ------------------------------------------------------------------ lm-eval
@@ -244,8 +256,8 @@ def _stored(module: Any) -> str:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all weights: tensors of the model, each storage once, and those that a CPU kernel has repacked for itself and holds
-    where no tensor shows them (a product's rows x columns in the layer's type)."""
+    """Bytes of all weights: tensors of the model, each storage once, and those that a CPU kernel has repacked for itself and
+    holds where no tensor shows them (a product's rows x columns in the layer's type)."""
     storages: dict[tuple[str, int], int] = {}
     hidden = 0
     for module in model.modules():

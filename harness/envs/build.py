@@ -165,8 +165,8 @@ def _fall_back(folder: Path, over: Sequence[Path]) -> None:
 def _commands(
     with_what: str, requirements: Sequence[str], folder: Path, *, alone: bool = False, absent: Sequence[str] = ()
 ) -> list[list[str]]:
-    """What makes the environment and what fills it, by the Python that runs this. `alone`: not what is required in turn; `absent`:
-    what is taken away at the end."""
+    """What makes the environment and what fills it, by the Python that runs this. `alone`: not what is required in turn;
+    `absent`: what is taken away at the end."""
     target, python = str(folder / "env"), str(disk.python(folder))
     if with_what == "uv":
         make, add = ["uv", "venv", "--python", sys.executable, target], ["uv", "pip", "install", "--python", python]

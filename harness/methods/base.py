@@ -70,7 +70,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
-    """How an engine other than the row's own runs its artifacts. `refuses`: (scheme, kind of device) -> why it cannot, or None."""
+    """How an engine other than the row's own runs its artifacts. `refuses`: (scheme, kind of device) -> why not, or None."""
 
     cpu: Mapping[float, Kernel]
     cuda: Mapping[float, Kernel]

@@ -52,7 +52,13 @@ def _block(view: View, model: str) -> Markup | None:
     rows = [row for one, other in both for row in _rows(view, one, other)]
     if not rows:
         return None
-    columns: list[str | Markup] = ["Artifact", "Measured", numeric("In the first"), numeric("In the other"), numeric("Difference")]
+    columns: list[str | Markup] = [
+        "Artifact",
+        "Measured",
+        numeric("In the first"),
+        numeric("In the other"),
+        numeric("Difference"),
+    ]
     shown = table("One artifact in several engines", [*columns, "Differ?"], rows)
     cells = {cell.id: cell for pair in both for cell in pair}
     ran = [el("li", f"{cell.label}: {_ran(cell)}") for cell in cells.values()]

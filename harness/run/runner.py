@@ -282,9 +282,10 @@ class _Watch:
 
 def _groups(questions: Sequence[Question]) -> list[list[Question]]:
     """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question in a process that
-    has done nothing before; all latency shapes, on the model that the last of these has loaded."""
+    has done nothing before; all latency shapes, on the model that the last of these has loaded; a server by itself."""
     shared = [q for q in questions if PROBES[q.probe].isolation == "shared"]
     memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
-    latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
-    alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency]]
+    serving = [q for q in questions if PROBES[q.probe].own_server]
+    latency = [q for q in questions if PROBES[q.probe].isolation == "latency" and not PROBES[q.probe].own_server]
+    alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency], serving]
     return [group for group in (shared, *alone) if group]

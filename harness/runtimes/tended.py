@@ -23,9 +23,7 @@ GRACE_SECONDS = 5.0
 
 def tend(command: Sequence[str]) -> int:
     """Runs the command until it or standard input ends; its exit code, negative for a signal."""
-    process = subprocess.Popen(
-        list(command), stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_parent
-    )
+    process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_parent)
     try:
         running = os.pidfd_open(process.pid)
         select.select([running, sys.stdin.fileno()], [], [])

@@ -1,8 +1,8 @@
 """vLLM inside this process: its engine core without processes of its own, so that the loaded model is in reach.
 
-Token ids in; final hidden states and float32 logits over the whole vocabulary out. The states are what vLLM's own model returns for
-the tokens of a step, read by a hook; the logits are made of them by vLLM's own head (`compute_logits`). That they are the ones
-it answers from is checked: the token that vLLM chooses after each of the first prompts has the largest logit here as well.
+Token ids in; final hidden states and float32 logits over the whole vocabulary out. The states are what vLLM's own model returns
+for the tokens of a step, read by a hook; the logits are made of them by vLLM's own head (`compute_logits`). That they are the
+ones it answers from is checked: the token that vLLM chooses after each of the first prompts has the largest logit here as well.
 
 A step's tokens lie one request after another, in an order that is vLLM's own. So a step is asked whole prompts only, and its rows
 are told apart by the tokens themselves. Prefixes are not cached: states of cached tokens would not be computed.
@@ -67,15 +67,16 @@ class Seen:
 
 
 class Core:
-    """One model in vLLM. `dtype` names torch's type of what is not quantized, `kv` that of keys and values."""
+    """One model in vLLM. `settings` by the names of its engine arguments; `w4a8`: whether 4-bit layers round their inputs to 8 bits
+    on a CPU that has units for it."""
 
-    def __init__(self, folder: Path, *, dtype: str, kv: str, flags: Mapping[str, OptionValue]) -> None:
+    def __init__(self, folder: Path, *, settings: Mapping[str, object], w4a8: bool) -> None:
         """Unsupported, with vLLM's message in short, for an artifact that it cannot load."""
-        os.environ["VLLM_CPU_INT4_W4A8"] = "1" if flags["w4a8"] else "0"
+        os.environ |= rounding(w4a8=w4a8)
         import vllm
 
         self.version: str = vllm.__version__
-        self.engine = _engine(folder, arguments(dtype=dtype, kv=kv, flags=flags), self.version)
+        self.engine = _engine(folder, settings, self.version)
         self.runner: Any = self.engine.model_executor.driver_worker.worker.model_runner
         self.model: Any = self.runner.get_model()
         self.config: Any = self.engine.vllm_config
@@ -183,7 +184,7 @@ class Core:
             return
         ids, positions = kwargs.get("input_ids"), kwargs.get("positions")
         if ids is None or positions is None or not hasattr(output, "clone"):
-            raise Unsupported("vLLM gives this model's inputs in another way than as token ids, so its states cannot be told apart")
+            raise Unsupported("vLLM gives this model its inputs otherwise than as token ids, so its states cannot be told apart")
         places = positions[-1] if positions.dim() > 1 else positions
         self._seen.append(Seen(ids=ids.clone(), positions=places.clone(), hidden=output.clone()))
 
@@ -226,12 +227,12 @@ class Core:
         if tokens > self.step_tokens or len(prompts) > self.step_rows:
             raise Unsupported(
                 f"{len(prompts)} prompts of {tokens} tokens are more than one step of vLLM takes here ({self.step_rows} rows, "
-                f"{self.step_tokens} tokens): raise max_num_seqs and max_num_batched_tokens in the suite, or choose a smaller batch"
+                f"{self.step_tokens} tokens): raise max_num_seqs and max_num_batched_tokens in the suite, or take a smaller batch"
             )
         if max(map(len, prompts)) + most > self.context_length:
             raise Unsupported(
-                f"{max(map(len, prompts)) + most} tokens do not fit vLLM's context of {self.context_length} here; choose a shorter "
-                "prompt or fewer new tokens, or raise max_model_len"
+                f"{max(map(len, prompts)) + most} tokens do not fit vLLM's context of {self.context_length} here; choose a "
+                "shorter prompt or fewer new tokens, or raise max_model_len"
             )
         self._held = [self.add(prompt, most) for prompt in prompts]
         self._one_each(1)
@@ -271,9 +272,14 @@ class Core:
         return int(self.config.cache_config.block_size)
 
 
+def rounding(*, w4a8: bool) -> dict[str, str]:
+    """The setting of vLLM's CPU kernels for 4 bits, as its environment has it."""
+    return {"VLLM_CPU_INT4_W4A8": "1" if w4a8 else "0"}
+
+
 def arguments(*, dtype: str, kv: str, flags: Mapping[str, OptionValue]) -> dict[str, object]:
-    """vLLM's settings for a way of running, by the names of its own engine arguments. Nothing but safetensors is read, and no code
-    of a checkpoint is run."""
+    """vLLM's settings for a way of running, by the names of its own engine arguments. Nothing but safetensors is read, and no
+    code of a checkpoint is run."""
     own = {name: flags[name] for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens") if flags[name]}
     return {
         "dtype": dtype,

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ServerTrouble
-from harness.runtimes.vllm import SERVER_SETTINGS, SETTINGS
+from harness.runtimes.vllm import SERVER_SETTINGS, SETTINGS, rounding
 
 NAME = "artifact"
 """What the server calls the model."""
@@ -28,13 +28,13 @@ START_SECONDS = 900.0
 
 
 @contextmanager
-def serving(folder: Path, tokenizer: Path, settings: Mapping[str, object]) -> Iterator[str]:
+def serving(folder: Path, tokenizer: Path, settings: Mapping[str, object], *, w4a8: bool) -> Iterator[str]:
     """Inside, a server of the artifact in `folder` answers at the address given, up to /v1. `settings` by the names of vLLM's engine
     arguments. ServerTrouble where it ends or does not answer in time."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--tokenizer", str(tokenizer)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-    laid = {name: value for name, value in os.environ.items() if name not in SETTINGS} | SERVER_SETTINGS
+    laid = {name: value for name, value in os.environ.items() if name not in SETTINGS} | SERVER_SETTINGS | rounding(w4a8=w4a8)
     process = subprocess.Popen(
         [sys.executable, "-m", "harness.runtimes.tended", *command, *options(settings)],
         stdin=subprocess.PIPE,

@@ -213,8 +213,8 @@ def _width(bits: object, entry: Entry) -> float:
 
 
 def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValue]:
-    """The values as options of the method and of the entry's engines. UnknownName for an option that none has, BadInput for a value
-    of the wrong kind."""
+    """The values as options of the method and of the entry's engines. UnknownName for an option that none has, BadInput for a
+    value of the wrong kind."""
     method, where, known = entry.method, entry.where, _known(entry)
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
@@ -237,8 +237,8 @@ def _check_values(known: Mapping[str, Option], method: Method, values: Mapping[s
 
 
 ENGINE = "engine"
-"""The key that says in which engines a method's artifacts run: `engine: [transformers, vllm]`. It multiplies cells as bits do, and
-the artifact is made once."""
+"""The key that says in which engines a method's artifacts run: `engine: [transformers, vllm]`. It multiplies cells as bits do,
+and the artifact is made once."""
 
 
 def _check_engines(method: Method, names: Sequence[object], where: str) -> None:

@@ -32,9 +32,10 @@ class Frame:
     questions: tuple[Question, ...]
     texts: CalibrationTexts
 
-    def asked(self, source: Source, kind: OriginKind, *, baseline: bool) -> tuple[Question, ...]:
+    def asked(self, source: Source, kind: OriginKind, *, engine: str, baseline: bool) -> tuple[Question, ...]:
         """The questions that such a cell can be asked. A baseline is asked all items, whatever budget the others have."""
-        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins]
+        serves = kind == "served" or ENGINES[engine].serve is not None
+        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server)]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
         return tuple(sequential.whole(q) if baseline else q for q in fitting)
@@ -80,7 +81,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     bpw = method.bits_per_weight(cell.scheme)
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "quantized", baseline=baseline),
+        questions=frame.asked(source, "quantized", engine=cell.running.engine, baseline=baseline),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
@@ -131,7 +132,7 @@ def given(source: Source, frame: Frame) -> Square:
     running = running_of(method, {}, origin.scheme.bits)
     return PlannedCell(
         cell=Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme)),
-        questions=frame.asked(source, "given", baseline=source.of is None),
+        questions=frame.asked(source, "given", engine=running.engine, baseline=source.of is None),
         baseline=source.of is None,
         estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
         estimated_bytes=find.stored_bytes(source.model),
@@ -154,7 +155,7 @@ def served(source: Source, choice: Choice, frame: Frame) -> Square:
     baseline = choice.label == frame.suite.baseline
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "served", baseline=baseline),
+        questions=frame.asked(source, "served", engine=cell.running.engine, baseline=baseline),
         baseline=baseline,
         estimated_bpw=method.bits_per_weight(cell.scheme),
         estimated_bytes=None,
