@@ -22,6 +22,7 @@ from harness.errors import BadInput, HarnessError
 from harness.files import write_atomically
 
 if TYPE_CHECKING:
+    from harness.methods.base import Elsewhere
     from harness.report.section import Section
     from harness.report.view import View
 
@@ -246,6 +247,7 @@ def methods(
 
     What other packages offer (methods, engines, probes) is listed with the package and its version."""
     from harness import plugins
+    from harness.engines import ENGINES
     from harness.methods import METHODS
 
     offered = plugins.load()
@@ -261,6 +263,7 @@ def methods(
                 "environment": method.environment,
                 "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
                 "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
+                "engines": {name: _elsewhere_as_data(run) for name, run in method.engines.items()},
                 "options": {name: option.default for name, option in method.options.items()},
                 "running_options": {name: option.default for name, option in method.running_options.items()},
                 "state": here[method.name].state,
@@ -284,6 +287,9 @@ def methods(
         state = "missing" if here[method.name].install else here[method.name].state
         row = [*map(escape, (method.name, method.title, *kernels, method.engine, method.environment, state))]
         table.add_row(*row, *([escape(packages.get(method.name, ""))] if packages else []))
+        for name, run in method.engines.items():
+            places = " or ".join(place.environment for place in ENGINES[name].places.values()) or method.environment
+            table.add_row("", "the same artifact", _kernels(run.cpu), _kernels(run.cuda), name, places, "", *[""] * bool(packages))
     out.print(table)
     lacking: dict[str, list[str]] = {}
     for name, place in here.items():
@@ -299,6 +305,13 @@ def methods(
     out.print(
         "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
     )
+
+
+def _elsewhere_as_data(run: Elsewhere) -> dict[str, dict[str, str]]:
+    """The kernels of another engine by device and bits."""
+    return {
+        device: {f"{bits:g}": kind for bits, kind in by_bits.items()} for device, by_bits in (("cpu", run.cpu), ("cuda", run.cuda))
+    }
 
 
 def _kernels(by_bits: Mapping[float, str]) -> str:

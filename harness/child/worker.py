@@ -93,9 +93,8 @@ def _answer_all(session: WorkerSession, folder: Path, job: Job, tell: Tell) -> N
 def _answer(session: WorkerSession, question: Question) -> Answer:
     probe = PROBES[question.probe]
     elsewhere = probe.own_server and not isinstance(session.cell.origin, Served)  # the model is in the server's process
-    if (
-        probe.needs_model and probe.isolation != "memory" and not session.has_loaded and not elsewhere
-    ):  # memory weighs its own load
+    by_itself = probe.isolation == "memory" or elsewhere  # memory weighs its own load
+    if probe.needs_model and not session.has_loaded and not by_itself:
         with session.phase("load"):
             session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":

@@ -22,8 +22,8 @@ from harness.report.view import View
 from harness.spec import digest
 
 LEAD = (
-    "One artifact, made once, answered by several engines. A difference is one of kernels and not of weights; it counts where the "
-    "interval of the paired difference holds no zero."
+    "One artifact, made once, answered by several engines. A difference is one of kernels and not of weights; it counts where "
+    "the interval of the paired difference holds no zero."
 )
 
 
@@ -52,14 +52,8 @@ def _block(view: View, model: str) -> Markup | None:
     rows = [row for one, other in both for row in _rows(view, one, other)]
     if not rows:
         return None
-    columns: list[str | Markup] = [
-        "Artifact",
-        "Measured",
-        numeric("In the first"),
-        numeric("In the other"),
-        numeric("Difference"),
-    ]
-    shown = table("One artifact in several engines", [*columns, "Differ?"], rows)
+    numbers = [numeric("In the first"), numeric("In the other"), numeric("Difference")]
+    shown = table("One artifact in several engines", ["Artifact", "Measured", *numbers, "Differ?"], rows)
     cells = {cell.id: cell for pair in both for cell in pair}
     ran = [el("li", f"{cell.label}: {_ran(cell)}") for cell in cells.values()]
     return join(shown, el("p", "What ran:", cls="note"), el("ul", *ran, cls="small"))

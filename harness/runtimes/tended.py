@@ -1,8 +1,8 @@
-"""`python -m harness.runtimes.tended COMMAND ...`: runs a server in a process group of its own, and ends all of the group once its
-standard input does, or the server.
+"""`python -m harness.runtimes.tended COMMAND ...`: runs a server in a process group of its own, and ends all of the group once
+its standard input does, or the server.
 
-Whoever wants the server holds the other end of that pipe. However that process ends, kill -9 included, the kernel closes the pipe,
-and nothing that the server has started is left behind. Standard library only; Linux (pidfd_open).
+Whoever wants the server holds the other end of that pipe. However that process ends, kill -9 included, the kernel closes the
+pipe, and nothing that the server has started is left behind. Standard library only; Linux (pidfd_open).
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Seen:
 
 
 class Core:
-    """One model in vLLM. `settings` by the names of its engine arguments; `w4a8`: whether 4-bit layers round their inputs to 8 bits
-    on a CPU that has units for it."""
+    """One model in vLLM. `settings` by the names of its engine arguments; `w4a8`: whether 4-bit layers round their inputs to 8
+    bits on a CPU that has units for it."""
 
     def __init__(self, folder: Path, *, settings: Mapping[str, object], w4a8: bool) -> None:
         """Unsupported, with vLLM's message in short, for an artifact that it cannot load."""

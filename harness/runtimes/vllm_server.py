@@ -29,8 +29,8 @@ START_SECONDS = 900.0
 
 @contextmanager
 def serving(folder: Path, tokenizer: Path, settings: Mapping[str, object], *, w4a8: bool) -> Iterator[str]:
-    """Inside, a server of the artifact in `folder` answers at the address given, up to /v1. `settings` by the names of vLLM's engine
-    arguments. ServerTrouble where it ends or does not answer in time."""
+    """Inside, a server of the artifact in `folder` answers at the address given, up to /v1. `settings` by the names of vLLM's
+    engine arguments. ServerTrouble where it ends or does not answer in time."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--tokenizer", str(tokenizer)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
