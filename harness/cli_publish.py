@@ -289,7 +289,8 @@ def methods(
         table.add_row(*row, *([escape(packages.get(method.name, ""))] if packages else []))
         for name, run in method.engines.items():
             places = " or ".join(place.environment for place in ENGINES[name].places.values()) or method.environment
-            table.add_row("", "the same artifact", _kernels(run.cpu), _kernels(run.cuda), name, places, "", *[""] * bool(packages))
+            same = ["", "the same artifact", _kernels(run.cpu), _kernels(run.cuda), name, places, ""]
+            table.add_row(*same, *[""] * bool(packages))
     out.print(table)
     lacking: dict[str, list[str]] = {}
     for name, place in here.items():
@@ -309,9 +310,8 @@ def methods(
 
 def _elsewhere_as_data(run: Elsewhere) -> dict[str, dict[str, str]]:
     """The kernels of another engine by device and bits."""
-    return {
-        device: {f"{bits:g}": kind for bits, kind in by_bits.items()} for device, by_bits in (("cpu", run.cpu), ("cuda", run.cuda))
-    }
+    by_device = {"cpu": run.cpu, "cuda": run.cuda}
+    return {device: {f"{bits:g}": kind for bits, kind in kernels.items()} for device, kernels in by_device.items()}
 
 
 def _kernels(by_bits: Mapping[float, str]) -> str:

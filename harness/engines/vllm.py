@@ -22,7 +22,7 @@ from harness.engines import from_logits
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.errors import Unsupported
 from harness.methods.base import LoadRequest, Method
-from harness.runtimes import vllm_server
+from harness.runtimes import vllm_import, vllm_server
 from harness.runtimes.openai_server import Server
 from harness.runtimes.vllm import Core, arguments
 from harness.spec import Served
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from harness.engines.stored_baseline import StoredFacts
     from harness.scoring.vllm import VllmLM
+
+FIRST = vllm_import.__name__
+"""Imported with this file, for its effect: a rehearsal of loading imports this file."""
 
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 """What the unquantized rows are held in; everything else computes in bfloat16."""
@@ -215,11 +218,7 @@ def _sources(name: str, joined: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _kernel(name: str, module: Any, sources: Sequence[str], packed: set[str]) -> LayerKernel:
     """The quantization method of the layer, and below it the kernel that vLLM chose, where there is one."""
-    method = module.quant_method
-    scheme = getattr(module, "scheme", None)
-    kernel = next(
-        (found for owner in (method, scheme) for part in ("kernel", "fp8_linear") if (found := getattr(owner, part, None))), None
-    )
+    method, scheme, kernel = module.quant_method, getattr(module, "scheme", None), _chosen(module)
     plain = type(method).__name__ == "UnquantizedLinearMethod"
     names = [type(one).__name__ for one in (scheme if scheme is not None else method, kernel) if one is not None]
     op = _plain_op(module) if plain else "emulated" if "Emulation" in names[-1] else _op(module, kernel)
@@ -227,9 +226,16 @@ def _kernel(name: str, module: Any, sources: Sequence[str], packed: set[str]) ->
         layer=name,
         module=f"{type(module).__name__} ({' / '.join(names)})",
         op=op,
-        stored_dtype=_stored(module),
+        stored_dtype=_stored(module, kernel),
         dequantized=op == "emulated" or (plain and any(source in packed for source in sources)),
     )
+
+
+def _chosen(module: Any) -> Any:
+    """The kernel object that vLLM chose for a layer; None where its method computes by itself."""
+    owners = (getattr(module, "quant_method", None), getattr(module, "scheme", None))
+    held = (getattr(owner, part, None) for owner in owners for part in ("kernel", "fp8_linear"))
+    return next((kernel for kernel in held if kernel is not None), None)
 
 
 def _op(module: Any, kernel: Any) -> str:
@@ -248,8 +254,10 @@ def _plain_op(module: Any) -> str:
     return next((name for name in names if name.endswith(("_mm", "_cpu", "_unary"))), "linear")
 
 
-def _stored(module: Any) -> str:
-    """The type of the largest tensor of a layer."""
+def _stored(module: Any, kernel: Any) -> str:
+    """The type of the largest tensor of a layer; where oneDNN holds the weight by itself, what it was given: 8-bit integers."""
+    if hasattr(kernel, "dnnl_handler"):
+        return "int8"
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     held = max(tensors, key=lambda tensor: (tensor.numel(), tensor.dim()), default=None)
     return "" if held is None else str(held.dtype).removeprefix("torch.")
@@ -269,10 +277,13 @@ def weight_bytes(model: Any) -> int:
 
 
 def _repacked(module: Any) -> int:
+    handler = getattr(_chosen(module), "dnnl_handler", None)
+    if handler is not None:
+        return int(handler.n) * int(handler.k)
     function: Callable[..., torch.Tensor] | None = getattr(module, "cpu_linear", None)
     code = getattr(function, "__code__", None)
     if code is None or not {"handler", "packed_weight", "zen_weight"} & set(code.co_freevars):
         return 0
-    rows = getattr(module, "output_size_per_partition", None) or getattr(module, "num_embeddings_per_partition", 0)
-    columns = getattr(module, "input_size_per_partition", None) or getattr(module, "embedding_dim", 0)
+    shapes = (("output_size_per_partition", "input_size_per_partition"), ("num_embeddings_per_partition", "embedding_dim"))
+    rows, columns = next((getattr(module, a), getattr(module, b)) for a, b in shapes if hasattr(module, a))
     return int(rows) * int(columns) * int(module.weight.dtype.itemsize)

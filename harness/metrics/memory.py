@@ -80,8 +80,8 @@ KV_POOL = _bytes(
     "kv_pool_bytes",
     "KV pool",
     "bytes that the engine has reserved for keys and values, used or not",
-    "Set aside by a server for all its requests: its operator's choice, and no need of the weights. On a CPU only what is used "
-    "of it takes memory.",
+    "Set aside by a server for all its requests, and part of every peak: its operator's choice (in vLLM kv_cache_gib), and no "
+    "need of the weights.",
     axis=None,
 )
 REST = Metric(

@@ -241,9 +241,8 @@ def against(start: Start, phase: Phase, files: memory_phases.Mapped | None) -> B
 def _measurements(
     beyond: Mapping[str, Beyond], weights: int, cache: int, pool: int | None, start: Start, on_device: bool
 ) -> list[Measurement]:
-    """`pool`: what an engine has reserved for keys and values, `cache` in it. On a device all of it is taken, on a host what is
-    used."""
-    held = cache if pool is None or not on_device else pool
+    """`pool`: what an engine has reserved for keys and values, whatever is in it; all of it takes memory."""
+    held = cache if pool is None else pool
     measured: list[Measurement] = []
 
     def add(metric: Metric, value: int | None, definition: str | None = None) -> None:
@@ -278,7 +277,8 @@ def rehearse(session: Session) -> str:
     method = METHODS[session.cell.method]
     engine, loader = ENGINES[session.cell.running.engine], METHODS.get(method.loaded_by, method)
     own = f"harness.engines.{engine.name}"
-    for module in (*loader.branch_modules, *engine.modules, *loader.modules, *([own] if importlib.util.find_spec(own) else [])):
+    theirs = () if engine.places else (*loader.branch_modules, *loader.modules)  # an engine of its own loads by itself
+    for module in (*theirs, *engine.modules, *([own] if importlib.util.find_spec(own) else [])):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

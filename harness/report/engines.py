@@ -126,7 +126,7 @@ def _of_items(view: View, first: Outcome, second: Outcome, column: Column) -> tu
 
 def _correct(view: View, outcome: Outcome, column: Column) -> dict[str, float]:
     rows = rows_of(view, outcome, column.metric.name, "items")
-    return {str(row.get("id")): float(row["correct"]) for row in rows if isinstance(row.get("correct"), (int, float))}
+    return {str(row.get("id")): float(score) for row in rows if isinstance(score := row.get("correct"), (int, float))}
 
 
 def _between(low: float | None, high: float | None) -> str:

@@ -265,7 +265,7 @@ class Core:
         """Keys and values of the requests that are held now, in whole blocks."""
         pool = self.engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
         taken = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # one block belongs to nobody
-        return self.pool_bytes() * taken // pool.num_gpu_blocks
+        return int(self.pool_bytes() * taken // pool.num_gpu_blocks)
 
     @property
     def block_tokens(self) -> int:

@@ -342,7 +342,8 @@ def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[st
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
-            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
+            size = value if isinstance(value, int) else None
+            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(size, f"g{value}"))
         elif value != option.at(scheme.bits) or (option.named and option.applies(scheme.bits)):
             switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
