@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -334,7 +335,7 @@ def _label(method: Method, scheme: Scheme, running: Running) -> str:
     return " ".join(parts)
 
 
-def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[str, object]) -> list[str]:
+def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[str, Any]) -> list[str]:
     """The words of the options that differ from their defaults, and of those that are always named."""
     parts = []
     for name, option in options.items():
@@ -342,8 +343,7 @@ def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[st
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue
-            size = value if isinstance(value, int) else None
-            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(size, f"g{value}"))
+            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
         elif value != option.at(scheme.bits) or (option.named and option.applies(scheme.bits)):
             switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
