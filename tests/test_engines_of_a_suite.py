@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from harness import envs
+from harness import envs, reference
 from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
@@ -128,3 +130,41 @@ def test_the_defaults_of_an_engines_settings_are_values_that_it_takes() -> None:
         for option in engine.flags.values():
             assert option.choices is None or option.default in option.choices
             assert option.help
+
+
+def given_folder(folder: Path) -> Path:
+    """A checkpoint that says that it is quantized; its weights are never read by a plan."""
+    model = folder / "given"
+    shutil.copytree(reference.MODEL_DIR, model)
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def given(folder: Path, entry: str, engines: str) -> Plan:
+    path = folder / "given.yaml"
+    path.write_text(
+        f"name: given\nmodels: [reference, {entry}]\nprobes: [size]\nmethods: {{bf16: , prequantized: {engines}}}\n".replace(
+            "FOLDER", str(given_folder(folder))
+        )
+    )
+    return matrix.plan(path, device="cpu")
+
+
+def test_a_given_checkpoint_runs_in_several_engines_beside_what_it_was_made_of(tmp_path: Path) -> None:
+    plan = given(tmp_path, "{path: FOLDER, name: theirs, of: reference}", "{engine: [vllm, transformers]}")
+    assert labels(plan) == ["bf16", "theirs gptq 4-bit g64", "theirs gptq 4-bit g64 in vllm"]
+    assert [p.baseline for p in plan.cells] == [True, False, False]
+
+
+def test_a_given_checkpoint_that_stands_alone_is_its_own_baseline_in_its_own_engine(tmp_path: Path) -> None:
+    plan = given(tmp_path, "{path: FOLDER, name: theirs}", "{engine: vllm}")
+    reasons = [s.reason for s in plan.unsupported if s.cell.method == "prequantized"]
+    assert reasons == ["alone it is its own baseline, which runs in transformers; write engine: [transformers, vllm]"]
+
+
+@pytest.mark.parametrize("engines", ["{bits: 4}", "{engine: vllm, max_model_len: 64}", "{engine: llamacpp}"])
+def test_nothing_but_an_engine_can_be_said_of_given_checkpoints(engines: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"only `engine` can be said|it takes transformers, vllm"):
+        given(tmp_path, "{path: FOLDER, name: theirs, of: reference}", engines)

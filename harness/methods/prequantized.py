@@ -24,7 +24,7 @@ from harness.formats import gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import KEY, bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
-from harness.methods.base import LoadRequest, Method, QuantizeRequest
+from harness.methods.base import Elsewhere, LoadRequest, Method, QuantizeRequest
 from harness.models import find
 from harness.spec import Given, Model, Scheme
 
@@ -199,6 +199,7 @@ METHOD = Method(
     kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     preload=_gptqmodel.PRELOAD,
+    engines={"vllm": Elsewhere(cpu={}, cuda={})},  # what vLLM loads of it, it says itself
     origin="given",
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
 )

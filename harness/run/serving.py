@@ -29,7 +29,7 @@ _RUN = "quant-harness measured it with this runtime."
 
 def library(cell: Cell) -> str:
     """The hub's name of the library that reads the folder; '' where it has none for it."""
-    if cell.running.engine == "transformers":
+    if cell.running.engine in ("transformers", "vllm"):
         return "" if _layout(cell) in ("", "library tensors", "modelopt") else "transformers"
     return {"llamacpp": "gguf", "openvino": "openvino"}.get(cell.running.engine, "")
 
@@ -71,12 +71,12 @@ def _by_vllm(layout: str, bits: float) -> tuple[Way, ...]:
     """vLLM's command where it has kernels for the layout: AWQ's have 4 bits only."""
     if layout == "awq" and bits != 4:
         return ()
-    where = {
-        "plain": "",
-        "gptq": "Its kernels for this layout run on a GPU. ",
-        "awq": "Its kernels for this layout run on a GPU. ",
-    }
-    return (_vllm("vllm serve .", f"{where.get(layout, 'On a GPU. ')}{_NOT_RUN}"),)
+    if layout in ("plain", "gptq", "awq", "compressed-tensors"):
+        on_cpu = "" if layout == "plain" else "On a CPU it has kernels for 4 bits, and for 8 where inputs are rounded too. "
+        return (
+            _vllm("vllm serve .", f"{on_cpu}quant-harness runs vLLM on this artifact as its engine `vllm`, not by this command."),
+        )
+    return (_vllm("vllm serve .", f"On a GPU. {_NOT_RUN}"),)
 
 
 def _vllm(command: str, note: str) -> Way:

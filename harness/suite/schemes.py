@@ -145,8 +145,8 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                 )
             _check_engines(method, axes.get(ENGINE, ()), where)
             yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
-        elif grid:
-            raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
+        else:
+            _check_given(method, grid, where)
 
 
 def _with_bits(
@@ -250,6 +250,15 @@ def _check_engines(method: Method, names: Sequence[object], where: str) -> None:
             raise BadInput(
                 f"{where}: {method.name}: engine: {mistakes.shown(name)} does not run what {method.name} writes; it takes {takes}"
             )
+
+
+def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None:
+    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in."""
+    if set(grid) - ({ENGINE} if method.engines else set()):
+        also = "; only `engine` can be said of it" if method.engines else ""
+        raise BadInput(f"{where}: {method.name} takes no options: its scheme is read from the checkpoint's config.json{also}")
+    named = grid.get(ENGINE, [])
+    _check_engines(method, named if isinstance(named, list) else [named], where)
 
 
 def _flags(method: Method, engine: str) -> Mapping[str, Option]:
