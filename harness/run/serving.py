@@ -25,6 +25,7 @@ _AWQ = ("awq", "autoawq")
 
 _NOT_RUN = "Not run by quant-harness."
 _RUN = "quant-harness measured it with this runtime."
+_AS_ENGINE = "quant-harness has vLLM as an engine (docs/vllm.md) that loads the same folder; this command it does not run."
 
 
 def library(cell: Cell) -> str:
@@ -73,9 +74,7 @@ def _by_vllm(layout: str, bits: float) -> tuple[Way, ...]:
         return ()
     if layout in ("plain", "gptq", "awq", "compressed-tensors"):
         on_cpu = "" if layout == "plain" else "On a CPU it has kernels for 4 bits, and for 8 where inputs are rounded too. "
-        return (
-            _vllm("vllm serve .", f"{on_cpu}quant-harness runs vLLM on this artifact as its engine `vllm`, not by this command."),
-        )
+        return (_vllm("vllm serve .", f"{on_cpu}{_AS_ENGINE}"),)
     return (_vllm("vllm serve .", f"On a GPU. {_NOT_RUN}"),)
 
 
