@@ -69,8 +69,9 @@ def _layout(cell: Cell) -> str:
 
 
 def _by_vllm(layout: str, bits: float) -> tuple[Way, ...]:
-    """vLLM's command where it has kernels for the layout: AWQ's have 4 bits only."""
-    if layout == "awq" and bits != 4:
+    """vLLM's command where it has kernels for the layout: AWQ's have 4 bits only, the two other packed ones 8 and 4."""
+    taken = {"awq": (4,), "gptq": (8, 4), "compressed-tensors": (8, 4)}.get(layout, (bits,))
+    if bits not in taken:
         return ()
     if layout in ("plain", "gptq", "awq", "compressed-tensors"):
         on_cpu = "" if layout == "plain" else "On a CPU it has kernels for 4 bits, and for 8 where inputs are rounded too. "

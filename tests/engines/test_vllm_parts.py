@@ -49,9 +49,9 @@ def test_settings_become_options_of_the_servers_command_line() -> None:
 
 
 def test_reports_home_are_off_here_and_in_the_server() -> None:
-    for settings in (vllm.SETTINGS, vllm_server.SERVER_SETTINGS):
+    for settings in (vllm.SETTINGS, vllm.SERVER_SETTINGS):
         assert settings["VLLM_NO_USAGE_STATS"] == settings["DO_NOT_TRACK"] == "1"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in vllm_server.SERVER_SETTINGS
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in vllm.SERVER_SETTINGS
 
 
 def test_vllms_own_words_on_an_artifact_are_shortened_and_name_no_folder() -> None:
