@@ -287,7 +287,8 @@ def _missing(planned: Plan) -> dict[Missing, list[str]]:
     lacking: dict[Missing, list[str]] = {}
     for p in planned.cells:
         absent = envs.missing(METHODS[p.cell.method])
-        if absent is None and p.cell.method == prequantized.NAME and (package := prequantized.missing(p.cell.scheme)):
+        own = p.cell.method == prequantized.NAME and p.cell.running.engine == METHODS[prequantized.NAME].engine
+        if absent is None and own and (package := prequantized.missing(p.cell.scheme)):
             absent = envs.Missing(packages=(package.package,), install=package.install)
         if absent is not None:
             lacking.setdefault(absent, []).append(p.cell.name)

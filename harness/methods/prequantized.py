@@ -96,9 +96,8 @@ def missing(scheme: Scheme) -> MissingPackage | None:
 
 
 def quantize(request: QuantizeRequest) -> None:
-    """Links to the checkpoint in `request.model_dir`, and leaves the reload check."""
-    if (lacking := missing(request.scheme)) is not None:
-        raise lacking
+    """Links to the checkpoint in `request.model_dir`, and leaves the reload check. What reads its format need not be here:
+    another engine may bring its own."""
     name = str(request.scheme.options["format"])
     for path in sorted(request.model_dir.iterdir()):
         if path.suffix in _LINKED and not _OURS.fullmatch(path.name):
@@ -147,6 +146,8 @@ def _say_what_is_left(folder: Path) -> None:
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
+    if (lacking := missing(request.scheme)) is not None:
+        raise lacking
     name = str(request.scheme.options["format"])
     if name in ("gptq", "awq"):
         model = _gptqmodel.load(request)
