@@ -186,13 +186,13 @@ def plan(
     workspace.check_writable(results, "--results")
     workspace.check_writable(cache, "--cache")
     planned = _plan(suite, device, cache, here=False)
-    places = [cli_env.place_of(p.cell.method) for p in planned.cells]
-    states = [envs.status(e, cache) for e in envs.needed(p.cell.method for p in planned.cells)]
+    places = [envs.made_and_answered(p.cell, planned.device) for p in planned.cells]
+    states = [envs.status(e, cache) for e in envs.needed((p.cell for p in planned.cells), planned.device)]
     if paranoid:
         expect.hash_again(planned, cache)
     forecast, unread = expect.before_run(planned, results=results, cache=cache, threads=threads)
     if as_json:
-        wanted = [{"name": s.environment.name, "state": s.state, "cells": places.count(s.environment.name)} for s in states]
+        wanted = [{"name": s.environment.name, "state": s.state, "cells": _needing(s, places)} for s in states]
         asked = to_json(planned.record(weights={}))
         del asked["weights"]  # known once the models are here
         expect.add_keys(asked, planned, cache=cache)
@@ -211,7 +211,8 @@ def plan(
         whole = p.estimated_bits_of_the_model
         widths = [f"{p.estimated_bpw:.2f}", "" if whole is None else f"{whole:.2f}"]
         row = [_in_a_table(p.cell.model.name), _in_a_table(p.cell.label) + mark, *widths, size, str(len(p.questions))]
-        table.add_row(*row, *([place] if states else []))
+        shown = " + ".join(name for name in place if name != envs.MAIN) or envs.MAIN
+        table.add_row(*row, *([shown] if states else []))
     out.print(table)
     _show_forecast(forecast, unread, cache)
     _say_what_holds(planned)
@@ -226,10 +227,15 @@ def _in_a_table(name: str) -> str:
     return escape(named(name))
 
 
-def _say_what_is_lacking(planned: Plan, states: Sequence[Status], places: Sequence[str]) -> None:
+def _needing(status: Status, places: Sequence[Sequence[str]]) -> int:
+    """How many cells need an environment; `places`: the environments of each."""
+    return sum(status.environment.name in place for place in places)
+
+
+def _say_what_is_lacking(planned: Plan, states: Sequence[Status], places: Sequence[Sequence[str]]) -> None:
     """Environments that are to be built first, and packages without which cells would fail."""
     for status in states:
-        name, cells = status.environment.name, places.count(status.environment.name)
+        name, cells = status.environment.name, _needing(status, places)
         if status.unwell:
             cli_env.say(f"environment  {name} is built and broken for {', '.join(status.unwell)}: {status.detail}")
         elif status.state != "ready":
@@ -288,7 +294,8 @@ def _missing(planned: Plan) -> dict[Missing, list[str]]:
     lacking: dict[Missing, list[str]] = {}
     for p in planned.cells:
         absent = envs.missing(METHODS[p.cell.method])
-        if absent is None and p.cell.method == prequantized.NAME and (package := prequantized.missing(p.cell.scheme)):
+        own = p.cell.method == prequantized.NAME and p.cell.running.engine == METHODS[prequantized.NAME].engine
+        if absent is None and own and (package := prequantized.missing(p.cell.scheme)):
             absent = envs.Missing(packages=(package.package,), install=package.install)
         if absent is not None:
             lacking.setdefault(absent, []).append(p.cell.name)

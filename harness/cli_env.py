@@ -80,13 +80,6 @@ def here() -> dict[str, Here]:
     return standing
 
 
-def place_of(method: str) -> str:
-    """The environment of a method."""
-    from harness.methods import METHODS
-
-    return METHODS[method].environment
-
-
 @app.command("list", epilog="Examples: quant-harness env list · quant-harness env list --format json")
 def list_(
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
@@ -147,7 +140,7 @@ def build(
 
         path = file.find(suite)
         planned = matrix.plan(path, device=matrix.choose_device(file.load(path).suite.device, here=False))
-        wanted += envs.needed(p.cell.method for p in planned.cells)
+        wanted += envs.needed((p.cell for p in planned.cells), planned.device)
     elif not wanted:
         raise BadInput(f"say what to build: a name, or --suite SUITE for all that a suite needs; names: {_known()}")
     place = _cache(cache)
@@ -155,7 +148,7 @@ def build(
     for environment in dict.fromkeys(wanted):
         try:
             with envs.obtain(environment, place, say) as ready:
-                results = {name: ready.health(name, say) for name in environment.methods}
+                results = {name: ready.health(name, say) for name in environment.members}
         except envs.BuildFailed as error:
             unwell = True
             _failed(error)

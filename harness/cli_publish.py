@@ -22,6 +22,7 @@ from harness.errors import BadInput, HarnessError
 from harness.files import write_atomically
 
 if TYPE_CHECKING:
+    from harness.methods.base import Method
     from harness.report.section import Section
     from harness.report.view import View
 
@@ -252,24 +253,7 @@ def methods(
     packages = {p.name: p.provider for p in offered.plugins if p.kind == "method"}
     here = cli_env.here()
     if format is Listing.json:
-        rows = [
-            {
-                "method": method.name,
-                "title": method.title,
-                "bits": list(method.bits),
-                "engine": method.engine,
-                "environment": method.environment,
-                "kernel_cpu": {f"{b:g}": k for b, k in method.kernel_cpu.items()},
-                "kernel_cuda": {f"{b:g}": k for b, k in method.kernel_cuda.items()},
-                "options": {name: option.default for name, option in method.options.items()},
-                "running_options": {name: option.default for name, option in method.running_options.items()},
-                "state": here[method.name].state,
-                "install": here[method.name].install,
-                "source": method.source,
-                "package": packages.get(method.name),
-            }
-            for method in METHODS.values()
-        ]
+        rows = [_as_data(method, here[method.name], packages.get(method.name)) for method in METHODS.values()]
         beside = [(p, "ready") for p in offered.plugins if p.kind != "method"]
         beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
         rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
@@ -284,6 +268,8 @@ def methods(
         state = "missing" if here[method.name].install else here[method.name].state
         row = [*map(escape, (method.name, method.title, *kernels, method.engine, method.environment, state))]
         table.add_row(*row, *([escape(packages.get(method.name, ""))] if packages else []))
+        for same in _in_other_engines(method):
+            table.add_row(*map(escape, same), *[""] * bool(packages))
     out.print(table)
     lacking: dict[str, list[str]] = {}
     for name, place in here.items():
@@ -299,6 +285,40 @@ def methods(
     out.print(
         "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
     )
+
+
+def _as_data(method: Method, here: cli_env.Here, package: str | None) -> dict[str, object]:
+    """A row of the list as plain data."""
+    engines = {name: {"cpu": _by_name(run.cpu), "cuda": _by_name(run.cuda)} for name, run in method.engines.items()}
+    return {
+        "method": method.name,
+        "title": method.title,
+        "bits": list(method.bits),
+        "engine": method.engine,
+        "environment": method.environment,
+        "kernel_cpu": _by_name(method.kernel_cpu),
+        "kernel_cuda": _by_name(method.kernel_cuda),
+        "engines": engines,
+        "options": {name: option.default for name, option in method.options.items()},
+        "running_options": {name: option.default for name, option in method.running_options.items()},
+        "state": here.state,
+        "install": here.install,
+        "source": method.source,
+        "package": package,
+    }
+
+
+def _by_name(by_bits: Mapping[float, str]) -> dict[str, str]:
+    return {f"{bits:g}": kind for bits, kind in by_bits.items()}
+
+
+def _in_other_engines(method: Method) -> Iterator[list[str]]:
+    """A line of the table for each engine beside the method's own that runs its artifacts."""
+    from harness.engines import ENGINES
+
+    for name, run in method.engines.items():
+        places = " or ".join(place.environment for place in ENGINES[name].places.values()) or method.environment
+        yield ["", "the same artifact", _kernels(run.cpu), _kernels(run.cuda), name, places, ""]
 
 
 def _kernels(by_bits: Mapping[float, str]) -> str:

@@ -92,7 +92,7 @@ def test_public_functions_are_there_whatever_has_been_imported() -> None:
 
 HEAVY = {"torch", "transformers", "lm_eval", "plotly", "gptqmodel", "hqq", "bitsandbytes", "torchao", "optimum", "datasets"}
 HEAVY |= {"auto_round", "auto_gptq", "awq", "llmcompressor", "neural_compressor", "modelopt", "triton", "openvino", "nncf"}
-HEAVY |= {"llama_cpp", "gguf", "accelerate", "pandas", "pyarrow"}
+HEAVY |= {"llama_cpp", "gguf", "accelerate", "pandas", "pyarrow", "vllm"}
 
 MODULES_FOR_HEAVY = (
     "engines/transformers.py",
@@ -101,6 +101,7 @@ MODULES_FOR_HEAVY = (
     "engines/warm.py",
     "runtimes/llama_cpp.py",
     "runtimes/openvino.py",
+    "runtimes/vllm_import.py",
     "scoring/",
     "reference/network.py",
     "reference/train.py",
@@ -130,7 +131,7 @@ def test_who_may_import_heavy_libraries_at_once_does(place: str) -> None:
 CHILD = ("harness.child.serve", "harness.envs.health", "harness.models.random_weights")
 """What is started in other interpreters, or tells what is."""
 
-BESIDE = {"torch", "transformers", "numpy", "scipy", "safetensors", "lm_eval", "tqdm", "llama_cpp", "openvino"}
+BESIDE = {"torch", "transformers", "numpy", "scipy", "safetensors", "lm_eval", "tqdm", "llama_cpp", "openvino", "vllm"}
 """What an environment has that answers questions (docs/environments.md), or the runtime that its engine is made for."""
 
 

@@ -178,6 +178,9 @@ def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_e
         path = file.find(name)
         planned = matrix.plan(path, device="cpu")
         methods = {p.cell.method for p in planned.cells}
+        if name == "servers":  # what vLLM reads
+            assert {"bf16", "gptq", "awq", "autoround", "llmcompressor"} == methods
+            continue
         if name == "nightly":  # the few schemes that are deployed, not a choice of all
             assert {"bf16", "rtn", "gptq", "hqq"} == methods
             continue

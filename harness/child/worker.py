@@ -32,7 +32,7 @@ from harness.methods import METHODS, against_source, layer_errors
 from harness.methods.base import Method, QuantizeRequest
 from harness.models import body, build, corpora, sampled, source
 from harness.probes import PROBES
-from harness.spec import OVERLAP, Answer, Phase, Quantized, Question, to_json
+from harness.spec import OVERLAP, Answer, Phase, Quantized, Question, Served, to_json
 
 SIMULATED = (
     "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
@@ -92,7 +92,9 @@ def _answer_all(session: WorkerSession, folder: Path, job: Job, tell: Tell) -> N
 
 def _answer(session: WorkerSession, question: Question) -> Answer:
     probe = PROBES[question.probe]
-    if probe.needs_model and probe.isolation != "memory" and not session.has_loaded:  # memory weighs its own load
+    elsewhere = probe.own_server and not isinstance(session.cell.origin, Served)  # the model is in the server's process
+    by_itself = probe.isolation == "memory" or elsewhere  # memory weighs its own load
+    if probe.needs_model and not session.has_loaded and not by_itself:
         with session.phase("load"):
             session.loaded  # noqa: B018 - loads on first use
     if probe.needs_model and probe.isolation == "shared":

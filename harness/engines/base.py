@@ -7,12 +7,13 @@ prefill and decode, and facts (which kernel ran, what it holds). Probes speak to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from harness.artifact import LayerKernel
-from harness.methods.base import LoadRequest, Method
+from harness.methods.base import LoadRequest, Method, Option
 from harness.spec import Json
 
 if TYPE_CHECKING:
@@ -115,6 +116,15 @@ class Partial(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """An environment of an engine's own. `absent`: packages that are brought along, do not fit, and are taken away again."""
+
+    environment: str
+    requirements: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """A row of ENGINES."""
 
@@ -122,6 +132,14 @@ class Engine:
     title: str
     modules: tuple[str, ...]
     load: Callable[[Method, LoadRequest], Loaded]  # through the loader of the method's row
+    places: Mapping[str, Place] = field(default_factory=dict)  # by kind of device; none: it runs where the method's loader does
+    flags: Mapping[str, Option] = field(default_factory=dict)  # its settings of running, which a suite writes beside a method's
+    # a server of its own over an artifact, started and stopped: what is asked over HTTP (runtimes/openai_server.py)
+    serve: Callable[[LoadRequest], AbstractContextManager[Any]] | None = None
+
+    def place(self, device: str) -> Place | None:
+        """Its own environment for a device (`cpu`, `cuda:0`)."""
+        return self.places.get(device.partition(":")[0])
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:

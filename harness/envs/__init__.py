@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from harness import plugins
+from harness.engines import ENGINES
 from harness.envs import disk, health
 from harness.envs.build import BuildFailed, StepFailed, build, failed_since, listing
 from harness.envs.disk import Health, Lock, Tell
@@ -31,7 +32,7 @@ from harness.errors import BadInput, UnknownName
 from harness.measure import machine
 from harness.methods import METHODS
 from harness.methods.base import Method
-from harness.spec import Failure, digest
+from harness.spec import Cell, Failure, digest
 
 __all__ = [
     "MAIN",
@@ -40,11 +41,13 @@ __all__ = [
     "Missing",
     "Ready",
     "Status",
+    "answering",
     "check",
     "environments",
     "find",
     "loading",
     "log",
+    "made_and_answered",
     "missing",
     "needed",
     "obtain",
@@ -60,6 +63,9 @@ __all__ = [
 
 MAIN = "main"
 
+UNQUANTIZED = "bf16"
+"""The method whose artifact an engine's health check loads."""
+
 State = Literal["ready", "incomplete", "not built", "broken"]
 """`incomplete`: the main environment lacks packages of some methods; the other three are of environments of their own."""
 
@@ -74,17 +80,27 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """A name that methods give, with all that they require together."""
+    """A name that methods give, with all that they require together; or an engine, for all artifacts that it runs. `absent`: what
+    comes with the required packages and is taken away again."""
 
     name: str
     requirements: tuple[str, ...]
     methods: tuple[str, ...]
+    engines: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What is tried in it: its methods and engines, by their names."""
+        return (*self.methods, *self.engines)
 
     @property
     def digest(self) -> str:
         """Of what decides which packages can be installed. Which versions were is known afterwards, and locked."""
         tag = sys.implementation.cache_tag
-        return digest({"requirements": self.requirements, "python": tag, "platform": sysconfig.get_platform(), "layout": 1})[:24]
+        away = {"absent": self.absent} if self.absent else {}
+        wanted = {"requirements": self.requirements, "python": tag, "platform": sysconfig.get_platform(), "layout": 1}
+        return digest({**wanted, **away})[:24]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +115,22 @@ class Status:
 
 
 def environments() -> dict[str, Environment]:
-    """All environments that methods name, those of other packages included, the main one first."""
+    """All environments that methods and engines name, those of other packages included, the main one first."""
     plugins.load()
     known = {}
     for name in dict.fromkeys([MAIN, *(m.environment for m in METHODS.values())]):
         methods = [m for m in METHODS.values() if m.environment == name]
         requirements = sorted({r for m in methods for r in m.requirements})
         known[name] = Environment(name=name, requirements=tuple(requirements), methods=tuple(m.name for m in methods))
+    for engine in ENGINES.values():
+        for place in engine.places.values():
+            known[place.environment] = Environment(
+                name=place.environment,
+                requirements=tuple(sorted(place.requirements)),
+                methods=(),
+                engines=(engine.name,),
+                absent=place.absent,
+            )
     return known
 
 
@@ -128,10 +153,21 @@ def own(name: str) -> Environment:
     return environment
 
 
-def needed(methods: Iterable[str]) -> list[Environment]:
-    """The environments other than main of some methods, by their names, each once."""
-    names = dict.fromkeys(METHODS[name].environment for name in methods)
+def needed(cells: Iterable[Cell], device: str) -> list[Environment]:
+    """The environments other than main in which some cells are made or answered, each once."""
+    names = dict.fromkeys(name for cell in cells for name in made_and_answered(cell, device))
     return [find(name) for name in names if name != MAIN]
+
+
+def made_and_answered(cell: Cell, device: str) -> tuple[str, ...]:
+    """The names of the environments that a cell needs: the one that writes its artifact, and the one that is asked."""
+    return tuple(dict.fromkeys([METHODS[cell.method].environment, answering(cell, device)]))
+
+
+def answering(cell: Cell, device: str) -> str:
+    """The name of the environment that a cell is measured in: its engine's own, or the one that loads its method's artifacts."""
+    place = ENGINES[cell.running.engine].place(device)
+    return loading(METHODS[cell.method]) if place is None else place.environment
 
 
 def missing(method: Method) -> Missing | None:
@@ -212,27 +248,36 @@ class Ready:
         return disk.python(self._folder)
 
     def health(self, name: str, tell: Tell, *, again: bool = False) -> Health:
-        """How quantizing and reloading a tiny model goes here. Tried once per version of the method and kept, unless `again`."""
-        method = METHODS[name]
+        """How quantizing and reloading a tiny model goes here. Tried once per version of the method and kept, unless `again`. An
+        engine reloads an unquantized one."""
+        engine = name if name in self.environment.engines else ""
+        method = METHODS[UNQUANTIZED if engine else name]
         lock = disk.ready(self._folder)
         known = None if lock is None else lock.health.get(name)
         if known is not None and known.version == method.version and not again:
             return known
-        tell(f"environment {self.environment.name}: {name} quantizes and reloads a tiny model")
+        tell(f"environment {self.environment.name}: {name} {'loads' if engine else 'quantizes and reloads'} a tiny model")
         with disk.scratch(self._cache) as home:
-            result = health.check(method, python=self.python, home=home)
+            result = self._tried(method, engine, home)
         lock = disk.ready(self._folder)
         if lock is not None:
             disk.write(self._folder / disk.READY, replace(lock, health={**lock.health, name: result}))
         return result
+
+    def _tried(self, method: Method, engine: str, home: Path) -> Health:
+        if not engine:
+            return health.check(method, python=self.python, home=home)
+        device = next(kind for kind, place in ENGINES[engine].places.items() if place.environment == self.environment.name)
+        return health.check_engine(ENGINES[engine], method, device=device, python=self.python, home=home)
 
     def unwell(self, name: str, tell: Tell) -> Failure | None:
         """None for a method that works here, else the failure of all its cells."""
         result = self.health(name, tell)
         if result.ok:
             return None
+        does = "load" if name in self.environment.engines else "quantize and reload"
         message = (
-            f"{name} cannot quantize and reload a tiny model in the environment {self.environment.name!r}: {result.message}; "
+            f"{name} cannot {does} a tiny model in the environment {self.environment.name!r}: {result.message}; "
             f"once that is mended, check again with: quant-harness env check {self.environment.name}"
         )
         return Failure(kind="environment", phase="environment", message=message, log_tail=result.log_tail)
@@ -277,7 +322,7 @@ def obtain(environment: Environment, cache: Path, tell: Tell) -> Ready:
                 failed = failed_since(folder, since)
                 if failed is not None:
                     raise failed
-                build(environment.name, environment.requirements, folder, alone, cache, tell)
+                build(environment.name, environment.requirements, folder, alone, cache, tell, absent=environment.absent)
 
 
 def check(environment: Environment, cache: Path, tell: Tell) -> list[str]:
@@ -295,7 +340,7 @@ def check(environment: Environment, cache: Path, tell: Tell) -> list[str]:
         raise BadInput(f"the environment {environment.name!r} is not built; build it: quant-harness env build {environment.name}")
     with obtain(environment, cache, tell) as ready:
         problems += ready.changed()
-        for name in environment.methods:
+        for name in environment.members:
             result = ready.health(name, tell, again=True)
             problems += [] if result.ok else [f"{name}: {result.message}"]
         return problems

@@ -57,10 +57,11 @@ def build(
     tell: disk.Tell,
     *,
     over: Sequence[Path] | None = None,
+    absent: Sequence[str] = (),
 ) -> None:
     """Builds in place, `ready.json` last. The caller holds the lock alone, and passes its open file for the installer to hold
     too. BuildFailed when a command does. With `over`, folders of packages, only what is required is installed, without what that
-    requires in turn, and all else is taken from there."""
+    requires in turn, and all else is taken from there. `absent`: packages that are taken away once all is installed."""
     with_what, log = installer(), folder / disk.LOG
     started = time.monotonic()
     try:
@@ -70,7 +71,7 @@ def build(
         raise BadInput(f"{folder} cannot be made ({error.strerror}); choose another cache folder with --cache DIR") from None
     tell(f"environment {name}: {with_what} installs {', '.join(requirements) or 'nothing'}; log: {log}")
     try:
-        for command in _commands(with_what, requirements, folder, alone=over is not None):
+        for command in _commands(with_what, requirements, folder, alone=over is not None, absent=absent):
             _run(command, folder, held)
         if over is not None:
             _fall_back(folder, over)
@@ -161,17 +162,24 @@ def _fall_back(folder: Path, over: Sequence[Path]) -> None:
     (site / "fallback.pth").write_text("".join(lines), encoding="utf-8")
 
 
-def _commands(with_what: str, requirements: Sequence[str], folder: Path, *, alone: bool = False) -> list[list[str]]:
-    """What makes the environment and what fills it, by the Python that runs this. `alone`: not what is required in turn."""
+def _commands(
+    with_what: str, requirements: Sequence[str], folder: Path, *, alone: bool = False, absent: Sequence[str] = ()
+) -> list[list[str]]:
+    """What makes the environment and what fills it, by the Python that runs this. `alone`: not what is required in turn;
+    `absent`: what is taken away at the end."""
     target, python = str(folder / "env"), str(disk.python(folder))
     if with_what == "uv":
         make, add = ["uv", "venv", "--python", sys.executable, target], ["uv", "pip", "install", "--python", python]
+        away = ["uv", "pip", "uninstall", "--python", python]
     elif _pip_serves_others():  # as with uv, the environment then holds what was required and nothing else
         make = [sys.executable, "-m", "venv", "--without-pip", target]
         add = [sys.executable, "-m", "pip", "--python", python, "install", "--no-input"]
+        away = [sys.executable, "-m", "pip", "--python", python, "uninstall", "--yes"]
     else:
         make, add = [sys.executable, "-m", "venv", target], [python, "-m", "pip", "install", "--no-input"]
-    return [make, *([[*add, *(["--no-deps"] if alone else []), *requirements]] if requirements else [])]
+        away = [python, "-m", "pip", "uninstall", "--yes"]
+    fill = [[*add, *(["--no-deps"] if alone else []), *requirements]] if requirements else []
+    return [make, *fill, *([[*away, *absent]] if absent else [])]
 
 
 def _pip_serves_others() -> bool:

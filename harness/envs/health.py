@@ -25,6 +25,7 @@ from harness.child.events import JobRequest
 from harness.child.failures import failure_of
 from harness.child.job import Stage
 from harness.engines import ENGINES
+from harness.engines.base import Engine
 from harness.envs.disk import Health
 from harness.formats import safetensors_file
 from harness.measure import machine, nvidia
@@ -80,6 +81,37 @@ def check(method: Method, *, python: Path, home: Path) -> Health:
     return Health(ok=True, version=method.version, message=message, log_tail="", seconds=seconds)
 
 
+def check_engine(engine: Engine, method: Method, *, device: str, python: Path, home: Path) -> Health:
+    """Has the engine load a tiny model in the interpreter `python`; `method`, an unquantized one, writes it in this interpreter.
+    Where this machine has no such device, the engine's packages are only imported, and the message says so."""
+    started = time.monotonic()
+    folder = tiny_model(home / "model")
+    here = device == "cpu" or bool(nvidia.gpus())
+    bits = method.bits[0]
+    scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, {}, bits))
+    running = running_of(method, {}, bits, engine=engine.name, flags=engine.flags)
+    cell = Cell(model=Model(name="tiny", path=str(folder)), origin=Quantized(scheme=scheme), running=running)
+    makes = _server(Path(sys.executable), method.modules, home / "makes", [])
+    loads = _server(python, engine.modules, home / "loads", [])
+    wrong: Failure | None = None
+    try:
+        ready = loads.start()
+        if ready.missing:
+            said = "; ".join(f"{name} cannot be imported: {why}" for name, why in ready.missing.items())
+            wrong = Failure(kind="environment", phase="environment", message=said, log_tail=loads.log_tail())
+        elif here:
+            wrong = _jobs(cell, device, folder, home, {"quantize": makes, "verify": loads}, None)
+    except fork_server.ServerFailed as error:
+        wrong = Failure(kind="environment", phase="environment", message=str(error))
+    finally:
+        makes.close()
+        loads.close()
+    told = "" if here else "not tried, its packages were only imported: this machine has no such device"
+    said = told if wrong is None else f"{wrong.kind} in {wrong.phase}: {wrong.message}"
+    tail = "" if wrong is None else wrong.log_tail
+    return Health(ok=wrong is None, version=method.version, message=said, log_tail=tail, seconds=time.monotonic() - started)
+
+
 def _server(python: Path, modules: Sequence[str], home: Path, offered: Sequence[plugins.Plugin]) -> fork_server.Server:
     return fork_server.Server(
         python=python,
@@ -117,8 +149,6 @@ def _try(
 ) -> Failure | None:
     """Quantizes in one child, reloads in another, each of the server of its stage; None when both went well."""
     scheme, device = tried
-    artifact = home / "artifacts" / method.name
-    artifact.mkdir(parents=True)
     calibration: jobs.CalibrationRows | None = None
     if method.calibrated:
         text = home / "calibration.txt"
@@ -130,6 +160,20 @@ def _try(
         origin=Quantized(scheme=scheme),
         running=running_of(method, {}, scheme.bits),
     )
+    return _jobs(cell, device, folder, home, servers, calibration)
+
+
+def _jobs(
+    cell: Cell,
+    device: str,
+    folder: Path,
+    home: Path,
+    servers: Mapping[Stage, fork_server.Server],
+    calibration: jobs.CalibrationRows | None,
+) -> Failure | None:
+    """Has each server do its stage of the cell; the first failure, or None."""
+    artifact = home / "artifacts" / cell.method
+    artifact.mkdir(parents=True)
     for stage, server in servers.items():
         place = home / stage
         place.mkdir()

@@ -29,7 +29,7 @@ from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
 from harness.methods import _gptqmodel_tree, against_source, layer_errors, refusals, reload
 from harness.methods._kernels import proof
-from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import body, build, source
 from harness.spec import Scheme
 
@@ -321,6 +321,19 @@ KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
 """GPTQ format: Marlin, Machete, ExLlama or Triton at 8, 4 and (Triton) 2 bits; other widths run on the torch kernel."""
 
 
+def _by_vllm(scheme: Scheme, device: str) -> str | None:
+    if not scheme.options.get("sym", True):
+        return "vLLM takes the GPTQ format with symmetric steps only; write sym: true"
+    if device == "cpu" and scheme.options.get("act_order") == "sorted":
+        return "vLLM's kernel on a CPU does not follow act_order: sorted; write act_order: grouped"
+    return None
+
+
+ENGINES = {"vllm": Elsewhere(cpu={4: "real"}, cuda={8: "real", 4: "real"}, refuses=_by_vllm)}
+"""vLLM reads the GPTQ format at 4 and 8 bits; on a CPU it has a kernel for 4 (model_executor/layers/quantization/auto_gptq.py and
+model_executor/kernels/linear/mixed_precision of 0.32)."""
+
+
 def batch_size(request: QuantizeRequest) -> int:
     """Calibration rows per forward: about 2048 tokens, which keeps a CPU busy and activations small."""
     length = max(map(len, request.calibration)) if request.calibration else 1
@@ -346,6 +359,7 @@ def row(
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
     folds: bool = False,
     untaken: Mapping[str, str] = UNTAKEN,
+    engines: Mapping[str, Elsewhere] = ENGINES,
 ) -> Method:
     """A row whose artifacts are in the GPTQ or AWQ format and run on GPTQModel's kernels."""
     return Method(
@@ -357,6 +371,7 @@ def row(
         kernel_cpu={b: "real" if b == 4 else "slow" for b in bits},
         takes=("linear", "derived", "conv1d", "experts", "other"),  # `supports` asks the library's definitions
         kernel_cuda=kernel_cuda,
+        engines=engines,
         quantize=quantize,
         load=load,
         supports=supports,

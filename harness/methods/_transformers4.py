@@ -152,6 +152,7 @@ def row(
         environment=ENVIRONMENT,
         requirements=REQUIREMENTS,
         extra=None,
+        engines={},  # nobody has tried them
         loaded_by=loaded_by,
         modules=("torch", "transformers", library),
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import ModelShape
 from harness.methods import _gptqmodel, refusals
-from harness.methods.base import Option, QuantizeRequest
+from harness.methods.base import Elsewhere, Option, QuantizeRequest
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ METHOD = _gptqmodel.row(
         "sym": Option(default=False, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
     kernel_cuda={8: "real", 4: "real", 3: "slow", 2: "slow"},
+    engines={"vllm": Elsewhere(cpu={4: "real"}, cuda={4: "real"})},  # auto_awq.py of vLLM 0.32 takes 4 bits only
     quantize=quantize,
     supports=supports,
     folds=True,

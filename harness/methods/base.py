@@ -69,6 +69,15 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """How an engine other than the row's own runs its artifacts. `refuses`: (scheme, kind of device) -> why not, or None."""
+
+    cpu: Mapping[float, Kernel]
+    cuda: Mapping[float, Kernel]
+    refuses: Callable[[Scheme, str], str | None] = lambda scheme, device: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
     """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
     method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns."""
@@ -115,6 +124,7 @@ class Method:
     bits: tuple[float, ...] = ()  # none where the artifact is given and says its own
     options: Mapping[str, Option] = field(default_factory=dict)
     engine: str = "transformers"  # key of ENGINES that runs the artifact
+    engines: Mapping[str, Elsewhere] = field(default_factory=dict)  # others that run it as well, by their names
     kernel_cpu: Mapping[float, Kernel] = field(default_factory=dict)  # by bits
     kernel_cuda: Mapping[float, Kernel] = field(default_factory=dict)
     load: Callable[[LoadRequest], Any] = _defaults.load  # what the engine runs: for transformers a causal LM in eval mode
@@ -158,13 +168,22 @@ def resolve_options(method: Method, given: Mapping[str, OptionValue], bits: floa
     return {name: given.get(name, option.at(bits)) for name, option in method.options.items()}
 
 
-def running_of(method: Method, given: Mapping[str, OptionValue], bits: float) -> Running:
-    """How a cell of the method runs: the defaults of its options of running, completed by what was given.
+def running_of(
+    method: Method,
+    given: Mapping[str, OptionValue],
+    bits: float,
+    *,
+    engine: str = "",
+    flags: Mapping[str, Option] | None = None,
+) -> Running:
+    """How a cell of the method runs: the defaults of its options of running, completed by what was given. In another `engine`
+    than the row's, that one's `flags` take their place.
 
     `kv_cache` and `execution` mean the same to every engine and have fields of their own; all others are flags of one engine."""
-    values = {name: given.get(name, option.at(bits)) for name, option in method.running_options.items()}
+    known = method.running_options if flags is None else flags
+    values = {name: given.get(name, option.at(bits)) for name, option in known.items()}
     kv, execution = values.pop("kv_cache", ""), values.pop("execution", "")
-    return Running(engine=method.engine, kv=str(kv), execution=str(execution), flags=values)
+    return Running(engine=engine or method.engine, kv=str(kv), execution=str(execution), flags=values)
 
 
 def running_values(running: Running) -> dict[str, OptionValue]:

@@ -13,7 +13,7 @@ from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTe
 from harness.formats import safetensors_file
 from harness.methods import _defaults, against_source, refusals, reload
 from harness.methods._kernels import proof
-from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import Elsewhere, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
 from harness.spec import Scheme
 
@@ -154,6 +154,10 @@ def _bits_per_weight(scheme: Scheme) -> float:
     return 4 + 8 / BLOCK + 32 / (BLOCK * NESTED_BLOCK) if scheme.options["double_quant"] else 4 + 32 / BLOCK
 
 
+def _by_vllm(scheme: Scheme, device: str) -> str:
+    return "vLLM 0.32 reads no bitsandbytes checkpoints: its list of quantization methods has none"
+
+
 METHOD = Method(
     name="bnb",
     title="bitsandbytes",
@@ -172,6 +176,7 @@ METHOD = Method(
     },
     kernel_cpu={8.0: "real", 4.0: "real"},
     kernel_cuda={8.0: "real", 4.0: "real"},
+    engines={"vllm": Elsewhere(cpu={8.0: "none", 4.0: "none"}, cuda={8.0: "none", 4.0: "none"}, refuses=_by_vllm)},
     quantize=quantize,
     load=load,
     supports=_supports,

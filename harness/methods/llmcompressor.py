@@ -25,7 +25,7 @@ from harness.formats import compressed_tensors
 from harness.methods import _defaults, against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import held_wide, proof
-from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.models import build
 from harness.spec import Scheme
 
@@ -197,6 +197,20 @@ def bits_per_weight(scheme: Scheme) -> float:
     return scheme.bits + (extra / group if group > 0 else 0)
 
 
+def _by_vllm(scheme: Scheme, device: str) -> str | None:
+    """What vLLM 0.32 has no kernel for, by the type and by how activations are rounded."""
+    options, kind = scheme.options, str(scheme.options["type"])
+    if device != "cpu":
+        return None
+    if kind in ("nv", "mx"):
+        return f"vLLM has no kernel on a CPU for type {kind}; it runs on a GPU"
+    if kind == "int" and scheme.bits == 8 and int(options["activations"]) > 8:
+        return "vLLM's kernel for 8-bit integers on a CPU rounds activations too; write activations: 8"
+    if kind == "int" and scheme.bits == 4 and int(options["activations"]) < 16:
+        return "vLLM's kernel for 4-bit integers on a CPU takes weights alone; write activations: 16"
+    return None
+
+
 _SIMULATED: dict[float, Kernel] = dict.fromkeys(BITS, "simulated")
 
 METHOD = Method(
@@ -230,6 +244,7 @@ METHOD = Method(
     },
     kernel_cpu=_SIMULATED,
     kernel_cuda=_SIMULATED,
+    engines={"vllm": Elsewhere(cpu={8: "real", 4: "real"}, cuda={8: "real", 4: "real"}, refuses=_by_vllm)},
     quantize=quantize,
     load=load,
     supports=supports,

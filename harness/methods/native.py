@@ -18,7 +18,7 @@ from harness.formats import config_json, safetensors_file
 from harness.formats.quantization_config import quantization
 from harness.methods import against_source, reload
 from harness.methods._kernels import proof
-from harness.methods.base import Kernel, LoadRequest, Method, QuantizeRequest
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, QuantizeRequest
 from harness.models import build, source
 from harness.spec import Scheme
 
@@ -136,6 +136,7 @@ def _method(name: str, title: str, bits: int, summary: str) -> Method:
         bits=(bits,),
         kernel_cpu=kernels,
         kernel_cuda=kernels,
+        engines={"vllm": Elsewhere(cpu=kernels, cuda=kernels)},
         quantize=quantize,
         load=load,
         supports=_supports,

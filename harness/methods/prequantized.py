@@ -24,7 +24,7 @@ from harness.formats import gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import KEY, bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
-from harness.methods.base import LoadRequest, Method, QuantizeRequest
+from harness.methods.base import Elsewhere, LoadRequest, Method, QuantizeRequest
 from harness.models import find
 from harness.spec import Given, Model, Scheme
 
@@ -96,9 +96,8 @@ def missing(scheme: Scheme) -> MissingPackage | None:
 
 
 def quantize(request: QuantizeRequest) -> None:
-    """Links to the checkpoint in `request.model_dir`, and leaves the reload check."""
-    if (lacking := missing(request.scheme)) is not None:
-        raise lacking
+    """Links to the checkpoint in `request.model_dir`, and leaves the reload check. What reads its format need not be here:
+    another engine may bring its own."""
     name = str(request.scheme.options["format"])
     for path in sorted(request.model_dir.iterdir()):
         if path.suffix in _LINKED and not _OURS.fullmatch(path.name):
@@ -147,6 +146,8 @@ def _say_what_is_left(folder: Path) -> None:
 
 
 def load(request: LoadRequest) -> PreTrainedModel:
+    if (lacking := missing(request.scheme)) is not None:
+        raise lacking
     name = str(request.scheme.options["format"])
     if name in ("gptq", "awq"):
         model = _gptqmodel.load(request)
@@ -199,6 +200,7 @@ METHOD = Method(
     kernels=kernels,
     requirements=(*_gptqmodel.REQUIREMENTS, *bnb.METHOD.requirements),  # a link is checked again when these change
     preload=_gptqmodel.PRELOAD,
+    engines={"vllm": Elsewhere(cpu={}, cuda={})},  # what vLLM loads of it, it says itself
     origin="given",
     summary="a given checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes, compressed-tensors, ...), as it is",
 )

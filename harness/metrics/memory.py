@@ -76,6 +76,14 @@ KV_CACHE = _bytes(
     "Grows with context and batch.",
     axis=None,  # the same for every cell of a model, whatever its weights
 )
+KV_POOL = _bytes(
+    "kv_pool_bytes",
+    "KV pool",
+    "bytes that the engine has reserved for keys and values, used or not",
+    "Set aside by a server for all its requests, and part of every peak: its operator's choice (in vLLM kv_cache_gib), and no "
+    "need of the weights.",
+    axis=None,
+)
 REST = Metric(
     name="rest_bytes",
     title="Rest",
@@ -104,7 +112,20 @@ RUNTIME = _bytes(
     "Python, torch and the libraries: needed whatever the model; already subtracted from every other figure.",
     axis=None,
 )
-METRICS = (PEAK_DECODE, PEAK_PREFILL, PEAK_LOAD, PEAK_HOST, PEAK_DEVICE, WEIGHTS, KV_CACHE, REST, RUNTIME, SERVER, SERVER_RSS)
+METRICS = (
+    PEAK_DECODE,
+    PEAK_PREFILL,
+    PEAK_LOAD,
+    PEAK_HOST,
+    PEAK_DEVICE,
+    WEIGHTS,
+    KV_CACHE,
+    KV_POOL,
+    REST,
+    RUNTIME,
+    SERVER,
+    SERVER_RSS,
+)
 GROUP = Group(title="Memory", metrics=METRICS)
 
 

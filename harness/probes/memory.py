@@ -40,6 +40,7 @@ from harness.metrics.memory import (
     GROUP,
     HOST,
     KV_CACHE,
+    KV_POOL,
     PEAK_DECODE,
     PEAK_DEVICE,
     PEAK_HOST,
@@ -99,7 +100,8 @@ def measure(session: Session, question: Question) -> Answer:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
 
     on_device = engine.device.startswith("cuda")
-    measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), start, on_device)
+    pool = decode.get("kv_pool_bytes")
+    measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), pool, start, on_device)
     facts = {
         "shape": shape.options(),
         "context_tokens": decode.get("kv_cache_tokens", shape.prompt + shape.new),
@@ -236,7 +238,11 @@ def against(start: Start, phase: Phase, files: memory_phases.Mapped | None) -> B
     return Beyond(host=host, code=code, device=peaks.get("device_allocated"), missing=missing, facts=facts)
 
 
-def _measurements(beyond: Mapping[str, Beyond], weights: int, cache: int, start: Start, on_device: bool) -> list[Measurement]:
+def _measurements(
+    beyond: Mapping[str, Beyond], weights: int, cache: int, pool: int | None, start: Start, on_device: bool
+) -> list[Measurement]:
+    """`pool`: what an engine has reserved for keys and values, whatever is in it; all of it takes memory."""
+    held = cache if pool is None else pool
     measured: list[Measurement] = []
 
     def add(metric: Metric, value: int | None, definition: str | None = None) -> None:
@@ -257,7 +263,8 @@ def _measurements(beyond: Mapping[str, Beyond], weights: int, cache: int, start:
     steady = beyond["decode"].device if on_device else beyond["decode"].host
     add(WEIGHTS, weights)
     add(KV_CACHE, cache)
-    add(REST, None if steady is None else steady - weights - cache)
+    add(KV_POOL, pool)
+    add(REST, None if steady is None else steady - weights - held)
     add(RUNTIME, start.total + beyond["decode"].code)
     return measured
 
@@ -270,7 +277,8 @@ def rehearse(session: Session) -> str:
     method = METHODS[session.cell.method]
     engine, loader = ENGINES[session.cell.running.engine], METHODS.get(method.loaded_by, method)
     own = f"harness.engines.{engine.name}"
-    for module in (*loader.branch_modules, *engine.modules, *loader.modules, *([own] if importlib.util.find_spec(own) else [])):
+    theirs = () if engine.places else (*loader.branch_modules, *loader.modules)  # an engine of its own loads by itself
+    for module in (*theirs, *engine.modules, *([own] if importlib.util.find_spec(own) else [])):
         importlib.import_module(module)
     if engine.name != "transformers":
         return "modules imported"

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import ServerTrouble, Unsupported
 from harness.measure import conditions
+from harness.methods.base import LoadRequest
 from harness.metrics.serving import FAILED, GROUP, THROUGHPUT, TPOT, TPOT_P90, TTFT, TTFT_P90
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
 from harness.probes.rounds import median, nearest_rank, quiet
-from harness.spec import Answer, Measurement, Metric, Question
+from harness.spec import Answer, Measurement, Metric, Question, Served
 
 if TYPE_CHECKING:
     from harness.runtimes.openai_server import Load
@@ -55,7 +56,7 @@ def measure(session: Session, question: Question) -> Answer:
     """Unsupported for what is no server; ServerTrouble when no request at all was answered."""
     from harness.runtimes.openai_server import Server, run_load
 
-    server = session.loaded.model
+    server = session.loaded.model if isinstance(session.cell.origin, Served) else _started(session)
     if not isinstance(server, Server):
         raise Unsupported("this cell is no running server")
     options = question.options
@@ -84,6 +85,7 @@ def measure(session: Session, question: Question) -> Answer:
     blob = session.blob("serving", json.dumps({"seconds": load.seconds, "requests": raw}).encode(), "json")
     facts = {
         "shape": shape,
+        "own_server": not isinstance(session.cell.origin, Served),
         "answered": len(load.rows),
         "failed": len(load.failures),
         "seconds": load.seconds,
@@ -94,6 +96,26 @@ def measure(session: Session, question: Question) -> Answer:
         "notes": notes,
     }
     return Answer(measurements=tuple(_measurements(load, question.subject, blob)), facts=facts)
+
+
+def _started(session: Session) -> Any:
+    """The server that the cell's engine has started over its artifact, one for all questions of this process; it ends with it."""
+    from harness.engines import ENGINES
+
+    if "own server" not in session.memo:
+        serve = ENGINES[session.cell.running.engine].serve
+        if serve is None:
+            raise Unsupported(f"the engine {session.cell.running.engine} has no server of its own")
+        request = LoadRequest(
+            artifact_dir=session.artifact_dir,
+            model_dir=session.model_dir,
+            origin=session.cell.origin,
+            running=session.cell.running,
+            device=session.device,
+        )
+        started = serve(request)
+        session.memo["own server"] = (started, started.__enter__())  # closed by the end of this process
+    return session.memo["own server"][1]
 
 
 def _measurements(load: Load, subject: str, blob: str) -> list[Measurement]:
@@ -134,5 +156,5 @@ PROBE = Probe(
     isolation="latency",
     questions=questions,
     measure=measure,
-    origins=("served",),
+    own_server=True,
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from harness.report.answer import Offer, offer
 from harness.report.calibration import section as calibration_section
 from harness.report.divergence import section as divergence_section
+from harness.report.engines import section as engines_section
 from harness.report.failures import section as failures_section
 from harness.report.glossary import section as glossary_section
 from harness.report.heatmap import section as heatmap_section
@@ -47,6 +48,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     verdicts_section,
     ladder_section,
     divergence_section,
+    engines_section,
     memory_section,
     speed_section,
     layers_section,

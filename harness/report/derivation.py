@@ -74,7 +74,7 @@ class Derivation:
     def join(self, part: Derived) -> None:
         """Takes in what was derived of other cells."""
         self.columns |= dict.fromkeys(part.columns)
-        self.values |= part.values
+        self.values |= {cell: dict(values) for cell, values in part.values.items()}
         for column, draws in part.draws.items():
             self.draws.setdefault(column, {}).update(draws)
         self.missing |= set(part.missing)

@@ -63,7 +63,10 @@ class Inputs:
 
     def installed(self, method: str) -> Mapping[str, str] | None:
         """The packages of the environment that a method runs in; None when it is not built yet."""
-        name = METHODS[method].environment
+        return self.installed_in(METHODS[method].environment)
+
+    def installed_in(self, name: str) -> Mapping[str, str] | None:
+        """The packages of an environment; None when it is not built yet."""
         return self.packages if name == envs.MAIN else self.environments.get(name)
 
     def source(self, cell: Cell) -> str:
@@ -269,7 +272,7 @@ def _inputs(
     calibrations: Mapping[str, Path],
     data_commits: Mapping[str, str],
 ) -> Inputs:
-    built = {e.name: envs.packages(e.name, cache) for e in envs.needed(p.cell.method for p in plan.cells)}
+    built = {e.name: envs.packages(e.name, cache) for e in envs.needed((p.cell for p in plan.cells), plan.device)}
     return Inputs(
         plan=plan,
         cache=cache,

@@ -21,7 +21,6 @@ from harness.child.job import (
     write_job,
     write_preparation,
 )
-from harness.methods import METHODS
 from harness.probes import PROBES
 from harness.run.identity import Inputs
 from harness.spec import Cell, Question, digest
@@ -96,7 +95,8 @@ class JobFolders:
         kernels would make it another baseline."""
         baseline = self._inputs.baseline(cell).cell
         artifact = self._inputs.artifact(baseline)
-        together = envs.loading(METHODS[baseline.method]) == envs.loading(METHODS[cell.method])
+        device = self._inputs.plan.device
+        together = envs.answering(baseline, device) == envs.answering(cell, device)
         return Baseline(cell=baseline, artifact_dir=artifact) if together and (artifact / MANIFEST).is_file() else None
 
     def _calibration(self, cell: Cell) -> CalibrationRows | None:

@@ -25,7 +25,8 @@ def todo(plan: Plan, questions: Sequence[Sequence[Question]], inputs: Inputs | N
     begun: set[tuple[str, str]] = set()  # what cells share is done for the first that needs it
     left = []
     for planned, wanted in zip(plan.cells, questions, strict=True):
-        shared = [stage for stage in _shared(planned.cell, inputs) if wanted and (stage[0], _whose(stage, planned)) not in begun]
+        stages = _shared(planned.cell, inputs, plan.device)
+        shared = [stage for stage in stages if wanted and (stage[0], _whose(stage, planned)) not in begun]
         begun |= {(stage[0], _whose(stage, planned)) for stage in shared}
         own = _own(planned, wanted, inputs) if wanted else []
         left.append(Todo(planned=planned, questions=tuple(wanted), stages=(*shared, *own)))
@@ -36,13 +37,13 @@ def _whose(stage: tuple[str, str], planned: PlannedCell) -> str:
     return stage[1] or planned.cell.model.name
 
 
-def _shared(cell: Cell, inputs: Inputs | None) -> list[tuple[str, str]]:
+def _shared(cell: Cell, inputs: Inputs | None, device: str) -> list[tuple[str, str]]:
     """Stages that are done once for several cells: environments built, their processes started, the model's folder read, text
     that the model writes."""
     method = METHODS[cell.method]
-    places = dict.fromkeys([method.environment, envs.loading(method)])
-    built = inputs is not None and inputs.installed(cell.method) is not None
-    stages = [] if method.environment == envs.MAIN or built else [("environment", method.environment)]
+    places = envs.made_and_answered(cell, device)
+    here = {envs.MAIN, *(place for place in places if inputs is not None and inputs.installed_in(place) is not None)}
+    stages = [("environment", place) for place in places if place not in here]
     stages += [("start", place) for place in places]
     if "transformers" in method.modules and not isinstance(cell.origin, Served):
         known = inputs is not None and source.known(inputs.view(cell.model.name)) is not None

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness import store
+from harness import envs, store
 from harness.artifact import MANIFEST
 from harness.child import job as jobs
 from harness.child.failures import Exit, failure_of
 from harness.child.job import BaselineItems, Outcome
 from harness.costs import CellCost
+from harness.engines import ENGINES
 from harness.errors import OlderSchema, StoreError
 from harness.files import Hashes
 from harness.measure import machine
@@ -214,16 +215,22 @@ class Recorder:
     def _same_packages(self, record: Record) -> bool:
         """Whether the record's environment, if there is one now, holds what it held then: one that was removed and built anew may
         have got other versions."""
-        return record.cell.method not in METHODS or self._installed(record.cell) in {"", record.environment}
+        known = record.cell.method in METHODS and record.cell.running.engine in ENGINES
+        return not known or self._installed(record.cell) in {"", record.environment}
+
+    def _place(self, cell: Cell) -> str:
+        """The environment whose packages decide a cell's answers: that of its engine, if it has one, else its method's."""
+        method, device = METHODS[cell.method], self._inputs.plan.device
+        return method.environment if ENGINES[cell.running.engine].place(device) is None else envs.answering(cell, device)
 
     def _installed(self, cell: Cell) -> str:
         """Digest of what is installed in the cell's environment; '' while that is not built."""
-        installed = self._inputs.installed(cell.method)
+        installed = self._inputs.installed_in(self._place(cell))
         return "" if installed is None else machine.packages_digest(installed)
 
     def _list_packages(self, cell: Cell) -> str:
         """Digest of what is installed in the cell's environment, listed in the run file before a record names it."""
-        installed, name = self._installed(cell), METHODS[cell.method].environment
+        installed, name = self._installed(cell), self._place(cell)
         ready = self._servers.environment(name)
         if ready is not None and installed not in self._listed:
             self._writer.environment(

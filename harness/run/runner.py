@@ -23,7 +23,6 @@ from harness.costs import CellCost
 from harness.forecast import history
 from harness.forecast.estimate import Forecast, forecast
 from harness.measure import machine, rate
-from harness.methods import METHODS
 from harness.probes import PROBES, sequential
 from harness.run import identity, left
 from harness.run.account import Account
@@ -262,7 +261,7 @@ class _Pipeline:
                     self._tell_energy(outcome)
 
             timeout = self.plan.suite.timeout
-            ended = self.stages.servers.run(METHODS[planned.cell.method], job, timeout, on_event)
+            ended = self.stages.servers.run(planned.cell, job, timeout, on_event)
             self.stages.note_starts()
             waiting = [q for i, q in enumerate(waiting) if i not in watch.answered]
             stopped_on_purpose = watch.answered and watch.current() is None and ended == Exit(code=0)
@@ -313,11 +312,12 @@ class _Watch:
 
 def _groups(questions: Sequence[Question], *, apart: bool = False) -> list[list[Question]]:
     """Questions that may share a child, the cheap and safe ones first: all shared probes; each memory question in a process that
-    has done nothing before; all latency shapes, on the model that the last of these has loaded. `apart`: each by itself, because
-    a server that dies of one is started anew for the next."""
+    has done nothing before; all latency shapes, on the model that the last of these has loaded; a server by itself. `apart`: each
+    question by itself, because a server that dies of one is started anew for the next."""
     shared = [q for q in questions if PROBES[q.probe].isolation == "shared"]
     memory = [[q] for q in questions if PROBES[q.probe].isolation == "memory"]
-    latency = [q for q in questions if PROBES[q.probe].isolation == "latency"]
-    alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency]]
+    serving = [q for q in questions if PROBES[q.probe].own_server]
+    latency = [q for q in questions if PROBES[q.probe].isolation == "latency" and not PROBES[q.probe].own_server]
+    alone = [*memory[:-1], [*(memory[-1] if memory else []), *latency], serving]
     groups = [group for group in (shared, *alone) if group]
     return [[question] for group in groups for question in group] if apart else groups

@@ -15,7 +15,6 @@ from harness.child.fork_server import Server, ServerFailed
 from harness.engines import ENGINES
 from harness.errors import BadInput
 from harness.methods import METHODS
-from harness.methods.base import Method
 from harness.models import find
 from harness.probes import PROBES
 from harness.run.identity import Inputs
@@ -59,34 +58,41 @@ class Servers:
 
     def lacking(self, cell: Cell) -> Failure | None:
         """None when the cell's method can run: all is there in the main environment, or its own is built (now, if need be)
-        and the method passed its health check there."""
+        and the method passed its health check there; the same of an engine with an environment of its own."""
         method = METHODS[cell.method]
-        name = method.environment
         missing = envs.missing(method)
         if missing is not None:
             message = f"{method.name} needs {', '.join(missing.packages)}, not installed here; add it with: {missing.install}"
             return Failure(kind="environment", phase="environment", message=message)
-        if name == envs.MAIN:
-            return None
+        for name in envs.made_and_answered(cell, self._plan.device):
+            member = method.name if name == method.environment else cell.running.engine
+            wrong = None if name == envs.MAIN else self._lacking(cell, name, member)
+            if wrong is not None:
+                return wrong
+        return None
+
+    def _lacking(self, cell: Cell, name: str, member: str) -> Failure | None:
+        """Why a method or an engine does not work in its own environment, which is built now if need be."""
         if name not in self._environments and name not in self._unbuilt:
             self._observer.doing(cell, f"environment {name}")
             self._obtain(name)
         if name in self._unbuilt:
             return self._unbuilt[name]
         self._observer.doing(cell, f"environment {name}")
-        return self._environments[name].unwell(method.name, self._observer.note)
+        return self._environments[name].unwell(member, self._observer.note)
 
     def run(
         self,
-        method: Method,
+        cell: Cell,
         job: Path,
         timeout: float,
         on_event: Callable[[Event], None] = lambda event: None,
         *,
         quantizes: bool = False,
     ) -> Exit | Failure:
-        """Runs a job in the environment that quantizes with the method, or in the one that loads what it wrote."""
-        environment = method.environment if quantizes else envs.loading(method)
+        """Runs a job in the environment that quantizes with the cell's method, or in the one that answers."""
+        method = METHODS[cell.method]
+        environment = method.environment if quantizes else envs.answering(cell, self._plan.device)
         request = JobRequest(job=job)
         if environment == envs.loading(method):  # only the loading environment has these modules
             request = JobRequest(job=job, branch_modules=method.branch_modules, prepare=self.prepare)
@@ -137,17 +143,20 @@ class Servers:
         """The rows of other packages that children of an environment may need: in the main one all, as here."""
         if environment == envs.MAIN:
             return plugins.load().plugins
-        methods = {p.cell.method for p in self._plan.cells}
-        return plugins.used((m for m in methods if METHODS[m].environment == environment), self._plan.suite.probes)
+        cells = [p.cell for p in self._plan.cells]
+        there = {cell.method for cell in cells if environment in envs.made_and_answered(cell, self._plan.device)}
+        return plugins.used(there, self._plan.suite.probes)
 
     def _modules(self, environment: str) -> list[str]:
         """What the server imports once: what the engines, methods and probes of this plan would import in every child."""
-        methods = [METHODS[name] for name in dict.fromkeys(p.cell.method for p in self._plan.cells)]
-        used = [m for m in methods if environment in (m.environment, envs.loading(m)) and envs.missing(m) is None]
-        names = [name for m in used for name in ENGINES[m.engine].modules]
-        measured = [m for m in used if envs.loading(m) == environment]
-        names += [name for m in measured for name in m.preload]
-        if any(ENGINES[m.engine].modules for m in measured):
+        cells = [p.cell for p in self._plan.cells if envs.missing(METHODS[p.cell.method]) is None]
+        measured = [cell for cell in cells if envs.answering(cell, self._plan.device) == environment]
+        making = [cell for cell in cells if METHODS[cell.method].environment == environment]
+        names = [name for cell in measured for name in ENGINES[cell.running.engine].modules]
+        names += [name for cell in making for name in ENGINES[METHODS[cell.method].engine].modules]
+        methods = dict.fromkeys(cell.method for cell in measured if envs.loading(METHODS[cell.method]) == environment)
+        names += [name for method in methods for name in METHODS[method].preload]
+        if any(ENGINES[cell.running.engine].modules for cell in measured):
             names += [name for probe in self._plan.suite.probes for name in PROBES[probe].preload]
         if "transformers" in names and environment == envs.MAIN:
             names += ["harness.engines.warm", *find.modeling_modules(p.cell.model for p in self._plan.cells)]

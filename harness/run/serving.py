@@ -25,11 +25,12 @@ _AWQ = ("awq", "autoawq")
 
 _NOT_RUN = "Not run by quant-harness."
 _RUN = "quant-harness measured it with this runtime."
+_AS_ENGINE = "quant-harness has vLLM as an engine (docs/vllm.md) that loads the same folder; this command it does not run."
 
 
 def library(cell: Cell) -> str:
     """The hub's name of the library that reads the folder; '' where it has none for it."""
-    if cell.running.engine == "transformers":
+    if cell.running.engine in ("transformers", "vllm"):
         return "" if _layout(cell) in ("", "library tensors", "modelopt") else "transformers"
     return {"llamacpp": "gguf", "openvino": "openvino"}.get(cell.running.engine, "")
 
@@ -68,15 +69,14 @@ def _layout(cell: Cell) -> str:
 
 
 def _by_vllm(layout: str, bits: float) -> tuple[Way, ...]:
-    """vLLM's command where it has kernels for the layout: AWQ's have 4 bits only."""
-    if layout == "awq" and bits != 4:
+    """vLLM's command where it has kernels for the layout: AWQ's have 4 bits only, the two other packed ones 8 and 4."""
+    taken = {"awq": (4,), "gptq": (8, 4), "compressed-tensors": (8, 4)}.get(layout, (bits,))
+    if bits not in taken:
         return ()
-    where = {
-        "plain": "",
-        "gptq": "Its kernels for this layout run on a GPU. ",
-        "awq": "Its kernels for this layout run on a GPU. ",
-    }
-    return (_vllm("vllm serve .", f"{where.get(layout, 'On a GPU. ')}{_NOT_RUN}"),)
+    if layout in ("plain", "gptq", "awq", "compressed-tensors"):
+        on_cpu = "" if layout == "plain" else "On a CPU it has kernels for 4 bits, and for 8 where inputs are rounded too. "
+        return (_vllm("vllm serve .", f"{on_cpu}{_AS_ENGINE}"),)
+    return (_vllm("vllm serve .", f"On a GPU. {_NOT_RUN}"),)
 
 
 def _vllm(command: str, note: str) -> Way:

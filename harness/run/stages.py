@@ -126,7 +126,7 @@ class Stages:
             return failed
         with self.account.stage(stage):
             job = self.jobs.write(stage, planned, artifact, questions)
-            ended = self.servers.run(METHODS[runs.cell.method], job, timeout, on_event, quantizes=quantizes)
+            ended = self.servers.run(runs.cell, job, timeout, on_event, quantizes=quantizes)
             self.note_starts()
         outcome = jobs.read_outcome(job, phase=phase)
         self.account.saw(outcome)

@@ -16,7 +16,7 @@ from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
 from harness.suite.options import plain, same
 
-_OF_EVERY_CELL = ("method", "bits", "model", "checkpoint", "url")
+_OF_EVERY_CELL = ("method", "bits", "model", "checkpoint", "url", "engine")
 
 Pattern = Mapping[str, object]
 
@@ -50,6 +50,7 @@ def check(written: SuiteFile, cells: Sequence[Cell]) -> None:
 def _check_names(pattern: Pattern, cells: Sequence[Cell], where: str) -> None:
     rows = [METHODS[name] for name in {cell.method for cell in cells}]
     known = {*_OF_EVERY_CELL, *(name for row in rows for name in (*row.options, *row.running_options))}
+    known |= {name for cell in cells for name in running_values(cell.running)}
     for key in pattern:
         if key not in known:
             raise UnknownName("key of a cell in exclude", key, known, where)
@@ -116,5 +117,6 @@ def _values(cell: Cell) -> dict[str, object]:
         **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),
         "method": cell.method,
         "bits": cell.bits,
+        "engine": cell.running.engine,
         "model": cell.model.name,
     }

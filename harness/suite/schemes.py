@@ -7,10 +7,12 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from harness import plugins
+from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
@@ -75,7 +77,7 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
 
 def _check_meaning(entry: Entry) -> None:
     """BadInput for an option that means nothing at any of the widths that the entry asks for."""
-    known = _options(entry.method)
+    known = _known(entry)
     widths = [bits for bits in map(_number, entry.axes["bits"]) if bits in entry.method.bits]
     for name in entry.axes:
         option = known.get(name)
@@ -150,9 +152,10 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"{where}: {name}: {empty[0]}: [] is an empty list, so the method has no cell; name a value, or take "
                     f"`{empty[0]}` out"
                 )
+            _check_engines(method, axes.get(ENGINE, ()), where)
             yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
-        elif grid:
-            raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
+        else:
+            _check_given(method, grid, where)
 
 
 def _with_bits(
@@ -184,11 +187,14 @@ def _with_bits(
 def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts: CalibrationTexts) -> Choice:
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
-    known = _options(method)
-    values = {name: value for name, value in values.items() if known[name].applies(bits)}
-    settled, running = resolve_options(method, values, bits), running_of(method, values, bits)
-    _check_values(method, {**settled, **running_values(running)}, where)
+    engine = str(given.get(ENGINE, method.engine))
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", ENGINE}}, entry)
+    flags = _flags(method, engine)
+    known = {**method.options, **flags}
+    values = {name: value for name, value in values.items() if name in known and known[name].applies(bits)}
+    own = {name: value for name, value in values.items() if name in method.options}
+    settled, running = resolve_options(method, own, bits), running_of(method, values, bits, engine=engine, flags=flags)
+    _check_values(known, method, {**settled, **running_values(running)}, where)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -219,13 +225,15 @@ def _width(bits: object, entry: Entry) -> float:
     return float(bits)
 
 
-def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[str, OptionValue]:
-    """The values as options of the method. UnknownName for an option that it has not, BadInput for a value of the wrong kind."""
-    known = _options(method)
+def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValue]:
+    """The values as options of the method and of the entry's engines. UnknownName for an option that none has, BadInput for a
+    value of the wrong kind."""
+    method, where, known = entry.method, entry.where, _known(entry)
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            raise UnknownName(f"option of {method.name}", name, [*known, "bits", *(["calibration"] * method.calibrated)], where)
+            more = ["bits", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
+            raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)
         except ValueError as error:
@@ -233,17 +241,47 @@ def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[s
     return checked
 
 
-def _check_values(method: Method, values: Mapping[str, OptionValue], where: str) -> None:
+def _check_values(known: Mapping[str, Option], method: Method, values: Mapping[str, OptionValue], where: str) -> None:
     """BadInput for a value, a default too, that the option's own check refuses."""
-    for name, option in _options(method).items():
+    for name, option in known.items():
         why = None if option.check is None else option.check(values[name])
         if why is not None:  # the value is not repeated: it may be a secret that went to the wrong place
             raise BadInput(f"{where}: {method.name}: {name}: {why}")
 
 
-def _options(method: Method) -> dict[str, Option]:
-    """All that a suite may write under a method's name, whatever it decides."""
-    return {**method.options, **method.running_options}
+ENGINE = "engine"
+"""The key that says in which engines a method's artifacts run: `engine: [transformers, vllm]`. It multiplies cells as bits do,
+and the artifact is made once."""
+
+
+def _check_engines(method: Method, names: Sequence[object], where: str) -> None:
+    """BadInput for an engine that does not run what the method writes."""
+    for name in names:
+        if name != method.engine and name not in method.engines:
+            takes = ", ".join([method.engine, *method.engines])
+            raise BadInput(
+                f"{where}: {method.name}: engine: {mistakes.shown(name)} does not run what {method.name} writes; it takes {takes}"
+            )
+
+
+def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None:
+    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in."""
+    if set(grid) - ({ENGINE} if method.engines else set()):
+        also = "; only `engine` can be said of it" if method.engines else ""
+        raise BadInput(f"{where}: {method.name} takes no options: its scheme is read from the checkpoint's config.json{also}")
+    named = grid.get(ENGINE, [])
+    _check_engines(method, named if isinstance(named, list) else [named], where)
+
+
+def _flags(method: Method, engine: str) -> Mapping[str, Option]:
+    """The options of running that a cell in this engine has."""
+    return method.running_options if engine == method.engine else ENGINES[engine].flags
+
+
+def _known(entry: Entry) -> dict[str, Option]:
+    """All that a suite may write in this entry, whatever it decides: a flag of any of its engines."""
+    flags = [_flags(entry.method, str(name)) for name in entry.axes.get(ENGINE, [entry.method.engine])]
+    return {**entry.method.options, **{name: option for each in flags for name, option in each.items()}}
 
 
 def _calibration(given: object, written: SuiteFile, where: str) -> Calibration:
@@ -308,12 +346,21 @@ def _values(choice: Choice) -> dict[str, object]:
 
 
 def _label(method: Method, scheme: Scheme, running: Running) -> str:
-    """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last."""
-    if method.unquantized:
-        return method.name
-    parts = [method.name, f"{scheme.bits:g}-bit"]
+    """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last; in another
+    engine than the method's own, that one's name before what differs from its defaults."""
     values = {**scheme.options, **running_values(running)}
-    for name, option in _options(method).items():
+    flags = _flags(method, running.engine)
+    parts = [method.name] if method.unquantized else [method.name, f"{scheme.bits:g}-bit"]
+    parts += [] if method.unquantized else _differing(method.options, scheme, values)
+    parts += [] if running.engine == method.engine else ["in", running.engine]
+    parts += [] if method.unquantized and running.engine == method.engine else _differing(flags, scheme, values)
+    return " ".join(parts)
+
+
+def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[str, Any]) -> list[str]:
+    """The words of the options that differ from their defaults, and of those that are always named."""
+    parts = []
+    for name, option in options.items():
         value = values.get(name)
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
@@ -324,7 +371,7 @@ def _label(method: Method, scheme: Scheme, running: Running) -> str:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             said = f"{name}={_short(value)}" if number else _short(value)
             parts.append(name if value is True else f"no-{name}" if switched_off else said)
-    return " ".join(parts)
+    return parts
 
 
 def _short(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
@@ -31,9 +32,10 @@ class Frame:
     questions: tuple[Question, ...]
     texts: CalibrationTexts
 
-    def asked(self, source: Source, kind: OriginKind, *, baseline: bool) -> tuple[Question, ...]:
+    def asked(self, source: Source, kind: OriginKind, *, engine: str, baseline: bool) -> tuple[Question, ...]:
         """The questions that such a cell can be asked. A baseline is asked all items, whatever budget the others have."""
-        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins]
+        serves = kind == "served" or ENGINES[engine].serve is not None
+        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server)]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
         return tuple(sequential.whole(q) if baseline else q for q in fitting)
@@ -52,7 +54,7 @@ def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator
 
 def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
     if source.quantized:
-        yield given(source, frame)
+        yield from given(source, frame)
     if source.of is not None:
         return
     for choice in sorted(choices, key=lambda c: c.label != frame.suite.baseline):
@@ -69,14 +71,17 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
-    reason = reason or method.runs(cell.running, source.shape)
+    own = cell.running.engine == method.engine
+    reason = reason or (method.runs(cell.running, source.shape) if own else _elsewhere(method, cell, frame.device))
+    baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
+    if reason is None and baseline and not own:
+        reason = f"answers in {cell.running.engine} are held against the baseline's, and are none; name {method.name} itself"
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     bpw = method.bits_per_weight(cell.scheme)
-    baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "quantized", baseline=baseline),
+        questions=frame.asked(source, "quantized", engine=cell.running.engine, baseline=baseline),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
@@ -113,8 +118,9 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
     return others[smaller[0]], None, f"groups of {smaller[0]} in place of the default {default}: {why}"
 
 
-def given(source: Source, frame: Frame) -> Square:
-    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline."""
+def given(source: Source, frame: Frame) -> Iterator[Square]:
+    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline; one in each
+    engine that the suite names."""
     name = prequantized.NAME if source.of is None else source.name
     model = source.of or source.model
     try:
@@ -122,16 +128,44 @@ def given(source: Source, frame: Frame) -> Square:
     except Unsupported as error:
         nameless = Given(scheme=Scheme(method=prequantized.NAME, bits=0), checkpoint=source.model)
         running = running_of(METHODS[prequantized.NAME], {}, 0)
-        return UnsupportedSquare(cell=Cell(model=model, origin=nameless, running=running, label=name), reason=str(error))
-    method = METHODS[origin.scheme.method]
-    running = running_of(method, {}, origin.scheme.bits)
-    return PlannedCell(
-        cell=Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme)),
-        questions=frame.asked(source, "given", baseline=source.of is None),
-        baseline=source.of is None,
-        estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
-        estimated_bytes=find.stored_bytes(source.model),
-    )
+        yield UnsupportedSquare(cell=Cell(model=model, origin=nameless, running=running, label=name), reason=str(error))
+        return
+    method, label = METHODS[origin.scheme.method], prequantized.label(name, origin.scheme)
+    engines = _engines(method, frame.suite)
+    for engine in engines:
+        own = engine == method.engine
+        flags = method.running_options if own else ENGINES[engine].flags
+        running = running_of(method, {}, origin.scheme.bits, engine=engine, flags=flags)
+        cell = Cell(model=model, origin=origin, running=running, label=label if own else f"{label} in {engine}")
+        reason = None if own else _given_elsewhere(source, engines, method, frame.device, engine)
+        if reason is not None:
+            yield UnsupportedSquare(cell=cell, reason=reason)
+            continue
+        baseline = source.of is None and own
+        yield PlannedCell(
+            cell=cell,
+            questions=frame.asked(source, "given", engine=engine, baseline=baseline),
+            baseline=baseline,
+            estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
+            estimated_bytes=find.stored_bytes(source.model),
+        )
+
+
+def _engines(method: Method, suite: Suite) -> list[str]:
+    """The engines in which the suite wants given checkpoints, the method's own first where it is among them."""
+    entry = suite.methods.get(method.name)
+    grids = entry if isinstance(entry, list) else [entry or {}]
+    named = [grid.get("engine", method.engine) for grid in grids] or [method.engine]
+    every = [str(name) for each in named for name in (each if isinstance(each, list) else [each])]
+    return sorted(dict.fromkeys(every), key=lambda name: name != method.engine)
+
+
+def _given_elsewhere(source: Source, engines: Sequence[str], method: Method, device: str, engine: str) -> str | None:
+    """Why a given checkpoint is not asked in an engine other than the method's own, or None."""
+    if source.of is None and method.engine not in engines:
+        return f"alone it is its own baseline, which runs in {method.engine}; write engine: [{method.engine}, {engine}]"
+    row = ENGINES[engine]
+    return f"{row.title} has no environment for {device} here" if row.places and row.place(device) is None else None
 
 
 def _stored_bits(source: Source) -> float | None:
@@ -150,12 +184,25 @@ def served(source: Source, choice: Choice, frame: Frame) -> Square:
     baseline = choice.label == frame.suite.baseline
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "served", baseline=baseline),
+        questions=frame.asked(source, "served", engine=cell.running.engine, baseline=baseline),
         baseline=baseline,
         estimated_bpw=method.bits_per_weight(cell.scheme),
         estimated_bytes=None,
         parameters=None if source.shape is None else source.shape.parameters,
     )
+
+
+def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
+    """Why an engine other than the method's own does not run its artifact on this device, or None."""
+    run, engine, kind = method.engines[cell.running.engine], ENGINES[cell.running.engine], device.partition(":")[0]
+    if engine.places and engine.place(device) is None:
+        return f"{engine.title} has no environment for {device} here"
+    refused = run.refuses(cell.scheme, kind)
+    if refused is not None:
+        return refused
+    if (run.cuda if kind == "cuda" else run.cpu).get(cell.bits, "none") == "none":
+        return f"{engine.title} has no kernel on {device} for {cell.bits:g} bits as {method.name} writes them"
+    return None
 
 
 def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
