@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.artifact import LayerKernel
-from harness.engines import from_logits
+from harness.engines import from_logits, moments
 from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.errors import Unsupported
 from harness.methods.base import LoadRequest, Method
@@ -122,13 +122,16 @@ class Vllm:
         prompts = self._prompts(prompt_tokens, batch, seed)
         self._prefilled = None
         steps: list[float] = []
+        moments.tell("begin")
         began = time.perf_counter()
         self.model.begin(prompts, new_tokens)
         ttft = time.perf_counter() - began
+        moments.tell("first token")
         for number in range(2, new_tokens + 1):
             began = time.perf_counter()
             self.model.go_on(number)
             steps.append(time.perf_counter() - began)
+        moments.tell("end")
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
     def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
