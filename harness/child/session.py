@@ -17,9 +17,10 @@ from harness.child.events import Event, PhaseBegun
 from harness.child.job import Job, stored_baseline_name
 from harness.decode import decode
 from harness.engines import ENGINES
-from harness.engines.base import EngineFacts, Loaded
+from harness.engines.base import EngineFacts, Loaded, through_cache
 from harness.errors import BadReload, HarnessError, Unsupported
 from harness.files import write_atomically
+from harness.kv import split_of
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest
@@ -207,8 +208,12 @@ class WorkerSession:
             return folder
         if not self.is_baseline:
             raise Unsupported(f"the baseline has no stored answers on {question.subject!r}: it failed or was not measured")
+        split = split_of(str(question.options.get("definition", "")))
         with self.phase("baseline"):
-            self.loaded.store_baseline(self.windows(question), folder)
+            if split is None:
+                self.loaded.store_baseline(self.windows(question), folder)
+            else:
+                through_cache(self.loaded).store_cached(self.windows(question), split, folder)
         return folder
 
     def blob(self, name: str, data: bytes, extension: str) -> str:

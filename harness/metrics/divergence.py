@@ -114,6 +114,33 @@ METRICS = (
     ),
     LN_PPL_RATIO,
     Metric(
+        name="kv_kl_mean",
+        title="KL divergence by quantized keys and values",
+        unit="nat",
+        better="lower",
+        definition="mean KL(own weights, unquantized keys and values || cell)",
+        scale="log",
+        description="What the type of keys and values costs by itself: the cell against its own weights at unquantized ones, both "
+        "read through the cache.",
+        short="KL\nby KV",
+        samples="tokens",
+    ),
+    Metric(
+        name="kv_same_top",
+        title="Same top token with unquantized keys and values",
+        unit="share",
+        better="higher",
+        definition="share of tokens with the argmax of the same weights at unquantized keys and values",
+    ),
+    Metric(
+        name="kv_ln_ppl_ratio",
+        title="ln(perplexity / own with unquantized keys and values)",
+        unit="nat",
+        better="lower",
+        definition="mean paired difference from the same weights at unquantized keys and values",
+        signed=True,
+    ),
+    Metric(
         name="kl_floor",
         title="Noise floor of the KL divergence",
         unit="nat",

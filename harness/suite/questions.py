@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import plugins, reference
 from harness.errors import BadInput, UnknownName
+from harness.kv import default_split
 from harness.metrics.sequential import VerdictRequest
 from harness.models import corpora
 from harness.models.corpora import Corpus
@@ -21,6 +23,7 @@ from harness.probes.requests import (
     TaskRequest,
 )
 from harness.spec import Question
+from harness.suite import kv
 from harness.suite.file import DEFAULT_PROBES, Budget, CorpusEntry, SuiteFile, TaskEntry, unique
 
 
@@ -93,7 +96,20 @@ def _corpus_entries(written: SuiteFile) -> list[CorpusEntry]:
     return [CorpusEntry(corpus=entry) if isinstance(entry, str) else entry for entry in written.suite.corpora]
 
 
-def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
+def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> list[CorpusRequest]:
+    """The corpora in suite order; after them those of which cells on the axis `kv` are asked otherwise: through the cache, where
+    the suite names no definition."""
+    asked = list(_as_written(written, texts))
+    if not kv.said(written):
+        return asked
+    cached = [replace(c, definition=default_split(c.window).name) for c in asked if c.open]
+    for request in cached:
+        if why := perplexity.unknown(request.definition, request.window):
+            raise BadInput(f"{written.where('corpora')}: corpus {request.name!r}: {why}")
+    return asked + cached
+
+
+def _as_written(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
     for index, (entry, (name, source)) in enumerate(zip(_corpus_entries(written), texts.items(), strict=True)):
         definition = entry.definition or f"gptq-{entry.window}"
         if why := perplexity.unknown(definition, entry.window):
@@ -104,6 +120,7 @@ def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[Corpus
             tokens=entry.tokens,
             definition=definition,
             digest=source.place if source.path is None else corpora.digest(Path(source.path)),
+            open=entry.definition is None,
         )
 
 

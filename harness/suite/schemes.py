@@ -15,7 +15,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import mistakes, options
+from harness.suite import kv, mistakes, options
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -23,7 +23,8 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
-    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins."""
+    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
+    its value on the axis `kv`, None where nothing is said."""
 
     origin: Quantized | Served
     running: Running
@@ -31,22 +32,25 @@ class Choice:
     of: str = ""
     written: frozenset[str] = frozenset()
     twin: str = ""
+    kept: kv.Kept | None = None
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
         scheme = self.origin.scheme
         scheme = replace(scheme, options={**scheme.options, "group_size": group})
-        label = _label(METHODS[scheme.method], scheme, self.running) + self.twin
+        label = _label(METHODS[scheme.method], scheme, self.running, self.kept) + self.twin
         return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One entry under `methods` or `include`: the values of each option, and where it is written."""
+    """One entry under `methods` or `include`: the values of each option, and where it is written. `own_kv`: it says `kv` itself,
+    and does not take the suite's."""
 
     method: Method
     axes: Mapping[str, Sequence[object]]
     where: str
+    own_kv: bool = False
 
 
 def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
@@ -70,7 +74,12 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
         return []
     scheme = Scheme(method=method.name, bits=method.bits[0], options=resolve_options(method, {}, method.bits[0]))
     running = running_of(method, {}, scheme.bits)
-    return [Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))]
+    words = kv.axis(written.suite.kv, written.where("kv")) if written.suite.kv is not None else ()
+    plain = [word for word in words if not kv.quantized(word)][:1]
+    kept = kv.kept(words, plain[0], running, method, own=False, where=written.where("kv")) if plain else None
+    running = running if kept is None else kv.run_in(running, kept.word)
+    label = _label(method, scheme, running, kept)
+    return [Choice(origin=Quantized(scheme=scheme), running=running, label=label, kept=kept)]
 
 
 def _check_meaning(entry: Entry) -> None:
@@ -141,7 +150,8 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"{where}: {name}: {empty[0]}: [] is an empty list, so the method has no cell; name a value, or take "
                     f"`{empty[0]}` out"
                 )
-            yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
+            axes = _with_kv(method, _with_bits(method, axes, written.suite.bits, where), written, where)
+            yield Entry(method=method, axes=axes, where=where, own_kv="kv" in grid)
         elif grid:
             raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
 
@@ -172,14 +182,27 @@ def _with_bits(
     return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
 
 
+def _with_kv(method: Method, axes: Mapping[str, Sequence[object]], written: SuiteFile, where: str) -> dict[str, Sequence[object]]:
+    """The axes with the words of `kv`: the entry's own, or the suite's, which are not those of a server: it has chosen."""
+    own, suite = axes.get("kv"), written.suite.kv
+    if own is None and (suite is None or method.origin == "served"):
+        return dict(axes)
+    if "kv_cache" in axes:
+        raise BadInput(f"{where}: {method.name}: kv and kv_cache say the same; keep kv")
+    return {**axes, "kv": kv.axis(list(own), where) if own is not None else kv.axis(suite, written.where("kv"))}
+
+
 def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts: CalibrationTexts) -> Choice:
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration"}}, method, where)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv"}}, method, where)
     known = _options(method)
     values = {name: value for name, value in values.items() if known[name].applies(bits)}
     settled, running = resolve_options(method, values, bits), running_of(method, values, bits)
     _check_values(method, {**settled, **running_values(running)}, where)
+    kept = _kept(entry, given, running)
+    if kept is not None:
+        running = kv.run_in(running, kept.word)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -192,8 +215,15 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
         if method.sees_text(scheme):
             text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
             scheme = replace(scheme, options={**settled, "calibration": {**wish.model_dump(), "corpus": text}})
-    label = _label(method, scheme, running)
-    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values))
+    label = _label(method, scheme, running, kept)
+    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
+
+
+def _kept(entry: Entry, given: Mapping[str, object], running: Running) -> kv.Kept | None:
+    if "kv" not in given:
+        return None
+    words = [str(word) for word in entry.axes["kv"]]
+    return kv.kept(words, str(given["kv"]), running, entry.method, own=entry.own_kv, where=entry.where)
 
 
 def _number(value: object) -> float | None:
@@ -213,7 +243,7 @@ def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[s
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            raise UnknownName(f"option of {method.name}", name, [*known, "bits", *(["calibration"] * method.calibrated)], where)
+            raise UnknownName(f"option of {method.name}", name, [*known, "bits", "kv", *(["calibration"] * method.calibrated)], where)
         try:
             checked[name] = options.value(known[name], name, value)
         except ValueError as error:
@@ -294,8 +324,10 @@ def _values(choice: Choice) -> dict[str, object]:
     return values
 
 
-def _label(method: Method, scheme: Scheme, running: Running) -> str:
+def _label(method: Method, scheme: Scheme, running: Running, kept: kv.Kept | None = None) -> str:
     """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last."""
+    if kept is not None:
+        return _label(method, scheme, kv.without(running, method)) + kept.suffix
     if method.unquantized:
         return method.name
     parts = [method.name, f"{scheme.bits:g}-bit"]

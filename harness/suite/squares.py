@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import kv as kv_types
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
@@ -13,6 +14,7 @@ from harness.methods.base import Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Given, OriginKind, Quantized, Question, Scheme, Served, digest
+from harness.suite import kv
 from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
@@ -24,19 +26,31 @@ Square = PlannedCell | UnsupportedSquare
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What all squares of a plan share."""
+    """What all squares of a plan share. `open_corpora`: those whose definition the suite leaves open, so that cells on the axis
+    `kv` are scored through the cache and all others in one pass. `ways`: whether there are cells with the axis (True) and without
+    (False)."""
 
     suite: Suite
     device: str
     questions: tuple[Question, ...]
     texts: CalibrationTexts
+    open_corpora: frozenset[str] = frozenset()
+    ways: frozenset[bool] = frozenset({False})
 
-    def asked(self, source: Source, kind: OriginKind, *, baseline: bool) -> tuple[Question, ...]:
-        """The questions that such a cell can be asked. A baseline is asked all items, whatever budget the others have."""
-        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins]
+    def asked(self, source: Source, kind: OriginKind, *, baseline: bool, cached: bool = False) -> tuple[Question, ...]:
+        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`. A baseline is asked all items,
+        whatever budget the others have, and in every way that another cell is."""
+        ways = self.ways if baseline else {cached}
+        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins and self._fits(q, ways)]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
         return tuple(sequential.whole(q) if baseline else q for q in fitting)
+
+    def _fits(self, question: Question, ways: Collection[bool]) -> bool:
+        definition = question.options.get("definition")
+        if definition is None or question.subject not in self.open_corpora or "corpus_digest" not in question.options:
+            return True
+        return (kv_types.split_of(str(definition)) is not None) in ways
 
 
 def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
@@ -52,7 +66,7 @@ def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator
 
 def _all(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
     if source.quantized:
-        yield given(source, frame)
+        yield from given(source, frame)
     if source.of is not None:
         return
     for choice in sorted(choices, key=lambda c: c.label != frame.suite.baseline):
@@ -69,14 +83,15 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
-    reason = reason or method.runs(cell.running, source.shape)
+    kept = choice.kept
+    reason = reason or (None if kept is None else kept.reason) or method.runs(cell.running, source.shape)
     if reason is not None:
         return UnsupportedSquare(cell=cell, reason=reason)
     bpw = method.bits_per_weight(cell.scheme)
     baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "quantized", baseline=baseline),
+        questions=frame.asked(source, "quantized", baseline=baseline, cached=kept is not None),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
@@ -113,8 +128,16 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
     return others[smaller[0]], None, f"groups of {smaller[0]} in place of the default {default}: {why}"
 
 
-def given(source: Source, frame: Frame) -> Square:
-    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline."""
+def given(source: Source, frame: Frame) -> Iterator[Square]:
+    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline. One for each type
+    of keys and values that the suite names."""
+    suite = frame.suite
+    words = kv.axis(suite.kv, "the suite") if suite.kv is not None else ()
+    for word in words or (None,):
+        yield _given(source, frame, word, words)
+
+
+def _given(source: Source, frame: Frame, word: str | None, words: Sequence[str]) -> Square:
     name = prequantized.NAME if source.of is None else source.name
     model = source.of or source.model
     try:
@@ -124,11 +147,19 @@ def given(source: Source, frame: Frame) -> Square:
         running = running_of(METHODS[prequantized.NAME], {}, 0)
         return UnsupportedSquare(cell=Cell(model=model, origin=nameless, running=running, label=name), reason=str(error))
     method = METHODS[origin.scheme.method]
-    running = running_of(method, {}, origin.scheme.bits)
+    running, label = running_of(method, {}, origin.scheme.bits), prequantized.label(name, origin.scheme)
+    kept = None if word is None else kv.kept(words, word, running, method, own=False, where="the suite")
+    if kept is not None:
+        running, label = kv.run_in(running, kept.word), label + kept.suffix
+    cell = Cell(model=model, origin=origin, running=running, label=label)
+    reason = None if kept is None else kept.reason or method.runs(running, source.shape)
+    if reason is not None:
+        return UnsupportedSquare(cell=cell, reason=reason)
+    baseline = source.of is None and (kept is None or not kept.suffix)
     return PlannedCell(
-        cell=Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme)),
-        questions=frame.asked(source, "given", baseline=source.of is None),
-        baseline=source.of is None,
+        cell=cell,
+        questions=frame.asked(source, "given", baseline=baseline, cached=kept is not None),
+        baseline=baseline,
         estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
         estimated_bytes=find.stored_bytes(source.model),
     )
