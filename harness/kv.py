@@ -141,7 +141,7 @@ class CachedSplit:
             yield start, min(start + self.step, inputs)
 
     def scored(self, window: int) -> int:
-        """Scored tokens of a window of so many ids: the last of them is never an input, the warm-up's answers are not looked at."""
+        """Scored tokens of a window of so many ids: the last is never an input, and the warm-up's answers are not looked at."""
         return window - 1 - self.warm_up
 
     def wrong(self, window: int) -> str | None:

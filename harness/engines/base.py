@@ -122,7 +122,7 @@ class ThroughCache(Protocol):
     """What an engine offers beside `Loaded` whose answers can be had from what it has cached."""
 
     def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
-        """Scores windows in order, one at a time, each in the calls of `split`; `stored` is a folder that `store_cached` wrote."""
+        """Scores windows in order, one at a time, each in the calls of `split`; `stored` is a folder of `store_cached`."""
 
     def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> Mapping[str, object]:
         """As `store_baseline`, of what is scored after the warm-up."""
@@ -134,6 +134,15 @@ class Partial(Protocol):
 
     def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
         """Why it cannot score windows, or give the whole distribution at a position that divergence needs; None where it can."""
+
+
+@runtime_checkable
+class WeightsAlone(Protocol):
+    """What an engine offers beside `Loaded` that reads quantized keys and values in one pass already: a check of the weights is
+    not to see them."""
+
+    def score_weights(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """As `score_windows`, with keys and values unquantized."""
 
 
 def through_cache(loaded: Loaded) -> ThroughCache:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness import kv
 from harness.artifact import LayerKernel
-from harness.engines import from_logits
-from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines import cached_logits, from_logits
+from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.openvino_ir import constants
+from harness.kv import CachedSplit
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes.openvino import BATCH, Program
 from harness.scoring.plan import Ints
@@ -98,6 +100,24 @@ class OpenVino:
             vocab_size=self.model.vocab_size,
             cut="OpenVINO gives logits",
         )
+
+    def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
+        """Scores of each window at the targets after the warm-up. What the types cost by themselves is seen against the same IR
+        compiled with unquantized ones."""
+        baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
+        plain = self._cached(windows, split, self.model.plain()) if kv.quantized(self.model.kv) else None
+        return cached_logits.scores(windows, split, baseline, self._cached(windows, split, self.model), plain)
+
+    def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> StoredFacts:
+        """Keeps the float32 logits [windows, T-1-W, vocabulary] in `folder`, which appears at once and complete."""
+        logits, size = self._cached(windows, split, self.model), self.model.vocab_size
+        return cached_logits.store(windows, split, folder, logits, vocab_size=size, cut="OpenVINO gives logits")
+
+    def _cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, program: Program) -> cached_logits.Logits:
+        from_logits.checked(windows, context_length=self.model.context_length)
+        if split.step > program.most_logits:
+            raise Unsupported(cached_logits.TOO_WIDE.format(split.step))
+        return lambda window: program.cached_logits(window, split)
 
     # ------------------------------------------------------------------ lm-eval
 

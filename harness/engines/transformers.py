@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.artifact import LayerKernel
 from harness import kv as kv_types
+from harness.artifact import LayerKernel
 from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import (
     HEAD,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.scoring import FastLM
+    from harness.scoring.cached_lm import CachedLM
 
 
 _KV_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
@@ -80,8 +81,8 @@ def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 class Transformers:
-    """A loaded causal LM that answers (the engines' `Loaded`, `Rerun` and `ThroughCache`). `model` is any transformers causal LM in
-    eval mode on its device, `model_dir` the source model, for its limits (None: the model's own), `kv` what it keeps keys and
+    """A loaded causal LM that answers (the engines' `Loaded`, `Rerun` and `ThroughCache`). `model` is any transformers causal LM
+    in eval mode on its device, `model_dir` the source model, for its limits (None: the model's own), `kv` what it keeps keys and
     values in ('': its own type)."""
 
     def __init__(
@@ -100,7 +101,7 @@ class Transformers:
         self._model_dir = model_dir
         self._kernels = kernels
         self._split: Split | None = None
-        self._lm: FastLM | None = None
+        self._lm: FastLM | CachedLM | None = None
         self._seconds = 0.0
         self._answered = False  # whether a forward pass has run
         self._prefilled: tuple[tuple[int, int, int], torch.Tensor, object] | None = None
@@ -322,18 +323,21 @@ class Transformers:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self, *, plans: Path | None = None) -> FastLM:
-        """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned."""
+    def lm(self, *, plans: Path | None = None) -> FastLM | CachedLM:
+        """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned. Keys and
+        values of another type are read from the cache."""
         if self._lm is None:
-            if self._own_cache:
-                raise Unsupported(f"kv {self.kv}: tasks are not scored through a cache of this type on transformers yet")
             from harness.scoring import FastLM
+            from harness.scoring.cached_lm import CachedLM
             from harness.scoring.requests import longest_input, source_config
 
             longest = None if self._model_dir is None else longest_input(source_config(self._model_dir), self._tokenizer)
-            self._lm = FastLM(
-                pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split, max_length=longest
-            )
+            if self._own_cache:
+                self._lm = CachedLM(self.split, self.kv, tokenizer=self._tokenizer, max_length=longest, plan_folder=plans)
+            else:
+                self._lm = FastLM(
+                    pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split, max_length=longest
+                )
         return self._lm
 
     # ------------------------------------------------------------------ cost
@@ -391,8 +395,8 @@ class Transformers:
     def _quality_only(self) -> None:
         if self._own_cache:
             raise Unsupported(
-                f"kv {self.kv}: transformers unpacks such a cache before each step and keeps some of it unquantized, so its memory "
-                "and speed are not those of the type; its quality is measured"
+                f"kv {self.kv}: transformers unpacks such a cache before each step and keeps some of it unquantized, so its "
+                "memory and speed are not those of the type; its quality is measured"
             )
 
     def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:

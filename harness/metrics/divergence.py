@@ -120,8 +120,8 @@ METRICS = (
         better="lower",
         definition="mean KL(own weights, unquantized keys and values || cell)",
         scale="log",
-        description="What the type of keys and values costs by itself: the cell against its own weights at unquantized ones, both "
-        "read through the cache.",
+        description="What the type of keys and values costs by itself: the cell against its own weights at unquantized ones, "
+        "both read through the cache.",
         short="KL\nby KV",
         samples="tokens",
     ),

@@ -5,8 +5,8 @@ cell), same-top (equal argmax), delta-p (probability of the true token, cell min
 with its paired interval. The baseline's answers are stored once as final hidden states (see `engines/stored_baseline.py`);
 compared with itself, a model has a divergence of exactly 0.
 
-Through the cache (`cached-W+R`), a cell that quantizes its keys and values is compared with its own weights at unquantized ones as
-well: `kv_kl_mean`, `kv_same_top` and `kv_ln_ppl_ratio` are what the type of keys and values costs by itself.
+Through the cache (`cached-W+R`), a cell that quantizes its keys and values is compared with its own weights at unquantized ones
+as well: `kv_kl_mean`, `kv_same_top` and `kv_ln_ppl_ratio` are what the type of keys and values costs by itself.
 
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
 indistinguishable from the baseline. On all others the tokens with the largest divergence are kept with their text.

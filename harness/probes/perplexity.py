@@ -162,14 +162,14 @@ def _gather(rows: dict[str, list[NDArray[np.float32]]], scores: WindowScores, pr
 
 
 def _check_effect(session: Session, scored: Mapping[str, NDArray[np.float32]]) -> None:
-    """NoEffect where a cell answers, bit for bit, what it answers with keys and values unquantized: the engine has taken no notice
-    of its type, and every number would be another cell's."""
+    """NoEffect where a cell answers, bit for bit, what it answers with keys and values unquantized: the engine has taken no
+    notice of its type, and every number would be another cell's."""
     import numpy as np
 
     if OWN + "kl" in scored and not np.any(scored[OWN + "kl"]) and np.array_equal(scored[OWN + "nll"], scored[OWN + "base_nll"]):
         raise NoEffect(
-            f"setting had no effect: with kv {session.cell.running.kv}, all {scored['nll'].size} scored tokens are answered bit for "
-            f"bit as with unquantized keys and values, so {session.cell.running.engine} takes no notice of it"
+            f"setting had no effect: with kv {session.cell.running.kv}, all {scored['nll'].size} scored tokens are answered bit "
+            f"for bit as with unquantized keys and values, so {session.cell.running.engine} takes no notice of it"
         )
 
 
@@ -213,7 +213,10 @@ def _own_facts(scores: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
 
     if OWN + "kl" not in scores:
         return {}
-    return {"tokens_changed": int(np.count_nonzero(scores[OWN + "nll"] != scores[OWN + "base_nll"])), "tokens": scores["nll"].size}
+    return {
+        "tokens_changed": int(np.count_nonzero(scores[OWN + "nll"] != scores[OWN + "base_nll"])),
+        "tokens": scores["nll"].size,
+    }
 
 
 def same_tokens(

@@ -33,7 +33,7 @@ class PlainLayer(DynamicLayer):
     """Keys and values kept in another float type than the model computes in."""
 
     def __init__(self, stored: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' functions have no types
         self._stored = stored
 
     def update(
@@ -47,7 +47,7 @@ class ApartLayer(DynamicLayer):
     """Keys in the type of one layer, values in that of another. Each layer is given both, and answers for its half alone."""
 
     def __init__(self, keys: DynamicLayer, values: DynamicLayer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' functions have no types
         self._halves = (keys, values)
         self.is_initialized = True
 
@@ -72,7 +72,8 @@ def new_cache(config: PreTrainedConfig, kv: str) -> Cache:
     others = sorted(set(get_layer_types_and_kwargs(text)[0]) - {"full_attention"})
     if others:
         raise Unsupported(
-            f"transformers keeps only the keys and values of full attention in another type, and this model has {', '.join(others)}"
+            "transformers keeps only the keys and values of full attention in another type, and this model has "
+            f"{', '.join(others)}"
         )
     heads = int(text.num_attention_heads)
     group = math.gcd(_GROUP, int(getattr(text, "head_dim", None) or text.hidden_size // heads))
@@ -113,13 +114,13 @@ def _hqq(bits: int, group: int) -> DynamicLayer:
     bits of two dimensions only."""
     from transformers.cache_utils import HQQQuantizedLayer
 
-    class Rows(HQQQuantizedLayer):  # type: ignore[misc]  # transformers' functions have no types
-        def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
-            return super()._quantize(tensor.reshape(-1, group), axis), tensor.shape
+    class Rows(HQQQuantizedLayer):
+        def _quantize(self, tensor: torch.Tensor, axis: int = 1) -> Any:
+            return super()._quantize(tensor.reshape(-1, group), axis), tensor.shape  # type: ignore[no-untyped-call]
 
         def _dequantize(self, qtensor: Any) -> torch.Tensor:
             packed, shape = qtensor
-            return torch.as_tensor(super()._dequantize(packed)).reshape(shape)
+            return torch.as_tensor(super()._dequantize(packed)).reshape(shape)  # type: ignore[no-untyped-call]
 
     layer: DynamicLayer = Rows(nbits=bits, axis_key=1, axis_value=1, q_group_size=group)
     return layer

@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Served
-from harness.suite import conversations, data_sets, exclude, inputs, kv
+from harness.suite import conversations, data_sets, exclude, inputs, kv_axis
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -48,7 +48,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
-    inputs.check(written, sources, texts, requests.corpora[: len(texts)])
+    inputs.check(written, sources, texts, {c.name: c for c in requests.corpora}.values())
     notes = (
         *out_of_reach(sources),
         *without_questions(written, requests),
@@ -116,8 +116,8 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             reasons = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == wanted]
             place = written.where(*(("baseline",) if "baseline" in written.suite.model_fields_set else ("methods",)))
             raise BadInput(f"{place}: {said}: {reasons[0] if reasons else 'this model has no such cell'}")
-        if kv.said(written):
-            kv.check_baseline(written, baselines[0].cell, [s.cell for s in own])
+        if kv_axis.said(written):
+            kv_axis.check_baseline(written, baselines[0].cell, [s.cell for s in own])
         entries = [exclude.entry_of(written, s.cell) for s in baselines]
         if all(entry is not None for entry in entries):
             raise BadInput(

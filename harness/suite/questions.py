@@ -23,7 +23,7 @@ from harness.probes.requests import (
     TaskRequest,
 )
 from harness.spec import Question
-from harness.suite import kv
+from harness.suite import kv_axis
 from harness.suite.file import DEFAULT_PROBES, Budget, CorpusEntry, SuiteFile, TaskEntry, unique
 
 
@@ -97,16 +97,18 @@ def _corpus_entries(written: SuiteFile) -> list[CorpusEntry]:
 
 
 def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> list[CorpusRequest]:
-    """The corpora in suite order; after them those of which cells on the axis `kv` are asked otherwise: through the cache, where
-    the suite names no definition."""
-    asked = list(_as_written(written, texts))
-    if not kv.said(written):
-        return asked
-    cached = [replace(c, definition=default_split(c.window).name) for c in asked if c.open]
-    for request in cached:
-        if why := perplexity.unknown(request.definition, request.window):
-            raise BadInput(f"{written.where('corpora')}: corpus {request.name!r}: {why}")
-    return asked + cached
+    """The corpora in suite order. One whose definition the suite leaves open stands there again where it has the axis `kv`, whose
+    cells are scored through the cache."""
+    asked: list[CorpusRequest] = []
+    for index, request in enumerate(_as_written(written, texts)):
+        asked.append(request)
+        if not request.open or not kv_axis.said(written):
+            continue
+        cached = replace(request, definition=default_split(request.window).name)
+        if why := perplexity.unknown(cached.definition, cached.window):
+            raise BadInput(f"{written.where('corpora', index)}: corpus {cached.name!r}: {why}")
+        asked.append(cached)
+    return asked
 
 
 def _as_written(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:

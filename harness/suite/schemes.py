@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from harness import kv as kv_types
 from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv, mistakes, options
+from harness.suite import kv_axis, mistakes, options
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -32,7 +33,7 @@ class Choice:
     of: str = ""
     written: frozenset[str] = frozenset()
     twin: str = ""
-    kept: kv.Kept | None = None
+    kept: kv_axis.Kept | None = None
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
@@ -74,10 +75,10 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
         return []
     scheme = Scheme(method=method.name, bits=method.bits[0], options=resolve_options(method, {}, method.bits[0]))
     running = running_of(method, {}, scheme.bits)
-    words = kv.axis(written.suite.kv, written.where("kv")) if written.suite.kv is not None else ()
-    plain = [word for word in words if not kv.quantized(word)][:1]
-    kept = kv.kept(words, plain[0], running, method, own=False, where=written.where("kv")) if plain else None
-    running = running if kept is None else kv.run_in(running, kept.word)
+    words = kv_axis.axis(written.suite.kv, written.where("kv")) if written.suite.kv is not None else ()
+    plain = [word for word in words if not kv_types.quantized(word)][:1]
+    kept = kv_axis.kept(words, plain[0], running, method, own=False, where=written.where("kv")) if plain else None
+    running = running if kept is None else kv_axis.run_in(running, kept.word)
     label = _label(method, scheme, running, kept)
     return [Choice(origin=Quantized(scheme=scheme), running=running, label=label, kept=kept)]
 
@@ -150,8 +151,8 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"{where}: {name}: {empty[0]}: [] is an empty list, so the method has no cell; name a value, or take "
                     f"`{empty[0]}` out"
                 )
-            axes = _with_kv(method, _with_bits(method, axes, written.suite.bits, where), written, where)
-            yield Entry(method=method, axes=axes, where=where, own_kv="kv" in grid)
+            with_bits = _with_bits(method, axes, written.suite.bits, where)
+            yield Entry(method=method, axes=_with_kv(method, with_bits, written, where), where=where, own_kv="kv" in grid)
         elif grid:
             raise BadInput(f"{where}: {name} takes no options: its scheme is read from the checkpoint's config.json")
 
@@ -189,7 +190,7 @@ def _with_kv(method: Method, axes: Mapping[str, Sequence[object]], written: Suit
         return dict(axes)
     if "kv_cache" in axes:
         raise BadInput(f"{where}: {method.name}: kv and kv_cache say the same; keep kv")
-    return {**axes, "kv": kv.axis(list(own), where) if own is not None else kv.axis(suite, written.where("kv"))}
+    return {**axes, "kv": kv_axis.axis(list(own), where) if own is not None else kv_axis.axis(suite, written.where("kv"))}
 
 
 def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts: CalibrationTexts) -> Choice:
@@ -202,7 +203,7 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     _check_values(method, {**settled, **running_values(running)}, where)
     kept = _kept(entry, given, running)
     if kept is not None:
-        running = kv.run_in(running, kept.word)
+        running = kv_axis.run_in(running, kept.word)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -219,11 +220,11 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
 
 
-def _kept(entry: Entry, given: Mapping[str, object], running: Running) -> kv.Kept | None:
+def _kept(entry: Entry, given: Mapping[str, object], running: Running) -> kv_axis.Kept | None:
     if "kv" not in given:
         return None
     words = [str(word) for word in entry.axes["kv"]]
-    return kv.kept(words, str(given["kv"]), running, entry.method, own=entry.own_kv, where=entry.where)
+    return kv_axis.kept(words, str(given["kv"]), running, entry.method, own=entry.own_kv, where=entry.where)
 
 
 def _number(value: object) -> float | None:
@@ -243,7 +244,9 @@ def _checked(values: Mapping[str, object], method: Method, where: str) -> dict[s
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            raise UnknownName(f"option of {method.name}", name, [*known, "bits", "kv", *(["calibration"] * method.calibrated)], where)
+            raise UnknownName(
+                f"option of {method.name}", name, [*known, "bits", "kv", *(["calibration"] * method.calibrated)], where
+            )
         try:
             checked[name] = options.value(known[name], name, value)
         except ValueError as error:
@@ -324,10 +327,10 @@ def _values(choice: Choice) -> dict[str, object]:
     return values
 
 
-def _label(method: Method, scheme: Scheme, running: Running, kept: kv.Kept | None = None) -> str:
+def _label(method: Method, scheme: Scheme, running: Running, kept: kv_axis.Kept | None = None) -> str:
     """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last."""
     if kept is not None:
-        return _label(method, scheme, kv.without(running, method)) + kept.suffix
+        return _label(method, scheme, kv_axis.without(running, method)) + kept.suffix
     if method.unquantized:
         return method.name
     parts = [method.name, f"{scheme.bits:g}-bit"]

@@ -14,7 +14,7 @@ from harness.methods.base import Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Given, OriginKind, Quantized, Question, Scheme, Served, digest
-from harness.suite import kv
+from harness.suite import kv_axis
 from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
@@ -129,10 +129,10 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
 
 
 def given(source: Source, frame: Frame) -> Iterator[Square]:
-    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline. One for each type
-    of keys and values that the suite names."""
+    """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline. One for each
+    type of keys and values that the suite names."""
     suite = frame.suite
-    words = kv.axis(suite.kv, "the suite") if suite.kv is not None else ()
+    words = kv_axis.axis(suite.kv, "the suite") if suite.kv is not None else ()
     for word in words or (None,):
         yield _given(source, frame, word, words)
 
@@ -148,9 +148,9 @@ def _given(source: Source, frame: Frame, word: str | None, words: Sequence[str])
         return UnsupportedSquare(cell=Cell(model=model, origin=nameless, running=running, label=name), reason=str(error))
     method = METHODS[origin.scheme.method]
     running, label = running_of(method, {}, origin.scheme.bits), prequantized.label(name, origin.scheme)
-    kept = None if word is None else kv.kept(words, word, running, method, own=False, where="the suite")
+    kept = None if word is None else kv_axis.kept(words, word, running, method, own=False, where="the suite")
     if kept is not None:
-        running, label = kv.run_in(running, kept.word), label + kept.suffix
+        running, label = kv_axis.run_in(running, kept.word), label + kept.suffix
     cell = Cell(model=model, origin=origin, running=running, label=label)
     reason = None if kept is None else kept.reason or method.runs(running, source.shape)
     if reason is not None:

@@ -1,7 +1,7 @@
 """The axis `kv` of a suite: what keys and values are kept in while a model answers, as words that its engine knows.
 
-It multiplies cells as bits do, and is a way of running: the weights are made once. Every cell of the axis is compared with its own
-weights at an unquantized type, so that an axis names one.
+It multiplies cells as bits do, and is a way of running: the weights are made once. Every cell of the axis is compared with its
+own weights at an unquantized type, so that an axis names one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def axis(value: object, where: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(_word(each, where) for each in listed))
     if all(kv.quantized(word) for word in found):
         raise BadInput(
-            f"{where}: kv: {', '.join(found)}: each cell is compared with its own weights at unquantized keys and values, and none "
-            f"of these is; add one of {', '.join(kv.PLAIN)}"
+            f"{where}: kv: {', '.join(found)}: each cell is compared with its own weights at unquantized keys and values, and "
+            f"none of these is; add one of {', '.join(kv.PLAIN)}"
         )
     return found
 
@@ -56,14 +56,14 @@ def check_baseline(written: SuiteFile, baseline: Cell, cells: Iterable[Cell]) ->
     if unasked is None or baseline.running.kv or not axis:
         return
     raise BadInput(
-        f"{written.where('baseline')}: {baseline.label!r} says nothing of its keys and values, and {engine} keeps them in {unasked} "
-        "then, so nothing could be seen of what other types cost; write kv: [f16, ...] for it too"
+        f"{written.where('baseline')}: {baseline.label!r} says nothing of its keys and values, and {engine} keeps them in "
+        f"{unasked} then, so nothing could be seen of what other types cost; write kv: [f16, ...] for it too"
     )
 
 
 def kept(words: Sequence[str], word: str, running: Running, method: Method, *, own: bool, where: str) -> Kept:
-    """A word of the axis `words` for a way of running. `own`: the method's own entry says it, so that a word which its engine does
-    not know is a mistake; of the suite's axis, such a cell is unsupported."""
+    """A word of the axis `words` for a way of running. `own`: the method's own entry says it, so that a word which its engine
+    does not know is a mistake; of the suite's axis, such a cell is unsupported."""
     first = next(each for each in words if not kv.quantized(each))
     suffix = "" if word == first else f" kv={word}"
     table = kv.ENGINES.get(running.engine, {})
