@@ -150,9 +150,7 @@ class LlamaCpp:
                     context.row(window[start:end], start, wanted=False)
                     continue
                 if end - start > context.outputs:
-                    raise Unsupported(
-                        f"calls of {split.step} tokens give more logits than this vocabulary has room for; write R smaller"
-                    )
+                    raise Unsupported(cached_logits.TOO_WIDE.format(split.step))
                 yield context.row(window[start:end], start)
 
         return logits
