@@ -98,6 +98,7 @@ MODULES_FOR_HEAVY = (
     "engines/transformers.py",
     "engines/stored_baseline.py",
     "engines/from_logits.py",
+    "engines/cached_logits.py",
     "engines/warm.py",
     "runtimes/llama_cpp.py",
     "runtimes/openvino.py",

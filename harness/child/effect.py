@@ -19,9 +19,9 @@ def prove(cell: Cell, loaded: Loaded) -> None:
     """NoEffect where all answers of a cell that quantizes its keys and values are, bit for bit, those with unquantized ones."""
     if not kv.quantized(cell.running.kv):
         return
-    known = min(256, len(loaded.tokenizer))
+    engine, known = through_cache(loaded), min(256, len(loaded.tokenizer))
     window = [(7919 * place) % known for place in range(1, WINDOW + 1)]
-    owns = [one.own for one in through_cache(loaded).score_cached([window], SPLIT, None)]
+    owns = [one.own for one in engine.score_cached([window], SPLIT, None)]
     if not any(own is not None and own.kl is not None and own.kl.any() for own in owns):
         raise NoEffect(
             f"setting had no effect: with kv {cell.running.kv}, {SPLIT.scored(WINDOW)} fixed tokens are answered bit for bit as "
