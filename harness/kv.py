@@ -112,6 +112,12 @@ def said(engine: str, kv: str) -> dict[str, str]:
     return {"key": key.native, "value": value.native}
 
 
+def note(engine: str, kv: str) -> str:
+    """The same in words."""
+    told = said(engine, kv)
+    return f"keys in {told['key']}, values in {told['value']}"
+
+
 def bytes_per_token(engine: str, kv: str, *, layers: int, heads: int, size: int) -> float:
     """Keys and values of one token: `layers` of `heads` heads of `size` numbers each, for keys and again for values."""
     return layers * sum(kind.bytes_of(heads, size) for kind in types(engine, kv))

@@ -99,6 +99,7 @@ MODULES_FOR_HEAVY = (
     "engines/stored_baseline.py",
     "engines/from_logits.py",
     "engines/cached_logits.py",
+    "engines/held_bytes.py",
     "engines/warm.py",
     "runtimes/llama_cpp.py",
     "runtimes/openvino.py",

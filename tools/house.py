@@ -65,7 +65,7 @@ LAYERS = (
     ),
     Layer(
         rooms=("artifact", "costs", "decode", "errors", "files", "kv", "proof", "series"),
-        why="what most rooms share: artifacts, costs, types, messages, whole files and lines, the cache's words, a run's last line",
+        why="what most rooms share: artifacts, costs, types, messages, files and lines, words of the cache, a run's last line",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

@@ -11,7 +11,7 @@ own graph, so hidden states would not give its logits back. It is vocabulary/hid
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,6 +217,14 @@ class LlamaCpp:
 
     # ------------------------------------------------------------------ facts
 
+    def _kv_note(self, details: Mapping[str, object]) -> tuple[str, ...]:
+        """The same in words, for a record."""
+        rotated = details.get("kv_rotated")
+        if not isinstance(rotated, dict):
+            return ()
+        halves = " and ".join(name for half, name in (("k", "keys"), ("v", "values")) if rotated.get(half)) or "nothing"
+        return (f"{kv.note('llamacpp', self.model.kv_type)}; llama.cpp rotates {halves} before it quantizes",)
+
     def _quantized_kv(self) -> dict[str, object]:
         """What is to be known of quantized keys and values: ggml's names, and which of the two llama.cpp rotates."""
         if not kv.quantized(self.model.kv_type):
@@ -228,19 +236,21 @@ class LlamaCpp:
         header = self.model.header
         tied = not any(t.name == "output.weight" for t in header.tensors)
         looked_up = 0 if tied else sum(t.bytes for t in header.tensors if t.name == "token_embd.weight")
+        unreadable = () if header.metadata.get("tokenizer.ggml.model") != "no_vocab" else ("the file carries no tokenizer",)
+        details = self._quantized_kv()
         return EngineFacts(
             engine="llamacpp",
             device=self.model.device,
             kernels=kernels,
             simulated=any(layer.dequantized for layer in kernels),
             resident_weight_bytes=self.model.weight_bytes,
-            notes=() if header.metadata.get("tokenizer.ggml.model") != "no_vocab" else ("the file carries no tokenizer",),
+            notes=(*unreadable, *self._kv_note(details)),
             details={
                 "architecture": header.metadata["general.architecture"],
                 "file_type": header.metadata.get("general.file_type"),
                 "threads": self.model.threads,
                 "kv_cache": self.model.kv_type,
-                **self._quantized_kv(),
+                **details,
                 "attention": self.model.attention,
                 "system": llama_cpp.system_info(),
                 # A step reads every weight but the table that tokens are looked up in, unless it is the head too.

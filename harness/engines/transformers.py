@@ -20,6 +20,7 @@ import torch
 from harness import kv as kv_types
 from harness.artifact import LayerKernel
 from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines.held_bytes import bytes_of
 from harness.engines.stored_baseline import (
     HEAD,
     STATES,
@@ -428,7 +429,8 @@ class Transformers:
 
     def _notes(self) -> tuple[str, ...]:
         note = remark(getattr(self._inner, "dtype", torch.float32)) if self.device.type == "cpu" else None
-        return () if note is None else (note,)
+        said = kv_types.note("transformers", self.kv) if self._own_cache else None
+        return tuple(each for each in (note, said) if each is not None)
 
     def facts(self) -> EngineFacts:
         if not self._answered:  # some formats are unpacked by the first forward pass, and held so from then on
@@ -448,46 +450,6 @@ class Transformers:
                 **({"kv_cache": kv_types.said("transformers", self.kv)} if self.kv else {}),
             },
         )
-
-
-def bytes_of(root: object) -> int:
-    """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a
-    module or cache keeps in plain attributes (quantizers keep scales and packed weights there)."""
-    storages: dict[tuple[str, int], int] = {}
-    seen: set[int] = set()
-    todo: list[object] = [root]
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            inner = getattr(item, "__tensor_flatten__", None)
-            if inner is not None and type(item) is not torch.Tensor:
-                names, _ = inner()
-                todo.extend(getattr(item, name) for name in names)
-                continue
-            storage = item.untyped_storage()
-            if storage.size():
-                storages[str(item.device), storage.data_ptr()] = storage.size()
-            # bitsandbytes hangs its scales (a QuantState) on the weight itself.
-            todo.extend(value for name, value in vars(item).items() if name == "quant_state")
-        elif isinstance(item, dict):
-            todo.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            todo.extend(item)
-        elif isinstance(item, torch.nn.Module) or _may_hold_tensors(item):
-            todo.extend(vars(item).values())
-    return sum(storages.values())
-
-
-def _may_hold_tensors(item: object) -> bool:
-    """Caches and their layers, and the state objects of quantizers; not functions, classes, configurations or modules of
-    Python."""
-    kind = type(item)
-    return hasattr(item, "__dict__") and (
-        kind.__module__ == "transformers.cache_utils" or kind.__name__ in ("QuantState", "MatmulLtState", "Int8Params")
-    )
 
 
 # ---------------------------------------------------------------------- small parts

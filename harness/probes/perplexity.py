@@ -85,7 +85,7 @@ def unknown(definition: str, window: int) -> str | None:
     split = split_of(definition)
     if split is not None:
         return split.wrong(window)
-    known = (f"gptq-{window}", f"llamacpp-{window}", default_split(window).name, *ROLLING)
+    known = (f"gptq-{window}", f"llamacpp-{window}", *ROLLING, default_split(window).name)
     if definition in known:
         return None
     near = difflib.get_close_matches(definition, known, n=1, cutoff=0.6)

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("llama_cpp", "gguf"):
-    pytest.importorskip(package, reason=f"{package} is not installed (it compiles for minutes): pip install -e '.[gguf]'")
-
 from harness import kv
 from harness.engines import ENGINES
 from harness.kv import CachedSplit
@@ -19,6 +16,9 @@ from harness.methods import METHODS
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
 from harness.spec import Quantized, Running, Scheme
 from tests.tiny_llama import llama, tokenizer, windows
+
+for package in ("llama_cpp", "gguf"):
+    pytest.importorskip(package, reason=f"{package} is not installed (it compiles for minutes): pip install -e '.[gguf]'")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit:DeprecationWarning", "ignore::DeprecationWarning:torch", "ignore::FutureWarning"
