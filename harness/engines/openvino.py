@@ -146,7 +146,7 @@ class OpenVino:
             steps.append(time.perf_counter() - began)
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int | str]:
         """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there, or,
         if that prompt was not prefilled just before, prefill and those steps; `continued` says which."""
         if phase not in ("prefill", "decode"):
@@ -169,6 +169,7 @@ class OpenVino:
             "kv_cache_tokens": self.model.past,
             "batch": batch,
             "continued": continued,
+            **({"kv_cache_from": "arithmetic"} if self.model.kv else {}),
         }
 
     def _next(self, ids: Ints) -> Ints:

@@ -11,7 +11,7 @@ BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.95), (0.95, 1.0))
 """By the baseline's top probability: a flipped guess costs nothing where the baseline guesses too."""
 
 
-KL_MEAN, KL_MAX, KL_FLOOR = "kl_mean", "kl_max", "kl_floor"
+KL_MEAN, KL_MAX, KL_FLOOR, KV_KL_MEAN = "kl_mean", "kl_max", "kl_floor", "kv_kl_mean"
 
 
 def kl_percentile(name: str) -> str:
@@ -114,7 +114,7 @@ METRICS = (
     ),
     LN_PPL_RATIO,
     Metric(
-        name="kv_kl_mean",
+        name=KV_KL_MEAN,
         title="KL divergence by quantized keys and values",
         unit="nat",
         better="lower",
