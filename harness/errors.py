@@ -13,6 +13,7 @@
     |-- BadReload                an artifact that loads without an error and answers garbage
     |-- BadLedger                an artifact that does not hold the source's weights
     |-- BadAnswers               an artifact whose answers are too far from the baseline's for its bits
+    |-- NoEffect                 a setting that the engine takes no notice of
     |-- Nonfinite                a measurement that met NaN or infinity where it cannot go on
     `-- ServerTrouble            a server that cannot be reached or does not answer as it should; carries its failure's kind
 
@@ -110,6 +111,10 @@ class BadLedger(HarnessError):
 class BadAnswers(HarnessError):
     """Answers that are farther from the baseline's than so many bits can bring them; becomes a typed failure of the
     whole cell."""
+
+
+class NoEffect(HarnessError):
+    """A way of running whose answers are, bit for bit, those without its setting; becomes a typed failure."""
 
 
 class Nonfinite(HarnessError):

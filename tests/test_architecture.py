@@ -98,6 +98,8 @@ MODULES_FOR_HEAVY = (
     "engines/transformers.py",
     "engines/stored_baseline.py",
     "engines/from_logits.py",
+    "engines/cached_logits.py",
+    "engines/held_bytes.py",
     "engines/warm.py",
     "runtimes/llama_cpp.py",
     "runtimes/openvino.py",
@@ -173,7 +175,7 @@ PURE = ("report", "frontier", "gate", "publish")
 """Rooms that turn stored results into pages and verdicts, wherever they are."""
 
 BELOW_PURE = {*PURE, "harness", "decide", "store", "stats", "metrics"}
-BELOW_PURE |= {"artifact", "costs", "decode", "errors", "files", "forking", "proof", "series", "spec", "version"}
+BELOW_PURE |= {"artifact", "costs", "decode", "errors", "files", "forking", "kv", "proof", "series", "spec", "version"}
 
 
 def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_function() -> None:

@@ -64,8 +64,8 @@ LAYERS = (
         why="they know neither models nor methods",
     ),
     Layer(
-        rooms=("artifact", "costs", "decode", "errors", "files", "proof", "series"),
-        why="what most rooms share: artifacts, costs, types, messages, whole files and lines, a run's last line",
+        rooms=("artifact", "costs", "decode", "errors", "files", "kv", "proof", "series"),
+        why="what most rooms share: artifacts, costs, types, messages, files and lines, words of the cache, a run's last line",
     ),
     Layer(rooms=("spec", "version"), why="the vocabulary as types: it imports nothing of the house"),
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from harness import reference
-from harness.engines.base import BASELINE_FACTS, Loaded, Partial, Rerun
+from harness.engines.base import BASELINE_FACTS, Loaded, Partial, Rerun, WeightsAlone
 from harness.errors import BadAnswers, Nonfinite, Unsupported
 from harness.files import write_atomically
 from harness.formats import config_json
@@ -140,7 +140,8 @@ def hold(cell: Cell, loaded: Loaded, folder: Path, *, fault: Callable[[], str]) 
     if kept is None or (isinstance(loaded, Partial) and loaded.lacks("distributions") is not None):
         return None
     try:
-        kl, lost = _mean(list(loaded.score_windows(kept.windows, folder)))
+        score = loaded.score_weights if isinstance(loaded, WeightsAlone) else loaded.score_windows
+        kl, lost = _mean(list(score(kept.windows, folder)))
     except Unsupported:  # another vocabulary, say: the probes say so of each question
         return None
     if 2 * lost > TOKENS:

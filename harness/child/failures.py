@@ -16,6 +16,7 @@ from harness.errors import (
     BadReload,
     HarnessError,
     MissingPackage,
+    NoEffect,
     Nonfinite,
     ServerTrouble,
     Unsupported,
@@ -33,7 +34,7 @@ class Exit:
     timed_out: bool = False
 
 
-_PHASES: dict[type[HarnessError], str] = {BadReload: "reload", BadLedger: "ledger", BadAnswers: "answers"}
+_PHASES: dict[type[HarnessError], str] = {BadReload: "reload", BadLedger: "ledger", BadAnswers: "answers", NoEffect: "kv"}
 """Errors that name the phase that they belong to, whatever was being done."""
 
 

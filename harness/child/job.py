@@ -16,6 +16,7 @@ from typing import Literal
 from harness.child.bound import Rounding
 from harness.decode import DecodeError, decode
 from harness.files import write_atomically
+from harness.kv import split_of
 from harness.spec import Answer, Cell, Failure, Phase, Question, to_json
 
 Stage = Literal["source", "sample", "quantize", "verify", "baseline", "bound", "probe"]
@@ -138,8 +139,11 @@ def read_outcome(folder: Path, *, phase: str, index: int = 0) -> Outcome | None:
 
 
 def stored_baseline_name(question: Question) -> str:
-    """Two questions with the same name share the baseline's stored answers."""
-    return f"{question.subject}|{question.options['corpus_digest']}|{question.options['window']}|{question.options['tokens']}"
+    """Two questions with the same name share the baseline's stored answers. Answers through the cache are others than those of
+    one pass."""
+    name = f"{question.subject}|{question.options['corpus_digest']}|{question.options['window']}|{question.options['tokens']}"
+    definition = str(question.options.get("definition", ""))
+    return name if split_of(definition) is None else f"{name}|{definition}"
 
 
 def outbox(folder: Path) -> Path:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifact import verified
-from harness.child import bound, calibration
+from harness.child import bound, calibration, effect
 from harness.child import job as jobs
 from harness.child.events import Event, PhaseBegun
 from harness.child.job import Job, stored_baseline_name
 from harness.decode import decode
 from harness.engines import ENGINES
-from harness.engines.base import EngineFacts, Loaded
+from harness.engines.base import EngineFacts, Loaded, through_cache
 from harness.errors import BadReload, HarnessError, Unsupported
 from harness.files import write_atomically
+from harness.kv import split_of
 from harness.measure import memory_phases
 from harness.methods import METHODS, reload
 from harness.methods.base import LoadRequest
@@ -67,13 +68,17 @@ class WorkerSession:
         return self._wrong == "" and (self._held or self._job.bound is None)
 
     def verify(self) -> None:
-        """The reload check, and the bound on the answers, once per artifact and way of running: BadReload when it loads but
-        answers otherwise than its weights say, BadAnswers when it is too far from the baseline. Called in the child that asks the
-        quality probes, or in one of its own; never in one that measures memory or latency."""
+        """The reload check, the proof that the type of keys and values has an effect, and the bound on the answers, once per
+        artifact and way of running: BadReload when it loads but answers otherwise than its weights say, NoEffect, BadAnswers when
+        it is too far from the baseline. Called in the child that asks the quality probes, or in one of its own; never in one that
+        measures memory or latency."""
         if self._wrong is None:
             passed = verified(self.artifact_dir, self.cell.running)
             if not passed.is_file():
-                self._wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
+                wrong = reload.check(self.loaded.model, self.artifact_dir) or ""
+                if not wrong:
+                    effect.prove(self.cell, self.loaded)
+                self._wrong = wrong
                 if not self._wrong:
                     write_atomically(passed, '{"ok": true}', lasting=True)
         if self._wrong:
@@ -207,8 +212,12 @@ class WorkerSession:
             return folder
         if not self.is_baseline:
             raise Unsupported(f"the baseline has no stored answers on {question.subject!r}: it failed or was not measured")
+        split = split_of(str(question.options.get("definition", "")))
         with self.phase("baseline"):
-            self.loaded.store_baseline(self.windows(question), folder)
+            if split is None:
+                self.loaded.store_baseline(self.windows(question), folder)
+            else:
+                through_cache(self.loaded).store_cached(self.windows(question), split, folder)
         return folder
 
     def blob(self, name: str, data: bytes, extension: str) -> str:

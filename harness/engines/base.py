@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from harness.artifact import LayerKernel
+from harness.errors import Unsupported
+from harness.kv import CachedSplit
 from harness.methods.base import LoadRequest, Method, Option
 from harness.spec import Json
 
@@ -38,6 +40,15 @@ class WindowScores:
     base_top: NDArray[np.float32] | None = None
     delta_p: NDArray[np.float32] | None = None
     base_nll: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedScores:
+    """Scores of one window through the cache, arrays [T-1-W] of the targets after the warm-up: `scores` as they are elsewhere;
+    `own` against the same weights with keys and values unquantized, None where the cell's are."""
+
+    scores: WindowScores
+    own: WindowScores | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +119,38 @@ class Rerun(Protocol):
 
 
 @runtime_checkable
+class ThroughCache(Protocol):
+    """What an engine offers beside `Loaded` whose answers can be had from what it has cached."""
+
+    def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
+        """Scores windows in order, one at a time, each in the calls of `split`; `stored` is a folder of `store_cached`."""
+
+    def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> Mapping[str, object]:
+        """As `store_baseline`, of what is scored after the warm-up."""
+
+
+@runtime_checkable
 class Partial(Protocol):
     """What an engine offers beside `Loaded` that cannot answer everything: a server, for one, gives only what its API has."""
 
     def lacks(self, ability: Literal["windows", "distributions"]) -> str | None:
         """Why it cannot score windows, or give the whole distribution at a position that divergence needs; None where it can."""
+
+
+@runtime_checkable
+class WeightsAlone(Protocol):
+    """What an engine offers beside `Loaded` that reads quantized keys and values in one pass already: a check of the weights is
+    not to see them."""
+
+    def score_weights(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """As `score_windows`, with keys and values unquantized."""
+
+
+def through_cache(loaded: Loaded) -> ThroughCache:
+    """The engine as one whose cache is read. Unsupported where it cannot be asked for that."""
+    if not isinstance(loaded, ThroughCache):
+        raise Unsupported("this engine gives no scores in several calls of one text, so nothing can be read through its cache")
+    return loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

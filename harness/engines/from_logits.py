@@ -66,12 +66,15 @@ def scores(windows: Sequence[Sequence[int]], baseline: StoredBaseline | None, lo
         yield window_scores({name: np.concatenate(arrays) for name, arrays in parts.items()})
 
 
-def store_baseline(windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str) -> StoredFacts:
-    """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete."""
-    length = equal_length(windows)
+def store_baseline(
+    windows: Sequence[Sequence[int]], folder: Path, logits: Logits, *, vocab_size: int, cut: str, warm_up: int = 0
+) -> StoredFacts:
+    """Keeps the float32 logits [windows, T-1, vocabulary] in `folder`, which appears at once and complete. `warm_up`: so many of
+    the first positions of a window `logits` does not give."""
+    positions = equal_length(windows) - 1 - warm_up
 
     def write(partial: Path) -> StoredFacts:
-        shape = (len(windows), length - 1, vocab_size)
+        shape = (len(windows), positions, vocab_size)
         size = 4 * shape[0] * shape[1] * shape[2]
         if size > free_disk_bytes(partial) // 2:
             raise Unsupported(
@@ -82,6 +85,15 @@ def store_baseline(windows: Sequence[Sequence[int]], folder: Path, logits: Logit
             for window in windows:
                 for _, part in logits(window):
                     append(torch.from_numpy(part))
-        return stored_facts(windows, partial, cut=cut, width=vocab_size, vocab_size=vocab_size, dtype=torch.float32, head=None)
+        return stored_facts(
+            windows,
+            partial,
+            cut=cut,
+            width=vocab_size,
+            vocab_size=vocab_size,
+            dtype=torch.float32,
+            head=None,
+            positions=positions,
+        )
 
     return keep_baseline(folder, write)

@@ -11,19 +11,22 @@ own graph, so hidden states would not give its logits back. It is vocabulary/hid
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from harness import kv
 from harness.artifact import LayerKernel
-from harness.engines import from_logits, moments
-from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines import cached_logits, from_logits, moments
+from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.gguf_names import linear
 from harness.formats.gguf_reader import GgufHeader
+from harness.kv import CachedSplit
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes import llama_cpp
 from harness.runtimes.llama_cpp import BATCH, Context, Weights
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from harness.scoring.llamacpp import LlamaCppLM
+
+PLAIN = "f16"
+"""What keys and values are kept in where a quantized type is compared with none: llama.cpp's own default."""
 
 RERUN_BATCH = 64
 """Tokens of one call when windows are run again for the noise floor."""
@@ -83,17 +89,28 @@ class LlamaCpp:
         scores = self._scores(windows, stored, RERUN_BATCH, fused=False)
         return f"calls of {RERUN_BATCH} tokens{other}", scores
 
+    def score_weights(self, windows: Sequence[Sequence[int]], stored: Path | None) -> Iterator[WindowScores]:
+        """As `score_windows`, with keys and values unquantized: llama.cpp reads them from its cache in the first call already."""
+        return self._scores(windows, stored, BATCH, fused=True, kv_type=self._plain_type)
+
+    @property
+    def _plain_type(self) -> str:
+        return PLAIN if kv.quantized(self.model.kv_type) else self.model.kv_type
+
     def _scores(
-        self, windows: Sequence[Sequence[int]], stored: Path | None, batch: int, *, fused: bool
+        self, windows: Sequence[Sequence[int]], stored: Path | None, batch: int, *, fused: bool, kv_type: str | None = None
     ) -> Iterator[WindowScores]:
         baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
-        return from_logits.scores(windows, baseline, self._logits(windows, batch, fused=fused))
+        return from_logits.scores(windows, baseline, self._logits(windows, batch, fused=fused, kv_type=kv_type))
 
-    def _logits(self, windows: Sequence[Sequence[int]], batch: int, *, fused: bool) -> from_logits.Logits:
-        """What gives the logits of one of these windows; they share a context as long as the longest."""
+    def _logits(
+        self, windows: Sequence[Sequence[int]], batch: int, *, fused: bool, kv_type: str | None = None
+    ) -> from_logits.Logits:
+        """What gives the logits of one of these windows; they share a context as long as the longest. `kv_type`: None for the
+        file's own."""
         from_logits.checked(windows, context_length=self.model.context_length)
         longest = max(map(len, windows)) - 1
-        return lambda window: self.model.context(longest, batch=batch, fused=fused).each_logits(window[:-1])
+        return lambda window: self.model.context(longest, batch=batch, fused=fused, kv_type=kv_type).each_logits(window[:-1])
 
     def _fits(self, tokens: int, said: str, more: int = 0) -> None:
         if tokens > self.model.context_length:
@@ -108,6 +125,35 @@ class LlamaCpp:
             vocab_size=self.model.vocab_size,
             cut="llama.cpp gives logits",
         )
+
+    def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
+        """Scores of each window at the targets after the warm-up. The same weights at 16 bits run the same fused attention
+        where the device has it, so that nothing but the type of keys and values differs."""
+        baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
+        plain = self._cached(windows, split, PLAIN) if kv.quantized(self.model.kv_type) else None
+        return cached_logits.scores(windows, split, baseline, self._cached(windows, split, self.model.kv_type), plain)
+
+    def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> StoredFacts:
+        """Keeps the float32 logits [windows, T-1-W, vocabulary] in `folder`, which appears at once and complete."""
+        logits, size = self._cached(windows, split, self.model.kv_type), self.model.vocab_size
+        return cached_logits.store(windows, split, folder, logits, vocab_size=size, cut="llama.cpp gives logits")
+
+    def _cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, kv_type: str) -> cached_logits.Logits:
+        """What gives the logits of one of these windows after the warm-up; they share a context as long as the longest."""
+        from_logits.checked(windows, context_length=self.model.context_length)
+        longest = max(map(len, windows)) - 1
+
+        def logits(window: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+            context = self.model.context(longest, batch=max(split.warm_up, split.step), kv_type=kv_type)
+            for start, end in split.calls(len(window) - 1):
+                if not start:
+                    context.row(window[start:end], start, wanted=False)
+                    continue
+                if end - start > context.outputs:
+                    raise Unsupported(cached_logits.TOO_WIDE.format(split.step))
+                yield context.row(window[start:end], start)
+
+        return logits
 
     # ------------------------------------------------------------------ lm-eval
 
@@ -174,23 +220,40 @@ class LlamaCpp:
 
     # ------------------------------------------------------------------ facts
 
+    def _kv_note(self, details: Mapping[str, object]) -> tuple[str, ...]:
+        """The same in words, for a record."""
+        rotated = details.get("kv_rotated")
+        if not isinstance(rotated, dict):
+            return ()
+        halves = " and ".join(name for half, name in (("k", "keys"), ("v", "values")) if rotated.get(half)) or "nothing"
+        return (f"{kv.note('llamacpp', self.model.kv_type)}; llama.cpp rotates {halves} before it quantizes",)
+
+    def _quantized_kv(self) -> dict[str, object]:
+        """What is to be known of quantized keys and values: ggml's names, and which of the two llama.cpp rotates."""
+        if not kv.quantized(self.model.kv_type):
+            return {}
+        return {"kv_types": kv.said("llamacpp", self.model.kv_type), "kv_rotated": self.model.rotation()}
+
     def facts(self) -> EngineFacts:
         kernels = tuple(self._kernels())
         header = self.model.header
         tied = not any(t.name == "output.weight" for t in header.tensors)
         looked_up = 0 if tied else sum(t.bytes for t in header.tensors if t.name == "token_embd.weight")
+        unreadable = () if header.metadata.get("tokenizer.ggml.model") != "no_vocab" else ("the file carries no tokenizer",)
+        details = self._quantized_kv()
         return EngineFacts(
             engine="llamacpp",
             device=self.model.device,
             kernels=kernels,
             simulated=any(layer.dequantized for layer in kernels),
             resident_weight_bytes=self.model.weight_bytes,
-            notes=() if header.metadata.get("tokenizer.ggml.model") != "no_vocab" else ("the file carries no tokenizer",),
+            notes=(*unreadable, *self._kv_note(details)),
             details={
                 "architecture": header.metadata["general.architecture"],
                 "file_type": header.metadata.get("general.file_type"),
                 "threads": self.model.threads,
                 "kv_cache": self.model.kv_type,
+                **details,
                 "attention": self.model.attention,
                 "system": llama_cpp.system_info(),
                 # A step reads every weight but the table that tokens are looked up in, unless it is the head too.

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness import kv
 from harness.artifact import LayerKernel
-from harness.engines import from_logits, moments
-from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines import cached_logits, from_logits, moments
+from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
 from harness.engines.stored_baseline import StoredFacts
 from harness.errors import Unsupported
 from harness.formats.openvino_ir import constants
+from harness.kv import CachedSplit
 from harness.methods.base import LoadRequest, Method
 from harness.runtimes.openvino import BATCH, Program
 from harness.scoring.plan import Ints
@@ -99,6 +101,24 @@ class OpenVino:
             cut="OpenVINO gives logits",
         )
 
+    def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
+        """Scores of each window at the targets after the warm-up. What the types cost by themselves is seen against the same IR
+        compiled with unquantized ones."""
+        baseline = from_logits.opened(windows, stored, vocab_size=self.model.vocab_size)
+        plain = self._cached(windows, split, self.model.plain()) if kv.quantized(self.model.kv) else None
+        return cached_logits.scores(windows, split, baseline, self._cached(windows, split, self.model), plain)
+
+    def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> StoredFacts:
+        """Keeps the float32 logits [windows, T-1-W, vocabulary] in `folder`, which appears at once and complete."""
+        logits, size = self._cached(windows, split, self.model), self.model.vocab_size
+        return cached_logits.store(windows, split, folder, logits, vocab_size=size, cut="OpenVINO gives logits")
+
+    def _cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, program: Program) -> cached_logits.Logits:
+        from_logits.checked(windows, context_length=self.model.context_length)
+        if split.step > program.most_logits:
+            raise Unsupported(cached_logits.TOO_WIDE.format(split.step))
+        return lambda window: program.cached_logits(window, split)
+
     # ------------------------------------------------------------------ lm-eval
 
     def lm(self, *, plans: Path | None = None) -> OpenVinoLM:
@@ -129,7 +149,7 @@ class OpenVino:
         moments.tell("end")
         return Timing(ttft_seconds=ttft, step_seconds=tuple(steps))
 
-    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int]:
+    def run_phase(self, phase: str, *, prompt_tokens: int, new_tokens: int, batch: int, seed: int) -> dict[str, int | str]:
         """`prefill`: the prompt up to its first token; its cache is kept. `decode`: `new_tokens` - 1 more steps from there, or,
         if that prompt was not prefilled just before, prefill and those steps; `continued` says which."""
         if phase not in ("prefill", "decode"):
@@ -152,6 +172,7 @@ class OpenVino:
             "kv_cache_tokens": self.model.past,
             "batch": batch,
             "continued": continued,
+            **({"kv_cache_from": "arithmetic"} if self.model.kv else {}),
         }
 
     def _next(self, ids: Ints) -> Ints:

@@ -292,10 +292,12 @@ def stored_facts(
     vocab_size: int,
     dtype: torch.dtype,
     head: PlainHead | None,
+    positions: int | None = None,
 ) -> StoredFacts:
-    """The facts of a store whose states (and head, where hidden states are kept) lie in `folder` already."""
+    """The facts of a store whose states (and head, where hidden states are kept) lie in `folder` already. `positions`: of each
+    window; None: all but the last id's."""
     states_bytes = (folder / STATES).stat().st_size
-    logit_bytes = 2 * len(windows) * (len(windows[0]) - 1) * vocab_size
+    logit_bytes = 2 * len(windows) * (len(windows[0]) - 1 if positions is None else positions) * vocab_size
     return {
         "schema": STORED_SCHEMA,
         "kind": "logits" if head is None else "final hidden states",

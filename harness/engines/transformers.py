@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness import kv as kv_types
 from harness.artifact import LayerKernel
 from harness.engines import moments
-from harness.engines.base import EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines.base import CachedScores, EngineFacts, Timing, WindowScores, load_tokenizer
+from harness.engines.held_bytes import bytes_of
 from harness.engines.stored_baseline import (
     HEAD,
     STATES,
@@ -36,8 +38,10 @@ from harness.engines.stored_baseline import (
     window_scores,
 )
 from harness.errors import BadInput, Unsupported, is_out_of_memory
+from harness.kv import CachedSplit
 from harness.methods.base import LoadRequest, Method
 from harness.models import build, source
+from harness.scoring import kv_cache
 from harness.scoring.compare import NAMES, compare_in_blocks
 from harness.scoring.head import Split, device_of, split, unwrap
 from harness.scoring.widened import remark
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.scoring import FastLM
+    from harness.scoring.cached_lm import CachedLM
+
+
+_KV_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
 
 
 def load(method: Method, request: LoadRequest) -> Transformers:
@@ -55,7 +63,9 @@ def load(method: Method, request: LoadRequest) -> Transformers:
     unwrap(model).generation_config = build.generation_config(request.model_dir)
     tokenizer = load_tokenizer(request.model_dir)
     _refuse_unknown_ids(unwrap(model), tokenizer)
-    return Transformers(model, tokenizer, model_dir=request.model_dir, kernels=lambda: method.kernels(model))
+    return Transformers(
+        model, tokenizer, model_dir=request.model_dir, kernels=lambda: method.kernels(model), kv=request.running.kv
+    )
 
 
 def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,8 +83,9 @@ def _refuse_unknown_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 class Transformers:
-    """A loaded causal LM that answers (the engines' `Loaded`, and `Rerun`). `model` is any transformers causal LM in eval mode on
-    its device, `model_dir` the source model, for its limits (None: the model's own)."""
+    """A loaded causal LM that answers (the engines' `Loaded`, `Rerun` and `ThroughCache`). `model` is any transformers causal LM
+    in eval mode on its device, `model_dir` the source model, for its limits (None: the model's own), `kv` what it keeps keys and
+    values in ('': its own type)."""
 
     def __init__(
         self,
@@ -83,14 +94,16 @@ class Transformers:
         *,
         model_dir: Path | None = None,
         kernels: Callable[[], list[LayerKernel]] = list,
+        kv: str = "",
     ) -> None:
         self.model = model
+        self.kv = kv
         self._inner = unwrap(model)
         self._tokenizer = tokenizer
         self._model_dir = model_dir
         self._kernels = kernels
         self._split: Split | None = None
-        self._lm: FastLM | None = None
+        self._lm: FastLM | CachedLM | None = None
         self._seconds = 0.0
         self._answered = False  # whether a forward pass has run
         self._prefilled: tuple[tuple[int, int, int], torch.Tensor, object] | None = None
@@ -148,22 +161,70 @@ class Transformers:
 
         return name, scores()
 
+    def score_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, stored: Path | None) -> Iterator[CachedScores]:
+        """Scores of each window at the targets after the warm-up, each call reading what those before it left in the cache."""
+        baseline = None if stored is None else StoredBaseline(stored, device=self.device)
+        if baseline is not None:
+            baseline.check(windows, vocab_size=self.split.vocab_size)
+        for number, rows, hidden in self._cached_bodies(windows, split, self.kv):
+            scores = self._score(rows, hidden, None if baseline is None else (baseline, number))[0]
+            own = None
+            if kv_types.quantized(self.kv):
+                _, _, plain = next(self._cached_bodies(windows[number : number + 1], split, ""))
+                own = self._against(rows, hidden, plain)
+            yield CachedScores(scores=scores, own=own)
+
+    def store_cached(self, windows: Sequence[Sequence[int]], split: CachedSplit, folder: Path) -> StoredFacts:
+        """Keeps the final hidden states [windows, T-1-W, hidden] of what is scored after the warm-up, and the head."""
+        positions = split.scored(equal_length(windows))
+        bodies = self._cached_bodies(windows, split, self.kv)
+        return keep_baseline(folder, lambda partial: self._store_states(windows, positions, bodies, partial))
+
+    def _cached_bodies(
+        self, windows: Sequence[Sequence[int]], split: CachedSplit, kv: str
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """As `_bodies`, of the ids from the last of the warm-up on. One window at a time: a cache may have one scale for its
+        rows."""
+        if "past_key_values" not in self._forward_takes:
+            raise Unsupported("this architecture keeps a state and no keys and values, so there is no type to keep them in")
+        for number, window in enumerate(windows):
+            self._fits(number, len(window))
+            row = torch.tensor([list(window)], dtype=torch.long, device=self.device)
+            began = time.perf_counter()
+            with torch.inference_mode():
+                hidden = kv_cache.hidden_states(self.split, row, split, kv)
+            self._seconds += time.perf_counter() - began
+            yield number, row[:, split.warm_up :], hidden
+
+    def _against(self, rows: torch.Tensor, hidden: torch.Tensor, plain: torch.Tensor) -> WindowScores:
+        """Scores of hidden states [1, T-1, H] of ids [1, T] against those of the same weights with a plain cache."""
+        with torch.inference_mode():
+            flat, states = (each.reshape(-1, each.shape[-1]) for each in (hidden, plain))
+            out = self._compared(flat, states, self.split.head, rows[0, 1:])
+        return window_scores({name: values.cpu().numpy() for name, values in out.items()})
+
     def store_baseline(self, windows: Sequence[Sequence[int]], folder: Path) -> StoredFacts:
         """Keeps the final hidden states [windows, T-1, hidden] and the head in `folder`, which appears at once and complete.
 
         Streams: one batch is in memory at a time. Returns the facts that are stored too. All windows have one length T; raises
         BadInput otherwise.
         """
-        length = equal_length(windows)
-        return keep_baseline(folder, lambda partial: self._store_baseline(windows, length, partial))
+        positions, bodies = equal_length(windows) - 1, self._bodies(windows, TOKENS_PER_BATCH)
+        return keep_baseline(folder, lambda partial: self._store_states(windows, positions, bodies, partial))
 
-    def _store_baseline(self, windows: Sequence[Sequence[int]], length: int, folder: Path) -> StoredFacts:
+    def _store_states(
+        self,
+        windows: Sequence[Sequence[int]],
+        positions: int,
+        bodies: Iterator[tuple[int, torch.Tensor, torch.Tensor]],
+        folder: Path,
+    ) -> StoredFacts:
         cut = self.split
         head = plain_head(cut, self._inner, windows[0])
         width = cut.hidden_size if head is not None else cut.vocab_size
         dtype = cut.hidden_dtype if head is not None else torch.float32
-        with states_file(folder / STATES, shape=(len(windows), length - 1, width), dtype=dtype) as append:
-            for _, _, hidden in self._bodies(windows, TOKENS_PER_BATCH):
+        with states_file(folder / STATES, shape=(len(windows), positions, width), dtype=dtype) as append:
+            for _, _, hidden in bodies:
                 if head is not None:
                     append(hidden)
                 else:
@@ -172,7 +233,25 @@ class Transformers:
                         append(cut.head(rows))
         if head is not None:
             head.save(folder / HEAD)
-        return stored_facts(windows, folder, cut=cut.note, width=width, vocab_size=cut.vocab_size, dtype=dtype, head=head)
+        return stored_facts(
+            windows,
+            folder,
+            cut=cut.note,
+            width=width,
+            vocab_size=cut.vocab_size,
+            dtype=dtype,
+            head=head,
+            positions=positions,
+        )
+
+    def _fits(self, number: int, length: int) -> None:
+        context = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
+        if length < 2:
+            raise BadInput(f"window {number} has {length} token(s); at least 2 are needed to score one")
+        if context is not None and length - 1 > context:
+            raise Unsupported(
+                f"windows of {length} tokens do not fit the model's context of {context}; choose a smaller `window`"
+            )
 
     def _bodies(self, windows: Sequence[Sequence[int]], budget: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """(index of the first window, ids [B, T], hidden states [B, T-1, H]) of consecutive batches of equally long windows.
@@ -182,15 +261,9 @@ class Transformers:
         cut = self.split
         start = 0
         limit = len(windows)
-        context = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
         while start < len(windows):
             length = len(windows[start])
-            if length < 2:
-                raise BadInput(f"window {start} has {length} token(s); at least 2 are needed to score one")
-            if context is not None and length - 1 > context:
-                raise Unsupported(
-                    f"windows of {length} tokens do not fit the model's context of {context}; choose a smaller `window`"
-                )
+            self._fits(start, length)
             # Where neighbours change an answer, a window stands alone.
             most = min(limit, max(1, budget // length)) if cut.together else 1
             stop = start + 1
@@ -252,16 +325,21 @@ class Transformers:
 
     # ------------------------------------------------------------------ lm-eval
 
-    def lm(self, *, plans: Path | None = None) -> FastLM:
-        """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned."""
+    def lm(self, *, plans: Path | None = None) -> FastLM | CachedLM:
+        """The `lm_eval.api.model.LM` over this very model object, made once; `plans` is where it keeps what it planned. Keys and
+        values of another type are read from the cache."""
         if self._lm is None:
             from harness.scoring import FastLM
+            from harness.scoring.cached_lm import CachedLM
             from harness.scoring.requests import longest_input, source_config
 
             longest = None if self._model_dir is None else longest_input(source_config(self._model_dir), self._tokenizer)
-            self._lm = FastLM(
-                pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split, max_length=longest
-            )
+            if self._own_cache:
+                self._lm = CachedLM(self.split, self.kv, tokenizer=self._tokenizer, max_length=longest, plan_folder=plans)
+            else:
+                self._lm = FastLM(
+                    pretrained=self.model, tokenizer=self._tokenizer, plan_folder=plans, cut=self.split, max_length=longest
+                )
         return self._lm
 
     # ------------------------------------------------------------------ cost
@@ -272,6 +350,7 @@ class Transformers:
 
         `ttft_seconds` ends when the first token is known; each later entry is one decode step of the whole batch.
         """
+        self._quality_only()
         prompt = self._prompt(prompt_tokens, batch, seed)
         steps: list[float] = []
         self._synchronize()
@@ -295,6 +374,7 @@ class Transformers:
         which. Returns the cache's bytes at the end."""
         if phase not in ("prefill", "decode"):
             raise ValueError(f"unknown phase {phase!r}")
+        self._quality_only()
         asked = (prompt_tokens, batch, seed)
         held, self._prefilled = self._prefilled, None
         continued = phase == "decode" and held is not None and held[0] == asked
@@ -311,6 +391,18 @@ class Transformers:
             self._prefilled = (asked, token, cache)
         tokens = prompt_tokens + (new_tokens - 1 if phase == "decode" else 0)
         return {"kv_cache_bytes": bytes_of(cache), "kv_cache_tokens": tokens, "batch": batch, "continued": continued}
+
+    @property
+    def _own_cache(self) -> bool:
+        """Whether keys and values are kept in another type than the model computes in."""
+        return any(word not in ("", _KV_NAMES.get(self._inner.dtype, "")) for word in kv_types.halves(self.kv))
+
+    def _quality_only(self) -> None:
+        if self._own_cache:
+            raise Unsupported(
+                f"kv {self.kv}: transformers unpacks such a cache before each step and keeps some of it unquantized, so its "
+                "memory and speed are not those of the type; its quality is measured"
+            )
 
     def _prompt(self, tokens: int, batch: int, seed: int) -> torch.Tensor:
         """Random token ids [batch, tokens], the same for the same seed on every device."""
@@ -341,7 +433,8 @@ class Transformers:
 
     def _notes(self) -> tuple[str, ...]:
         note = remark(getattr(self._inner, "dtype", torch.float32)) if self.device.type == "cpu" else None
-        return () if note is None else (note,)
+        said = kv_types.note("transformers", self.kv) if self._own_cache else None
+        return tuple(each for each in (note, said) if each is not None)
 
     def facts(self) -> EngineFacts:
         if not self._answered:  # some formats are unpacked by the first forward pass, and held so from then on
@@ -358,48 +451,9 @@ class Transformers:
                 "model_class": type(self._inner).__name__,
                 "attention": str(getattr(self._inner.config, "_attn_implementation", "")),
                 "threads": torch.get_num_threads(),
+                **({"kv_cache": kv_types.said("transformers", self.kv)} if self.kv else {}),
             },
         )
-
-
-def bytes_of(root: object) -> int:
-    """Bytes of all tensors that an object holds, each storage once: parameters and buffers of a module, and tensors that a
-    module or cache keeps in plain attributes (quantizers keep scales and packed weights there)."""
-    storages: dict[tuple[str, int], int] = {}
-    seen: set[int] = set()
-    todo: list[object] = [root]
-    while todo:
-        item = todo.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            inner = getattr(item, "__tensor_flatten__", None)
-            if inner is not None and type(item) is not torch.Tensor:
-                names, _ = inner()
-                todo.extend(getattr(item, name) for name in names)
-                continue
-            storage = item.untyped_storage()
-            if storage.size():
-                storages[str(item.device), storage.data_ptr()] = storage.size()
-            # bitsandbytes hangs its scales (a QuantState) on the weight itself.
-            todo.extend(value for name, value in vars(item).items() if name == "quant_state")
-        elif isinstance(item, dict):
-            todo.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            todo.extend(item)
-        elif isinstance(item, torch.nn.Module) or _may_hold_tensors(item):
-            todo.extend(vars(item).values())
-    return sum(storages.values())
-
-
-def _may_hold_tensors(item: object) -> bool:
-    """Caches and their layers, and the state objects of quantizers; not functions, classes, configurations or modules of
-    Python."""
-    kind = type(item)
-    return hasattr(item, "__dict__") and (
-        kind.__module__ == "transformers.cache_utils" or kind.__name__ in ("QuantState", "MatmulLtState", "Int8Params")
-    )
 
 
 # ---------------------------------------------------------------------- small parts

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import kv
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, Role, StoredTensor
 from harness.formats import (
     attention_rules,
-    config_json,
     gguf_export,
     gguf_names,
     gguf_reader,
@@ -222,16 +222,14 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
 
 def runs(running: Running, shape: ModelShape | None) -> str | None:
     """Why llama.cpp cannot keep the keys and values in the type that is asked for: a row of a head is cut into blocks."""
-    block = gguf_types.BLOCKS.get(running.kv.upper())
-    if shape is None or block is None or block.weights == 1:
+    if shape is None or not kv.quantized(running.kv):
         return None
-    text = config_json.text_part(attention_rules.complete(shape.config))
-    heads = config_json.integer(text, "num_attention_heads")
-    head = config_json.integer(text, "head_dim", default=shape.hidden // heads if heads else 0)
-    if head % block.weights == 0:
+    head = refusals.head_size(shape)
+    blocks = max(gguf_types.BLOCKS[kind.native.upper()].weights for kind in kv.types("llamacpp", running.kv))
+    if head % blocks == 0:
         return None
     return (
-        f"llama.cpp cuts the keys and values of a head into blocks of {block.weights} for {running.kv}, and the heads of this "
+        f"llama.cpp cuts the keys and values of a head into blocks of {blocks} for {running.kv}, and the heads of this "
         f"model have {head} numbers; write kv_cache: f16"
     )
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import kv
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.formats import attention_rules, config_json, openvino_export, openvino_ir, safetensors_file
@@ -26,7 +27,7 @@ from harness.methods import refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.models import build
-from harness.spec import Scheme
+from harness.spec import Running, Scheme
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -163,7 +164,18 @@ def _values(folder: Path, constant: openvino_ir.Constant) -> Tensor:
 def load(request: LoadRequest) -> Program:
     from harness.runtimes.openvino import Program
 
-    return Program(request.artifact_dir, execution=request.running.execution)
+    return Program(request.artifact_dir, execution=request.running.execution, kv=request.running.kv)
+
+
+def _runs(running: Running, shape: ModelShape | None) -> str | None:
+    """Why OpenVINO cannot keep keys and values in a type: TurboQuant rotates heads of a multiple of 64 numbers."""
+    turbo = running.kv and any("TURBO" in kind.native for kind in kv.types("openvino", running.kv))
+    if shape is None or not turbo:
+        return None
+    head = refusals.head_size(shape)
+    if head % 64 == 0:
+        return None
+    return f"TurboQuant takes heads of a multiple of 64 numbers, and those of this model have {head}; write kv: int4"
 
 
 def _kernels(program: Program) -> list[LayerKernel]:
@@ -264,6 +276,7 @@ METHOD = Method(
     quantize=quantize,
     load=load,
     supports=_supports,
+    runs=_runs,
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     weights=_weights,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from harness.artifact import BodyWeight, ModelShape, WeightKind
-from harness.formats.config_json import text_part
+from harness.formats import attention_rules
+from harness.formats.config_json import integer, text_part
 from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
 from harness.models import body
@@ -25,6 +26,13 @@ _HELD: dict[WeightKind, str] = {
     "experts": "experts in one parameter of three dimensions",
     "other": "matrices of modules of the model's own",
 }
+
+
+def head_size(shape: ModelShape) -> int:
+    """Numbers of an attention head; 0 where the configuration does not say."""
+    text = text_part(attention_rules.complete(shape.config))
+    heads = integer(text, "num_attention_heads")
+    return integer(text, "head_dim", default=shape.hidden // heads if heads else 0)
 
 
 def untaken(shape: ModelShape | None, reasons: Mapping[str, str]) -> str | None:

@@ -11,7 +11,7 @@ BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 0.95), (0.95, 1.0))
 """By the baseline's top probability: a flipped guess costs nothing where the baseline guesses too."""
 
 
-KL_MEAN, KL_MAX, KL_FLOOR = "kl_mean", "kl_max", "kl_floor"
+KL_MEAN, KL_MAX, KL_FLOOR, KV_KL_MEAN = "kl_mean", "kl_max", "kl_floor", "kv_kl_mean"
 
 
 def kl_percentile(name: str) -> str:
@@ -113,6 +113,33 @@ METRICS = (
         for name, level in DELTA_QUANTILES
     ),
     LN_PPL_RATIO,
+    Metric(
+        name=KV_KL_MEAN,
+        title="KL divergence by quantized keys and values",
+        unit="nat",
+        better="lower",
+        definition="mean KL(own weights, unquantized keys and values || cell)",
+        scale="log",
+        description="What the type of keys and values costs by itself: the cell against its own weights at unquantized ones, "
+        "both read through the cache.",
+        short="KL\nby KV",
+        samples="tokens",
+    ),
+    Metric(
+        name="kv_same_top",
+        title="Same top token with unquantized keys and values",
+        unit="share",
+        better="higher",
+        definition="share of tokens with the argmax of the same weights at unquantized keys and values",
+    ),
+    Metric(
+        name="kv_ln_ppl_ratio",
+        title="ln(perplexity / own with unquantized keys and values)",
+        unit="nat",
+        better="lower",
+        definition="mean paired difference from the same weights at unquantized keys and values",
+        signed=True,
+    ),
     Metric(
         name="kl_floor",
         title="Noise floor of the KL divergence",

@@ -5,12 +5,16 @@ cell), same-top (equal argmax), delta-p (probability of the true token, cell min
 with its paired interval. The baseline's answers are stored once as final hidden states (see `engines/stored_baseline.py`);
 compared with itself, a model has a divergence of exactly 0.
 
+Through the cache (`cached-W+R`), a cell that quantizes its keys and values is compared with its own weights at unquantized ones
+as well: `kv_kl_mean`, `kv_same_top` and `kv_ln_ppl_ratio` are what the type of keys and values costs by itself.
+
 On the baseline's own cell `kl_floor` is measured too: the same weights under another legitimate execution. A cell below it is
 indistinguishable from the baseline. On all others the tokens with the largest divergence are kept with their text.
 
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-25): the same sum in a form that no rounding takes below zero; values move by about 1e-7 nats.
 Version 3 (2026-11-28): a mean that lacks tokens at which the baseline answers is refused.
+(2026-11-30: `cached-W+R` was added, and changes no number of one pass.)
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from harness.engines.base import BASELINE_FACTS, Rerun
 from harness.errors import Nonfinite
+from harness.kv import split_of
 from harness.metrics.divergence import BUCKETS, DELTA_QUANTILES, GROUP, METRICS, QUANTILES, bucket
 from harness.probes.base import Probe, Session
 from harness.probes.blame import broken
-from harness.probes.perplexity import corpus_options, corpus_pass, npy, same_tokens
+from harness.probes.perplexity import OWN, corpus_options, corpus_pass, npy, same_tokens
 from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Measurement, Question
 
@@ -59,6 +64,8 @@ FLOOR_TOKENS = 16384
 """At most so many tokens are run again for the noise floor."""
 
 
+_SHARES = ("same_top", "kv_same_top")
+
 _UNITS = {metric.name: metric.unit for metric in METRICS}
 _DEFINITIONS = {metric.name: metric.definition for metric in METRICS}
 
@@ -79,25 +86,28 @@ def measure(session: Session, question: Question) -> Answer:
     bad = int(finite.size - finite.sum())
     if bad == finite.size:
         raise Nonfinite(f"{session.cell.name}: no token of {question.subject!r} has a finite divergence; {broken(session)}")
-    facts: dict[str, object] = {"windows": int(kl.shape[0]), "window": int(kl.shape[1]) + 1, "tokens": int(kl.size)}
+    window, split = int(question.options["window"]), split_of(str(question.options["definition"]))
+    facts: dict[str, object] = {"windows": int(kl.shape[0]), "window": window, "tokens": int(kl.size)}
     if bad:
         facts["marked"] = "nonfinite"
         facts["nonfinite_tokens"] = bad
     blobs = {name: session.blob(name, npy(scores[name]), "npy") for name in ("kl", "same_top", "delta_p", "base_top")}
     if not session.is_baseline:
-        worst = worst_tokens(kl, scores, session.windows(question), session.loaded.tokenizer)
+        rows = [row[0 if split is None else split.warm_up :] for row in session.windows(question)]
+        worst = worst_tokens(kl, scores, rows, session.loaded.tokenizer)
         blobs["worst"] = session.blob("worst", worst, "json")
-    suffix = f", gptq-{facts['window']} windows"
+    suffix = f", gptq-{window} windows" if split is None else f", {split.name}, windows of {window}"
     measurements = [
         *_kl(kl, scores["base_top"], blobs, suffix, facts),
         *_agreement(np.where(finite, top, np.nan), np.where(finite, delta, np.nan), blobs, suffix),
         *_ratio(scores["nll"], scores["base_nll"], suffix),
     ]
+    measurements.extend(_own(scores, session, suffix))
     kept = session.stored_baseline(question) / BASELINE_FACTS
     if kept.is_file():
         stored = json.loads(kept.read_text(encoding="utf-8"))
         facts["stored_baseline"] = {name: stored.get(name) for name in STORED}
-    if session.is_baseline:
+    if session.is_baseline and split is None:
         measurements.extend(_floor(session, question, suffix, facts))
     return Answer(measurements=tuple(measurements), facts=facts)
 
@@ -202,6 +212,20 @@ def _ratio(nll: Floats, base_nll: Floats, suffix: str) -> list[Measurement]:
     return [_interval("ln_ppl_ratio", stats.ln_ppl_ratio(nll, base_nll), suffix, None)]
 
 
+def _own(scores: Mapping[str, Floats], session: Session, suffix: str) -> list[Measurement]:
+    """The cell against its own weights at unquantized keys and values; nothing where its own are."""
+    from harness import stats
+
+    if OWN + "kl" not in scores:
+        return []
+    kl = scores[OWN + "kl"]
+    return [
+        _interval("kv_kl_mean", stats.block_bootstrap_mean(kl), suffix, session.blob("kv_kl", npy(kl), "npy")),
+        _interval("kv_same_top", stats.share_interval(scores[OWN + "same_top"].astype(float)), suffix, None),
+        _interval("kv_ln_ppl_ratio", stats.ln_ppl_ratio(scores[OWN + "nll"], scores[OWN + "base_nll"]), suffix, None),
+    ]
+
+
 def _floor(session: Session, question: Question, suffix: str, facts: dict[str, object]) -> list[Measurement]:
     """The baseline against itself under another legitimate execution; nothing where the engine cannot execute otherwise."""
     import numpy as np
@@ -225,8 +249,8 @@ def _floor(session: Session, question: Question, suffix: str, facts: dict[str, o
 def _interval(name: str, interval: Interval, suffix: str, blob: str | None) -> Measurement:
     """A measurement with the metric's own definition, limits held within what the metric can be (KL and RMS >= 0, a share <=
     1)."""
-    least = 0.0 if name.startswith("kl_") or name in ("same_top", "delta_p_rms") else -float("inf")
-    most = 1.0 if name == "same_top" else float("inf")
+    least = 0.0 if name.startswith(("kl_", "kv_kl_")) or name in (*_SHARES, "delta_p_rms") else -float("inf")
+    most = 1.0 if name in _SHARES else float("inf")
     return Measurement(
         metric=name,
         value=interval.value,

@@ -1,5 +1,9 @@
 """Perplexity of a cell on a text, under a definition that is always named.
 
+`cached-W+R`: windows are fed in a call of W tokens and calls of R, and only what follows the first call is scored, so that every
+answer is read from the keys and values that were cached. A cell that quantizes them is compared with itself at unquantized ones
+too; where no answer differs, the setting had no effect, and the cell fails.
+
 `gptq-L` (the default, L = the window): floor(N/L) non-overlapping windows, every target of a window scored, exp of the mean
 negative log-likelihood (Frantar et al. 2023). `llamacpp-L`: the first token of each window replaced by BOS where the tokenizer
 adds one, only positions from L/2 on scored (llama.cpp's perplexity tool). `rolling-word`, `rolling-byte`, `bits-per-byte`:
@@ -11,6 +15,7 @@ and counted; a cell that has others gets no number but a Nonfinite. So does a ro
 Version 1 (2026-11-21): first definition.
 Version 2 (2026-11-28): the bytes of a token are counted on the text, not on the token's name: tokens that are added without being
 special counted nothing, and a normalizer or a leading space misled. A mean that lacks tokens which the baseline's has is refused.
+(2026-11-30: `cached-W+R` was added, and changes no other definition.)
 """
 
 from __future__ import annotations
@@ -23,8 +28,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.engines.base import Partial
-from harness.errors import BadInput, Nonfinite, Unsupported
+from harness.engines.base import Partial, WindowScores, through_cache
+from harness.errors import BadInput, NoEffect, Nonfinite, Unsupported
+from harness.kv import default_split, split_of
 from harness.metrics.perplexity import GROUP
 from harness.models import corpora
 from harness.probes.base import Probe, Session
@@ -76,7 +82,10 @@ def _measured(session: Session, question: Question) -> Answer:
 
 def unknown(definition: str, window: int) -> str | None:
     """Why there is no such definition of perplexity for windows of so many tokens; None where there is one."""
-    known = (f"gptq-{window}", f"llamacpp-{window}", *ROLLING)
+    split = split_of(definition)
+    if split is not None:
+        return split.wrong(window)
+    known = (f"gptq-{window}", f"llamacpp-{window}", *ROLLING, default_split(window).name)
     if definition in known:
         return None
     near = difflib.get_close_matches(definition, known, n=1, cutoff=0.6)
@@ -108,7 +117,9 @@ def corpus_pass(session: Session, question: Question, *, compare: bool) -> Mappi
     """
     import numpy as np
 
-    key = f"scores:{digest({name: question.options[name] for name in ('window', 'tokens', 'corpus_digest')})}"
+    split = split_of(str(question.options["definition"]))
+    through = "" if split is None else f" {split.name}"
+    key = f"scores:{digest({name: question.options[name] for name in ('window', 'tokens', 'corpus_digest')})}{through}"
     known: Mapping[str, NDArray[np.float32]] | None = session.memo.get(key)
     if known is not None and ("kl" in known or not compare):
         return known
@@ -125,14 +136,41 @@ def corpus_pass(session: Session, question: Question, *, compare: bool) -> Mappi
                 raise
     windows = session.windows(question)
     rows: dict[str, list[NDArray[np.float32]]] = {}
-    for scores in session.loaded.score_windows(windows, stored):
-        for name in ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll"):
-            values = getattr(scores, name)
-            if values is not None:
-                rows.setdefault(name, []).append(values)
+    if split is None:
+        for scores in session.loaded.score_windows(windows, stored):
+            _gather(rows, scores)
+    else:
+        for cached in through_cache(session.loaded).score_cached(windows, split, stored):
+            _gather(rows, cached.scores)
+            if cached.own is not None:
+                _gather(rows, cached.own, OWN)
     scored = {name: np.stack(arrays) for name, arrays in rows.items()}
+    _check_effect(session, scored)
     session.memo[key] = scored
     return scored
+
+
+OWN = "own_"
+"""What stands before the names of scores against the cell's own weights with keys and values unquantized."""
+
+
+def _gather(rows: dict[str, list[NDArray[np.float32]]], scores: WindowScores, prefix: str = "") -> None:
+    for name in ("nll", "kl", "same_top", "base_top", "delta_p", "base_nll"):
+        values = getattr(scores, name)
+        if values is not None:
+            rows.setdefault(prefix + name, []).append(values)
+
+
+def _check_effect(session: Session, scored: Mapping[str, NDArray[np.float32]]) -> None:
+    """NoEffect where a cell answers, bit for bit, what it answers with keys and values unquantized: the engine has taken no
+    notice of its type, and every number would be another cell's."""
+    import numpy as np
+
+    if OWN + "kl" in scored and not np.any(scored[OWN + "kl"]) and np.array_equal(scored[OWN + "nll"], scored[OWN + "base_nll"]):
+        raise NoEffect(
+            f"setting had no effect: with kv {session.cell.running.kv}, all {scored['nll'].size} scored tokens are answered bit "
+            f"for bit as with unquantized keys and values, so {session.cell.running.engine} takes no notice of it"
+        )
 
 
 def _windows(session: Session, question: Question, definition: str, *, llamacpp: bool) -> Answer:
@@ -142,6 +180,7 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
     tokenizer = session.loaded.tokenizer
     facts: dict[str, object] = {"windows": len(windows), "window": len(windows[0])}
     first, base = 0, None
+    split = split_of(definition)
     if llamacpp:
         bos = _added_bos(tokenizer)
         facts["bos"] = bos
@@ -153,6 +192,9 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
     else:
         scores = corpus_pass(session, question, compare=False)
         nll, base = scores["nll"], scores.get("base_nll")
+        if split is not None:
+            first, definition = split.warm_up, f"{definition}, windows of {len(windows[0])}"
+            facts["through_cache"] = {"warm_up": split.warm_up, "step": split.step, **_own_facts(scores)}
     nll = same_tokens(session, question, nll, base)
     byte_counts = None
     try:
@@ -163,6 +205,18 @@ def _windows(session: Session, question: Question, definition: str, *, llamacpp:
         cut = corpora.windows(sizes, len(windows[0]), question.options["tokens"], question.subject)
         byte_counts = np.array(cut, dtype=np.int64)[:, first + 1 :]
     return _answer(session, question, definition, nll, byte_counts, facts)
+
+
+def _own_facts(scores: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """How many answers differ from those at unquantized keys and values; nothing where the cell's are unquantized."""
+    import numpy as np
+
+    if OWN + "kl" not in scores:
+        return {}
+    return {
+        "tokens_changed": int(np.count_nonzero(scores[OWN + "nll"] != scores[OWN + "base_nll"])),
+        "tokens": scores["nll"].size,
+    }
 
 
 def same_tokens(

@@ -12,13 +12,15 @@ from harness.spec import Json, Question
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusRequest:
     """A text to score in windows of `window` tokens, `tokens` of them at most (None: all). `digest` is that of the text, or
-    `hub:NAME` until the text is here; `definition` names how a perplexity is computed."""
+    `hub:NAME` until the text is here; `definition` names how a perplexity is computed. `open`: the suite does not name it, and it
+    depends on the cell's way of running."""
 
     name: str
     window: int
     tokens: int | None
     definition: str
     digest: str
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

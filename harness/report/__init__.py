@@ -16,6 +16,7 @@ from harness.report.engines import section as engines_section
 from harness.report.failures import section as failures_section
 from harness.report.glossary import section as glossary_section
 from harness.report.heatmap import section as heatmap_section
+from harness.report.kv import section as kv_section
 from harness.report.ladder import section as ladder_section
 from harness.report.layers import section as layers_section
 from harness.report.machines import section as machines_section
@@ -50,6 +51,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     divergence_section,
     engines_section,
     memory_section,
+    kv_section,
     speed_section,
     layers_section,
     worst_section,

@@ -11,6 +11,7 @@ import collections
 import ctypes
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harness import kv
 from harness.errors import BadInput, Unsupported
 from harness.formats.gguf_reader import GgufHeader, header, kv_widths, parts
 from harness.formats.gguf_types import BLOCKS, TYPES
@@ -39,14 +41,19 @@ CELLS = 256
 MOST_SEQUENCES = 256
 """llama.cpp's own limit (LLAMA_MAX_SEQ)."""
 
-KV_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+KV_TYPES = kv.ENGINES["llamacpp"]
+"""Words for what keys and values are kept in; `KEY/VALUE` where the two differ."""
 
 _NUMBERS = {block.name: number for number, block in TYPES.items()}
 _said: collections.deque[str] = collections.deque(maxlen=20)
+_rotated: dict[str, bool] = {}
+"""Whether keys (`k`) and values (`v`) of the last context are rotated before they are quantized, as llama.cpp has said."""
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes' wrapper has no types
 def _listen(level: int, text: bytes, user_data: object) -> None:
+    for half, rotated in re.findall(rb"attn_rot_([kv]) = (\d)", text):
+        _rotated[half.decode()] = rotated != b"0"
     if level in (3, 4):  # warning, error
         said = " ".join(text.decode("utf-8", errors="replace").split()).strip("= ")
         if said:
@@ -79,16 +86,22 @@ def threads() -> int:
 def attention(kv_type: str) -> str:
     """How attention can run with a type of cache: `fused` (quantized values need it), `written out` (the fused kernel would
     round float32 to 16 bits), or `either`: then llama.cpp chooses, and takes the fused one where the device has it."""
-    if BLOCKS[kv_type.upper()].weights > 1:
+    if kv.quantized(kv_type):
         return "fused"
-    return "written out" if kv_type == "f32" else "either"
+    return "written out" if "f32" in kv.halves(kv_type) else "either"
+
+
+def ggml_types(kv_type: str) -> tuple[str, str]:
+    """ggml's names of the types of keys and of values."""
+    key, value = kv.types("llamacpp", kv_type)
+    return key.native.upper(), value.native.upper()
 
 
 class Weights:
     """A GGUF file loaded by llama.cpp. `device`: cpu, cuda or cuda:N. `kv_type` is what contexts keep keys and values in."""
 
     def __init__(self, path: Path, *, device: str = "cpu", kv_type: str = "f16") -> None:
-        if kv_type not in KV_TYPES:
+        if not set(kv.halves(kv_type)) <= KV_TYPES.keys():
             raise BadInput(f"unknown type of KV cache {kv_type!r}; known: {', '.join(KV_TYPES)}")
         self.path = path
         self.device = device
@@ -181,9 +194,21 @@ class Weights:
 
     def kv_bytes(self, cells: int) -> int:
         """Bytes of keys and values of `cells` tokens in all layers."""
-        block = BLOCKS[self.kv_type.upper()]
-        numbers = [width for layer in kv_widths(self.header) for width in layer]
-        return sum(cells * (width // block.weights) * block.size for width in numbers)
+        blocks = [BLOCKS[name] for name in ggml_types(self.kv_type)]
+        return sum(
+            cells * (width // block.weights) * block.size
+            for layer in kv_widths(self.header)
+            for width, block in zip(layer, blocks, strict=True)
+        )
+
+    def rotation(self) -> dict[str, bool]:
+        """Whether llama.cpp rotates keys and values before it quantizes them, which it decides by itself. A context has to be
+        made for it to say so."""
+        _rotated.clear()
+        self.release()
+        self.context(CELLS)
+        self.release()
+        return dict(_rotated)
 
     @property
     def pointer(self) -> lib.llama_model_p:
@@ -203,7 +228,7 @@ class Context:
         params.n_seq_max = rows
         params.n_outputs_max = outputs
         params.n_threads = params.n_threads_batch = weights.threads
-        params.type_k = params.type_v = _NUMBERS[kv_type.upper()]
+        params.type_k, params.type_v = (_NUMBERS[name] for name in ggml_types(kv_type))
         params.kv_unified = shared
         can = attention(kv_type)
         if can == "fused":
@@ -268,11 +293,13 @@ class Context:
     def each_logits(self, tokens: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `all_logits`, part by part, each a view that the next one overwrites."""
         step = min(self.batch, self.outputs)
-        ids = np.asarray(tokens, np.int32)
-        for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            places = np.arange(start, start + len(part))
-            yield start, self.decode(part, places, np.zeros(len(part)), np.ones(len(part), bool))
+        for start in range(0, len(tokens), step):
+            yield start, self.row(tokens[start : start + step], start)
+
+    def row(self, tokens: Sequence[int], start: int, *, wanted: bool = True) -> NDArray[np.float32]:
+        """Logits after every one of these tokens of sequence 0, which stand at places `start` on; none that are not `wanted`."""
+        count = len(tokens)
+        return self.decode(tokens, np.arange(start, start + count), np.zeros(count), np.full(count, wanted))
 
     def prefill(self, prompts: NDArray[np.signedinteger]) -> NDArray[np.float32]:
         """Runs prompts [rows, tokens] into an empty context and returns the logits [rows, vocabulary] after the last tokens."""

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import kv
 from harness.errors import Unsupported
 from harness.models import build
 from harness.runtimes.openvino import BATCH, Program, State
 from harness.scoring.answers import PlanAnswers
+from harness.scoring.cached_lm import WHOLE_TEXTS
 from harness.scoring.execute import CALL_TOKENS, batches
 from harness.scoring.generate import Stops, is_greedy
 from harness.scoring.plan import Ints, Plan, header_order
@@ -29,10 +31,12 @@ BATCH_TOKENS = 4 * BATCH
 
 
 class OpenVinoExecutor:
-    """Answers plans of unbranched rows with one program."""
+    """Answers plans of unbranched rows with one program. Where its keys and values are of a quantized type that the suite names,
+    rows run one by one, the context in a call of its own, so that what is scored reads it from the cache."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.apart = kv.quantized(program.kv)
 
     def run(self, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(log-probability in nats float32, is-the-argmax bool) of every pair of the plan."""
@@ -42,6 +46,9 @@ class OpenVinoExecutor:
         def decode(ids: Ints, scored: Ints, rows: Ints | None) -> None:
             """Runs ids [B, T]; `scored` [B, T] is the index of a token's scored position, or -1. In shorter calls where the
             logits would be too many for one."""
+            if self.apart and (context := int((scored[0] >= 0).argmax())):  # one row: its context, and then what is scored
+                program.run(ids[:, :context], np.empty(0, np.int64), rows=rows)
+                ids, scored, rows = ids[:, context:], scored[:, context:], None
             batch, length = ids.shape
             step = length if (scored >= 0).sum() <= program.most_logits else max(1, program.most_logits // batch)
             for start in range(0, length, step):
@@ -57,14 +64,11 @@ class OpenVinoExecutor:
         kept: dict[int, State] = {}
 
         def run_rows(header: int) -> None:
-            for batch in batches(plan.rows, below.get(header, []), BATCH_TOKENS, CALL_TOKENS):
+            numbers = below.get(header, [])
+            cuts = [[n] for n in numbers] if self.apart else batches(plan.rows, numbers, BATCH_TOKENS, CALL_TOKENS)
+            for batch in cuts:
                 width = max(len(plan.rows[n].tokens) for n in batch)
-                # Causal attention never looks right: padding needs no mask.
-                ids, scored = np.zeros((len(batch), width), np.int64), np.full((len(batch), width), -1, np.int64)
-                for line, number in enumerate(batch):
-                    tokens = plan.rows[number].tokens
-                    ids[line, : len(tokens)] = tokens
-                    scored[line, : len(tokens)] = plan.scored(number, len(tokens))
+                ids, scored = _side_by_side(plan, batch, width)
                 if header < 0:
                     program.clear()
                     decode(ids, scored, None)
@@ -86,6 +90,17 @@ class OpenVinoExecutor:
             kept[number] = program.keep()
             run_rows(number)
         return answers.logprob, answers.greedy
+
+
+def _side_by_side(plan: Plan, numbers: list[int], width: int) -> tuple[Ints, Ints]:
+    """Ids of rows [rows, width], and the index of each token's scored position or -1. Causal attention never looks right: padding
+    needs no mask."""
+    ids, scored = np.zeros((len(numbers), width), np.int64), np.full((len(numbers), width), -1, np.int64)
+    for line, number in enumerate(numbers):
+        tokens = plan.rows[number].tokens
+        ids[line, : len(tokens)] = tokens
+        scored[line, : len(tokens)] = plan.scored(number, len(tokens))
+    return ids, scored
 
 
 class OpenVinoLM(PlannedLM):
@@ -122,6 +137,11 @@ class OpenVinoLM(PlannedLM):
             "tokens_with_padding": self.program.tokens,
             "model_calls": self.program.calls,
         }
+
+    def loglikelihood_rolling(self, requests: list[object], disable_tqdm: bool = False) -> list[float]:
+        if kv.quantized(self.program.kv):
+            raise Unsupported(WHOLE_TEXTS)
+        return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def _generate(self, prompts: list[list[int]], asked: Generation) -> list[list[int]]:
         if not is_greedy(asked.sampling, self.generation_config):

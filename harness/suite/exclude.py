@@ -16,7 +16,7 @@ from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
 from harness.suite.options import plain, same
 
-_OF_EVERY_CELL = ("method", "bits", "model", "checkpoint", "url", "engine")
+_OF_EVERY_CELL = ("method", "bits", "kv", "model", "checkpoint", "url", "engine")
 
 Pattern = Mapping[str, object]
 
@@ -115,6 +115,7 @@ def _values(cell: Cell) -> dict[str, object]:
         **running_values(cell.running),
         **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
         **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),
+        **({"kv": cell.running.kv} if cell.running.kv else {}),
         "method": cell.method,
         "bits": cell.bits,
         "engine": cell.running.engine,

@@ -152,6 +152,7 @@ class Suite(_Strict):
     models: list[str | dict[str, object]] = Field(min_length=1)
     baseline: str = "bf16"
     bits: list[Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)]] | None = Field(default=None, min_length=1)
+    kv: object = None  # checked by suite/kv_axis.py, for a method's own entry as well
     methods: dict[str, dict[str, object] | list[dict[str, object]] | None] = Field(min_length=1)
     include: list[dict[str, object]] = []
     exclude: list[dict[str, object]] = []

@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Quantized, Served
-from harness.suite import conversations, data_sets, exclude, inputs
+from harness.suite import conversations, data_sets, exclude, inputs, kv_axis
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -36,12 +36,19 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     texts = texts_of(written)
     requests = requests_of(written, texts)
     calibrations = CalibrationTexts(written)
-    frame = Frame(suite=suite, device=device, questions=questions_of(written, requests), texts=calibrations)
     choices = choices_of(written, calibrations)
+    frame = Frame(
+        suite=suite,
+        device=device,
+        questions=questions_of(written, requests),
+        texts=calibrations,
+        open_corpora=frozenset(c.name for c in requests.corpora if c.open),
+        ways=_ways(written, sources, choices),
+    )
     check_served_models(written, choices, [s.name for s in sources if s.of is None])
     through_transformers = any(_by_transformers(choice) for choice in choices)
     sources = looked_at(sources, written, shapes, bodies=through_transformers, cache=cache)
-    inputs.check(written, sources, texts, requests.corpora)
+    inputs.check(written, sources, texts, {c.name: c for c in requests.corpora}.values())
     notes = (
         *out_of_reach(sources),
         *without_questions(written, requests),
@@ -87,6 +94,12 @@ def _left(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choic
     return [square for square in every if exclude.entry_of(written, square.cell) is None]
 
 
+def _ways(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choice]) -> frozenset[bool]:
+    """Whether there are cells on the axis `kv` (True), and others (False)."""
+    given = [written.suite.kv is not None for source in sources if source.quantized]
+    return frozenset([*given, *(choice.kept is not None for choice in choices)])
+
+
 def _by_transformers(choice: Choice) -> bool:
     """Whether transformers loads the model for this choice, so that its classes decide what can be quantized."""
     return not isinstance(choice.origin, Served) and "transformers" in METHODS[choice.origin.scheme.method].modules
@@ -105,6 +118,8 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             reasons = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == wanted]
             place = written.where(*(("baseline",) if "baseline" in written.suite.model_fields_set else ("methods",)))
             raise BadInput(f"{place}: {said}: {reasons[0] if reasons else 'this model has no such cell'}")
+        if kv_axis.said(written):
+            kv_axis.check_baseline(written, baselines[0].cell, [s.cell for s in own])
         entries = [exclude.entry_of(written, s.cell) for s in baselines]
         if all(entry is not None for entry in entries):
             raise BadInput(

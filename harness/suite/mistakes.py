@@ -37,6 +37,7 @@ WANTED: dict[str, Wanted] = {
     "baseline": Wanted("the label of a cell", "baseline: bf16"),
     "bits": Wanted("a list of bit widths", "bits: [8, 4, 3]"),
     "bits.*": Wanted("a bit width above 0", "bits: [8, 4, 3]"),
+    "kv": Wanted("types of keys and values", "kv: [bf16, int8]"),
     "methods": Wanted("a mapping of methods to their options", "methods: {bf16: , gptq: {group_size: 64}}"),
     "methods.*": Wanted("a mapping of options, or a list of such mappings", "gptq: {group_size: 64}"),
     "include": Wanted("a list of cells", "include: [{method: gptq, bits: 4}]"),

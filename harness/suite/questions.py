@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness import plugins, reference
 from harness.errors import BadInput, UnknownName
+from harness.kv import default_split
 from harness.metrics.sequential import VerdictRequest
 from harness.models import corpora
 from harness.models.corpora import Corpus
@@ -21,6 +23,7 @@ from harness.probes.requests import (
     TaskRequest,
 )
 from harness.spec import Question
+from harness.suite import kv_axis
 from harness.suite.file import DEFAULT_PROBES, Budget, CorpusEntry, SuiteFile, TaskEntry, unique
 
 
@@ -93,7 +96,22 @@ def _corpus_entries(written: SuiteFile) -> list[CorpusEntry]:
     return [CorpusEntry(corpus=entry) if isinstance(entry, str) else entry for entry in written.suite.corpora]
 
 
-def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
+def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> list[CorpusRequest]:
+    """The corpora in suite order. One whose definition the suite leaves open stands there again where it has the axis `kv`, whose
+    cells are scored through the cache."""
+    asked: list[CorpusRequest] = []
+    for index, request in enumerate(_as_written(written, texts)):
+        asked.append(request)
+        if not request.open or not kv_axis.said(written):
+            continue
+        cached = replace(request, definition=default_split(request.window).name)
+        if why := perplexity.unknown(cached.definition, cached.window):
+            raise BadInput(f"{written.where('corpora', index)}: corpus {cached.name!r}: {why}")
+        asked.append(cached)
+    return asked
+
+
+def _as_written(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[CorpusRequest]:
     for index, (entry, (name, source)) in enumerate(zip(_corpus_entries(written), texts.items(), strict=True)):
         definition = entry.definition or f"gptq-{entry.window}"
         if why := perplexity.unknown(definition, entry.window):
@@ -104,6 +122,7 @@ def _corpora(written: SuiteFile, texts: Mapping[str, Corpus]) -> Iterator[Corpus
             tokens=entry.tokens,
             definition=definition,
             digest=source.place if source.path is None else corpora.digest(Path(source.path)),
+            open=entry.definition is None,
         )
 
 

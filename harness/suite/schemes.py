@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness import kv as kv_types
 from harness import plugins
 from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import mistakes, options
+from harness.suite import kv_axis, mistakes, options
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -25,7 +26,8 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
-    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins."""
+    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
+    its value on the axis `kv`, None where nothing is said."""
 
     origin: Quantized | Served
     running: Running
@@ -33,22 +35,25 @@ class Choice:
     of: str = ""
     written: frozenset[str] = frozenset()
     twin: str = ""
+    kept: kv_axis.Kept | None = None
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
         scheme = self.origin.scheme
         scheme = replace(scheme, options={**scheme.options, "group_size": group})
-        label = _label(METHODS[scheme.method], scheme, self.running) + self.twin
+        label = _label(METHODS[scheme.method], scheme, self.running, self.kept) + self.twin
         return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One entry under `methods` or `include`: the values of each option, and where it is written."""
+    """One entry under `methods` or `include`: the values of each option, and where it is written. `own_kv`: it says `kv` itself,
+    and does not take the suite's."""
 
     method: Method
     axes: Mapping[str, Sequence[object]]
     where: str
+    own_kv: bool = False
 
 
 def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
@@ -72,7 +77,12 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
         return []
     scheme = Scheme(method=method.name, bits=method.bits[0], options=resolve_options(method, {}, method.bits[0]))
     running = running_of(method, {}, scheme.bits)
-    return [Choice(origin=Quantized(scheme=scheme), running=running, label=_label(method, scheme, running))]
+    words = kv_axis.axis(written.suite.kv, written.where("kv")) if written.suite.kv is not None else ()
+    plain = [word for word in words if not kv_types.quantized(word)][:1]
+    kept = kv_axis.kept(words, plain[0], running, method, own=False, where=written.where("kv")) if plain else None
+    running = running if kept is None else kv_axis.run_in(running, kept.word)
+    label = _label(method, scheme, running, kept)
+    return [Choice(origin=Quantized(scheme=scheme), running=running, label=label, kept=kept)]
 
 
 def _check_meaning(entry: Entry) -> None:
@@ -153,7 +163,8 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"`{empty[0]}` out"
                 )
             _check_engines(method, axes.get(ENGINE, ()), where)
-            yield Entry(method=method, axes=_with_bits(method, axes, written.suite.bits, where), where=where)
+            with_bits = _with_bits(method, axes, written.suite.bits, where)
+            yield Entry(method=method, axes=_with_kv(method, with_bits, written, where), where=where, own_kv="kv" in grid)
         else:
             _check_given(method, grid, where)
 
@@ -184,17 +195,30 @@ def _with_bits(
     return {**axes, "bits": list(method.bits if method.unquantized or bits is None else bits)}
 
 
+def _with_kv(method: Method, axes: Mapping[str, Sequence[object]], written: SuiteFile, where: str) -> dict[str, Sequence[object]]:
+    """The axes with the words of `kv`: the entry's own, or the suite's, which are not those of a server: it has chosen."""
+    own, suite = axes.get("kv"), written.suite.kv
+    if own is None and (suite is None or method.origin == "served"):
+        return dict(axes)
+    if "kv_cache" in axes:
+        raise BadInput(f"{where}: {method.name}: kv and kv_cache say the same; keep kv")
+    return {**axes, "kv": kv_axis.axis(list(own), where) if own is not None else kv_axis.axis(suite, written.where("kv"))}
+
+
 def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts: CalibrationTexts) -> Choice:
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     engine = str(given.get(ENGINE, method.engine))
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", ENGINE}}, entry)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE}}, entry)
     flags = _flags(method, engine)
     known = {**method.options, **flags}
     values = {name: value for name, value in values.items() if name in known and known[name].applies(bits)}
     own = {name: value for name, value in values.items() if name in method.options}
     settled, running = resolve_options(method, own, bits), running_of(method, values, bits, engine=engine, flags=flags)
     _check_values(known, method, {**settled, **running_values(running)}, where)
+    kept = _kept(entry, given, running)
+    if kept is not None:
+        running = kv_axis.run_in(running, kept.word)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -210,8 +234,15 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
         if method.sees_text(scheme):
             text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
             scheme = replace(scheme, options={**settled, "calibration": {**wish.model_dump(), "corpus": text}})
-    label = _label(method, scheme, running)
-    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values))
+    label = _label(method, scheme, running, kept)
+    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
+
+
+def _kept(entry: Entry, given: Mapping[str, object], running: Running) -> kv_axis.Kept | None:
+    if "kv" not in given:
+        return None
+    words = [str(word) for word in entry.axes["kv"]]
+    return kv_axis.kept(words, str(given["kv"]), running, entry.method, own=entry.own_kv, where=entry.where)
 
 
 def _number(value: object) -> float | None:
@@ -232,7 +263,7 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            more = ["bits", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more = ["bits", "kv", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)
@@ -345,9 +376,11 @@ def _values(choice: Choice) -> dict[str, object]:
     return values
 
 
-def _label(method: Method, scheme: Scheme, running: Running) -> str:
+def _label(method: Method, scheme: Scheme, running: Running, kept: kv_axis.Kept | None = None) -> str:
     """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last; in another
     engine than the method's own, that one's name before what differs from its defaults."""
+    if kept is not None:
+        return _label(method, scheme, kv_axis.without(running, _flags(method, running.engine))) + kept.suffix
     values = {**scheme.options, **running_values(running)}
     flags = _flags(method, running.engine)
     parts = [method.name] if method.unquantized else [method.name, f"{scheme.bits:g}-bit"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import kv as kv_types
 from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
@@ -13,7 +14,8 @@ from harness.methods import METHODS, prequantized, refusals
 from harness.methods.base import Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Given, OriginKind, Quantized, Question, Scheme, Served, digest
+from harness.spec import Cell, Given, OriginKind, Quantized, Question, Running, Scheme, Served, digest
+from harness.suite import kv_axis
 from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
@@ -25,20 +27,38 @@ Square = PlannedCell | UnsupportedSquare
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What all squares of a plan share."""
+    """What all squares of a plan share. `open_corpora`: those whose definition the suite leaves open, so that cells on the axis
+    `kv` are scored through the cache and all others in one pass. `ways`: whether there are cells with the axis (True) and without
+    (False)."""
 
     suite: Suite
     device: str
     questions: tuple[Question, ...]
     texts: CalibrationTexts
+    open_corpora: frozenset[str] = frozenset()
+    ways: frozenset[bool] = frozenset({False})
 
-    def asked(self, source: Source, kind: OriginKind, *, engine: str, baseline: bool) -> tuple[Question, ...]:
-        """The questions that such a cell can be asked. A baseline is asked all items, whatever budget the others have."""
+    def asked(
+        self, source: Source, kind: OriginKind, *, engine: str, baseline: bool, cached: bool = False
+    ) -> tuple[Question, ...]:
+        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`. A baseline is asked all items,
+        whatever budget the others have, and in every way that another cell is."""
+        ways = self.ways if baseline else {cached}
         serves = kind == "served" or ENGINES[engine].serve is not None
-        fitting = [q for q in self.questions if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server)]
+        fitting = [
+            q
+            for q in self.questions
+            if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server) and self._fits(q, ways)
+        ]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
         return tuple(sequential.whole(q) if baseline else q for q in fitting)
+
+    def _fits(self, question: Question, ways: Collection[bool]) -> bool:
+        definition = question.options.get("definition")
+        if definition is None or question.subject not in self.open_corpora or "corpus_digest" not in question.options:
+            return True
+        return (kv_types.split_of(str(definition)) is not None) in ways
 
 
 def squares(source: Source, choices: Sequence[Choice], frame: Frame) -> Iterator[Square]:
@@ -71,7 +91,8 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     choice = replace(choice, origin=Quantized(scheme=scheme))
     choice, reason, note = _in_groups_that_fit(method, choice, source, frame)
     cell = Cell(model=source.model, origin=choice.origin, running=choice.running, label=choice.label)
-    own = cell.running.engine == method.engine
+    own, kept = cell.running.engine == method.engine, choice.kept
+    reason = reason or (None if kept is None else kept.reason)
     reason = reason or (method.runs(cell.running, source.shape) if own else _elsewhere(method, cell, frame.device))
     baseline = frame.suite.baseline in (asked, choice.label)  # the label before a group size fell, or the one that is shown
     if reason is None and baseline and not own:
@@ -81,7 +102,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     bpw = method.bits_per_weight(cell.scheme)
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "quantized", engine=cell.running.engine, baseline=baseline),
+        questions=frame.asked(source, "quantized", engine=cell.running.engine, baseline=baseline, cached=kept is not None),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
@@ -120,7 +141,9 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
 
 def given(source: Source, frame: Frame) -> Iterator[Square]:
     """The source as somebody quantized it: a cell of the model that it was made of, or, alone, its own baseline; one in each
-    engine that the suite names."""
+    engine and for each type of keys and values that the suite names."""
+    suite = frame.suite
+    words = kv_axis.axis(suite.kv, "the suite") if suite.kv is not None else ()
     name = prequantized.NAME if source.of is None else source.name
     model = source.of or source.model
     try:
@@ -130,25 +153,43 @@ def given(source: Source, frame: Frame) -> Iterator[Square]:
         running = running_of(METHODS[prequantized.NAME], {}, 0)
         yield UnsupportedSquare(cell=Cell(model=model, origin=nameless, running=running, label=name), reason=str(error))
         return
-    method, label = METHODS[origin.scheme.method], prequantized.label(name, origin.scheme)
-    engines = _engines(method, frame.suite)
-    for engine in engines:
-        own = engine == method.engine
-        flags = method.running_options if own else ENGINES[engine].flags
-        running = running_of(method, {}, origin.scheme.bits, engine=engine, flags=flags)
-        cell = Cell(model=model, origin=origin, running=running, label=label if own else f"{label} in {engine}")
-        reason = None if own else _given_elsewhere(source, engines, method, frame.device, engine)
-        if reason is not None:
-            yield UnsupportedSquare(cell=cell, reason=reason)
-            continue
-        baseline = source.of is None and own
-        yield PlannedCell(
-            cell=cell,
-            questions=frame.asked(source, "given", engine=engine, baseline=baseline),
-            baseline=baseline,
-            estimated_bpw=_stored_bits(source) or method.bits_per_weight(origin.scheme),
-            estimated_bytes=find.stored_bytes(source.model),
-        )
+    method = METHODS[origin.scheme.method]
+    for engine in _engines(method, suite):
+        for word in words or (None,):
+            cell = Cell(
+                model=model,
+                origin=origin,
+                running=_given_running(method, origin, engine),
+                label=prequantized.label(name, origin.scheme) + ("" if engine == method.engine else f" in {engine}"),
+            )
+            kept = None if word is None else kv_axis.kept(words, word, cell.running, method, own=False, where="the suite")
+            yield _given(source, frame, cell, kept)
+
+
+def _given_running(method: Method, origin: Given, engine: str) -> Running:
+    flags = method.running_options if engine == method.engine else ENGINES[engine].flags
+    return running_of(method, {}, origin.scheme.bits, engine=engine, flags=flags)
+
+
+def _given(source: Source, frame: Frame, cell: Cell, kept: kv_axis.Kept | None) -> Square:
+    """A given checkpoint's cell, with its keys and values as `kept` says."""
+    method = METHODS[cell.method]
+    engine, own = cell.running.engine, cell.running.engine == method.engine
+    if kept is not None:
+        cell = replace(cell, running=kv_axis.run_in(cell.running, kept.word), label=cell.label + kept.suffix)
+    reason = None if own else _given_elsewhere(source, _engines(method, frame.suite), method, frame.device, engine)
+    if kept is not None:
+        reason = reason or kept.reason or (method.runs(cell.running, source.shape) if own else None)
+    if reason is not None:
+        return UnsupportedSquare(cell=cell, reason=reason)
+    baseline = source.of is None and own and (kept is None or not kept.suffix)
+    return PlannedCell(
+        cell=cell,
+        questions=frame.asked(source, "given", engine=engine, baseline=baseline, cached=kept is not None),
+        baseline=baseline,
+        estimated_bpw=_stored_bits(source) or method.bits_per_weight(cell.scheme),
+        estimated_bytes=find.stored_bytes(source.model),
+    )
 
 
 def _engines(method: Method, suite: Suite) -> list[str]:

@@ -11,7 +11,8 @@ import torch
 from harness.artifact import LayerKernel
 from harness.engines import ENGINES, moments
 from harness.engines.base import Loaded, Rerun
-from harness.engines.transformers import Transformers, bytes_of
+from harness.engines.held_bytes import bytes_of
+from harness.engines.transformers import Transformers
 from harness.errors import Unsupported
 from tests.engines.plain import engine, joined, plain_logprobs, scaled
 from tests.tiny_llama import VOCAB, llama, nudged, tokenizer, windows

@@ -225,7 +225,7 @@ class Unpacks(torch.nn.Linear):
 
 
 def test_kernels_and_resident_bytes_are_read_after_a_forward_pass() -> None:
-    from harness.engines.transformers import bytes_of
+    from harness.engines.held_bytes import bytes_of
     from harness.methods import _kernels
 
     model = llama(hidden_size=64).eval()
