@@ -168,11 +168,11 @@ class OpenVino:
         if phase == "prefill":
             self._prefilled = (asked, self.model.uses, chosen)
         return {
-            "kv_cache_bytes": self.model.kv_bytes(),
+            # Of a type of few bits the state must not be read, and arithmetic understates it (docs/kv.md): no figure.
+            **({} if kv.quantized(self.model.kv) else {"kv_cache_bytes": self.model.kv_bytes()}),
             "kv_cache_tokens": self.model.past,
             "batch": batch,
             "continued": continued,
-            **({"kv_cache_from": "arithmetic"} if self.model.kv else {}),
         }
 
     def _next(self, ids: Ints) -> Ints:

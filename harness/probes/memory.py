@@ -100,8 +100,8 @@ def measure(session: Session, question: Question) -> Answer:
         raise Unsupported("simulated: the engine holds these weights dequantized, so their memory is not that of the scheme")
 
     on_device = engine.device.startswith("cuda")
-    pool = decode.get("kv_pool_bytes")
-    measured = _measurements(beyond, engine.resident_weight_bytes, int(decode["kv_cache_bytes"]), pool, start, on_device)
+    cache, pool = decode.get("kv_cache_bytes"), decode.get("kv_pool_bytes")
+    measured = _measurements(beyond, engine.resident_weight_bytes, cache, pool, start, on_device)
     facts = {
         "shape": shape.options(),
         "context_tokens": decode.get("kv_cache_tokens", shape.prompt + shape.new),
@@ -239,9 +239,10 @@ def against(start: Start, phase: Phase, files: memory_phases.Mapped | None) -> B
 
 
 def _measurements(
-    beyond: Mapping[str, Beyond], weights: int, cache: int, pool: int | None, start: Start, on_device: bool
+    beyond: Mapping[str, Beyond], weights: int, cache: int | None, pool: int | None, start: Start, on_device: bool
 ) -> list[Measurement]:
-    """`pool`: what an engine has reserved for keys and values, whatever is in it; all of it takes memory."""
+    """`cache`: what keys and values take, None where the engine cannot tell; then the rest cannot be told either. `pool`: what an
+    engine has reserved for them, whatever is in it; all of it takes memory."""
     held = cache if pool is None else pool
     measured: list[Measurement] = []
 
@@ -264,7 +265,7 @@ def _measurements(
     add(WEIGHTS, weights)
     add(KV_CACHE, cache)
     add(KV_POOL, pool)
-    add(REST, None if steady is None else steady - weights - held)
+    add(REST, None if steady is None or held is None else steady - weights - held)
     add(RUNTIME, start.total + beyond["decode"].code)
     return measured
 

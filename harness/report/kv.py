@@ -12,7 +12,7 @@ from harness.decode import DecodeError
 from harness.metrics.divergence import KV_KL_MEAN
 from harness.metrics.memory import KV_CACHE, WEIGHTS, CacheShape
 from harness.report.candidates import decode_shape
-from harness.report.cells import CellView, plain_table
+from harness.report.cells import CellView
 from harness.report.markup import Markup, el, join
 from harness.report.numbers import show
 from harness.report.pieces import by_model, cells_of, head_of, numeric, quantity, subjects, table, value_of
@@ -86,9 +86,7 @@ def _kept(view: View, cell: CellView, shape: CacheShape | None) -> Kept:
         found = {m.metric: m.value for m in outcome.measurements}
         tokens, batch = outcome.facts.get("context_tokens"), outcome.question.options.get("batch")
         if KV_CACHE.name in found and isinstance(tokens, int) and isinstance(batch, int) and tokens * batch > 0:
-            weights = found.get(WEIGHTS.name)
-            if plain_table(outcome.facts.get("decode")).get("kv_cache_from") is None:
-                held = found[KV_CACHE.name] / (tokens * batch)
+            weights, held = found.get(WEIGHTS.name), found[KV_CACHE.name] / (tokens * batch)
     return Kept(cell=cell, each=each, held=held, weights=weights)
 
 
@@ -100,10 +98,9 @@ def _row(view: View, one: Kept, others: Sequence[Kept], corpora: Sequence[str]) 
         squares.append(el("td", "–" if found is None else show(found[0].value, "nat"), cls="num"))
     for bytes_of in (one.each, one.held):
         squares.append(el("td", "–" if bytes_of is None else f"{bytes_of:,.0f}", cls="num"))
-    token = one.held if one.held is not None else one.each
     for tokens in CONTEXTS:
-        known = token is not None and one.weights is not None
-        squares.append(el("td", quantity((one.weights or 0) + (token or 0) * tokens, "B") if known else "–", cls="num"))
+        known = one.held is not None and one.weights is not None
+        squares.append(el("td", quantity((one.weights or 0) + (one.held or 0) * tokens, "B") if known else "–", cls="num"))
     squares.append(el("td", _worth(one, others), cls="num"))
     return el("tr", head_of(one.cell), *squares)
 
@@ -111,9 +108,9 @@ def _row(view: View, one: Kept, others: Sequence[Kept], corpora: Sequence[str]) 
 def _worth(one: Kept, others: Sequence[Kept]) -> str:
     """The context from which on the bytes that a type saves are more than those of one bit of every weight."""
     plain, bits = next((other for other in others if _unquantized(other.cell, one.cell)), None), one.cell.cell.bits
-    if plain is None or plain is one or plain.each is None or one.each is None or plain.weights is None or bits <= 0:
+    if plain is None or plain is one or plain.held is None or one.held is None or plain.weights is None or bits <= 0:
         return "–"
-    saved = plain.each - one.each
+    saved = plain.held - one.held
     return f"{math.ceil(plain.weights / bits / saved):,}" if saved > 0 else "–"
 
 

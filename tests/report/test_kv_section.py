@@ -17,7 +17,8 @@ def kept(word: str, *, weights: float | None = 16e6, engine: str = "llamacpp") -
     origin = Quantized(scheme=Scheme(method="gguf", bits=16.0))
     cell = Cell(model=Model(name="m"), origin=origin, running=Running(engine=engine, kv=word))
     view = CellView(id=word, cell=cell, baseline=False, simulated=False, outcomes=(), series="")
-    return replace(section._kept(None, view, CacheShape(layers=5, kv_heads=4, head_size=64)), weights=weights)  # type: ignore[arg-type]
+    made = section._kept(None, view, CacheShape(layers=5, kv_heads=4, head_size=64))  # type: ignore[arg-type]
+    return replace(made, weights=weights, held=made.each)
 
 
 def test_a_type_is_worth_a_weight_bit_where_the_bytes_it_saves_are_as_many() -> None:
@@ -26,6 +27,7 @@ def test_a_type_is_worth_a_weight_bit_where_the_bytes_it_saves_are_as_many() -> 
     assert section._worth(eight, [plain, eight]) == "417"  # 16 MB / 16 bits / 2,400 bytes a token
     assert section._worth(plain, [plain, eight]) == "–"
     assert section._worth(eight, [eight]) == "–"
+    assert section._worth(replace(eight, held=None), [plain, eight]) == "–", "what is not measured is worth nothing yet"
 
 
 @pytest.mark.parametrize("word", ["<script>", "turbo4/<b>", ""])
