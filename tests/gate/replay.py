@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -92,7 +93,7 @@ class Replay:
         """What the gate says, without intervals, on which no verdict of the default policy rests: its margins are zero. They are
         most of a gate's time, and a thousand nights want none of them."""
         with (
-            mock.patch.object(store, "read_blob", lambda _folder, name: self._blobs[name]),
+            mock.patch.object(store, "read_blob", self._blob),
             mock.patch.object(stats, "paired_difference", lambda old, new, *_: _point(new - old)),
             mock.patch.object(stats, "mean_difference_over_tasks", _mean_over_tasks),
             mock.patch.object(stats, "block_bootstrap_mean", _point),
@@ -101,6 +102,11 @@ class Replay:
         if not keep:
             self.forget()
         return report
+
+    def _blob(self, folder: Path, name: str) -> bytes:
+        """Raw samples that were drawn, else those of the real run: texts and tokens, which are not."""
+        drawn = self._blobs.get(name)
+        return (folder / "blobs" / name[:2] / name).read_bytes() if drawn is None else drawn
 
     def forget(self) -> None:
         """Drops the raw samples of the nights drawn so far."""
