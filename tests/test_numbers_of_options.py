@@ -55,10 +55,11 @@ def test_every_number_of_a_method_has_a_range_that_its_defaults_are_in(method: s
 def test_a_number_outside_of_its_range_is_refused_by_plan_in_one_sentence(
     method: str, name: str, option: Option, tmp_path: Path
 ) -> None:
-    bits = next(bits for bits in METHODS[method].bits if option.applies(bits))
+    served = METHODS[method].origin == "served"  # its operator names the width
+    most = {"serve": "server {port}"} if served else {"bits": next(b for b in METHODS[method].bits if option.applies(b))}
     for value in refused(name, option):
         path = tmp_path / "mine.yaml"
-        written = {method: {"bits": bits, name: value}}
+        written = {method: {**most, name: value}}
         path.write_text(yaml.safe_dump({"name": "mine", "models": ["reference"], "methods": {"bf16": None, **written}}))
         with pytest.raises(BadInput) as caught:
             matrix.plan(path, device="cpu")

@@ -73,16 +73,16 @@ def test_a_cell_that_loses_much_more_than_its_baseline_is_still_a_regression(tmp
 
 
 def test_a_cell_that_is_slow_once_more_beside_a_baseline_that_is_as_slow_is_the_machine(tmp_path: Path) -> None:
-    report = confirmed(tmp_path, slower(gptq=1.5), slower(gptq=1.5, bf16=1.5))
+    report = confirmed(tmp_path, slower(gptq=2.5), slower(gptq=2.5, bf16=2.5))
     assert causes(report) == {(GPTQ.label, "tpot"): "machine"}
     assert report.green
 
 
-@pytest.mark.parametrize(("again", "cause"), [({"gptq": 1.5}, "regression"), ({}, "flaky"), ({"bf16": 1.5}, "flaky")])
+@pytest.mark.parametrize(("again", "cause"), [({"gptq": 2.5}, "regression"), ({}, "flaky"), ({"bf16": 2.5}, "flaky")])
 def test_a_slow_cell_is_a_regression_only_if_it_is_slow_again_against_its_baseline(
     again: dict[str, float], cause: str, tmp_path: Path
 ) -> None:
-    assert causes(confirmed(tmp_path, slower(gptq=1.5), slower(**again))) == {(GPTQ.label, "tpot"): cause}
+    assert causes(confirmed(tmp_path, slower(gptq=2.5), slower(**again))) == {(GPTQ.label, "tpot"): cause}
 
 
 def test_a_changed_size_has_no_baseline_to_blame(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_has_no_answer_the_second_time_stays_an_alarm(tmp_path: Path) -> No
 
 
 def test_the_questions_of_alarms_and_the_same_of_their_baseline_are_asked_and_no_others(tmp_path: Path) -> None:
-    base, candidate = night(tmp_path), night(tmp_path, slower(gptq=1.5), name=LATER)
+    base, candidate = night(tmp_path), night(tmp_path, slower(gptq=2.5), name=LATER)
     asked = keys(judge.gate(base, candidate), candidate)
     records = {r.key: r for r in candidate.records}
     assert [(records[key].cell.label, records[key].question.probe) for key in asked] == [
