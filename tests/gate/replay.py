@@ -127,8 +127,7 @@ class Replay:
             replace(
                 run,
                 records=tuple(
-                    replace(worse[asked(r)], cell=r.cell) if r.cell.name == good and asked(r) in worse else r
-                    for r in run.records
+                    replace(worse[asked(r)], cell=r.cell) if r.cell.name == good and asked(r) in worse else r for r in run.records
                 ),
             ),
             draw,
