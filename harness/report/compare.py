@@ -13,6 +13,8 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence, Set
 
+from threadpoolctl import threadpool_limits
+
 from harness import forking, stats
 from harness.metrics import sequential
 from harness.report.cells import ABSENT, NOT_COMPARABLE, OK, CellView, Outcome, Value, column_key
@@ -39,8 +41,15 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     models = [[c for c in cells if c.model == model] for model in dict.fromkeys(c.model for c in cells)]
     derive = functools.partial(_derive, blob, asked, measured, tasks)
     first, *rest = _shares(models, min(forking.processors(), len(cells) // ALONE))
-    others = [forking.beside(functools.partial(derive, share)) for share in rest]
-    for part in (derive(first), *(other() for other in others)):
+    if rest:
+        with threadpool_limits(
+            limits=1, user_api="blas"
+        ):  # threads that spin in wait of each other's cost threefold
+            others = [forking.beside(functools.partial(derive, share)) for share in rest]
+            parts = [derive(first), *(other() for other in others)]
+    else:
+        parts = [derive(first)]
+    for part in parts:
         work.join(part)
     _holm(work)
     _complete(work, cells)
