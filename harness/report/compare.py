@@ -42,9 +42,7 @@ def compare(blob: Callable[[str], bytes], cells: Sequence[CellView]) -> Derived:
     derive = functools.partial(_derive, blob, asked, measured, tasks)
     first, *rest = _shares(models, min(forking.processors(), len(cells) // ALONE))
     if rest:
-        with threadpool_limits(
-            limits=1, user_api="blas"
-        ):  # threads that spin in wait of each other's cost threefold
+        with threadpool_limits(limits=1, user_api="blas"):  # threads that spin in wait of each other's cost threefold
             others = [forking.beside(functools.partial(derive, share)) for share in rest]
             parts = [derive(first), *(other() for other in others)]
     else:
