@@ -68,6 +68,7 @@ def gate(
     itself = judged.path.resolve() == against.path.resolve()
     if itself and base not in choose.WORDS:
         raise BadInput(f"BASE and CANDIDATE are the same run ({judged.path}); a run cannot be held against itself")
+    _check_outputs(judged.path, against.path, policy, markdown, junit, as_json, html)
     with waiting("comparing ..."):
         runs, report = judge_paths(against.path, judged.path, rules)
     if confirm is not None:
@@ -84,6 +85,26 @@ def gate(
         journal.keep_verdict(judged.path.parent, report)
     if not report.green:
         raise typer.Exit(EXIT_RED)
+
+
+def _check_outputs(candidate: Path, base: Path, policy: Path | None, *outputs: Path | None) -> None:
+    """BadInput for an output that has no name, is named twice, or would replace what the gate reads."""
+    inputs = {p.resolve() for path in (candidate, base) for p in path.parent.glob("*.jsonl*")} | {
+        candidate.resolve(),
+        base.resolve(),
+    }
+    inputs |= set() if policy is None else {policy.resolve()}
+    seen: set[Path] = set()
+    for path in outputs:
+        if path is None:
+            continue
+        if not path.name:
+            raise BadInput("an output (--html, --markdown, --junit, --json) has an empty name; name a file")
+        if path.resolve() in inputs:
+            raise BadInput(f"{path}: is read by the gate, and would be replaced by its output; name another file")
+        if path.resolve() in seen and (path.is_file() or not path.exists()):
+            raise BadInput(f"{path}: is named for two outputs; give each a file of its own")
+        seen.add(path.resolve())
 
 
 def confirmed(

@@ -59,7 +59,8 @@ def history(
     from harness.gate import journal, trends
 
     if not results.is_dir():
-        raise BadInput(f"{results}: no such folder; name a suite's results folder, as in results/nightly")
+        what = "is a file" if results.exists() else "no such folder"
+        raise BadInput(f"{results}: {what}; name a suite's results folder, as in results/nightly")
     with waiting("reading ..."):
         found = past.nights(results)
         accepted = journal.read(results).newest
@@ -131,12 +132,13 @@ def accept(
 
     A line in the folder's journal says who did so, when and why."""
     from harness.gate import choose, journal
+    from harness.report.terminal import plain
 
     chosen = choose.of_folder(run, results)
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = journal.accept(chosen.path, who=who or _who(), when=when, why=why)
     reason = f": {line.why}" if line.why else ""
-    said = f"accepted {line.run} ({line.who}, {line.when}{reason}); in {chosen.path.parent / journal.NAME}"
+    said = plain(f"accepted {line.run} ({line.who}, {line.when}{reason}); in {chosen.path.parent / journal.NAME}")
     out.print(said, markup=False, highlight=False, soft_wrap=True)
 
 

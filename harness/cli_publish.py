@@ -231,6 +231,9 @@ def unswept() -> Iterator[None]:
 
 def write_file(target: Path, data: bytes) -> None:
     try:
+        if target.exists() and not target.is_file():  # a device or a pipe is written to, and never replaced
+            target.write_bytes(data)
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, data)
     except OSError as error:

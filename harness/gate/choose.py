@@ -77,11 +77,18 @@ def _of_path(path: Path) -> Chosen:
         raise BadInput(f"{path}: no such run file or results folder; name one, or a word: {', '.join(WORDS)}")
     whole = finished(path)
     if whole:
-        return Chosen(path=whole[-1])
+        note = _unfinished_after(whole[-1])
+        return Chosen(path=whole[-1], note=f"{path}: {whole[-1].name}{note}" if note else "")
     runs = sorted(path.glob("*.jsonl"))
     if not runs:
         raise BadInput(f"{path}: holds no results (*.jsonl); make some with: quant-harness run SUITE")
     return Chosen(path=runs[-1])
+
+
+def _unfinished_after(path: Path) -> str:
+    """Says that newer runs lie beside a run which are not finished; '' where none does."""
+    newer = [p for p in sorted(path.parent.glob("*.jsonl")) if p.name > path.name and not seal_path(p).is_file()]
+    return f"; {newer[-1].name} is newer, not finished, and not judged: quant-harness run goes on with it" if newer else ""
 
 
 def _folder(word: str, results: Path | None) -> Path:
@@ -98,7 +105,7 @@ def _by_word(word: str, folder: Path, *, before: Path | None) -> Chosen:
         if not whole:
             where = "" if before is None else " before the candidate, so there is nothing to hold it against"
             raise BadInput(f"{folder}: holds no finished run{where}; finish one with: quant-harness run SUITE")
-        return Chosen(path=whole[-1], note=f"latest is {whole[-1].name}")
+        return Chosen(path=whole[-1], note=f"latest is {whole[-1].name}{_unfinished_after(whole[-1])}")
     known = journal.read(folder)
     runs = {path.stem: path for path in finished(folder)}
     if word == ACCEPTED:

@@ -27,7 +27,7 @@ from harness.errors import BadInput, HarnessError, StoreError, explained
 from harness.files import write_atomically
 from harness.gate.types import GateReport
 from harness.proof import Chain, Damage, Seal, read_seal, seal_path, sealed, stated_proof
-from harness.series import EndRecord
+from harness.series import EndRecord, series_of
 from harness.spec import to_json
 
 NAME = "journal"
@@ -167,6 +167,8 @@ def _check_whole(path: Path, run: store.Run) -> None:
             f"{path}: is not finished, and only a finished run can be a baseline; finish it with: quant-harness run SUITE"
         )
     wrong = [*map(str, run.damage)]
+    if run.end is not None and run.end.series != series_of(run.plan, run.records):
+        wrong.append("the table of values in its last line is not what its records say")
     names = {m.blob for r in run.records if r.answer is not None for m in r.answer.measurements if m.blob is not None}
     for name in sorted(names):
         try:

@@ -150,9 +150,7 @@ def verdicts(drafts: Sequence[Draft], policy: Policy, started_at: str) -> list[F
     """The drafts with verdicts: both directions are tested at the same rate, and only "worse" is an alarm."""
     worse, better = (_adjusted(drafts, side) for side in ("worse", "better"))
     return [
-        replace(
-            found, muted=policy.muted(found.square, started_at) if found.verdict in ("regressed", "failed", "missing") else ""
-        )
+        replace(found, muted=policy.muted(found.square, started_at) if found.verdict == "regressed" else "")
         for found in (_verdict(d, worse.get(i, 1.0), better.get(i, 1.0), policy) for i, d in enumerate(drafts))
     ]
 

@@ -77,7 +77,7 @@ def _case(report: GateReport, f: Finding, name: str) -> ET.Element:
         lines = [said, f"Ask it again: {command}" if command else "", *(f"record {key}" for key in f.keys)]
         body = "\n".join(line for line in lines if line)
         ET.SubElement(case, "failure", {"type": "regressed", "message": _text(said)}).text = _text(body)
-    elif f.verdict in ("failed", "missing") and not f.muted:
+    elif f.verdict in ("failed", "missing"):
         ET.SubElement(case, "error", {"type": f.verdict, "message": _text(f"{f.verdict}: {said}")}).text = _text(said)
     elif f.verdict not in ("within noise", "improved"):
         word = "muted" if f.muted else f.cause or f.verdict

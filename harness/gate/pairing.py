@@ -3,6 +3,7 @@ tests the night makes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -67,6 +68,9 @@ class Pairing:
                     why = options_apart(asked.question, again.question) if same is None else why
                     yield Draft(finding=replace(stub, verdict="not comparable", reason=f"the question is another one ({why})"))
                     continue
+                if math.isfinite(measurement.value) and not math.isfinite(after.value):
+                    yield Draft(finding=replace(stub, reason=f"the stored value is {after.value}, which is no number"))
+                    continue
                 if kind == "items":
                     tasks.append((asked, again, metric, measurement, after))
                 yield self._compared(stub, metric, old, new, (asked, measurement), (again, after))
@@ -108,6 +112,8 @@ class Pairing:
         except Unpaired as why:
             if before[1].blob is None and after[1].blob is None and before[1].value == after[1].value:
                 return Draft(finding=replace(stub, verdict="within noise", reason="equal; no raw samples are kept of it"))
+            if before[1].blob is not None and after[1].blob is None:
+                return Draft(finding=replace(stub, verdict="missing", reason="no raw samples are kept of it any more"), lost=True)
             return Draft(finding=replace(stub, verdict="not comparable", reason=str(why)))
         limit, whence = self._threshold(stub, metric, new)
         stub = replace(stub, threshold=limit, threshold_from=whence)

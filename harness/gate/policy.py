@@ -125,6 +125,10 @@ def load(path: Path) -> Policy:
         if isinstance(error, UnicodeDecodeError):
             raise BadInput(f"{path}: is no UTF-8 text ({error}); a policy is a YAML file like suites/policy.yaml") from None
         raise BadInput(f"{path}: a date is none ({error}); a day is written like 2027-01-31") from None
+    except RecursionError:
+        raise BadInput(
+            f"{path}: refers to itself, or is nested too deep; a policy is a YAML file like suites/policy.yaml"
+        ) from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error}); a policy is a YAML file like suites/policy.yaml") from None
     if again is not None:

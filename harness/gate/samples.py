@@ -35,11 +35,11 @@ def read(run: Run, name: str | None) -> bytes:
 
 
 def parsed(reader: Callable[[bytes], T], run: Run, name: str | None) -> T:
-    """Raw samples as the report reads them (`items_of`, `table_of`). Unpaired where they cannot be read."""
+    """Raw samples as the report reads them (`items_of`, `table_of`). Lost where they cannot be read."""
     try:
         return reader(read(run, name))
     except Absent as why:
-        raise Unpaired(str(why)) from None
+        raise Lost(f"{why} (run {run.header.run})") from None
 
 
 def same_order(before: Items, after: Items) -> Floats:
@@ -48,6 +48,8 @@ def same_order(before: Items, after: Items) -> Floats:
         return after.correct
     place = {name: i for i, name in enumerate(after.ids)}
     if place.keys() != set(before.ids):
+        if place.keys() < set(before.ids):
+            raise Lost(f"{len(before.ids) - len(place)} of the {len(before.ids)} items have no answer any more")
         extra, gone = len(place.keys() - set(before.ids)), len(set(before.ids) - place.keys())
         raise Unpaired(f"the two runs answered different items ({gone} of the first are gone, {extra} are new)")
     scores: Floats = after.correct[[place[name] for name in before.ids]]
@@ -55,10 +57,15 @@ def same_order(before: Items, after: Items) -> Floats:
 
 
 def change(before: Floats, after: Floats) -> Floats:
-    """after - before [windows, tokens], NaN where either is not finite. Unpaired for other shapes."""
+    """after - before [windows, tokens], NaN where `before` is not finite. Unpaired for other shapes, Lost where windows are gone
+    or `after` is not finite where `before` is."""
+    if before.shape[1:] == after.shape[1:] and len(after) < len(before):
+        raise Lost(f"{len(before) - len(after)} of the {len(before)} windows are gone")
     if before.shape != after.shape:
         raise Unpaired(f"the two runs scored different windows: {_shape(before.shape)} against {_shape(after.shape)}")
     both = np.isfinite(before) & np.isfinite(after)
+    if gone := int((np.isfinite(before) & ~both).sum()):
+        raise Lost(f"{gone} of {int(np.isfinite(before).sum())} tokens hold no finite number any more")
     difference: Floats = np.subtract(after, before, out=np.full(before.shape, np.nan), where=both)
     return difference
 

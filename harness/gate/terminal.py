@@ -59,7 +59,7 @@ def table(findings: Sequence[Finding]) -> Table:
         changed, threshold = words.change(f), words.threshold(f)
         said = "\n".join(part for part in (changed, threshold and f"threshold {threshold}") if part) if changed else remark
         squares = [before, after, said, words.factor(f)]
-        made.add_row(_verdict(f), name, *(Text(_plain(square)) for square in squares))
+        made.add_row(_verdict(f), name, *(Text("\n".join(map(_plain, square.split("\n")))) for square in squares))
         if remark and words.change(f):
             made.add_row("", Text(_plain(remark), style="dim"))
     return made

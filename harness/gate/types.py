@@ -179,9 +179,9 @@ class GateReport:
 
     @property
     def green(self) -> bool:
-        """Nothing is worse, and nothing that BASE had is missing or failed. What cannot be compared does not turn a gate red, and
-        is named: it is counted as no pass."""
-        return not self.alarms and not any(f.verdict in ("missing", "failed") and not f.muted for f in self.findings)
+        """Nothing is worse, and nothing that BASE had is missing or failed, which no policy mutes. What cannot be compared does
+        not turn a gate red, and is named: it is counted as no pass."""
+        return not self.alarms and not any(f.verdict in ("missing", "failed") for f in self.findings)
 
     def count(self, verdict: Verdict) -> int:
         return sum(f.verdict == verdict for f in self.findings)

@@ -45,7 +45,7 @@ def verdict(report: GateReport) -> str:
     if not number:
         return f"{colour(report)}: there was no square to compare"
     worse = len(squares(report.alarms))
-    failed, missing = (_many(report, v, counted=True) for v in ("failed", "missing"))
+    failed, missing = (_many(report, v) for v in ("failed", "missing"))
     compared = any(f.verdict in ("within noise", "improved", "regressed") for f in report.findings)
     if worse:
         first = f"{worse} of {count(number, 'square')} {'is' if worse == 1 else 'are'} worse"
@@ -53,6 +53,7 @@ def verdict(report: GateReport) -> str:
         first = f"none of {count(number, 'square')} was compared"
     else:
         first = "nothing that was measured is worse" if failed or missing else "nothing is worse"
+        first = "nothing that was compared is worse" if _many(report, "not comparable") and not (failed or missing) else first
     quiet = len(squares(f for f in report.findings if f.verdict == "regressed" and not f.alarm))
     also = [f"{failed} failed"] if failed else []
     also += [f"{missing} {'is' if missing == 1 else 'are'} missing"] if missing else []
@@ -62,9 +63,9 @@ def verdict(report: GateReport) -> str:
     return f"{colour(report)}: {'; '.join(p for p in parts if p)}"
 
 
-def _many(report: GateReport, verdict: Verdict, *, counted: bool = False) -> int:
-    """How many squares have a verdict; `counted`: those that the policy does not mute."""
-    return len(squares(f for f in report.findings if f.verdict == verdict and not (counted and f.muted)))
+def _many(report: GateReport, verdict: Verdict) -> int:
+    """How many squares have a verdict."""
+    return len(squares(f for f in report.findings if f.verdict == verdict))
 
 
 def colour(report: GateReport) -> str:
@@ -94,11 +95,14 @@ def steps(report: GateReport) -> tuple[Step, ...]:
     if alarms:
         said = "If the loss is intended, accept it; it is not alarmed again:"
         made.append(Step(said=said, command=f"quant-harness accept {candidate} --why 'REASON'"))
-    failed, missing = (any(f.verdict == v and not f.muted for f in report.findings) for v in ("failed", "missing"))
+    failed, missing = (any(f.verdict == v for f in report.findings) for v in ("failed", "missing"))
     if failed or missing:
         what = "failed and what is missing" if failed and missing else "failed" if failed else "is missing"
         retry = " --retry-failed" if failed else ""
         made.append(Step(said=f"Measure what {what}:", command=f"quant-harness run {_suite(report)}{retry}"))
+    if report.green and _many(report, "not comparable"):
+        command = f"quant-harness gate {base} {candidate} --all"
+        made.append(Step(said="What could not be compared is no pass; see each with its reason:", command=command))
     if any(f.cause == "stale baseline" for f in report.findings):
         said = "The stored baseline is stale. Make the candidate the one to compare with:"
         made.append(Step(said=said, command=f"quant-harness accept {candidate} --why 'the baseline moved'"))

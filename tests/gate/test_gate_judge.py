@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from pathlib import Path
 
 import numpy as np
@@ -261,8 +262,12 @@ def test_another_text_or_another_way_of_asking_is_not_compared(
 
 def test_other_items_another_definition_and_another_probe_are_not_compared(tmp_path: Path, yesterday: Run) -> None:
     fewer = judge.gate(yesterday, night(tmp_path, Answers(items=900), name=LATER))
-    assert found(fewer, GPTQ, "accuracy", "facts").verdict == "not comparable"
-    assert "different items" in found(fewer, GPTQ, "accuracy", "facts").reason
+    assert found(fewer, GPTQ, "accuracy", "facts").verdict == "missing"
+    assert "100 of the 1000 items have no answer any more" in found(fewer, GPTQ, "accuracy", "facts").reason
+    assert not fewer.green
+    more = judge.gate(night(tmp_path / "few", Answers(items=900)), night(tmp_path, name=LATER))
+    assert found(more, GPTQ, "accuracy", "facts").verdict == "not comparable"
+    assert "different items" in found(more, GPTQ, "accuracy", "facts").reason
 
     def redefined(cell: Cell, question: Question, answer: Answer) -> Answer:
         if question.probe != "tasks":
@@ -275,6 +280,39 @@ def test_other_items_another_definition_and_another_probe_are_not_compared(tmp_p
     assert "v2" in other.reason
     third = judge.gate(yesterday, night(tmp_path, name=LATER, probe_version="2"))
     assert {f.verdict for f in third.findings if f.square.metric != "kernels"} == {"not comparable"}
+
+
+def test_what_is_no_number_any_more_is_missing_and_red(tmp_path: Path, yesterday: Run) -> None:
+    def broken(cell: Cell, question: Question, answer: Answer) -> Answer:
+        if cell != GPTQ or question.probe not in ("size", "latency"):
+            return answer
+        return dataclasses.replace(
+            answer, measurements=tuple(dataclasses.replace(m, value=math.nan, low=None, high=None) for m in answer.measurements)
+        )
+
+    report = judge.gate(yesterday, night(tmp_path, name=LATER, edit=broken))
+    assert not report.green
+    assert found(report, GPTQ, "tpot").verdict == "missing"
+    assert "no number" in found(report, GPTQ, "tpot").reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_windows_that_hold_no_number_any_more_are_missing_and_red(value: float, tmp_path: Path, yesterday: Run) -> None:
+    answers = Answers()
+    answers.nll[GPTQ.label] = answers.nll[GPTQ.label].copy()
+    answers.nll[GPTQ.label][3, 5] = value
+    report = judge.gate(yesterday, night(tmp_path, answers, name=LATER))
+    assert found(report, GPTQ, "perplexity").verdict == "missing"
+    assert "number" in found(report, GPTQ, "perplexity").reason
+    assert not report.green
+
+
+def test_a_mute_covers_what_is_worse_and_not_what_is_missing(tmp_path: Path, yesterday: Run) -> None:
+    mute = Mute(cell="reference / gptq 4-bit g64", metric="", until=datetime.date(2027, 1, 1), why="ticket 12")
+    candidate = night(tmp_path, Answers(items=900), name=LATER)
+    report = judge.gate(yesterday, candidate, policy=Policy(mutes=(mute,)))
+    assert not report.green
+    assert found(report, GPTQ, "accuracy", "facts").muted == ""
 
 
 def test_raw_samples_that_are_gone_or_damaged_are_never_a_pass(tmp_path: Path, yesterday: Run) -> None:

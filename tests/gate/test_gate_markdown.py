@@ -58,7 +58,10 @@ def test_the_verdict_comes_first_then_the_next_step_then_the_alarms() -> None:
     assert lines[2] == "**Next**"
     places = [lines.index("### What is worse"), lines.index("### Mean KL divergence")]
     assert places == sorted(places)
-    assert markdown.comment(by_hand.green()).splitlines()[2] == "## ✅ green: nothing is worse; 1 could not be compared"
+    assert (
+        markdown.comment(by_hand.green()).splitlines()[2]
+        == "## ✅ green: nothing that was compared is worse; 1 could not be compared"
+    )
 
 
 def test_one_reliable_metric_stands_open_and_all_else_is_folded() -> None:

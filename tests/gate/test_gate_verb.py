@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import warnings
 from pathlib import Path
@@ -50,6 +51,51 @@ def folder(tmp_path: Path) -> Path:
     stored(place, SECOND)
     stored(place, THIRD, Answers().lose(GPTQ, "facts", lost=40, won=4))
     return place
+
+
+@pytest.mark.parametrize("option", ["--html", "--markdown", "--junit", "--json"])
+def test_an_output_never_replaces_what_is_read_and_has_a_name(option: str, folder: Path, tmp_path: Path) -> None:
+    first, second = folder / f"{FIRST}.jsonl", folder / f"{SECOND}.jsonl"
+    kept = second.read_bytes()
+    both = tmp_path / "both"
+    for wished, says in (
+        ([option, second], "is read by the gate"),
+        ([option, folder / f"{FIRST}.jsonl.seal"], "is read by the gate"),
+        ([option, folder / f"{THIRD}.jsonl"], "is read by the gate"),
+        ([option, ""], "empty name"),
+        (["--json", both, "--html", both], "named for two outputs"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            call(first, second, *wished)
+    assert second.read_bytes() == kept
+
+
+def test_a_pipe_is_written_to_and_not_replaced(folder: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        code, _ = call(folder / f"{FIRST}.jsonl", folder / f"{SECOND}.jsonl", "--markdown", pipe)
+        assert code == 0
+        assert os.read(reader, 20).startswith(b"<!-- quant-harness")
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_newer_night_that_is_not_finished_is_named_where_the_latest_is_judged(folder: Path) -> None:
+    stored(folder, "20261123T020000000000Z-aaaaaaaa", end=False)
+    _, said = call(folder / f"{FIRST}.jsonl", "latest", "--results", folder)
+    assert "20261123T020000000000Z-aaaaaaaa.jsonl is newer, not finished, and not judged" in said
+    _, said = call("latest", folder)
+    assert "is newer, not finished, and not judged" in said
+
+
+def test_a_policy_that_refers_to_itself_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("alpha: &a [*a]\n")
+    with pytest.raises(BadInput, match="refers to itself"):
+        call(folder / f"{FIRST}.jsonl", folder / f"{SECOND}.jsonl", "--policy", policy)
 
 
 def test_two_equal_nights_leave_with_0_and_a_worse_one_with_1(folder: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_verdict_counts_squares_and_names_what_is_no_pass() -> None:
     assert words.verdict(by_hand.red()) == (
         "red: 2 of 13 squares are worse; 1 failed, 1 is missing; 1 could not be compared"
     )  # fmt: skip
-    assert words.verdict(by_hand.green()) == "green: nothing is worse; 1 could not be compared"
+    assert words.verdict(by_hand.green()) == "green: nothing that was compared is worse; 1 could not be compared"
     assert verdict(by_hand.lost_accuracy()) == "red: 1 of 1 square is worse"
 
 
@@ -83,8 +83,13 @@ def test_without_packages_that_differ_there_is_nothing_to_bisect() -> None:
     assert "bisect" not in [command[1] for command in commands(same)]
 
 
-def test_green_needs_nothing() -> None:
-    assert [(s.said, s.command) for s in words.steps(by_hand.green())] == [("Nothing to do.", "")]
+def test_green_needs_nothing_but_a_look_at_what_could_not_be_compared() -> None:
+    (step,) = words.steps(by_hand.green())
+    assert step.said == "What could not be compared is no pass; see each with its reason:"
+    assert step.command.endswith(" --all")
+    whole = by_hand.green()
+    compared = tuple(f for f in whole.findings if f.verdict != "not comparable")
+    assert [(s.said, s.command) for s in words.steps(dataclasses.replace(whole, findings=compared))] == [("Nothing to do.", "")]
 
 
 def test_a_name_that_is_a_command_stays_one_word_of_the_command() -> None:
