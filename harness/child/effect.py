@@ -17,7 +17,7 @@ SPLIT, WINDOW = CachedSplit(warm_up=32, step=16), 65
 
 def prove(cell: Cell, loaded: Loaded) -> None:
     """NoEffect where all answers of a cell that quantizes its keys and values are, bit for bit, those with unquantized ones."""
-    if not kv.quantized(cell.running.kv):
+    if cell.running.engine not in kv.ENGINES or not kv.quantized(cell.running.kv):  # vLLM's type is a flag, with words of its own
         return
     engine, known = through_cache(loaded), min(256, len(loaded.tokenizer))
     window = [(7919 * place) % known for place in range(1, WINDOW + 1)]

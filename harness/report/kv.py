@@ -49,7 +49,7 @@ def section(view: View) -> Section | None:
 
 
 def _block(view: View, model: str) -> Markup | None:
-    cells = [cell for cell in cells_of(view, model) if cell.cell.running.kv]
+    cells = [cell for cell in cells_of(view, model) if cell.cell.running.kv and cell.cell.running.engine in kv.ENGINES]
     if not any(kv.quantized(cell.cell.running.kv) for cell in cells):
         return None
     shape = next((found for cell in cells_of(view, model) if (found := _shape(cell)) is not None), None)

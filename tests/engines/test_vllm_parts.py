@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from harness.child import effect
 from harness.engines import ENGINES
 from harness.engines import vllm as engine
+from harness.engines.base import Loaded
 from harness.runtimes import vllm, vllm_server
+from harness.spec import Cell, Model, Running, Scheme
+from harness.spec import Quantized as Origin
 
 FLAGS = {name: option.default for name, option in ENGINES["vllm"].flags.items()}
 
@@ -140,3 +144,13 @@ def test_weights_that_are_repacked_beside_their_tensors_count_twice() -> None:
     before = engine.weight_bytes(layer)
     vars(layer)["cpu_linear"] = lambda x: (handler, x)
     assert engine.weight_bytes(layer) == before + 2 * 8 * 4
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+def test_a_type_of_keys_and_values_that_is_a_flag_is_no_part_of_the_axis(kept: str) -> None:
+    cell = Cell(
+        model=Model(name="m"),
+        origin=Origin(scheme=Scheme(method="bf16", bits=16.0)),
+        running=Running(engine="vllm", kv=kept),
+    )
+    effect.prove(cell, cast(Loaded, None))  # nothing is asked through the cache: vLLM has no such way
