@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.child import keeper, kept_server
-from harness.child.keeper import descendants
-from harness.child.kept_server import KeptServer, NotStarted
+from harness.runtimes import keeper, kept_server
+from harness.runtimes.keeper import descendants
+from harness.runtimes.kept_server import KeptServer, NotStarted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux only")
 ROOT = Path(__file__).parents[1]
@@ -37,9 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def started(*words: str, secrets: tuple[str, ...] = (), env: dict[str, str | None] | None = None) -> KeptServer:
             command = [sys.executable, str(LITTLE), str(free_port()), *words]
-            server = KeptServer(
-                command, home=tmp_path / "home", log=tmp_path / "kept" / "server.log", env=env or {}, secrets=secrets
-            )
+            server = KeptServer(command, path=ROOT, log=tmp_path / "kept" / "server.log", env=env or {}, secrets=secrets)
             stack.callback(server.stop)
             return server
 
@@ -112,7 +110,7 @@ def test_a_server_whose_keeper_is_killed_does_not_live_on(start: Start) -> None:
 
 def test_a_program_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(NotStarted, match="no-such-server: No such file or directory"):
-        KeptServer(["no-such-server"], home=tmp_path / "home", log=tmp_path / "log", env={}, secrets=())
+        KeptServer(["no-such-server"], path=ROOT, log=tmp_path / "log", env={}, secrets=())
 
 
 def test_secrets_never_reach_the_log(start: Start) -> None:
@@ -161,11 +159,11 @@ def test_the_variables_of_a_server_are_ours_and_not_its_keepers(start: Start, mo
 PARENT = """
 import sys, time
 from pathlib import Path
-from harness.child.kept_server import KeptServer
+from harness.runtimes.kept_server import KeptServer
 root, servers = Path({root!r}), []
 for port in {ports!r}:
     command = [sys.executable, {little!r}, port, "family", "stubborn"]
-    servers.append(KeptServer(command, home=root, log=root / port, env={{}}, secrets=()))
+    servers.append(KeptServer(command, path={path!r}, log=root / port, env={{}}, secrets=()))
 print(*(server.pid for server in servers), flush=True)
 time.sleep(600)
 """
@@ -173,7 +171,7 @@ time.sleep(600)
 
 def test_two_servers_of_a_parent_that_is_killed_do_not_survive_it_nor_does_anything_that_they_started(tmp_path: Path) -> None:
     ports = [str(free_port()) for _ in range(2)]
-    code = textwrap.dedent(PARENT).format(little=str(LITTLE), root=str(tmp_path), ports=ports)
+    code = textwrap.dedent(PARENT).format(little=str(LITTLE), root=str(tmp_path), path=str(ROOT), ports=ports)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         servers = [int(word) for word in parent.stdout.readline().split()]

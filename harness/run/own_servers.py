@@ -2,7 +2,7 @@
 
 A server is started when its cell is asked something, waited for until it lists its models, started anew where it has died, and
 ended when its cell is done. What it says is kept in the cache (`served/`), without secrets. Whatever goes wrong is the failure of
-a cell, with the last words of the server. That no server outlives this process is its keeper's work (`child/keeper.py`).
+a cell, with the last words of the server. That no server outlives this process is its keeper's work (`runtimes/keeper.py`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.child.kept_server import KeptServer, NotStarted
+from harness.child.fork_server import harness_alone
 from harness.errors import BadInput
 from harness.measure import processes
 from harness.methods import _serve_command
 from harness.run.identity import Inputs
 from harness.run.observer import Observer
+from harness.runtimes.kept_server import KeptServer, NotStarted
 from harness.spec import Failure, FailureKind, Served
 from harness.suite.plan import Plan, PlannedCell
 
@@ -127,7 +128,9 @@ class OwnServers:
         log = self._inputs.cache / "served" / f"{self._inputs.artifact(planned.cell).name}.log"
         try:
             command = _serve_command.filled(origin.serve, values)
-            self._server = KeptServer(command, home=self._home / "keeper", log=log, env={}, secrets=_secrets(origin))
+            self._server = KeptServer(
+                command, path=harness_alone(self._home / "keeper"), log=log, env={}, secrets=_secrets(origin)
+            )
         except (NotStarted, BadInput) as error:
             return _failed("environment", f"the server cannot be started: {error}")
         failure = self._wait(origin, port)

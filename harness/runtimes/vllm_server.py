@@ -1,14 +1,13 @@
 """vLLM's own OpenAI-compatible server over one artifact: started on this machine, waited for, asked, and stopped.
 
 It is started as `python -m vllm.entrypoints.openai.api_server` with the same settings as the engine in this process, in processes
-of its own that end with this one (`harness.runtimes.tended`). What it says goes where this process's own output goes.
+of its own that end with this one (`kept_server.py`). What it says goes where this process's own output goes.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ServerTrouble
+from harness.runtimes.kept_server import KeptServer
 from harness.runtimes.vllm import SERVER_SETTINGS, SETTINGS, rounding
 
 NAME = "artifact"
@@ -34,20 +34,19 @@ def serving(folder: Path, tokenizer: Path, settings: Mapping[str, object], *, w4
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--tokenizer", str(tokenizer)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-    laid = {name: value for name, value in os.environ.items() if name not in SETTINGS} | SERVER_SETTINGS | rounding(w4a8=w4a8)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness.runtimes.tended", *command, *options(settings)],
-        stdin=subprocess.PIPE,
+    laid: dict[str, str | None] = {**dict.fromkeys(SETTINGS), **SERVER_SETTINGS, **rounding(w4a8=w4a8)}
+    server = KeptServer(
+        [*command, *options(settings)],
+        path=Path(__file__).parents[2],
+        log=Path(f"/proc/{os.getpid()}/fd/1"),
         env=laid,
-        start_new_session=True,
+        secrets=(),
     )
     try:
-        _wait(process, f"http://127.0.0.1:{port}/health")
+        _wait(server, f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        if process.stdin is not None:
-            process.stdin.close()  # asks for the end
-        process.wait()
+        server.stop()
 
 
 def options(settings: Mapping[str, object]) -> list[str]:
@@ -66,10 +65,10 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def _wait(process: subprocess.Popen[bytes], address: str) -> None:
+def _wait(server: KeptServer, address: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if server.code() is not None:
             raise ServerTrouble("vLLM's server ended before it answered; the end of the log says why", "crash")
         try:
             with urllib.request.urlopen(address, timeout=5):

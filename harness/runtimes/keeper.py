@@ -1,7 +1,7 @@
-"""A process that keeps a server which a suite's command starts: it relays the server's log, says how it ended, and ends it.
+"""A process that keeps a server which the harness starts: it relays the server's log, says how it ended, and ends it.
 
-``python -m harness.child.keeper`` reads one line of JSON from standard input (`Order`) and starts the command, without a shell.
-Every line that it writes tells the parent something (`Told`). The server, and all that it starts, ends
+``python -m harness.runtimes.keeper`` reads one line of JSON from standard input (`Order`) and starts the command, without a
+shell. Every line that it writes tells the parent something (`Told`). The server, and all that it starts, ends
 
 - when the parent writes a line: it is asked to (SIGTERM), and killed after a grace;
 - when the parent is no more, killed -9 too: the kernel closes the pipe, and all are killed at once;

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.child.fork_server import harness_alone
-from harness.child.keeper import Order, Told
 from harness.decode import DecodeError, decode
 from harness.errors import HarnessError
 from harness.files import tail
+from harness.runtimes.keeper import Order, Told
 
 GRACE_SECONDS = 10.0
 """A server that is asked to end has so long to do it."""
@@ -36,12 +35,11 @@ class KeptServer:
     """One server. Made running; `stop` ends it."""
 
     def __init__(
-        self, command: Sequence[str], *, home: Path, log: Path, env: Mapping[str, str | None], secrets: Sequence[str]
+        self, command: Sequence[str], *, path: Path, log: Path, env: Mapping[str, str | None], secrets: Sequence[str]
     ) -> None:
-        """Starts the command in the folder that this process stands in. NotStarted where there is no such program. `home` gets a
-        folder with nothing but the `harness` package, for the keeper; `log` what the server says, without `secrets`; `env` is
-        laid over this process's variables."""
-        path = harness_alone(home)
+        """Starts the command in the folder that this process stands in. NotStarted where there is no such program. From `path`
+        the keeper imports the `harness` package; `log` gets what the server says, without `secrets`; `env` is laid over this
+        process's variables."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"$ {command[0]} ({len(command) - 1} arguments)\n".encode())
@@ -49,7 +47,7 @@ class KeptServer:
         self._buffer = b""
         self._code: int | None = None
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "harness.child.keeper"],
+            [sys.executable, "-m", "harness.runtimes.keeper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
