@@ -12,10 +12,13 @@ import tokenizers
 import torch
 import transformers
 
+from harness.engines import ENGINES
 from harness.engines.transformers import Transformers
 from harness.errors import Unsupported
+from harness.methods import METHODS
+from harness.methods.base import LoadRequest, QuantizeRequest
 from harness.models import corpora
-from harness.spec import Model, Phase, Question, Scheme
+from harness.spec import Model, Phase, Quantized, Question, Running, Scheme
 from tests.squares import square
 
 VOCAB = 512
@@ -154,3 +157,21 @@ class TinySession:
 def corpus_question(probe: str, definition: str = "gptq-64", window: int = 64, tokens: int | None = None) -> Question:
     options = {"definition": definition, "window": window, "tokens": tokens, "corpus_digest": "0"}
     return Question(probe=probe, subject="text", options=options)
+
+
+def quantized(root: Path, origin: Quantized) -> Path:
+    """`root` with a Llama in `source` and what the origin's method makes of it in `artifact`."""
+    (root / "artifact").mkdir()
+    llama(dtype=torch.bfloat16, seed=3).save_pretrained(root / "source")
+    tokenizer().save_pretrained(root / "source")
+    request = QuantizeRequest(
+        model_dir=root / "source", out_dir=root / "artifact", origin=origin, calibration=None, device="cpu", seed=0
+    )
+    METHODS[origin.scheme.method].quantize(request)
+    return root
+
+
+def loaded(root: Path, origin: Quantized, running: Running) -> Any:
+    """The artifact of `quantized`, loaded by the engine that `running` names."""
+    request = LoadRequest(artifact_dir=root / "artifact", model_dir=root / "source", origin=origin, running=running, device="cpu")
+    return ENGINES[running.engine].load(METHODS[origin.scheme.method], request)

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.engines.base import Loaded
 from harness.models.corpora import Text
 from harness.probes.requests import ProbeRequests
-from harness.spec import Answer, Cell, Json, Metric, OriginKind, Phase, Question
+from harness.spec import Answer, Cell, Json, Measurement, Metric, OriginKind, Phase, Question
+
+if TYPE_CHECKING:
+    from harness.stats import Interval
 
 Isolation = Literal["shared", "memory", "latency"]
 """`shared`: answered in the cell's quality child together with other probes. `memory`: first in a fresh child, alone on the
@@ -91,3 +94,17 @@ class Probe:
     def simulated(self) -> bool:
         """Whether it is asked of a cell whose weights are held dequantized: it has a metric that such a cell may show."""
         return any(metric.when_simulated for metric in self.metrics)
+
+
+def of_interval(metric: Metric, interval: Interval, definition: str, *, blob: str | None = None) -> Measurement:
+    """A measurement of an interval, in the metric's unit."""
+    return Measurement(
+        metric=metric.name,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        unit=metric.unit,
+        definition=definition,
+        blob=blob,
+    )

@@ -20,12 +20,13 @@ from harness.engines.moments import Moment
 from harness.measure import conditions, energy
 from harness.measure.energy import SPAN, Idle, Meter, Reading, Unreadable
 from harness.metrics.latency import ENERGY_PER_TOKEN, ENERGY_PREFILL
+from harness.probes.base import of_interval
 from harness.probes.requests import GenerationShape
 from harness.probes.rounds import median
 from harness.spec import Json, Measurement, Metric
 
 if TYPE_CHECKING:
-    from harness.stats import Interval
+    pass
 
 QUIET = 0.10
 """Share of all CPU time that others may take while the machine is called idle."""
@@ -146,7 +147,7 @@ def told(watching: Watch | str, cell: Log, base: Log, *, discarded: int, shape: 
         if why:
             withheld.append(why)
             continue
-        measured.append(_measurement(metric, median(counted), f"{metric.definition}, {name} [{shape.name}]"))
+        measured.append(of_interval(metric, median(counted), f"{metric.definition}, {name} [{shape.name}]"))
         if theirs:
             figures[metric.name] = median([_per(metric, run, idle, shape) for run in theirs]).value
     notes = []
@@ -199,18 +200,6 @@ def _why_not(metric: Metric, what: str, seconds: float, counted: Sequence[float]
     if median(counted).value <= 0:
         return f"{metric.name}: {what} took no more than the idle machine ({idle.watts:.3g} W), so nothing is left to show"
     return ""
-
-
-def _measurement(metric: Metric, interval: Interval, definition: str) -> Measurement:
-    return Measurement(
-        metric=metric.name,
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        n=interval.n,
-        unit=metric.unit,
-        definition=definition,
-    )
 
 
 def _plain(run: Run) -> dict[str, float]:

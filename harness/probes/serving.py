@@ -24,7 +24,7 @@ from harness.errors import ServerTrouble, Unsupported
 from harness.measure import conditions
 from harness.methods.base import LoadRequest
 from harness.metrics.serving import FAILED, GROUP, THROUGHPUT, TPOT, TPOT_P90, TTFT, TTFT_P90
-from harness.probes.base import Probe, Session
+from harness.probes.base import Probe, Session, of_interval
 from harness.probes.requests import ProbeRequests
 from harness.probes.rounds import median, nearest_rank, quiet
 from harness.spec import Answer, Measurement, Metric, Question, Served
@@ -126,16 +126,7 @@ def _measurements(load: Load, subject: str, blob: str) -> list[Measurement]:
     sent = len(load.rows) + len(load.failures)
 
     def one(metric: Metric, interval: Interval, raw: str | None = None) -> Measurement:
-        return Measurement(
-            metric=metric.name,
-            value=interval.value,
-            low=interval.low,
-            high=interval.high,
-            n=interval.n,
-            unit=metric.unit,
-            definition=f"{metric.definition} [{subject}]",
-            blob=raw,
-        )
+        return of_interval(metric, interval, f"{metric.definition} [{subject}]", blob=raw)
 
     def plain(metric: Metric, value: float, n: int) -> Measurement:
         return one(metric, Interval(value=value, low=None, high=None, n=n))

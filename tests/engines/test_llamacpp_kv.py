@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from harness import kv
-from harness.engines import ENGINES
 from harness.kv import CachedSplit
 from harness.methods import METHODS
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
+from harness.methods.base import resolve_options
 from harness.spec import Quantized, Running, Scheme
-from tests.tiny_llama import llama, tokenizer, windows
+from tests.tiny_llama import loaded, quantized, windows
 
 for package in ("llama_cpp", "gguf"):
     pytest.importorskip(package, reason=f"{package} is not installed (it compiles for minutes): pip install -e '.[gguf]'")
@@ -30,25 +29,13 @@ SPLIT = CachedSplit(warm_up=32, step=16)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("gguf-kv")
-    (root / "artifact").mkdir()
-    llama(dtype=torch.bfloat16, seed=3).save_pretrained(root / "source")
-    tokenizer().save_pretrained(root / "source")
-    METHOD.quantize(
-        QuantizeRequest(
-            model_dir=root / "source", out_dir=root / "artifact", origin=ORIGIN, calibration=None, device="cpu", seed=0
-        )
-    )
-    return root
+    return quantized(tmp_path_factory.mktemp("gguf-kv"), ORIGIN)
 
 
 def engine(folder: Path, word: str) -> Any:
     torch.set_num_threads(1)
     running = Running(engine="llamacpp", kv=word)
-    request = LoadRequest(
-        artifact_dir=folder / "artifact", model_dir=folder / "source", origin=ORIGIN, running=running, device="cpu"
-    )
-    return ENGINES["llamacpp"].load(METHOD, request)
+    return loaded(folder, ORIGIN, running)
 
 
 def own(folder: Path, word: str) -> float:

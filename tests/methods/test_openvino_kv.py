@@ -14,13 +14,12 @@ import pytest
 import torch
 
 from harness import kv
-from harness.engines import ENGINES
 from harness.errors import NoEffect
 from harness.kv import CachedSplit
 from harness.methods import METHODS
-from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
+from harness.methods.base import resolve_options
 from harness.spec import Quantized, Running, Scheme
-from tests.tiny_llama import llama, text, tokenizer, windows
+from tests.tiny_llama import loaded, quantized, text, windows
 
 for package in ("openvino", "nncf"):
     if importlib.util.find_spec(package) is None:
@@ -50,24 +49,12 @@ def _settled() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("openvino-kv")
-    (root / "artifact").mkdir()
-    llama(dtype=torch.bfloat16, seed=3).save_pretrained(root / "source")
-    tokenizer().save_pretrained(root / "source")
-    METHOD.quantize(
-        QuantizeRequest(
-            model_dir=root / "source", out_dir=root / "artifact", origin=ORIGIN, calibration=None, device="cpu", seed=0
-        )
-    )
-    return root
+    return quantized(tmp_path_factory.mktemp("openvino-kv"), ORIGIN)
 
 
 def engine(folder: Path, word: str) -> Any:
     running = Running(engine="openvino", kv=word, execution="performance")
-    request = LoadRequest(
-        artifact_dir=folder / "artifact", model_dir=folder / "source", origin=ORIGIN, running=running, device="cpu"
-    )
-    return ENGINES["openvino"].load(METHOD, request)
+    return loaded(folder, ORIGIN, running)
 
 
 def own(folder: Path, word: str) -> float:
