@@ -17,19 +17,20 @@ from harness.metrics.memory import KV_CACHE, CacheShape
 from harness.report.candidates import candidates
 from harness.report.view import view
 
+BATCH = 48
 SUITE = """
 name: {name}
 models: [reference]
 baseline: bf16
 methods: {{bf16: null}}
 probes: [size, memory]
-memory: {{prompt: 128, new: {new}, batch: 1}}
+memory: {{prompt: 128, new: {new}, batch: {batch}}}
 """
 
 
 def measured(folder: Path, name: str, *, new: int) -> tuple[Candidate, float]:
     """The embedded model's only cell, measured in a run of its own, and the bytes of its cache."""
-    (folder / f"{name}.yaml").write_text(SUITE.format(name=name, new=new))
+    (folder / f"{name}.yaml").write_text(SUITE.format(name=name, new=new, batch=BATCH))
     command = [sys.executable, "-m", "harness.cli", "run", f"{name}.yaml", "--cache", "cache", "--report", f"{name}.html"]
     here = {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[1])}
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600, env=here)
@@ -50,16 +51,15 @@ def test_memory_derived_from_one_context_is_what_is_measured_at_another(tmp_path
     assert long_cache - short_cache > 0.1 * (short.memory.measured or 0)  # so much is to be derived
     for one, other, other_cache in ((short, long, long_cache), (long, short, short_cache)):
         context = other.memory.context
-        assert sum(part.bytes_per_token for part in one.memory.cache) * context == other_cache  # to the byte
-        derived, is_derived, _ = memory_at(one, context, 1)
+        assert sum(part.bytes_per_token for part in one.memory.cache) * context * BATCH == other_cache  # to the byte
+        derived, is_derived, _ = memory_at(one, context, BATCH)
         assert is_derived
-        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave: 1.4 MB here,
-        # of about 18, which no arithmetic of the shape can know.
+        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave, more on some days
+        # than on others: up to 21 MB of 190 were seen, which no arithmetic of the shape can know. So many rows make the cache larger.
         assert derived is not None
         assert one.memory.measured is not None
         assert other.memory.measured is not None
-        assert derived == pytest.approx(other.memory.measured, rel=0.15)
-        assert abs(derived - other.memory.measured) < 0.7 * abs(one.memory.measured - other.memory.measured)
+        assert abs(derived - other.memory.measured) < 0.5 * abs(one.memory.measured - other.memory.measured)
 
 
 def test_a_configuration_says_how_many_numbers_a_token_takes() -> None:
