@@ -27,6 +27,8 @@ FILE_TYPES: dict[str, tuple[float, Mixture]] = {
     "Q4_0": (4, ("Q4_0", {})),
     "IQ4_NL": (4, ("IQ4_NL", {})),
     "IQ4_XS": (4, ("IQ4_XS", {})),
+    "MXFP4": (4, ("MXFP4", {})),
+    "NVFP4": (4, ("NVFP4", {})),
     "Q3_K_L": (3, ("Q3_K", {"v": ("Q5_K", 1), "down": ("Q5_K", 1), "o": ("Q5_K", 1)})),
     "Q3_K_M": (3, ("Q3_K", {"v": ("Q4_K", 1), "down": ("Q4_K", 1), "o": ("Q4_K", 1)})),
     "Q3_K_S": (3, ("Q3_K", {})),
@@ -41,8 +43,10 @@ FILE_TYPES: dict[str, tuple[float, Mixture]] = {
     "IQ2_XS": (2, ("IQ2_XS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
     "IQ2_XXS": (2, ("IQ2_XXS", {"v": ("Q2_K", 1), "down": ("Q2_K", _EARLY)})),
     "TQ2_0": (2, ("TQ2_0", {})),
+    "Q2_0": (2, ("Q2_0", {})),
     "TQ1_0": (1.58, ("TQ1_0", {})),
     "IQ1_M": (1, ("IQ1_M", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
+    "Q1_0": (1, ("Q1_0", {})),
     "IQ1_S": (1, ("IQ1_S", {"v": ("Q2_K", 1), "o": ("IQ2_XXS", 1), "down": ("Q2_K", _EARLY)})),
 }
 """File type -> (nominal bits, mixture as llama.cpp chooses it for a dense model, llama-quant.cpp)."""
@@ -95,6 +99,7 @@ TYPES: dict[int, Block] = {
     39: _block("MXFP4", 32, 1 + 16),
     40: _block("NVFP4", 64, 4 + 32),
     41: _block("Q1_0", 128, 2 + 16),
+    42: _block("Q2_0", 64, 2 + 16),
     # what no weights are published in, and tables may be
     9: _block("Q8_1", 32, 4 + 4 + 32),
     15: _block("Q8_K", 256, 4 + 256 + 32),
@@ -113,5 +118,6 @@ FILE_TYPE_NAMES = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M",
     30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 """general.file_type -> llama.cpp's name (llama.h, llama_ftype)."""

@@ -1,4 +1,8 @@
-"""The weights that a GGUF file stands for, by the `gguf` package's own numpy code: the independent side of the reload check."""
+"""The weights that a GGUF file stands for, by the `gguf` package's own numpy code: the independent side of the reload check.
+
+Two types that the package does not unpack are unpacked here: Q1_0 (a scale and a sign for each weight) and Q2_0 (a scale and 2 bits
+for each weight, of which 1 stands for zero).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from harness.formats import gguf_reader
 from harness.formats.gguf_export import Decoder
 from harness.formats.gguf_names import halved, source_name
 from harness.formats.gguf_reader import GgufTensor
+from harness.formats.gguf_types import BLOCKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,5 +66,24 @@ def _numbers(path: Path, tensor: GgufTensor) -> NDArray[np.float32]:
     data = raw.reshape(*tensor.shape[:-1], -1)
     if tensor.type in ("F32", "F16"):
         return data.view(np.float32 if tensor.type == "F32" else np.float16).astype(np.float32)
+    if tensor.type in _BITS:
+        return _plain_blocks(data, tensor.type)
     numbers: NDArray[np.float32] = gguf.quants.dequantize(np.ascontiguousarray(data), GGMLQuantizationType[tensor.type])
     return numbers
+
+
+_BITS = {"Q1_0": 1, "Q2_0": 2}
+"""Types whose blocks are a float16 scale and the codes of their weights, the first one in the lowest bits of the first byte."""
+
+
+def _plain_blocks(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    """[rows, bytes] of blocks -> [rows, weights]."""
+    import numpy as np
+
+    bits, block = _BITS[kind], BLOCKS[kind]
+    blocks = data.reshape(-1, block.size)
+    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    places = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (blocks[:, 2:, None] >> places & (2**bits - 1)).reshape(len(blocks), block.weights).astype(np.float32)
+    levels = 2 * codes - 1 if bits == 1 else codes - 1
+    return (scale * levels).reshape(*data.shape[:-1], -1)

@@ -1,4 +1,5 @@
-"""gguf: llama.cpp's formats. Legacy types (blocks of 32), K-quants and I-quants (super-blocks of 256), ternary types.
+"""gguf: llama.cpp's formats. Legacy types (blocks of 32), K-quants and I-quants (super-blocks of 256), ternary types, one-bit and
+4-bit float types.
 
 A file type such as Q4_K_M is a mixture that llama.cpp chooses tensor by tensor; embeddings and head are quantized too. The
 source is converted (`formats/gguf_export.py`), quantized by `llama_model_quantize`, and runs in the engine `llamacpp`.
@@ -56,6 +57,10 @@ UNQUANTIZED = ("F32", "BF16", "F16")
 
 TERNARY = ("TQ1_0", "TQ2_0")
 
+AROUND = {"MXFP4": "MXFP4_MOE", "NVFP4": "Q8_0"}
+"""Types that no file type of llama.cpp gives to the layers of a dense model, and the file type of everything else: its own one of
+MXFP4 means the experts of a mixture, and it makes none of NVFP4. They are asked for tensor by tensor."""
+
 IMATRIX_TYPES = frozenset({"IQ3_XXS", "IQ3_XS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
 """File types with tensors that llama.cpp refuses to quantize without an importance matrix."""
 
@@ -83,7 +88,9 @@ def quantize(request: QuantizeRequest) -> None:
     )
     matrix = importance(request) if with_matrix(request.scheme) and not plain else {}
     if not plain:
-        llama_cpp.quantize(source, target, file_type=kind, importance=matrix)
+        layers = [t.name for t in gguf_reader.header(source).tensors if gguf_names.linear(t.name) is not None]
+        types = dict.fromkeys(layers, kind) if kind in AROUND else None
+        llama_cpp.quantize(source, target, file_type=AROUND.get(kind, kind), importance=matrix, types=types)
         source.unlink()
     described = {
         "dtype": written.dtype,

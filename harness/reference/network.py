@@ -1,4 +1,8 @@
-"""The reference model as a network: a Llama with tied embeddings, whose parameters have transformers' names."""
+"""The reference model as a network: a Llama with tied embeddings, whose parameters have transformers' names.
+
+With `ternary` the same network is trained for 1.58 bits (Ma et al. 2024, The Era of 1-bit LLMs, arXiv:2402.17764, section 2): every
+linear layer but the head multiplies by -1, 0 or 1 and by one scale, and reads its inputs in 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ class Shape:
     context: int = 512
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    ternary: bool = False
 
     @property
     def head_size(self) -> int:
@@ -39,11 +44,39 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows, columns) * scale)
 
 
+def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as -1, 0 and 1, and its one scale: the mean of its absolute values ("absmean", equations 1 to 3). Backwards the
+    rounding is as if it were not there (straight-through), and the scale a constant."""
+    scale = weight.detach().abs().mean().clamp(min=1e-5)
+    steps = weight / scale
+    return steps + (steps.round().clamp(-1, 1) - steps).detach(), scale
+
+
+def in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as whole numbers of 8 bits, and the scale of each token, which makes its largest 127; straight-through backwards.
+    x: [..., inputs] -> [..., inputs] and [..., 1]."""
+    scale = 127 / x.detach().abs().amax(-1, keepdim=True).float().clamp(min=1e-5)
+    steps = x.float() * scale
+    return steps + (steps.round().clamp(-128, 127) - steps).detach(), scale
+
+
+def project(x: Tensor, *layers: Linear, as_ternary: bool) -> Tensor:
+    """The layers' outputs side by side, by one matrix product; each layer has a scale of its own where they are ternary. Whole
+    numbers up to 128 are exact in bfloat16, so that training multiplies what is stored."""
+    if not as_ternary:
+        return F.linear(x, torch.cat([layer.weight for layer in layers]))
+    pairs = [ternary(layer.weight) for layer in layers]
+    levels, token_scale = in_8_bits(x)
+    product = F.linear(levels, torch.cat([steps for steps, _ in pairs])).float()
+    scale = torch.cat([scale.expand(steps.shape[0]) for steps, scale in pairs])
+    return (product * scale / token_scale).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         size, scale = shape.hidden, shape.hidden**-0.5
-        self.heads = shape.heads
+        self.heads, self.ternary = shape.heads, shape.ternary
         self.q_proj = Linear(size, size, scale=scale)
         self.k_proj = Linear(size, size, scale=scale)
         self.v_proj = Linear(size, size, scale=scale)
@@ -52,11 +85,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: [rows, tokens, hidden]; cos, sin: [tokens, head size]."""
         rows, tokens, size = x.shape
-        fused = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])  # one matmul, not three
-        q, k, v = (part.view(rows, tokens, self.heads, -1).transpose(1, 2) for part in F.linear(x, fused).split(size, -1))
+        fused = project(x, self.q_proj, self.k_proj, self.v_proj, as_ternary=self.ternary)
+        q, k, v = (part.view(rows, tokens, self.heads, -1).transpose(1, 2) for part in fused.split(size, -1))
         q, k = _rotate(q, cos, sin).to(v.dtype), _rotate(k, cos, sin).to(v.dtype)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.linear(y.transpose(1, 2).reshape(rows, tokens, size), self.o_proj.weight)
+        return project(y.transpose(1, 2).reshape(rows, tokens, size), self.o_proj, as_ternary=self.ternary)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -67,15 +100,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Mlp(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        inner = shape.intermediate
+        inner, self.ternary = shape.intermediate, shape.ternary
         self.gate_proj = Linear(inner, shape.hidden, scale=shape.hidden**-0.5)
         self.up_proj = Linear(inner, shape.hidden, scale=shape.hidden**-0.5)
         self.down_proj = Linear(shape.hidden, inner, scale=inner**-0.5 / math.sqrt(2 * shape.layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        fused = torch.cat([self.gate_proj.weight, self.up_proj.weight])
-        gate, up = F.linear(x, fused).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, self.down_proj.weight)
+        gate, up = project(x, self.gate_proj, self.up_proj, as_ternary=self.ternary).chunk(2, -1)
+        return project(F.silu(gate) * up, self.down_proj, as_ternary=self.ternary)
 
 
 class Norm(nn.Module):

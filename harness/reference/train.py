@@ -4,6 +4,7 @@
     python -m harness.reference.train --out DIR --resume            # go on after a stop
     python -m harness.reference.train --out DIR --minutes 60        # by the clock instead of by steps
     python -m harness.reference.train --out DIR --export-only       # write the latest checkpoint as a model
+    python -m harness.reference.train --out DIR --ternary           # the sibling of 1.58 bits, by the same recipe
 
 What it promises: a run that was stopped and resumed gives the same weights as one that was not (the checkpoint
 holds weights, both optimizers' state, the position in the corpus and the packer's leftovers). The parameter
@@ -415,6 +416,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="end by the clock instead; drives the schedule")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
+    parser.add_argument("--ternary", action="store_true", help="train the sibling whose linear layers are -1, 0 and 1")
     parser.add_argument("--export-only", action="store_true", help="write the latest checkpoint to DIR/model")
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -427,7 +429,8 @@ def main() -> None:
         return
     by_clock = arguments.minutes is not None
     recipe = Recipe(minutes=arguments.minutes, steps=None if by_clock else arguments.steps)
-    train(recipe, out, resume=arguments.resume, export_to=out / "model")
+    shape = Shape(ternary=arguments.ternary)
+    train(recipe, out, resume=arguments.resume, export_to=out / "model", shape=shape)
 
 
 if __name__ == "__main__":

@@ -369,14 +369,28 @@ def same_ids(path: Path, text: str, ids: Sequence[int]) -> bool:
         lib.llama_model_free(model)
 
 
-def quantize(source: Path, target: Path, *, file_type: str, importance: Mapping[str, NDArray[np.float32]]) -> None:
-    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column.
+def quantize(
+    source: Path,
+    target: Path,
+    *,
+    file_type: str,
+    importance: Mapping[str, NDArray[np.float32]],
+    types: Mapping[str, str] | None = None,
+) -> None:
+    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column. `types`: the
+    ggml type of single tensors by name, in the place of what the file type says.
 
     RuntimeError with llama.cpp's own words where it refuses.
     """
     params = lib.llama_model_quantize_default_params()
     params.nthread = threads()
     params.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{file_type}")
+    if types:
+        overrides = (lib.llama_model_tensor_override * (len(types) + 1))()  # the last one, without a pattern, ends the list
+        for override, (name, kind) in zip(overrides, types.items(), strict=False):
+            override.pattern = f"^{re.escape(name)}$".encode()
+            override.type = getattr(lib, f"GGML_TYPE_{kind}")
+        params.tt_overrides = overrides
     held = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.items()}
     if held:
         entries = (lib.llama_model_imatrix_data * (len(held) + 1))()  # the last one, without a name, ends the list

@@ -66,7 +66,7 @@ def test_a_type_is_quantized_and_answers_after_a_reload_as_its_weights_say(folde
 BLOCKS_BY_HAND = {
     "F32": 32, "BF16": 16, "F16": 16, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_S": 5.5, "Q5_1": 6, "Q5_0": 5.5, "Q4_1": 5,
     "Q4_0": 4.5, "IQ4_NL": 4.5, "IQ4_XS": 4.25, "Q3_K_S": 3.4375, "IQ3_S": 3.4375, "TQ2_0": 2.0625, "TQ1_0": 1.6875,
-    "Q2_K_S": 2.625,
+    "Q2_K_S": 2.625, "Q2_0": 2.25, "Q1_0": 1.125, "MXFP4": 4.25, "NVFP4": 4.5,
 }  # fmt: skip
 """Bits per weight of the types that two layers store throughout, from the formats' descriptions."""
 
