@@ -58,7 +58,8 @@ Samples = Literal["losses", "tokens", "items"]
 class Model:
     """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports. `random`: a
     shape (`path` is its config) filled with random weights, which has a speed and a size and no quality. `file` names one GGUF
-    file of the repository; `commit` is what the revision was when the suite was planned, None where nobody could say."""
+    file of the repository; `commit` is what the revision was when the suite was planned, None where nobody could say. `packed`: the
+    folder holds the weights packed, and the model is what they stand for (models/unpacked.py)."""
 
     name: str
     repo: str | None = None
@@ -67,6 +68,7 @@ class Model:
     random: bool = False
     file: str | None = None
     commit: str | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

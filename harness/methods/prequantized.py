@@ -23,7 +23,7 @@ from harness.errors import BadInput, MissingPackage
 from harness.formats import gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import KEY, bits_and_options, quantization
-from harness.methods import _defaults, _gptqmodel, _kernels, bnb, gguf_file, reload
+from harness.methods import _defaults, _gptqmodel, _kernels, bitnet, bnb, gguf_file, reload
 from harness.methods.base import Elsewhere, LoadRequest, Method, QuantizeRequest
 from harness.models import find
 from harness.spec import Given, Model, Scheme
@@ -153,6 +153,8 @@ def load(request: LoadRequest) -> PreTrainedModel:
         model = _gptqmodel.load(request)
     elif name == "bitsandbytes":
         model = bnb.load(request)
+    elif name == "bitnet":
+        model = bitnet.load(request)
     else:
         model = _defaults.load(request)
     vars(model)[_FORMAT] = name

@@ -1,6 +1,6 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
-A model is the embedded one (``reference``), a local folder, a hub repository at a revision, or one GGUF file of either. Only
+A model is an embedded one (``reference``, ``reference-ternary``), a local folder, a hub repository at a revision, or one GGUF file of either. Only
 safetensors and GGUF are taken: a pickle checkpoint is refused with the reason. Shapes come from the headers, never from loading
 weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
@@ -24,7 +24,7 @@ from harness.files import Changed, Hashes, sha256
 from harness.formats import attention_rules, config_json, gguf_reader, quantization_config, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.safetensors_file import INDEX, MODEL, brief, is_lfs_pointer
-from harness.models import fit, grid, hub, random_weights, repository
+from harness.models import fit, grid, hub, random_weights, repository, unpacked
 from harness.models.fit import Headers
 from harness.spec import Model, digest
 
@@ -37,10 +37,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def model(entry: str | Mapping[str, object], base: Path) -> Model:
     """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
 
-    A plain string is ``reference``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
+    A plain string is ``reference`` or ``reference-ternary``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
     if isinstance(entry, str):
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))
+        if entry == "reference-ternary":
+            return Model(name="reference-ternary", path=str(reference.TERNARY_DIR), packed=True)
         if entry.startswith((".", "/", "~")) or (entry and (base / entry).exists()):
             return model({"path": entry}, base)
         return model({"repo": entry}, base)
@@ -86,7 +88,7 @@ _ADDRESS = re.compile(r"https?://[^/]+/([\w.-]+/[\w.-]+?)(?:/(?:tree|blob|resolv
 def meant(source: Model) -> str:
     """`; did you mean ...?` for a hub id without an owner that is near the name of a model that is built in, else ''."""
     name = source.repo or ""
-    spellings = {"reference": "models: [reference]"}
+    spellings = {name: f"models: [{name}]" for name in ("reference", "reference-ternary")}
     spellings |= {shape: f"models: [{{shape: {shape}}}]" for shape in random_weights.known()}
     near = [] if "/" in name else difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
     return f"; did you mean {spellings[near[0]]}?" if near else ""
@@ -240,6 +242,13 @@ def locate(source: Model) -> Path | None:
     return snapshot.folder / (source.file or "")
 
 
+def at_hand(source: Model, cache: Path) -> Path | None:
+    """What `fetch` would return, where nothing has to be done for it; else None."""
+    if source.packed:
+        return unpacked.known(Path(str(source.path)), cache)
+    return locate(source)
+
+
 def pinned(source: Model) -> Model:
     """A hub model with the commit that its revision names now; any other model as it is. BadInput says what the hub refuses."""
     if source.repo is None:
@@ -254,7 +263,7 @@ def fetch(source: Model, cache: Path, *, tell: hub.Fetching = hub.quiet) -> Path
         return random_weights.folder(Path(str(source.path)), cache)
     if source.path is not None:
         check_folder(Path(source.path), source.name)
-        return Path(source.path)
+        return unpacked.folder(Path(source.path), cache) if source.packed else Path(source.path)
     what = f"model {source.name!r}"
     snapshot = repository.snapshot_of(source)
     names = None if snapshot is None else repository.wanted(source, snapshot)
@@ -305,7 +314,7 @@ def shape(source: Model) -> ModelShape | None:
     folder = locate(source)
     if folder is not None:
         check_folder(folder, source.name)
-        return shape_of(folder)
+        return _shape(unpacked.config_of(folder), unpacked.tensors(folder)) if source.packed else shape_of(folder)
     looked_at = None if source.random else _on_the_hub(source)
     return None if looked_at is None else looked_at[0]
 
@@ -349,6 +358,8 @@ def stored_bytes(source: Model) -> int | None:
     if folder is None:
         looked_at = None if source.random else _on_the_hub(source)
         return None if looked_at is None else looked_at[1]
+    if source.packed:
+        return sum(2 * math.prod(sizes) for _, sizes in unpacked.tensors(folder).values())
     if gguf_reader.is_gguf(folder):
         return sum(tensor.bytes for tensor in gguf_reader.header(folder).tensors)  # not asked of a file that is refused
     return sum(entry.bits for entry in safetensors_file.checkpoint(folder).values()) // 8
@@ -358,7 +369,7 @@ def unread(source: Model, config: ModelConfig, *, cache: Path | None) -> tuple[s
     """The tensors of a model's files that transformers does not load; () where it is on a hub that cannot be reached, and of a
     GGUF file. BadInput where the files are not the model that its config describes (models/fit.py)."""
     folder = locate(source)
-    if source.random or is_one_file(source):
+    if source.random or source.packed or is_one_file(source):
         return ()
     looked_at = _on_the_hub(source) if folder is None else None
     held = tensors(folder) if folder is not None else None if looked_at is None else looked_at[2]

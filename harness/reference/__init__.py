@@ -14,6 +14,7 @@ package is no part of the source digest (run/source.py)."""
 _HERE = Path(__file__).resolve().parent
 
 MODEL_DIR: Path = _HERE / "model"
+TERNARY_DIR: Path = _HERE / "ternary"  # its sibling of 1.58 bits, packed: models/unpacked.py makes it plain
 TASKS_DIR: Path = _HERE / "tasks"
 HELDOUT_TEXT: Path = _HERE / "heldout.txt"  # perplexity and divergence; documents are parted by a blank line
 CALIBRATION_TEXT: Path = _HERE / "calibration.txt"  # for methods that calibrate; shares no document with the above

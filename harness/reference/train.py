@@ -35,10 +35,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from harness.files import draft_file, drafts_into
+from harness.formats import bitnet_file, config_json, quantization_config
 from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
-from harness.reference.network import IGNORED, ReferenceModel, Shape
+from harness.reference.network import IGNORED, ReferenceModel, Shape, ternary
 from harness.reference.reserved import bucket
 from harness.reference.tokenizer import END, save_tokenizer, train_tokenizer
 from harness.reference.world import SEED, World
@@ -344,18 +345,39 @@ def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -
     )
     config.save_pretrained(draft)
     GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end, do_sample=False).save_pretrained(draft)
-    rounded = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in network.state_dict().items()}
-    save_file(rounded, draft / "model.safetensors", metadata={"format": "pt"})
+    state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
+    plain = {k: v.to(torch.bfloat16).contiguous() for k, v in state.items() if not (shape.ternary and "_proj" in k)}
+    packed = {k: v for k, v in state.items() if k not in plain}
+    save_file({**plain, **_packed(packed)}, draft / "model.safetensors", metadata={"format": "pt"})
+    if shape.ternary:
+        config_json.write({**config_json.read(draft), quantization_config.KEY: dict(bitnet_file.SETTINGS)}, draft)
     save_tokenizer(tokenizer, draft, context=shape.context)
 
     mine = ReferenceModel(shape)
-    mine.load_state_dict({k: v.float() for k, v in rounded.items()})
+    mine.load_state_dict({**packed, **{k: v.float() for k, v in plain.items()}})
+    torch.compiler.set_stance("force_eager")  # the classes of packed layers compile themselves, for minutes
     theirs = LlamaForCausalLM.from_pretrained(draft, dtype=torch.float32)
     probe = torch.randint(0, shape.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        gap = float((mine.logits(probe) - theirs(probe).logits).abs().max())
-    if not gap < 1e-3:
+        difference = (mine.logits(probe) - theirs(probe).logits).abs()
+    gap = float(difference.mean() if shape.ternary else difference.max())
+    if not gap < (TERNARY_GAP if shape.ternary else 1e-3):
         raise ValueError(f"transformers' logits differ by {gap}: the export is wrong, nothing was replaced")
+
+
+TERNARY_GAP = 0.02
+"""Mean difference of logits between two forward passes of a ternary network: an input that lies between two of 256 levels goes to
+either, which moves single logits by a tenth and the mean of all by 0.004."""
+
+
+def _packed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ternary matrices as transformers' BitNet layers hold them: four weights to a byte, and the number to divide by."""
+    out: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        levels, scale = ternary(weight.float())
+        out[name] = bitnet_file.pack(levels.round())
+        out[f"{name.removesuffix('.weight')}.{bitnet_file.SCALE}"] = (1 / scale).reshape(1)
+    return out
 
 
 def tokenizer_of(out: Path, world: World) -> Tokenizer:

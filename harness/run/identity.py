@@ -295,7 +295,7 @@ def at_hand(plan: Plan, cache: Path) -> Inputs | None:
     run left them. None where anything is missing, or where tasks are made of the hub's data, whose commits only the hub knows."""
     if any(DATA_SETS in q.options for p in plan.cells for q in p.questions):
         return None
-    folders = {m.name: find.locate(m) for m in plan.models}
+    folders = {m.name: find.at_hand(m, cache) for m in plan.models}
     here = {name: folder for name, folder in folders.items() if folder is not None}
     weights = {name: find.remembered_digest(folder, cache / DIGESTS) for name, folder in here.items()}
     known = {name: value for name, value in weights.items() if value is not None}

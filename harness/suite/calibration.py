@@ -110,7 +110,7 @@ def _each(value: object) -> Sequence[object]:
 
 
 def _speaks_for_itself(source: Source) -> bool:
-    return source.model.random or source.model.path == str(reference.MODEL_DIR)
+    return source.model.random or source.model.path in (str(reference.MODEL_DIR), str(reference.TERNARY_DIR))
 
 
 def _same(one: Corpus, other: Corpus) -> bool:

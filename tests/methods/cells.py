@@ -20,7 +20,7 @@ from harness.methods import METHODS, prequantized, reload
 from harness.methods.base import LoadRequest, QuantizeRequest, resolve_options
 from harness.spec import Given, Model, Quantized, Running, Scheme
 
-EVERY = ("rtn", "gptq", "awq", "autoround", "hqq", "bnb", "torchao", "quanto")
+EVERY = ("rtn", "gptq", "awq", "autoround", "hqq", "bitnet", "bnb", "torchao", "quanto")
 QUICK: dict[str, dict[str, Any]] = {"autoround": {"iters": 4}}
 
 CELLS: dict[str, tuple[str, float, dict[str, Any]]] = {
@@ -54,6 +54,7 @@ DAMAGED = {
     "awq-3": "qweight",
     "autoround-2": "scales",
     "hqq-2": "zero",
+    "bitnet-1.58": "weight",
     "bnb-4": "absmax",
     "torchao-4": "scale_and_zero",
     "quanto-4": "shift",

@@ -108,6 +108,8 @@ def bits_by_hand(cell: str) -> int:
             total += weights * (4 if kind == "Int4" else 8) + groups * parts[kind]
         elif name == "quanto":  # bf16 scales, and below 8 bits bf16 shifts
             total += weights * bits + groups * (16 if bits == 8 else 32)
+        elif name == "bitnet":  # four weights to a byte, and one bf16 scale for a matrix
+            total += weights * 2 + 16
         elif bits == 8:  # int8 codes, a float32 scale per output, one byte that names the layout
             total += weights * 8 + 32 * outputs + 8
         else:  # two codes to a byte, a scale per 64 weights (or nested: a byte, float32 per 256, 256 code values), 16 code values
