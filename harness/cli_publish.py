@@ -248,9 +248,11 @@ def methods(
 ) -> None:
     """List method x bits x engine x environment: what runs here, and the command that adds what is missing.
 
-    What other packages offer (methods, engines, probes) is listed with the package and its version."""
+    What other packages offer (methods, engines, probes) is listed with the package and its version. Families that no method offers
+    follow, each with the reason."""
     from harness import plugins
     from harness.methods import METHODS
+    from harness.methods.not_offered import FAMILIES
 
     offered = plugins.load()
     packages = {p.name: p.provider for p in offered.plugins if p.kind == "method"}
@@ -260,6 +262,7 @@ def methods(
         beside = [(p, "ready") for p in offered.plugins if p.kind != "method"]
         beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
         rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
+        rows += [{"family": f.name, "title": f.title, "state": "not offered", "why": f.why, "instead": f.instead} for f in FAMILIES.values()]
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -288,6 +291,8 @@ def methods(
     out.print(
         "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
     )
+    for family in FAMILIES.values():
+        cli_env.say(str(family))
 
 
 def _as_data(method: Method, here: cli_env.Here, package: str | None) -> dict[str, object]:

@@ -35,6 +35,7 @@ from harness.engines.base import Engine
 from harness.errors import BadInput, MissingPackage, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import Method
+from harness.methods.not_offered import FAMILIES
 from harness.metrics import METRICS
 from harness.probes import PROBES
 from harness.probes.base import Probe
@@ -130,10 +131,13 @@ def of(kind: Kind, name: str) -> Plugin | None:
 
 
 def unknown(kind: Kind, name: str, where: str) -> BadInput:
-    """What to answer to a name that is in no table: why its package was left out, or the nearest names."""
+    """What to answer to a name that is in no table: why its package was left out, why nobody offers it, or the nearest names."""
     for refused in load().refused:
         if (refused.plugin.kind, refused.plugin.name) == (kind, name):
             return BadInput(f"{where}: {refused}")
+    family = FAMILIES.get(re.sub(r"[^a-z0-9]", "", name.lower())) if kind == "method" else None
+    if family is not None:
+        return BadInput(f"{where}: {family}")
     return UnknownName(kind, name, TABLES[kind], where)
 
 

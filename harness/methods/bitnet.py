@@ -59,10 +59,10 @@ def quantize(request: QuantizeRequest) -> None:
     safetensors_file.save(state, request.out_dir / safetensors_file.MODEL)
     settings = {**bitnet_file.SETTINGS, "modules_to_not_convert": left}
     config_json.write({**config_json.read(request.model_dir), "dtype": "bfloat16", KEY: settings}, request.out_dir)
-    _write_answers(request)
+    write_answers(request)
 
 
-def _write_answers(request: QuantizeRequest) -> None:
+def write_answers(request: QuantizeRequest) -> None:
     """The reload check's answers: the packed weights, unpacked by this project and run in float32, on inputs rounded to 8 bits.
     The floor is the same in bfloat16."""
     state = dict(bitnet_file.dequantized(request.out_dir))

@@ -5,8 +5,8 @@ weight is copied: the artifact links to the checkpoint's files. GPTQ and AWQ loa
 every other format through transformers, which may unpack it to plain layers: the kernel proof says so, and such a cell is
 simulated.
 
-What the weights mean is read a second time by this project's own code for GPTQ and AWQ, and compared after every load (see
-reload.py). Of other formats there is no second reading; give the unquantized model as well (`of` in the suite), and the
+What the weights mean is read a second time by this project's own code for GPTQ, AWQ, BitNet and AQLM, and compared after every
+load (see reload.py). Of other formats there is no second reading; give the unquantized model as well (`of` in the suite), and the
 divergence from it tells a sound checkpoint from garbage.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import BadInput, MissingPackage
-from harness.formats import gptq_file, packed_names, safetensors_file
+from harness.formats import aqlm_file, gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import KEY, bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bitnet, bnb, gguf_file, reload
@@ -52,10 +52,14 @@ _PACKAGES = {
     "hqq": ("hqq", 'pip install "llm-quant-harness[hqq]"'),
     "torchao": ("torchao", 'pip install "llm-quant-harness[torchao]"'),
     "compressed-tensors": ("compressed_tensors", "pip install compressed-tensors"),
-    "aqlm": ("aqlm", "pip install aqlm"),
+    "aqlm": ("aqlm", "pip install 'aqlm[cpu]'"),
     "quanto": ("optimum", 'pip install "llm-quant-harness[quanto]"'),
 }
 """What loads a format beside transformers, and the command that adds it."""
+
+
+_READ = {"gptq": gptq_file.dequantize, "awq": gptq_file.dequantize, "aqlm": aqlm_file.dequantize}
+"""The formats that are read a second time, by this project's own code."""
 
 
 def scheme(config: ModelConfig) -> Scheme:
@@ -106,14 +110,17 @@ def quantize(request: QuantizeRequest) -> None:
         (request.out_dir / path.name).symlink_to(path.resolve())
     if name == "awq":
         _say_what_is_left(request.out_dir)
-    if name not in ("gptq", "awq"):
+    if name == "bitnet":
+        bitnet.write_answers(request)
+        return
+    if name not in _READ:
         reload.skip(request.out_dir, f"{name}: given as it is, and read by nothing but its own library")
         return
     import torch
 
     try:
         small = sum(t.bits for t in safetensors_file.stored(request.out_dir)) < 8 * 2 * 10**9
-        state = gptq_file.dequantize(request.out_dir, torch.float32 if small else torch.bfloat16)
+        state = _READ[name](request.out_dir, torch.float32 if small else torch.bfloat16)
     except BadInput as error:
         reload.skip(request.out_dir, f"{name}: given as it is, in a layout that only its own library reads: {error}")
         return
@@ -184,7 +191,10 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
 
 
 def _bits_per_weight(scheme: Scheme) -> float:
-    """bits + (16-bit scale + zero point of `bits`) / group where the config names a group."""
+    """bits + (16-bit scale + zero point of `bits`) / group where the config names a group. A group of AQLM's has its codes alone:
+    codebooks and scales belong to a layer."""
+    if scheme.options["format"] == "aqlm":
+        return scheme.bits
     group = int(scheme.options.get("group_size", -1))
     return scheme.bits + ((16 + scheme.bits) / group if group > 0 else 0)
 

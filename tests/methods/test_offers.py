@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from harness import cli
 from harness.artifact import LinearLayer, ModelShape
 from harness.engines import ENGINES
+from harness.errors import BadInput
 from harness.methods import METHODS
 from harness.methods.base import LoadRequest, Method, QuantizeRequest, resolve_options, running_of
+from harness.methods.not_offered import FAMILIES
 from harness.models import find
 from harness.spec import Quantized, Scheme
+from harness.suite import matrix
 from tests.tiny_llama import llama
 
 REAL = [name for name in METHODS if not name.startswith("fake")]
@@ -167,3 +173,19 @@ def test_a_new_row_binds_four_fields_and_the_defaults_load_and_prove_what_it_wro
     assert method.bits_per_weight(mine) == 8.0
     assert method.supports(mine, shape(), "cpu") is None
     assert "already quantized" in (method.supports(mine, shape(config={"quantization_config": {"bits": 4}}), "cpu") or "")
+
+
+def test_a_family_that_nobody_offers_is_listed_with_the_reason_and_what_comes_near() -> None:
+    listed = CliRunner().invoke(cli.app, ["methods"]).output
+    as_data = json.loads(CliRunner().invoke(cli.app, ["methods", "--format", "json"]).output)
+    assert {row["family"] for row in as_data if "family" in row} == set(FAMILIES)
+    for family in FAMILIES.values():
+        assert family.name not in METHODS
+        assert f"{family.name} ({family.title}) is not offered" in " ".join(listed.split())
+
+
+def test_a_suite_that_names_such_a_family_is_told_why(tmp_path: Path) -> None:
+    suite = tmp_path / "one.yaml"
+    suite.write_text("name: one\nmodels: [reference]\nbaseline: bf16\nmethods: {bf16: , QuIP: }\n")
+    with pytest.raises(BadInput, match=r"one.yaml, line 4: quip .* is not offered: no package of the Python index holds them"):
+        matrix.plan(suite, device="cpu")
