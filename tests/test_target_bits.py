@@ -123,7 +123,7 @@ def test_a_target_that_indices_put_out_of_reach_is_refused_with_the_range_of_thi
             r"rtn: widths: 5 is no width of a mixture; name two or more of 2, 3, 4, 8",
         ),
         ("  rtn: {target_bits: 3.5, widths: [4]}", "", r"rtn: widths: \[4\] leaves nothing to choose"),
-        ("  rtn: {target_bits: 3.5, from: luck}", "", r'rtn: from: "luck" is no way of choosing widths; write from: sensitivity'),
+        ("  rtn: {target_bits: 3.5, from: luck}", "", r'rtn: from: "luck" is no way of choosing its widths; write from: sensitivity'),
         ("  rtn: {bits: 4}", "include: [{method: rtn, bits: 4, target_bits: 3.5}]", r"line \d: bits: 4 is one width .*keep one"),
     ],
 )

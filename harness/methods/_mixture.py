@@ -26,9 +26,6 @@ from harness.spec import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-FROM = "sensitivity"
-"""How widths are chosen: by what each layer loses alone (models/sensitivity.py)."""
-
 Sizes = Callable[[BodyWeight, Width], int]
 """Stored bits of a weight in a width."""
 

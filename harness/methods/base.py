@@ -77,6 +77,9 @@ class Elsewhere:
     refuses: Callable[[Scheme, str], str | None] = lambda scheme, device: None
 
 
+BY_SENSITIVITY = "sensitivity"
+"""Widths chosen here, by what each layer loses alone (models/sensitivity.py)."""
+
 Width = int | str
 """What a layer of a mixture can be stored in: a number of bits, or the name of a type."""
 
@@ -85,12 +88,15 @@ Width = int | str
 class Mixing:
     """How a row mixes widths by layer (`target_bits` in a suite). `widths` may be chosen unless a suite names others of `known`.
     `bits`: (width, options) -> about how many bits per weight a layer of it takes, scales and zero points included. `options`:
-    those that the suite may say of a mixture."""
+    those of the row that mean something for a mixture (none: all). `beside`: the bits of uniform cells that it may be set beside
+    (none: all that the row offers). `ways`: how widths can be chosen, the default first."""
 
     widths: tuple[Width, ...]
     known: tuple[Width, ...]
     bits: Callable[[Width, Mapping[str, Any]], float]
     options: tuple[str, ...] = ()
+    beside: tuple[float, ...] = ()
+    ways: tuple[str, ...] = (BY_SENSITIVITY,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

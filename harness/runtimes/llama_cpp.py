@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import llama_cpp.llama_cpp as lib
@@ -369,8 +370,16 @@ def same_ids(path: Path, text: str, ids: Sequence[int]) -> bool:
         lib.llama_model_free(model)
 
 
-def quantize(source: Path, target: Path, *, file_type: str, importance: Mapping[str, NDArray[np.float32]]) -> None:
-    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column.
+def quantize(
+    source: Path,
+    target: Path,
+    *,
+    file_type: str,
+    importance: Mapping[str, NDArray[np.float32]],
+    types: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column. `types`: of
+    the tensors whose names match a pattern, in place of those that the file type gives them.
 
     RuntimeError with llama.cpp's own words where it refuses.
     """
@@ -385,6 +394,11 @@ def quantize(source: Path, target: Path, *, file_type: str, importance: Mapping[
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             entry.size = values.size
         params.imatrix = entries
+    if types:
+        listed = (lib.llama_model_tensor_override * (len(types) + 1))()  # the last one, without a pattern, ends the list
+        for override, (pattern, kind) in zip(listed, types.items(), strict=False):
+            override.pattern, override.type = pattern.encode(), _NUMBERS[kind]
+        params.tt_overrides = listed
     _said.clear()
     code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code:

@@ -19,9 +19,6 @@ from harness.suite.mistakes import shown
 
 TARGET = "target_bits"
 KEYS = (TARGET, "widths", "from")
-FROM = ("sensitivity",)
-"""Ways of choosing widths: by what each layer loses alone."""
-
 Axes = Mapping[str, Sequence[object]]
 
 
@@ -96,9 +93,10 @@ def _sets(written: Sequence[object], mixing: Mixing, method: Method, where: str)
 def scheme(method: Method, plain: Scheme, given: Mapping[str, object], where: str) -> Scheme:
     """The scheme of a mixture. BadInput for a target beyond what its widths reach, and for another way of choosing."""
     mixing = _mixing(method, where)
-    chosen = given.get("from", FROM[0])
-    if chosen not in FROM:
-        raise BadInput(f"{where}: {method.name}: from: {shown(chosen)} is no way of choosing widths; write from: {FROM[0]}")
+    chosen = given.get("from", mixing.ways[0])
+    if chosen not in mixing.ways:
+        known = " or ".join(mixing.ways)
+        raise BadInput(f"{where}: {method.name}: from: {shown(chosen)} is no way of choosing its widths; write from: {known}")
     widths = given.get("widths", mixing.widths)
     assert isinstance(widths, tuple)
     each = [mixing.bits(width, plain.options) for width in widths]
@@ -109,7 +107,8 @@ def scheme(method: Method, plain: Scheme, given: Mapping[str, object], where: st
             f"included: about {min(each):.2f} to {max(each):.2f}; choose a target between, or other widths"
         )
     said = {"from": chosen, "widths": list(widths), "version": sensitivity.VERSION}
-    return replace(plain, options={**plain.options, MIXTURE: said})
+    options = {name: value for name, value in plain.options.items() if not mixing.options or name in mixing.options}
+    return replace(plain, options={**options, MIXTURE: said})
 
 
 def uniform(method: Method, given: Mapping[str, object]) -> dict[str, object]:
@@ -123,7 +122,8 @@ def beside(method: Method, target: float, given: Mapping[str, object]) -> list[f
     just as many bits is both."""
     known = {n: v for n, v in given.items() if n in method.options and isinstance(v, (bool, int, float, str))}
     sizes = {}
-    for bits in (bits for bits in method.bits if bits < 16):
+    offered = method.bits if method.mixing is None else method.mixing.beside or method.bits
+    for bits in (bits for bits in offered if bits < 16):
         scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, known, bits))
         sizes[bits] = method.bits_per_weight(scheme)
     below = [bits for bits, size in sizes.items() if size <= target]
@@ -139,7 +139,9 @@ def words(method: Method, scheme: Scheme) -> list[str]:
 
 
 def more_words(method: Method, scheme: Scheme) -> list[str]:
-    """What a label says of widths that are not the method's default ones."""
-    if scheme.mixture is None or method.mixing is None or tuple(scheme.mixture["widths"]) == method.mixing.widths:
+    """What a label says of widths, and of a way of choosing them, that are not the method's default ones."""
+    if scheme.mixture is None or method.mixing is None:
         return []
-    return [f"of {','.join(map(str, scheme.mixture['widths']))}"]
+    widths, way = tuple(scheme.mixture["widths"]), str(scheme.mixture["from"])
+    found = [f"of {','.join(map(str, widths))}"] if widths != method.mixing.widths else []
+    return found + ([f"from {way}"] if way != method.mixing.ways[0] else [])

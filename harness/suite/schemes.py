@@ -424,7 +424,9 @@ def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[st
     """The words of the options that differ from their defaults, and of those that are always named."""
     parts = []
     for name, option in options.items():
-        value = values.get(name)
+        if name not in values:  # a mixture chooses it by layer
+            continue
+        value = values[name]
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue

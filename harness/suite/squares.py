@@ -11,7 +11,7 @@ from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
-from harness.methods.base import Method, running_of
+from harness.methods.base import BY_SENSITIVITY, Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Given, OriginKind, Quantized, Question, Running, Scheme, Served, digest
@@ -41,8 +41,8 @@ class Frame:
     def asked(
         self, source: Source, kind: OriginKind, *, engine: str, baseline: bool, cached: bool = False, mixed: bool = False
     ) -> tuple[Question, ...]:
-        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`, a mixture if it is `mixed`. A
-        baseline is asked all items, whatever budget the others have, and in every way that another cell is."""
+        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`, a mixture whose widths are chosen
+        here if it is `mixed`. A baseline is asked all items, whatever budget the others have, and in every way that another cell is."""
         ways = self.ways if baseline else {cached}
         serves = kind == "served" or ENGINES[engine].serve is not None
         fitting = [
@@ -110,7 +110,7 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
             engine=cell.running.engine,
             baseline=baseline,
             cached=kept is not None,
-            mixed=cell.scheme.mixture is not None,
+            mixed=(cell.scheme.mixture or {}).get("from") == BY_SENSITIVITY,
         ),
         baseline=baseline,
         estimated_bpw=bpw,
