@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.artifact import ArtifactRecord, StoredFile
 from harness.errors import BadInput
-from harness.run import identity
+from harness.run import identity, serving
 from harness.suite import matrix
 from harness.suite.plan import Plan
 
@@ -123,10 +124,47 @@ def test_a_target_that_indices_put_out_of_reach_is_refused_with_the_range_of_thi
             r"rtn: widths: 5 is no width of a mixture; name two or more of 2, 3, 4, 8",
         ),
         ("  rtn: {target_bits: 3.5, widths: [4]}", "", r"rtn: widths: \[4\] leaves nothing to choose"),
-        ("  rtn: {target_bits: 3.5, from: luck}", "", r'rtn: from: "luck" is no way of choosing its widths; write from: sensitivity'),
+        (
+            "  rtn: {target_bits: 3.5, from: luck}",
+            "",
+            r'rtn: from: "luck" is no way of choosing its widths; write from: sensitivity',
+        ),
         ("  rtn: {bits: 4}", "include: [{method: rtn, bits: 4, target_bits: 3.5}]", r"line \d: bits: 4 is one width .*keep one"),
     ],
 )
 def test_mistakes_are_said_with_what_would_be_right(methods: str, extra: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said):
         planned(tmp_path, methods, extra)
+
+
+def test_an_export_of_a_mixture_names_the_one_loader_that_was_seen_to_read_it(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  gptq: {bits: 4, target_bits: 4}")
+    cells = {each.cell.label: each.cell for each in plan.cells}
+    artifact = ArtifactRecord(digest="d", folder="f", files=(StoredFile(name="model.safetensors", bytes=1, sha256="0" * 64),))
+    assert {way.runtime for way in serving.ways(cells["gptq 4-bit g128"], artifact)} == {"vLLM", "GPTQModel"}
+    assert [way.runtime for way in serving.ways(cells["gptq mixed 4-bit g128"], artifact)] == ["GPTQModel"]
+    assert serving.library(cells["gptq mixed 4-bit g128"]) == ""
+
+
+def test_rows_that_choose_widths_in_their_own_way_say_so_in_the_label_and_keep_no_table(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  autoround: {target_bits: 3.5, from: [autoscheme, sensitivity]}")
+    asked = {each.cell.label: {q.probe for q in each.questions} for each in plan.cells if each.cell.scheme.mixture is not None}
+    assert asked == {
+        "autoround mixed 3.5-bit g128": {"size"},
+        "autoround mixed 3.5-bit g128 from sensitivity": {"size", "sensitivity"},
+    }
+
+
+def test_a_mixture_of_openvino_says_its_type_and_has_uniform_neighbours(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  openvino: {target_bits: 5.5, type: int4_sym, group_size: 64}")
+    assert labels(plan)[1:] == [
+        "openvino mixed 5.5-bit int4_sym g64",
+        "openvino 8-bit int8_asym per-channel",
+        "openvino 4-bit int4_sym g64",
+    ]
+
+
+def test_a_file_of_llama_cpp_mixes_types_and_stands_beside_its_own_mixtures(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  gguf: {target_bits: 3.0}")
+    assert labels(plan)[1:] == ["gguf mixed 3-bit", "gguf 3-bit Q3_K_M", "gguf 2-bit Q2_K"]
+    assert plan.cells[1].cell.scheme.options.keys() == {"imatrix", "mixture", "calibration"}

@@ -136,6 +136,19 @@ def of_gptq(request: QuantizeRequest, taken: Callable[[BodyWeight], bool]) -> Mi
     return made(request, taken, partial(_gptq_bits, group), asked)
 
 
+def candidates(request: QuantizeRequest, taken: Callable[[BodyWeight], bool], group: int) -> tuple[Candidate, ...]:
+    """The layers that are `taken`, with what each takes in the GPTQ format in each width, and no losses."""
+    return tuple(
+        Candidate(
+            layer=weight.name,
+            parameters=weight.parameters,
+            bits={str(width): _gptq_bits(group, weight, width) for width in widths(request.scheme)},
+            losses={},
+        )
+        for weight in filter(taken, _body(request.model_dir))
+    )
+
+
 def refusal(scheme: Scheme, shape: ModelShape | None, taken: Callable[[BodyWeight], bool]) -> str | None:
     """Why a model cannot be mixed in the GPTQ format, or None."""
     if scheme.mixture is None:

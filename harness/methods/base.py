@@ -89,7 +89,8 @@ class Mixing:
     """How a row mixes widths by layer (`target_bits` in a suite). `widths` may be chosen unless a suite names others of `known`.
     `bits`: (width, options) -> about how many bits per weight a layer of it takes, scales and zero points included. `options`:
     those of the row that mean something for a mixture (none: all). `beside`: the bits of uniform cells that it may be set beside
-    (none: all that the row offers). `ways`: how widths can be chosen, the default first."""
+    (none: all that the row offers). `ways`: how widths can be chosen, the default first.
+    `only_at`: options that belong to one width, so that uniform cells of another do not take them from a mixture."""
 
     widths: tuple[Width, ...]
     known: tuple[Width, ...]
@@ -97,6 +98,7 @@ class Mixing:
     options: tuple[str, ...] = ()
     beside: tuple[float, ...] = ()
     ways: tuple[str, ...] = (BY_SENSITIVITY,)
+    only_at: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

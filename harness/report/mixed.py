@@ -30,7 +30,7 @@ from harness.spec import MIXTURE
 EQUAL = 0.01
 """Measured bits that differ by no more than this share are called equal."""
 
-_CHOSEN = (MIXTURE, "calibration", "type", "imatrix")
+_CHOSEN = (MIXTURE, "calibration", "type", "imatrix", "ratio")
 """Options in which a mixture differs from its uniform neighbours."""
 
 
@@ -106,6 +106,8 @@ def _uniform_of(other: CellView, cell: CellView) -> bool:
     if one.mixture is not None or one.method != two.method or other.cell.running != cell.cell.running:
         return False
     mine, theirs = ({name: v for name, v in each.options.items() if name not in _CHOSEN} for each in (one, two))
+    if mine.get("group_size") == -1:  # of a width whose channels have one scale each
+        theirs["group_size"] = -1
     return mine == theirs
 
 

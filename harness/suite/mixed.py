@@ -111,19 +111,21 @@ def scheme(method: Method, plain: Scheme, given: Mapping[str, object], where: st
     return replace(plain, options={**options, MIXTURE: said})
 
 
-def uniform(method: Method, given: Mapping[str, object]) -> dict[str, object]:
+def uniform(method: Method, given: Mapping[str, object], bits: float) -> dict[str, object]:
     """What a cell of one width is given that differs from a mixture in nothing else."""
-    own = {name: value for name, value in given.items() if name not in KEYS}
+    other = [] if method.mixing is None else [name for name, width in method.mixing.only_at.items() if width != bits]
+    own = {**{name: value for name, value in given.items() if name not in (*KEYS, *other)}, "bits": bits}
     return own if method.calibrated else {name: value for name, value in own.items() if name != "calibration"}
 
 
 def beside(method: Method, target: float, given: Mapping[str, object]) -> list[float]:
     """The widths of one-width cells on either side of a target: the widest within it, and the narrowest beyond. One that takes
     just as many bits is both."""
-    known = {n: v for n, v in given.items() if n in method.options and isinstance(v, (bool, int, float, str))}
     sizes = {}
     offered = method.bits if method.mixing is None else method.mixing.beside or method.bits
     for bits in (bits for bits in offered if bits < 16):
+        plain = uniform(method, given, bits)
+        known = {n: v for n, v in plain.items() if n in method.options and isinstance(v, (bool, int, float, str))}
         scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, known, bits))
         sizes[bits] = method.bits_per_weight(scheme)
     below = [bits for bits, size in sizes.items() if size <= target]

@@ -81,10 +81,9 @@ def _neighbours(written: SuiteFile, texts: CalibrationTexts, choices: Sequence[C
         for values in itertools.product(*entry.axes.values()):
             given = dict(zip(entry.axes, values, strict=True))
             target = _width(given["bits"], entry)
-            plain = mixed.uniform(entry.method, given)
-            for bits in mixed.beside(entry.method, target, plain):
-                uniform = replace(entry, mixed=False)
-                choice = _choice(uniform, {**plain, "bits": bits}, written, texts)
+            for bits in mixed.beside(entry.method, target, given):
+                plain = mixed.uniform(entry.method, given, bits)
+                choice = _choice(replace(entry, mixed=False), plain, written, texts)
                 if _identity(choice) not in known:
                     note = f"added, because {entry.method.name} mixed to {target:g} bits is set beside it"
                     found.setdefault(_identity(choice), replace(choice, note=note))
@@ -108,6 +107,8 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
 
 def _check_meaning(entry: Entry) -> None:
     """BadInput for an option that means nothing at any of the widths that the entry asks for."""
+    if entry.mixed:
+        return
     known = _known(entry)
     widths = [bits for bits in map(_number, entry.axes["bits"]) if bits in entry.method.bits]
     for name in entry.axes:
@@ -236,7 +237,7 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE, *mixed.KEYS}}, entry)
     flags = _flags(method, engine)
     known = {**method.options, **flags}
-    values = {name: value for name, value in values.items() if name in known and known[name].applies(bits)}
+    values = {name: value for name, value in values.items() if name in known and (entry.mixed or known[name].applies(bits))}
     own = {name: value for name, value in values.items() if name in method.options}
     settled, running = resolve_options(method, own, bits), running_of(method, values, bits, engine=engine, flags=flags)
     _check_values(known, method, {**settled, **running_values(running)}, where)

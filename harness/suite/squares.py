@@ -42,7 +42,8 @@ class Frame:
         self, source: Source, kind: OriginKind, *, engine: str, baseline: bool, cached: bool = False, mixed: bool = False
     ) -> tuple[Question, ...]:
         """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`, a mixture whose widths are chosen
-        here if it is `mixed`. A baseline is asked all items, whatever budget the others have, and in every way that another cell is."""
+        here if it is `mixed`. A baseline is asked all items, whatever budget the others have, and in every way that another
+        cell is."""
         ways = self.ways if baseline else {cached}
         serves = kind == "served" or ENGINES[engine].serve is not None
         fitting = [

@@ -27,7 +27,13 @@ METHODS_HERE = {
     "rtn": ("gptqmodel", {"target_bits": TARGET, "group_size": 64}),
     "gptq": ("gptqmodel", {"target_bits": TARGET, "group_size": 64}),
     "gguf": ("llama_cpp", {"target_bits": TARGET}),
+    "autoround": (
+        "auto_round",
+        {"target_bits": TARGET, "widths": [2, 4], "group_size": 64, "iters": 0, "from": ["autoscheme", "sensitivity"]},
+    ),
+    "openvino": ("nncf", {"target_bits": 5.5, "group_size": 64}),
 }
+CHOSEN_HERE = "sensitivity"
 
 
 @dataclass(frozen=True, kw_only=True)
