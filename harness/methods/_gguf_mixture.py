@@ -69,7 +69,7 @@ def refusal(scheme: Scheme, shape: ModelShape | None) -> str | None:
     for kind in map(str, _mixture.widths(scheme)):
         reason = refusals.undivided(shape, columns=BLOCKS[kind].weights)
         if reason is not None:
-            small = ", ".join(name for name in MIXING.known if BLOCKS[str(name)].weights == 32)
+            small = ", ".join(name for name in map(str, MIXING.known) if BLOCKS[name].weights == 32)
             return f"{reason}, the blocks of {kind}; choose widths with blocks of 32: widths: [{small}]"
     return _mixture.unreachable(scheme, shape, refusals.linear, sizes)
 

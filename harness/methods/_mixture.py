@@ -118,7 +118,7 @@ def of_gptq(request: QuantizeRequest, taken: Callable[[BodyWeight], bool]) -> Mi
     if request.scheme.mixture is None:
         return None
     options = request.scheme.options
-    group, sym = int(options["group_size"]), bool(options["sym"])
+    group, sym = int(options["group_size"]), bool(options.get("sym", True))
 
     def rounder(bits: int) -> sensitivity.Rounder:
         def rounded(_: str, weight: Tensor) -> Tensor:
