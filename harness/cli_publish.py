@@ -288,6 +288,8 @@ def methods(
             cli_env.say(f"{plugin.kind} {plugin.name} from {plugin.provider}")
     for refused in offered.refused:
         cli_env.say(str(refused))
+    mixing = [name for name, method in METHODS.items() if method.mixing is not None]
+    cli_env.say(f"widths by layer (target_bits, docs/mixed.md): {', '.join(mixing)}")
     out.print(
         "real: computes on packed weights; slow: unpacks them at each call; simulated: holds them in 16 bits; none: cannot run"
     )
@@ -307,6 +309,7 @@ def _as_data(method: Method, here: cli_env.Here, package: str | None) -> dict[st
         "kernel_cpu": _by_name(method.kernel_cpu),
         "kernel_cuda": _by_name(method.kernel_cuda),
         "engines": engines,
+        "target_bits": None if method.mixing is None else list(method.mixing.widths),
         "options": {name: option.default for name, option in method.options.items()},
         "running_options": {name: option.default for name, option in method.running_options.items()},
         "state": here.state,

@@ -36,6 +36,9 @@ DATA_SETS = "data_sets"
 """The option of a question that names the hub's data sets it is made of, `OWNER/NAME@REVISION`, each with its commit (`hub` until
 that is known)."""
 
+MIXTURE = "mixture"
+"""The option of a scheme that mixes widths by layer to reach its bits."""
+
 FailureKind = Literal["oom", "timeout", "crash", "nonfinite", "unsupported", "environment", "input", "error"]
 
 Better = Literal["lower", "higher", "neither"]
@@ -100,6 +103,13 @@ class Scheme:
     method: str
     bits: float
     options: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def mixture(self) -> Mapping[str, Json] | None:
+        """How the widths of a mixture are chosen, whose `bits` are a target: `from`, `widths`, `version`. None for a scheme of
+        one width."""
+        said: Mapping[str, Json] | None = self.options.get(MIXTURE)
+        return said
 
     def identity(self) -> dict[str, Json]:
         """What decides the stored weights, as plain data."""

@@ -30,6 +30,7 @@ from harness.files import write_atomically
 from harness.formats import config_json
 from harness.methods import METHODS
 from harness.models import build, corpora
+from harness.models.rounding import in_groups
 from harness.spec import Cell, Quantized, digest
 
 if TYPE_CHECKING:
@@ -81,11 +82,13 @@ class Answers:
 
 
 def rounding(cell: Cell) -> Rounding | None:
-    """The plain rounding that a cell is compared with; None at 8 bits and more."""
-    if cell.bits >= 8:
-        return None
-    group = cell.scheme.options.get("group_size", GROUP)
-    return Rounding(bits=cell.bits, group=int(group) if isinstance(group, int) else GROUP)
+    """The plain rounding that a cell is compared with; None at 8 bits and more. The bits of a mixture are a target with scales
+    and zero points: it is compared with rounding to what they leave for the codes."""
+    said = cell.scheme.options.get("group_size", GROUP)
+    group = said if isinstance(said, int) else GROUP
+    if cell.scheme.mixture is not None:
+        return Rounding(bits=round(min(8.0, max(1.0, cell.bits - (16 + cell.bits) / max(group, 16))), 2), group=group)
+    return None if cell.bits >= 8 else Rounding(bits=cell.bits, group=group)
 
 
 def bounded(cell: Cell, baseline: Cell) -> bool:
@@ -215,20 +218,7 @@ def _round(model: PreTrainedModel, each: Rounding) -> bool:
     with torch.no_grad():
         for weight, transposed in weights:
             rows = weight.t() if transposed else weight
-            rounded = _rounded(rows.reshape(-1, rows.shape[-1]), each).reshape(rows.shape)
+            flat = in_groups(rows.reshape(-1, rows.shape[-1]), bits=each.bits, group=each.group)
+            rounded = flat.reshape(rows.shape)
             weight.copy_(rounded.t() if transposed else rounded)
     return bool(weights)
-
-
-def _rounded(rows: Tensor, each: Rounding) -> Tensor:
-    """`rows` [n, columns] on the 2^bits steps of their groups: scale = 2 max|w| / (steps - 1), zero point in the middle."""
-    import torch
-
-    columns = rows.shape[1]
-    group = each.group if each.group > 0 and columns % each.group == 0 else columns
-    steps = max(2, round(2**each.bits))
-    wide = rows.float().reshape(-1, group)
-    scale = (2 * wide.abs().amax(dim=1, keepdim=True) / (steps - 1)).clamp_min(1e-12)
-    zero = steps // 2
-    codes = torch.clamp(torch.round(wide / scale) + zero, 0, steps - 1)
-    return ((codes - zero) * scale).reshape(rows.shape).to(rows.dtype)

@@ -187,6 +187,7 @@ def _quantize(job: Job, log: Path, tell: Tell) -> None:
         calibration=rows,
         device=job.device,
         seed=job.seed,
+        cache=job.cache,
     )
     tell(PhaseBegun(name="quantize"))
     watched = layers(job.model_dir, tell, log=log, torch="torch" in method.modules)

@@ -35,6 +35,14 @@ def ledger(folder: Path) -> list[StoredTensor]:
     return safetensors_file.ledger(folder, safetensors_file.by_suffix(_ROLES))
 
 
+def stored_bits(*, outputs: int, inputs: int, bits: int, group: int) -> int:
+    """Bits that a layer takes in the GPTQ format: codes, a 16-bit scale and a zero point for each group of an output, and the
+    32-bit group of each input."""
+    groups = -(-inputs // group)
+    words = -(-inputs * bits // 32) * outputs + groups * -(-outputs * bits // 32)
+    return 32 * words + 16 * groups * outputs + 32 * inputs
+
+
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Little-endian bit stream along the last axis: int32 [..., words] -> int32 codes [..., count]; codes may cross words."""
     import torch

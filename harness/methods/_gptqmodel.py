@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING
 from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel_tree, against_source, layer_errors, refusals, reload
+from harness.methods import _gptqmodel_tree, _mixture, against_source, layer_errors, refusals, reload
 from harness.methods._kernels import proof
-from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Option, QuantizeRequest
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Mixing, Option, QuantizeRequest
+from harness.mixing import Mixture
 from harness.models import body, build, source
+from harness.models.find import shape_of
 from harness.spec import Scheme
 
 if TYPE_CHECKING:
@@ -86,10 +88,18 @@ def import_library() -> None:
             del sys.modules["openvino"]
 
 
-def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: bool, **arguments: object) -> None:
+def quantize(
+    request: QuantizeRequest,
+    config: BaseQuantizeConfig,
+    *,
+    float32: bool,
+    mixture: Mixture | None = None,
+    **arguments: object,
+) -> None:
     """Quantizes with a GPTQModel config, saves, puts unquantized tensors in bfloat16, writes the reload check.
 
-    `arguments` go to the library's `quantize`. `float32` computes in float32, otherwise in float16.
+    `arguments` go to the library's `quantize`. `float32` computes in float32, otherwise in float16. `mixture`: what `config` says
+    of single layers, which the file then has to hold.
     """
     import torch
     from gptqmodel import GPTQModel
@@ -106,6 +116,8 @@ def quantize(request: QuantizeRequest, config: BaseQuantizeConfig, *, float32: b
         said = _outputs(model)
         del model
     _tidy(request)
+    if mixture is not None:
+        _mixture.check(request.out_dir, mixture, gptq_file.ledger(request.out_dir))
     check_by_unpacking(request)
     layer_errors.add_outputs(request.out_dir, said)
 
@@ -301,6 +313,7 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
         or refusals.left_by(shape, taken, scheme.method)
         or refusals.undivided_groups(shape, int(scheme.options["group_size"]), taken=taken)
         or refusals.undivided(shape, columns=32, rows=32, taken=taken)
+        or _mixture.refusal(scheme, shape, taken)
     )
 
 
@@ -311,9 +324,16 @@ def taken_of(shape: ModelShape | None) -> Callable[[BodyWeight], bool]:
     return _gptqmodel_tree.taken(str(kind)) or refusals.linear
 
 
+def mixture_of(request: QuantizeRequest) -> Mixture | None:
+    """The widths by layer that the request's scheme asks for; None for a scheme of one width."""
+    return _mixture.of_gptq(request, taken_of(shape_of(request.model_dir)))
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """bits + (16-bit scale + zero point of `bits`) / group; the 32-bit group index per input feature is left out, because its
-    share depends on the number of rows (32 / rows)."""
+    share depends on the number of rows (32 / rows). Of a mixture its target, which has all of them."""
+    if scheme.mixture is not None:
+        return float(scheme.bits)
     return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
 
 
@@ -355,6 +375,7 @@ def row(
     source: str,
     version: str = "1",
     calibrated: bool = True,
+    mixing: Mixing | None = None,
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
     folds: bool = False,
@@ -382,6 +403,7 @@ def row(
         untaken=untaken,
         kernels=kernels,
         calibrated=calibrated,
+        mixing=mixing,
         requirements=REQUIREMENTS,
         extra="gptqmodel",
         modules=MODULES,

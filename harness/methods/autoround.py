@@ -18,8 +18,9 @@ from harness.artifact import ModelShape
 from harness.errors import Unsupported
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel
+from harness.methods import _autoround_mixture, _gptqmodel, _mixture
 from harness.methods.base import Option, QuantizeRequest, Range
+from harness.mixing import Mixture
 from harness.models import build, source
 from harness.spec import Scheme
 
@@ -34,30 +35,28 @@ def quantize(request: QuantizeRequest) -> None:
 
     options, rows = request.scheme.options, request.calibration or ()
     unlearned = {} if int(options["iters"]) else {"disable_opt_rtn": not options["opt_rtn"]}
-    AutoRound(
-        build.plain(request.model_dir, torch.bfloat16, request.device),
-        tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
-        scheme="W4A16",
-        bits=int(request.scheme.bits),
-        group_size=int(options["group_size"]),
-        sym=True,
-        iters=int(options["iters"]),
-        dataset=[torch.tensor([list(row)]) for row in rows],
-        nsamples=len(rows),
-        seqlen=min(map(len, rows)),
-        batch_size=min(8, len(rows)),
-        device_map=request.device,
-        enable_torch_compile=False,
-        low_cpu_mem_usage=False,
-        disable_model_free=True,
-        seed=request.seed,
-        **unlearned,
-    ).quantize_and_save(str(request.out_dir), format="auto_gptq")
-    _tidy(request)
+    with _autoround_mixture.told(request) as told:
+        AutoRound(
+            build.plain(request.model_dir, torch.bfloat16, request.device),
+            tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
+            iters=int(options["iters"]),
+            dataset=told.dataset,
+            nsamples=len(rows),
+            seqlen=told.length,
+            batch_size=min(8, len(rows)),
+            device_map=request.device,
+            enable_torch_compile=False,
+            low_cpu_mem_usage=False,
+            disable_model_free=True,
+            seed=request.seed,
+            **told.arguments,
+            **unlearned,
+        ).quantize_and_save(str(request.out_dir), format="auto_gptq")
+    _tidy(request, told.mixture)
     _gptqmodel.check_by_unpacking(request)
 
 
-def _tidy(request: QuantizeRequest) -> None:
+def _tidy(request: QuantizeRequest, mixture: Mixture | None) -> None:
     """The export out of the folder of its own that the library makes; what is not quantized with the source's bits (the
     export casts all to float16, and stores a tied head once more); a config that says what is there."""
     from safetensors.torch import load_file, save_file
@@ -87,6 +86,10 @@ def _tidy(request: QuantizeRequest) -> None:
     config = config_json.read(request.out_dir)
     said = config_json.mapping(config, quantization_config.KEY)
     quantization = {**{k: said[k] for k in _KEPT if k in said}, "checkpoint_format": "gptq"}
+    if request.scheme.mixture is not None:
+        mixture = mixture or _autoround_mixture.delivered(request)
+        _mixture.check(request.out_dir, mixture, gptq_file.ledger(request.out_dir))
+        quantization |= {"bits": _mixture.main(request, mixture), "dynamic": _mixture.dynamic(mixture)}
     config.pop("torch_dtype", None)
     config_json.write({**config, quantization_config.KEY: quantization, "dtype": "bfloat16"}, request.out_dir)
     (request.out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
@@ -138,6 +141,7 @@ _ROW = _gptqmodel.row(
         "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
     },
     quantize=quantize,
+    mixing=_autoround_mixture.MIXING,
     supports=supports,
     untaken=UNTAKEN,
     summary="rounding learned block by block with calibration text",

@@ -77,10 +77,35 @@ class Elsewhere:
     refuses: Callable[[Scheme, str], str | None] = lambda scheme, device: None
 
 
+BY_SENSITIVITY = "sensitivity"
+"""Widths chosen here, by what each layer loses alone (models/sensitivity.py)."""
+
+Width = int | str
+"""What a layer of a mixture can be stored in: a number of bits, or the name of a type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixing:
+    """How a row mixes widths by layer (`target_bits` in a suite). `widths` may be chosen unless a suite names others of `known`.
+    `bits`: (width, options) -> about how many bits per weight a layer of it takes, scales and zero points included. `options`:
+    those of the row that mean something for a mixture (none: all). `beside`: the bits of uniform cells that it may be set beside
+    (none: all that the row offers). `ways`: how widths can be chosen, the default first.
+    `only_at`: options that belong to one width, so that uniform cells of another do not take them from a mixture."""
+
+    widths: tuple[Width, ...]
+    known: tuple[Width, ...]
+    bits: Callable[[Width, Mapping[str, Any]], float]
+    options: tuple[str, ...] = ()
+    beside: tuple[float, ...] = ()
+    ways: tuple[str, ...] = (BY_SENSITIVITY,)
+    only_at: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
     """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
-    method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns."""
+    method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns.
+    `cache`: where what several artifacts are made of is kept; None: nowhere."""
 
     model_dir: Path
     out_dir: Path
@@ -88,6 +113,7 @@ class QuantizeRequest:
     calibration: Sequence[Sequence[int]] | None
     device: str
     seed: int
+    cache: Path | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -145,6 +171,7 @@ class Method:
     untaken: Mapping[str, str] = field(default_factory=dict)
     calibrated: bool = False  # takes calibration rows
     sees_text: Callable[[Scheme], bool] = _defaults.sees_text  # of one that does: whether this scheme makes use of them
+    mixing: Mixing | None = None  # of one whose scheme may be a mixture (`Scheme.mixture`)
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them
     requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's

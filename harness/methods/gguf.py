@@ -12,6 +12,7 @@ without one take it by default, others do on `imatrix: true`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from harness.formats import (
 )
 from harness.formats.gguf_types import FILE_TYPES
 from harness.formats.gguf_vocabulary import SAMPLE
-from harness.methods import refusals, reload
+from harness.methods import _gguf_mixture, _mixture, refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest
 from harness.models import build
@@ -71,13 +72,14 @@ _PARTS = {"q": 1.0, "k": 0.25, "v": 0.25, "o": 1.0, "gate": 3.5, "up": 3.5, "dow
 def with_matrix(scheme: Scheme) -> bool:
     """Whether this scheme uses an importance matrix: as asked, or where its type requires one."""
     wish = scheme.options["imatrix"]
-    return bool(scheme.options["type"] in IMATRIX_TYPES if wish == "auto" else wish)
+    return bool(scheme.options.get("type") in IMATRIX_TYPES if wish == "auto" else wish)
 
 
 def quantize(request: QuantizeRequest) -> None:
     from harness.runtimes import llama_cpp
 
-    kind = str(request.scheme.options["type"])
+    mixed = request.scheme.mixture is not None
+    kind = _gguf_mixture.BASE if mixed else str(request.scheme.options["type"])
     target, source = request.out_dir / FILE, request.out_dir / "source.gguf"
     plain = kind in UNQUANTIZED
     written = gguf_export.convert(
@@ -87,19 +89,27 @@ def quantize(request: QuantizeRequest) -> None:
         same_ids=lambda path, ids: llama_cpp.same_ids(path, SAMPLE, ids),
     )
     matrix = importance(request) if with_matrix(request.scheme) and not plain else {}
+    mixture = _gguf_mixture.of(request, matrix) if mixed else None
     if not plain:
-        layers = [t.name for t in gguf_reader.header(source).tensors if gguf_names.linear(t.name) is not None]
-        types = dict.fromkeys(layers, kind) if kind in AROUND else None
+        types = _everywhere(kind, source) if mixture is None else _gguf_mixture.overrides(mixture)
         llama_cpp.quantize(source, target, file_type=AROUND.get(kind, kind), importance=matrix, types=types)
         source.unlink()
+    if mixture is not None:
+        _mixture.check(request.out_dir, mixture, ledger(request.out_dir, request.scheme))
     described = {
         "dtype": written.dtype,
         "tokenizer": written.tokenizer,
-        "type": kind,
+        "type": "mixed" if mixed else kind,
         "importance_entries": len(matrix),
     }
     (request.out_dir / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
     _write_answers(request, target, plain=plain)
+
+
+def _everywhere(kind: str, source: Path) -> dict[str, str]:
+    """Pattern of a GGUF tensor's name -> its type, for every linear layer of a file, where no file type gives it to them."""
+    names = [tensor.name for tensor in gguf_reader.header(source).tensors] if kind in AROUND else []
+    return {f"^{re.escape(name)}$": kind for name in names if gguf_names.linear(name) is not None}
 
 
 def importance(request: QuantizeRequest) -> dict[str, NDArray[np.float32]]:
@@ -202,6 +212,8 @@ def _weights(request: QuantizeRequest) -> list[HeldWeight]:
 
 
 def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if scheme.mixture is not None:
+        return _unreadable(shape) or _gguf_mixture.refusal(scheme, shape)
     kind = str(scheme.options["type"])
     bits = FILE_TYPES[kind][0]
     if bits != scheme.bits:
@@ -212,11 +224,7 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
         return f"{kind} is not quantized, so an importance matrix has no use; drop `imatrix: true`"
     if kind in TERNARY and device.startswith("cuda"):
         return f"llama.cpp has no CUDA kernel for {kind}"
-    if shape is None:
-        return None
-    if reason := refusals.quantized(shape):
-        return reason
-    why = gguf_export.refusal({**attention_rules.complete(shape.config), "architectures": [shape.architecture]})
+    why = _unreadable(shape)
     if why is not None or kind in UNQUANTIZED:
         return why
     reason = refusals.undivided(shape, columns=gguf_types.BLOCKS[FILE_TYPES[kind][1][0]].weights)
@@ -225,6 +233,15 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     # llama.cpp itself would quietly store such a tensor in another type.
     small = "Q8_0, Q5_0, Q5_1, Q4_0, Q4_1 and IQ4_NL have blocks of 32"
     return f"{reason}, the blocks of {kind}; choose another type: {small}"
+
+
+def _unreadable(shape: ModelShape | None) -> str | None:
+    """Why a model cannot become a GGUF file here."""
+    if shape is None:
+        return None
+    if reason := refusals.quantized(shape):
+        return reason
+    return gguf_export.refusal({**attention_rules.complete(shape.config), "architectures": [shape.architecture]})
 
 
 def runs(running: Running, shape: ModelShape | None) -> str | None:
@@ -242,7 +259,10 @@ def runs(running: Running, shape: ModelShape | None) -> str | None:
 
 
 def bits_per_weight(scheme: Scheme) -> float:
-    """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape."""
+    """Bits of the types' blocks (`gguf_types.BLOCKS`), weighed by the mixture in a usual shape; of a mixture by layer its
+    target."""
+    if scheme.mixture is not None:
+        return float(scheme.bits)
     main, others = FILE_TYPES[str(scheme.options["type"])][1]
     total = 0.0
     for part, size in _PARTS.items():
@@ -290,6 +310,7 @@ METHOD = Method(
     weights=_weights,
     kernels=kernels,
     calibrated=True,
+    mixing=_gguf_mixture.MIXING,
     sees_text=with_matrix,
     requirements=("llama-cpp-python>=0.3.36", "gguf>=0.19"),
     extra="gguf",

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from harness.methods import _gptqmodel
+from harness.methods import _gptqmodel, _mixture
 from harness.methods.base import Option, QuantizeRequest, Range
 
 BITS = (8, 4, 3, 2)
@@ -17,8 +17,10 @@ def quantize(request: QuantizeRequest) -> None:
 
     options = request.scheme.options
     order = str(options["act_order"])
+    mixture = _gptqmodel.mixture_of(request)
     config = QuantizeConfig(
-        bits=int(request.scheme.bits),
+        bits=_mixture.main(request, mixture),
+        dynamic=_mixture.dynamic(mixture),
         group_size=int(options["group_size"]),
         sym=bool(options["sym"]),
         desc_act=order == "sorted",
@@ -29,7 +31,7 @@ def quantize(request: QuantizeRequest) -> None:
         pack_impl="original",
         **({"gptaq": GPTAQConfig()} if options["gptaq"] else {}),
     )
-    _gptqmodel.quantize(request, config, float32=True, batch_size=_gptqmodel.batch_size(request))
+    _gptqmodel.quantize(request, config, float32=True, mixture=mixture, batch_size=_gptqmodel.batch_size(request))
 
 
 METHOD = _gptqmodel.row(
@@ -66,6 +68,7 @@ METHOD = _gptqmodel.row(
         ),
     },
     quantize=quantize,
+    mixing=_mixture.GPTQ,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",
 )

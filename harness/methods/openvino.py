@@ -23,7 +23,7 @@ from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
 from harness.formats import attention_rules, config_json, openvino_export, openvino_ir, safetensors_file
 from harness.formats.safetensors_file import brief
-from harness.methods import refusals, reload
+from harness.methods import _openvino_mixture, refusals, reload
 from harness.methods._rounded_inputs import round_inputs_of
 from harness.methods.base import Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
 from harness.models import build
@@ -87,7 +87,9 @@ def _compressed(graph: ov.Model, request: QuantizeRequest) -> ov.Model:
     options = request.scheme.options
     given: dict[str, object] = {"mode": nncf.CompressWeightsMode[str(options["type"]).upper()]}
     if request.scheme.bits < 8:
-        given |= {"group_size": int(options["group_size"]), "ratio": float(options["ratio"])}
+        given |= {"group_size": int(options["group_size"]), "ratio": _openvino_mixture.ratio(request.scheme)}
+        if request.scheme.mixture is not None:
+            given["sensitivity_metric"] = nncf.SensitivityMetric(request.scheme.mixture["from"])
         given |= {name: True for name in SEARCHES if options[name]}
         if needs_rows(request.scheme):
             if not request.calibration:
@@ -110,7 +112,11 @@ def _compressed(graph: ov.Model, request: QuantizeRequest) -> ov.Model:
 
 def needs_rows(scheme: Scheme) -> bool:
     """Whether anything is searched for on text: a method, or which layers get 8 bits."""
-    return scheme.bits < 8 and (any(scheme.options[name] for name in SEARCHES) or float(scheme.options["ratio"]) < 1)
+    if scheme.mixture is not None:
+        mixes = scheme.mixture["from"] != _openvino_mixture.FREE
+    else:
+        mixes = scheme.bits < 8 and float(scheme.options["ratio"]) < 1
+    return mixes or (scheme.bits < 8 and any(scheme.options[name] for name in SEARCHES))
 
 
 def _write_answers(request: QuantizeRequest, vectors: Mapping[str, Tensor], matrices: Collection[str]) -> None:
@@ -194,10 +200,13 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     options, kind = scheme.options, str(scheme.options["type"])
     if device != "cpu":
         return "OpenVINO runs on the CPU here; use --device cpu"
-    if BITS[kind] != scheme.bits:
+    if scheme.mixture is not None:
+        if BITS[kind] != 4:
+            return f"a mixture of 4 and 8 bits has a type of 4 bits, not {kind}; write type: int4_asym"
+    elif BITS[kind] != scheme.bits:
         return f"type {kind} belongs to {BITS[kind]:g} bits"
     group = int(options["group_size"])
-    if scheme.bits > 4:
+    if scheme.bits > 4 and scheme.mixture is None:
         if group > 0:
             return f"at {scheme.bits:g} bits an output channel has one scale; leave group_size out"
         set_ = [name for name in SEARCHES if options[name]] + (["ratio"] if float(options["ratio"]) != 1 else [])
@@ -216,11 +225,10 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
 
 def _bits_per_weight(scheme: Scheme) -> float:
     """At 4 bits a float16 scale and, if asymmetric, 4 bits of zero point per group; a channel's scale is left out."""
-    if scheme.bits > 4:
+    if scheme.bits > 4:  # a mixture's target too
         return float(scheme.bits)
-    group, ratio = int(scheme.options["group_size"]), float(scheme.options["ratio"])
-    four = 4 + (0 if group < 0 else (20 if scheme.options["type"] == "int4_asym" else 16) / group)
-    return ratio * four + (1 - ratio) * 8
+    ratio = _openvino_mixture.ratio(scheme)
+    return ratio * _openvino_mixture.bits(4, scheme.options) + (1 - ratio) * 8
 
 
 _GROUPED = (4.0,)
@@ -282,6 +290,7 @@ METHOD = Method(
     weights=_weights,
     kernels=_kernels,
     calibrated=True,
+    mixing=_openvino_mixture.MIXING,
     sees_text=needs_rows,
     requirements=("openvino>=2026.4", "nncf>=3.4"),
     extra="openvino",

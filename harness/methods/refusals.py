@@ -50,7 +50,7 @@ def left(shape: ModelShape | None, takes: Collection[WeightKind], method: str) -
 
 def left_by(shape: ModelShape | None, taken: Callable[[BodyWeight], bool], method: str) -> str | None:
     """As `left`, by the weight."""
-    weights = _weights(shape)
+    weights = weights_of(shape)
     share, kept = body.left(weights, taken)
     if share <= 1 - body.ENOUGH:
         return None
@@ -62,7 +62,7 @@ def left_by(shape: ModelShape | None, taken: Callable[[BodyWeight], bool], metho
     )
 
 
-def _weights(shape: ModelShape | None) -> tuple[BodyWeight, ...]:
+def weights_of(shape: ModelShape | None) -> tuple[BodyWeight, ...]:
     """The weights of the body: as the loaded model holds them, or where that is not known as the file stores them."""
     if shape is None:
         return ()
@@ -85,7 +85,7 @@ def any_layer(weight: BodyWeight) -> bool:
 
 def widths(shape: ModelShape | None) -> list[tuple[str, int]]:
     """Names and input features of the layers that methods quantize."""
-    return [(weight.name, weight.columns) for weight in _weights(shape) if any_layer(weight)]
+    return [(weight.name, weight.columns) for weight in weights_of(shape) if any_layer(weight)]
 
 
 def undivided(
@@ -93,7 +93,7 @@ def undivided(
 ) -> str | None:
     """Why a layer of the model that a method has `taken` cannot be cut into groups of `columns` input features and `rows` output
     features."""
-    for weight in filter(taken, _weights(shape)):
+    for weight in filter(taken, weights_of(shape)):
         outputs = weight.rows // 2 if weight.name.endswith(".gate_up_proj") and weight.kind == "experts" else weight.rows
         if weight.columns % columns:
             return f"{weight.name} has {weight.columns} input features, which do not divide into groups of {columns}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harness.methods import _gptqmodel
+from dataclasses import replace
+
+from harness.methods import _gptqmodel, _mixture
 from harness.methods.base import Option, QuantizeRequest
 
 BITS = (8, 4, 3, 2)
@@ -13,10 +15,16 @@ def quantize(request: QuantizeRequest) -> None:
     from gptqmodel.quantization.config import RTNConfig
 
     options = request.scheme.options
+    mixture = _gptqmodel.mixture_of(request)
     config = RTNConfig(
-        bits=int(request.scheme.bits), group_size=int(options["group_size"]), sym=bool(options["sym"]), pack_impl="original"
+        bits=_mixture.main(request, mixture),
+        dynamic=_mixture.dynamic(mixture),
+        group_size=int(options["group_size"]),
+        sym=bool(options["sym"]),
+        pack_impl="original",
     )
-    _gptqmodel.quantize(request, config, float32=True)
+    # Rounding sees no text: what a mixture is calibrated on has decided its widths.
+    _gptqmodel.quantize(replace(request, calibration=None), config, float32=True, mixture=mixture)
 
 
 METHOD = _gptqmodel.row(
@@ -30,6 +38,7 @@ METHOD = _gptqmodel.row(
     },
     quantize=quantize,
     calibrated=False,
+    mixing=_mixture.GPTQ,
     summary="plain rounding in groups, packed in the GPTQ format; needs no data",
     source="GPTQModel (RTNConfig)",
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from harness.metrics import divergence, fake, latency, memory, perplexity, quantize, serving, size, tasks
+from harness.metrics import divergence, fake, latency, memory, perplexity, quantize, sensitivity, serving, size, tasks
 from harness.metrics.group import Group
 from harness.spec import Metric
 
@@ -16,6 +16,7 @@ __all__ = ["GROUPS", "METRICS", "Group"]
 GROUPS: dict[str, Group] = {
     "quantize": quantize.GROUP,
     "size": size.GROUP,
+    "sensitivity": sensitivity.GROUP,
     "perplexity": perplexity.GROUP,
     "divergence": divergence.GROUP,
     "tasks": tasks.GROUP,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 
-from harness.probes import divergence, fake, latency, memory, perplexity, quantize, serving, size, tasks
+from harness.probes import divergence, fake, latency, memory, perplexity, quantize, sensitivity, serving, size, tasks
 from harness.probes.base import Probe
 
 PROBES: dict[str, Probe] = {
     "quantize": quantize.PROBE,
     "size": size.PROBE,
+    "sensitivity": sensitivity.PROBE,
     "perplexity": perplexity.PROBE,
     "divergence": divergence.PROBE,
     "tasks": tasks.PROBE,

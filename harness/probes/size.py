@@ -14,10 +14,12 @@ Versions
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import mixing
 from harness.artifact import BodyWeight, ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats import gguf_reader
@@ -25,6 +27,7 @@ from harness.formats.quantization_config import quantization
 from harness.formats.safetensors_file import brief
 from harness.methods.base import Method
 from harness.metrics.size import COMPRESSION, FILE, GROUP, MODEL, NOMINAL, QUANTIZED, SHARE
+from harness.mixing import Mixture
 from harness.models import body, build
 from harness.models.find import shape_of, tensors
 from harness.models.source import Source
@@ -95,7 +98,11 @@ def measure(session: Session, question: Question) -> Answer:
         "header_bytes": file_bytes - math.ceil(bits / 8),
         "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
-    planned = None if method.unquantized else _unlike_the_plan(method.bits_per_weight(scheme), ledger, counts)
+    mixture = mixing.read(session.artifact_dir) if scheme.mixture is not None else None
+    if mixture is not None:
+        facts["mixture"] = _mixed(mixture, layer_bits, session.cell.name)
+    indices = mixture is not None  # its target has them
+    planned = None if method.unquantized else _unlike_the_plan(method.bits_per_weight(scheme), ledger, counts, indices=indices)
     if planned is not None:
         facts["marks"] = [planned]
     return Answer(measurements=tuple(measured), facts=facts)
@@ -207,10 +214,28 @@ def _parts(ledger: Iterable[StoredTensor], counts: _Counts) -> dict[str, dict[st
     return parts
 
 
-def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts) -> str | None:
-    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Indices are left
-    out: no estimate counts them, because their share depends on the number of rows."""
-    stored_bits = _body([tensor for tensor in ledger if tensor.role != "index"], counts)
+def _mixed(mixture: Mixture, stored: Mapping[str, int], cell: str) -> dict[str, object]:
+    """What is stored of a mixture: its target, what was planned by layer, and the width that each layer has in the file. BadInput
+    where the file holds another number of bits of a layer than its width takes."""
+    for each in mixture.layers:
+        wanted = each.bits[mixture.chosen[each.layer]]
+        if stored.get(each.layer) != wanted:
+            raise BadInput(
+                f"{cell}: layer {each.layer} was mixed to {mixture.chosen[each.layer]}, which takes {wanted:,} bits, and the "
+                f"artifact holds {stored.get(each.layer, 0):,}; delete it from the cache and run again"
+            )
+    return {
+        "target": mixture.target,
+        "planned": mixture.bits_per_weight,
+        "layers": dict(Counter(mixture.chosen.values())),
+        "chosen": dict(mixture.chosen),
+    }
+
+
+def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts, *, indices: bool) -> str | None:
+    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Without
+    `indices` these are left out: no estimate counts them, because their share depends on the number of rows."""
+    stored_bits = _body([tensor for tensor in ledger if indices or tensor.role != "index"], counts)
     parameters = sum(map(counts.of, stored_bits))
     stored = sum(stored_bits.values()) / parameters if parameters else estimate
     if abs(stored / estimate - 1) <= TOLERANCE:

@@ -22,6 +22,7 @@ from harness.report.layers import section as layers_section
 from harness.report.machines import section as machines_section
 from harness.report.making import section as making_section
 from harness.report.memory import section as memory_section
+from harness.report.mixed import section as mixed_section
 from harness.report.notes import section as notes_section
 from harness.report.pareto import section as pareto_section
 from harness.report.provenance import section as provenance_section
@@ -49,6 +50,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     verdicts_section,
     ladder_section,
     divergence_section,
+    mixed_section,
     engines_section,
     memory_section,
     kv_section,

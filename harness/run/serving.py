@@ -31,7 +31,8 @@ _AS_ENGINE = "quant-harness has vLLM as an engine (docs/vllm.md) that loads the 
 def library(cell: Cell) -> str:
     """The hub's name of the library that reads the folder; '' where it has none for it."""
     if cell.running.engine in ("transformers", "vllm"):
-        return "" if _layout(cell) in ("", "library tensors", "modelopt") else "transformers"
+        by_itself = _layout(cell) in ("", "library tensors", "modelopt") or cell.scheme.mixture is not None
+        return "" if by_itself else "transformers"
     return {"llamacpp": "gguf", "openvino": "openvino"}.get(cell.running.engine, "")
 
 
@@ -51,6 +52,8 @@ def ways(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
         return (served, *_by_the_harness(cell))
     if layout == "":
         return ()
+    if cell.scheme.mixture is not None:  # widths by layer, which this project has seen GPTQModel alone read
+        return (_gptqmodel(),)
     return (*_by_vllm(layout, cell.bits), _gptqmodel() if layout in ("gptq", "awq") else _transformers(layout))
 
 

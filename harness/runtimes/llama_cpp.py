@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import llama_cpp.llama_cpp as lib
@@ -375,22 +376,16 @@ def quantize(
     *,
     file_type: str,
     importance: Mapping[str, NDArray[np.float32]],
-    types: Mapping[str, str] | None = None,
+    types: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column. `types`: the
-    ggml type of single tensors by name, in the place of what the file type says.
+    """`llama_model_quantize` of an unquantized GGUF file; `importance` by tensor name, one number per input column. `types`: of
+    the tensors whose names match a pattern, in place of those that the file type gives them.
 
     RuntimeError with llama.cpp's own words where it refuses.
     """
     params = lib.llama_model_quantize_default_params()
     params.nthread = threads()
     params.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{file_type}")
-    if types:
-        overrides = (lib.llama_model_tensor_override * (len(types) + 1))()  # the last one, without a pattern, ends the list
-        for override, (name, kind) in zip(overrides, types.items(), strict=False):
-            override.pattern = f"^{re.escape(name)}$".encode()
-            override.type = getattr(lib, f"GGML_TYPE_{kind}")
-        params.tt_overrides = overrides
     held = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.items()}
     if held:
         entries = (lib.llama_model_imatrix_data * (len(held) + 1))()  # the last one, without a name, ends the list
@@ -399,6 +394,11 @@ def quantize(
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
             entry.size = values.size
         params.imatrix = entries
+    if types:
+        listed = (lib.llama_model_tensor_override * (len(types) + 1))()  # the last one, without a pattern, ends the list
+        for override, (pattern, kind) in zip(listed, types.items(), strict=False):
+            override.pattern, override.type = pattern.encode(), _NUMBERS[kind]
+        params.tt_overrides = listed
     _said.clear()
     code = lib.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code:

@@ -11,12 +11,12 @@ from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import running_values
-from harness.spec import Cell, Given, Served
+from harness.spec import MIXTURE, Cell, Given, Served
 from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
 from harness.suite.options import plain, same
 
-_OF_EVERY_CELL = ("method", "bits", "kv", "model", "checkpoint", "url", "engine")
+_OF_EVERY_CELL = ("method", "bits", "target_bits", "kv", "model", "checkpoint", "url", "engine")
 
 Pattern = Mapping[str, object]
 
@@ -111,13 +111,13 @@ def _has(cell: Cell, key: str, wanted: object) -> bool:
 def _values(cell: Cell) -> dict[str, object]:
     """A cell by what a suite may write of it."""
     return {
-        **cell.scheme.options,
+        **{name: value for name, value in cell.scheme.options.items() if name != MIXTURE},
         **running_values(cell.running),
         **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
         **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),
         **({"kv": cell.running.kv} if cell.running.kv else {}),
         "method": cell.method,
-        "bits": cell.bits,
+        ("bits" if cell.scheme.mixture is None else "target_bits"): cell.bits,
         "engine": cell.running.engine,
         "model": cell.model.name,
     }

@@ -29,7 +29,7 @@ _PACKAGED = Path(__file__).parents[1] / "suites"
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "suites"
 """Suites that come with the package (or lie beside it in a checkout); `quant-harness run quick` finds them by name."""
 
-DEFAULT_PROBES = ("quantize", "size", "perplexity", "divergence", "tasks", "memory", "latency", "serving")
+DEFAULT_PROBES = ("quantize", "size", "sensitivity", "perplexity", "divergence", "tasks", "memory", "latency", "serving")
 
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 

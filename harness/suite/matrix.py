@@ -14,6 +14,7 @@ from harness import plugins
 from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
+from harness.probes import PROBES
 from harness.spec import Quantized, Served
 from harness.suite import conversations, data_sets, exclude, inputs, kv_axis
 from harness.suite.calibration import CalibrationTexts, described, option
@@ -62,6 +63,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     _check_labels(written, all_squares)
     _check_artifacts(written, all_squares)
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
+    notes = (*notes, *_unmixed(written, cells))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
@@ -92,6 +94,14 @@ def _left(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choic
     exclude.check(written, [square.cell for square in every])
     _check_baselines(written, sources, every)
     return [square for square in every if exclude.entry_of(written, square.cell) is None]
+
+
+def _unmixed(written: SuiteFile, cells: Sequence[PlannedCell]) -> list[str]:
+    """A line for each probe that the suite names itself, that is asked of mixtures alone, where there are none."""
+    if "probes" not in written.suite.model_fields_set or any(p.cell.scheme.mixture is not None for p in cells):
+        return []
+    named = [name for name in written.suite.probes if PROBES[name].of_mixtures]
+    return [f"probe {name!r} is asked of widths by layer, and this suite has none: gptq: {{target_bits: 4.0}}" for name in named]
 
 
 def _ways(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choice]) -> frozenset[bool]:

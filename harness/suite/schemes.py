@@ -17,8 +17,8 @@ from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
-from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv_axis, mistakes, options
+from harness.spec import MIXTURE, OptionValue, Quantized, Running, Scheme, Served, digest
+from harness.suite import kv_axis, mistakes, mixed, options
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -27,7 +27,7 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
     where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
-    its value on the axis `kv`, None where nothing is said."""
+    its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it."""
 
     origin: Quantized | Served
     running: Running
@@ -36,6 +36,7 @@ class Choice:
     written: frozenset[str] = frozenset()
     twin: str = ""
     kept: kv_axis.Kept | None = None
+    note: str = ""
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
@@ -48,12 +49,13 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One entry under `methods` or `include`: the values of each option, and where it is written. `own_kv`: it says `kv` itself,
-    and does not take the suite's."""
+    and does not take the suite's. `mixed`: its bits are targets of mixtures."""
 
     method: Method
     axes: Mapping[str, Sequence[object]]
     where: str
     own_kv: bool = False
+    mixed: bool = False
 
 
 def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
@@ -66,8 +68,26 @@ def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
             choice = _choice(entry, given, written, texts)
             if _identity(choice) not in map(_identity, choices):
                 choices.append(choice)
+    choices += _neighbours(written, texts, choices)
     choices += _implied(written, choices)
     return _told_apart(choices)
+
+
+def _neighbours(written: SuiteFile, texts: CalibrationTexts, choices: Sequence[Choice]) -> list[Choice]:
+    """The uniform widths next to each mixture, which it is set beside, where the suite does not list them."""
+    found: dict[str, Choice] = {}
+    known = {_identity(choice) for choice in choices}
+    for entry in (entry for entry in _entries(written) if entry.mixed):
+        for values in itertools.product(*entry.axes.values()):
+            given = dict(zip(entry.axes, values, strict=True))
+            target = _width(given["bits"], entry)
+            for bits in mixed.beside(entry.method, target, given):
+                plain = mixed.uniform(entry.method, given, bits)
+                choice = _choice(replace(entry, mixed=False), plain, written, texts)
+                if _identity(choice) not in known:
+                    note = f"added, because {entry.method.name} mixed to {target:g} bits is set beside it"
+                    found.setdefault(_identity(choice), replace(choice, note=note))
+    return list(found.values())
 
 
 def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
@@ -87,6 +107,8 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
 
 def _check_meaning(entry: Entry) -> None:
     """BadInput for an option that means nothing at any of the widths that the entry asks for."""
+    if entry.mixed:
+        return
     known = _known(entry)
     widths = [bits for bits in map(_number, entry.axes["bits"]) if bits in entry.method.bits]
     for name in entry.axes:
@@ -150,6 +172,7 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
         where = written.where("include", index)
         if "method" not in extra:
             raise BadInput(f"{where}: an included cell names its method: include: [{{method: gptq, bits: 4}}]")
+        mixed.one_of_both(extra, where)
         grids.append((str(extra["method"]), {k: v for k, v in extra.items() if k != "method"}, where))
     for name, grid, where in grids:
         if name not in METHODS:
@@ -163,8 +186,10 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"`{empty[0]}` out"
                 )
             _check_engines(method, axes.get(ENGINE, ()), where)
-            with_bits = _with_bits(method, axes, written.suite.bits, where)
-            yield Entry(method=method, axes=_with_kv(method, with_bits, written, where), where=where, own_kv="kv" in grid)
+            for own, is_mixed in mixed.parts(method, axes, where):
+                with_bits = own if is_mixed else _with_bits(method, own, written.suite.bits, where)
+                with_kv = _with_kv(method, with_bits, written, where)
+                yield Entry(method=method, axes=with_kv, where=where, own_kv="kv" in grid, mixed=is_mixed)
         else:
             _check_given(method, grid, where)
 
@@ -209,17 +234,17 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     engine = str(given.get(ENGINE, method.engine))
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE}}, entry)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE, *mixed.KEYS}}, entry)
     flags = _flags(method, engine)
     known = {**method.options, **flags}
-    values = {name: value for name, value in values.items() if name in known and known[name].applies(bits)}
+    values = {name: value for name, value in values.items() if name in known and (entry.mixed or known[name].applies(bits))}
     own = {name: value for name, value in values.items() if name in method.options}
     settled, running = resolve_options(method, own, bits), running_of(method, values, bits, engine=engine, flags=flags)
     _check_values(known, method, {**settled, **running_values(running)}, where)
     kept = _kept(entry, given, running)
     if kept is not None:
         running = kv_axis.run_in(running, kept.word)
-    if not method.calibrated and "calibration" in given:
+    if not method.calibrated and "calibration" in given and not entry.mixed:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
         try:
@@ -229,11 +254,13 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
         label = str(settled["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
     scheme = Scheme(method=method.name, bits=bits, options=settled)
-    if method.calibrated:
+    if entry.mixed:
+        scheme = mixed.scheme(method, scheme, given, where)
+    if method.calibrated or entry.mixed:
         wish = _calibration(given.get("calibration"), written, where)
-        if method.sees_text(scheme):
+        if entry.mixed or method.sees_text(scheme):
             text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
-            scheme = replace(scheme, options={**settled, "calibration": {**wish.model_dump(), "corpus": text}})
+            scheme = replace(scheme, options={**scheme.options, "calibration": {**wish.model_dump(), "corpus": text}})
     label = _label(method, scheme, running, kept)
     return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
 
@@ -264,6 +291,7 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     for name, value in values.items():
         if name not in known:
             more = ["bits", "kv", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more += mixed.KEYS if method.mixing is not None else ()
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)
@@ -367,6 +395,8 @@ def _rows_in_short(own: Mapping[str, object], differing: Collection[str]) -> lis
 def _values(choice: Choice) -> dict[str, object]:
     """What decides a choice, by the names that a suite uses."""
     values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
+    values.pop(MIXTURE, None)
+    values |= choice.origin.scheme.mixture or {}
     calibration = values.pop("calibration", None)
     if isinstance(calibration, Mapping):
         values |= {f"{_CALIBRATION}{name}": value for name, value in calibration.items()}
@@ -383,8 +413,9 @@ def _label(method: Method, scheme: Scheme, running: Running, kept: kv_axis.Kept 
         return _label(method, scheme, kv_axis.without(running, _flags(method, running.engine))) + kept.suffix
     values = {**scheme.options, **running_values(running)}
     flags = _flags(method, running.engine)
-    parts = [method.name] if method.unquantized else [method.name, f"{scheme.bits:g}-bit"]
+    parts = [method.name] if method.unquantized else [method.name, *mixed.words(method, scheme), f"{scheme.bits:g}-bit"]
     parts += [] if method.unquantized else _differing(method.options, scheme, values)
+    parts += mixed.more_words(method, scheme)
     parts += [] if running.engine == method.engine else ["in", running.engine]
     parts += [] if method.unquantized and running.engine == method.engine else _differing(flags, scheme, values)
     return " ".join(parts)
@@ -394,7 +425,9 @@ def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[st
     """The words of the options that differ from their defaults, and of those that are always named."""
     parts = []
     for name, option in options.items():
-        value = values.get(name)
+        if name not in values:  # a mixture chooses it by layer
+            continue
+        value = values[name]
         if name == "group_size":
             if scheme.bits >= 16:  # unquantized: nothing has a scale
                 continue

@@ -11,7 +11,7 @@ from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
 from harness.methods import METHODS, prequantized, refusals
-from harness.methods.base import Method, running_of
+from harness.methods.base import BY_SENSITIVITY, Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
 from harness.spec import Cell, Given, OriginKind, Quantized, Question, Running, Scheme, Served, digest
@@ -39,10 +39,11 @@ class Frame:
     ways: frozenset[bool] = frozenset({False})
 
     def asked(
-        self, source: Source, kind: OriginKind, *, engine: str, baseline: bool, cached: bool = False
+        self, source: Source, kind: OriginKind, *, engine: str, baseline: bool, cached: bool = False, mixed: bool = False
     ) -> tuple[Question, ...]:
-        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`. A baseline is asked all items,
-        whatever budget the others have, and in every way that another cell is."""
+        """The questions that such a cell can be asked, one of the axis `kv` if it is `cached`, a mixture whose widths are chosen
+        here if it is `mixed`. A baseline is asked all items, whatever budget the others have, and in every way that another
+        cell is."""
         ways = self.ways if baseline else {cached}
         serves = kind == "served" or ENGINES[engine].serve is not None
         fitting = [
@@ -50,6 +51,8 @@ class Frame:
             for q in self.questions
             if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server) and self._fits(q, ways)
         ]
+        if not mixed:
+            fitting = [q for q in fitting if not PROBES[q.probe].of_mixtures]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
         return tuple(sequential.whole(q) if baseline else q for q in fitting)
@@ -102,11 +105,18 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
     bpw = method.bits_per_weight(cell.scheme)
     return PlannedCell(
         cell=cell,
-        questions=frame.asked(source, "quantized", engine=cell.running.engine, baseline=baseline, cached=kept is not None),
+        questions=frame.asked(
+            source,
+            "quantized",
+            engine=cell.running.engine,
+            baseline=baseline,
+            cached=kept is not None,
+            mixed=(cell.scheme.mixture or {}).get("from") == BY_SENSITIVITY,
+        ),
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
-        note=note,
+        note="; ".join(filter(None, (choice.note, note))),
         parameters=None if source.shape is None else source.shape.parameters,
         why_this_text=why,
     )
@@ -236,6 +246,8 @@ def served(source: Source, choice: Choice, frame: Frame) -> Square:
 def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
     """Why an engine other than the method's own does not run its artifact on this device, or None."""
     run, engine, kind = method.engines[cell.running.engine], ENGINES[cell.running.engine], device.partition(":")[0]
+    if cell.scheme.mixture is not None:
+        return f"{engine.title} is not tried here on widths that differ by layer; write engine: {method.engine} for target_bits"
     if engine.places and engine.place(device) is None:
         return f"{engine.title} has no environment for {device} here"
     refused = run.refuses(cell.scheme, kind)
@@ -248,6 +260,8 @@ def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
 
 def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
     """Why the method cannot quantize to these bits for this device, or None."""
+    if scheme.mixture is not None and method.mixing is not None:
+        return None
     if scheme.bits not in method.bits:
         offered = ", ".join(f"{b:g}" for b in method.bits)
         return f"{method.name} does not offer {scheme.bits:g} bits (it offers {offered})"
