@@ -15,7 +15,7 @@ from harness.artifact import ModelShape
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.spec import Quantized, Served
-from harness.suite import conversations, data_sets, exclude, inputs, kv_axis
+from harness.suite import conversations, data_sets, exclude, inputs, kv_axis, training
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -54,6 +54,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         *without_questions(written, requests),
         *unset_tokens(choices),
         *started(choices),
+        *training.notes(choices),
         *inputs.beyond_context(written, sources),
         *conversations.notes(written, sources, requests.tasks),
         *notes_of(sources),

@@ -18,7 +18,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv_axis, mistakes, options
+from harness.suite import kv_axis, mistakes, options, training
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -27,7 +27,7 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
     where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
-    its value on the axis `kv`, None where nothing is said."""
+    its value on the axis `kv`, None where nothing is said. `beside`: the label of the choice that it was added for as a control."""
 
     origin: Quantized | Served
     running: Running
@@ -36,6 +36,7 @@ class Choice:
     written: frozenset[str] = frozenset()
     twin: str = ""
     kept: kv_axis.Kept | None = None
+    beside: str = ""
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
@@ -43,6 +44,11 @@ class Choice:
         scheme = replace(scheme, options={**scheme.options, "group_size": group})
         label = _label(METHODS[scheme.method], scheme, self.running, self.kept) + self.twin
         return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
+
+    def with_scheme(self, scheme: Scheme) -> Choice:
+        """A control of this choice: another scheme, run in the same way."""
+        label = _label(METHODS[scheme.method], scheme, self.running, self.kept)
+        return replace(self, origin=Quantized(scheme=scheme), label=label, written=frozenset(), twin="", beside=self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,7 @@ def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
             if _identity(choice) not in map(_identity, choices):
                 choices.append(choice)
     choices += _implied(written, choices)
+    choices += training.controls(choices, Choice.with_scheme, _identity)
     return _told_apart(choices)
 
 
@@ -209,7 +216,7 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     engine = str(given.get(ENGINE, method.engine))
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE}}, entry)
+    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", training.OPTION, "kv", ENGINE}}, entry)
     flags = _flags(method, engine)
     known = {**method.options, **flags}
     values = {name: value for name, value in values.items() if name in known and known[name].applies(bits)}
@@ -219,6 +226,7 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     kept = _kept(entry, given, running)
     if kept is not None:
         running = kv_axis.run_in(running, kept.word)
+    training.check(method, given, where)
     if not method.calibrated and "calibration" in given:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -229,7 +237,9 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
         label = str(settled["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
     scheme = Scheme(method=method.name, bits=bits, options=settled)
-    if method.calibrated:
+    if method.trains is not None:
+        scheme = training.trained(scheme, given.get(training.OPTION), written, texts, where)
+    elif method.calibrated:
         wish = _calibration(given.get("calibration"), written, where)
         if method.sees_text(scheme):
             text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
@@ -263,13 +273,17 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            more = ["bits", "kv", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more = ["bits", "kv", *([TEXTS[method.trains is not None]] * method.calibrated), *([ENGINE] if method.engines else [])]
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)
         except ValueError as error:
             raise BadInput(f"{where}: {method.name}: {error}") from None
     return checked
+
+
+TEXTS = ("calibration", training.OPTION)
+"""The key of the rows that a method sees: of one that only looks at them, and of one that trains on them."""
 
 
 def _check_values(known: Mapping[str, Option], method: Method, values: Mapping[str, OptionValue], where: str) -> None:
@@ -367,6 +381,7 @@ def _rows_in_short(own: Mapping[str, object], differing: Collection[str]) -> lis
 def _values(choice: Choice) -> dict[str, object]:
     """What decides a choice, by the names that a suite uses."""
     values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
+    values |= training.values(values)
     calibration = values.pop("calibration", None)
     if isinstance(calibration, Mapping):
         values |= {f"{_CALIBRATION}{name}": value for name, value in calibration.items()}
