@@ -208,9 +208,9 @@ def _parts(ledger: Iterable[StoredTensor], counts: _Counts) -> dict[str, dict[st
 
 
 def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts) -> str | None:
-    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Indices are left
-    out: no estimate counts them, because their share depends on the number of rows."""
-    stored_bits = _body([tensor for tensor in ledger if tensor.role != "index"], counts)
+    """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Indices and
+    adapters are left out: no estimate counts them, because their share depends on the numbers of rows and columns."""
+    stored_bits = _body([tensor for tensor in ledger if tensor.role not in ("index", "adapter")], counts)
     parameters = sum(map(counts.of, stored_bits))
     stored = sum(stored_bits.values()) / parameters if parameters else estimate
     if abs(stored / estimate - 1) <= TOLERANCE:

@@ -62,7 +62,7 @@ class Log:
     """What training did: the loss in nats per token before each step, the seconds that it took, killed runs' included, in what it
     multiplied, and how many tokens it saw."""
 
-    losses: Sequence[float]
+    losses: tuple[float, ...]
     seconds: float
     products: str
     tokens: int
@@ -111,7 +111,7 @@ def train(
             saved = time.monotonic()
             cost = saved - begun
     return Log(
-        losses=state.losses,
+        losses=tuple(state.losses),
         seconds=state.seconds,
         products="bfloat16" if half else "float32",
         tokens=sum(map(len, rows[: recipe.steps * recipe.rows])),
