@@ -28,7 +28,8 @@ from harness.formats import safetensors_file
 from harness.methods import bnb, gptq, hqq, reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest, resolve_options
 from harness.methods.finetune import recipe
-from harness.spec import Json, Quantized, Scheme
+from harness.models import build
+from harness.spec import Json, OptionValue, Quantized, Running, Scheme
 from harness.training import loop, weights
 
 if TYPE_CHECKING:
@@ -132,14 +133,10 @@ def _quantize(base: Base, request: QuantizeRequest) -> None:
 def _teacher(request: QuantizeRequest) -> PreTrainedModel:
     import torch
 
-    from harness.models import build
-
     return build.plain(request.model_dir, torch.bfloat16, request.device)
 
 
 def _load_request(request: QuantizeRequest) -> LoadRequest:
-    from harness.spec import Running
-
     return LoadRequest(
         artifact_dir=request.out_dir,
         model_dir=request.model_dir,
@@ -236,7 +233,7 @@ def _row(base: Base, *, name: str, title: str, bits: tuple[float, ...], options:
         options={
             "rank": Option(default=16, choices=RANKS, named=True, help="rows of the adapter's inner matrix, for every layer"),
             "merge": Option(default=False, choices=(False, True), help="refused, with the reason: the adapter stays apart"),
-            **{each: own.options[each] for each in options},
+            **{each: _set(own.options[each], base.options.get(each)) for each in options},
         },
         kernel_cpu={each: own.kernel_cpu[each] for each in bits},
         kernel_cuda={each: own.kernel_cuda[each] for each in bits},
@@ -258,6 +255,11 @@ def _row(base: Base, *, name: str, title: str, bits: tuple[float, ...], options:
         summary=summary,
         source=source,
     )
+
+
+def _set(option: Option, default: OptionValue) -> Option:
+    """An option of a base's row, with the default that the base has here."""
+    return option if default is None else replace(option, default=default)
 
 
 def _gptq_to_train(request: LoadRequest) -> PreTrainedModel:
