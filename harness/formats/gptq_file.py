@@ -87,8 +87,8 @@ class Reader:
         return outputs, rows if self._layout == "gemm" else rows * 32 // self.bits(layer)
 
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
-        """(codes int8 [outputs, inputs] about zero, scales [outputs, groups]) of a layer in the GPTQ format whose groups follow one
-        another."""
+        """(codes int8 [outputs, inputs] about zero, scales [outputs, groups]) of a layer in the GPTQ format whose groups follow
+        one another."""
         import torch
 
         words, zeros, scales = (safetensors_file.tensor(self._entries[f"{layer}.{p}"]) for p in ("qweight", "qzeros", "scales"))

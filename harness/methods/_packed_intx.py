@@ -150,6 +150,6 @@ def _unlike(shape: ModelShape | None, method: str) -> str | None:
     if not others:
         return None
     return (
-        f"{safetensors_file.brief(others)}: torchao rounds linear layers, and the loader of the packed format takes others of this "
-        f"architecture, so {method} has no artifact that loads; train a model whose blocks are linear layers"
+        f"{safetensors_file.brief(others)}: torchao rounds linear layers, and the loader of the packed format takes others of "
+        f"this architecture, so {method} has no artifact that loads; train a model whose blocks are linear layers"
     )

@@ -2,8 +2,8 @@
 
 All three see the same rows in the same order for the same steps at the same rate (`train:` of the suite). `ft` trains the plain
 model and stores it unquantized; `ft+ptq` rounds those weights afterwards; `qat` trains with the weights rounded in every forward
-pass (fake quantization, torchao's QATConfig; gradients pass the rounding unchanged, Bengio et al. 2013) and rounds them the same
-way at the end. What qat gains over plain rounding may be the training's and not the rounding's: only against ft+ptq is it its own.
+pass (fake quantization, torchao's QATConfig; gradients pass the rounding unchanged, Bengio et al. 2013) and rounds them so at
+the end. What qat gains over plain rounding may be the training's and not the rounding's: only against ft+ptq is it its own.
 
 All parameters are trained, embeddings and norms too, from the source's weights and in float32; what is stored and rounded are the
 trained weights in bfloat16, as every source's are. They are kept beside the cache's artifacts (training/weights.py), and the
@@ -57,6 +57,7 @@ def _plain(request: QuantizeRequest) -> Path:
 
 def _rounding(request: QuantizeRequest) -> Path:
     """The weights of training with rounded weights, made now or before."""
+    import torch
     from torchao.quantization import quantize_
     from torchao.quantization.qat import QATConfig
 
@@ -69,7 +70,8 @@ def _rounding(request: QuantizeRequest) -> Path:
         quantize_(model, config, filter_fn=lambda _, name: name in layers)
 
     def restore(model: PreTrainedModel) -> None:
-        quantize_(model, QATConfig(step="convert"), filter_fn=lambda *_: True)  # without a base: plain layers again
+        # Without a base: plain layers again. Only they are asked, for what matches is not looked into.
+        quantize_(model, QATConfig(step="convert"), filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
 
     return weights.trained(
         request.model_dir,

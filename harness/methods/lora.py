@@ -1,12 +1,12 @@
 """qlora, hqq+lora, gptq+lora: a quantized base that stays as it is, and a small adapter that is trained to recover what it lost.
 
-To each linear layer of the body with the packed weight W belongs a pair A [rank, inputs], B [outputs, rank], and the layer answers
-W x + B A x (Hu et al. 2021, scaled by 1: alpha = rank). A begins as random numbers drawn with the run's seed, B as zeros; both are trained in
-float32 on the same rows and steps as the other training methods (Dettmers et al., QLoRA, 2023, for the NF4 base), and stored in
-bfloat16. The packed base is quantized, saved and loaded first, so that what is trained on is what will answer.
+To each linear layer of the body with the packed weight W belongs a pair A [rank, inputs], B [outputs, rank]; the layer answers
+W x + B A x (Hu et al. 2021, scaled by 1: alpha = rank). A begins as random numbers drawn with the run's seed, B as zeros; both
+are trained in float32 on rows and steps as the other training methods (Dettmers et al., QLoRA, 2023, for the NF4 base), and
+stored in bfloat16. The base is quantized, saved and loaded first, so that what is trained on is what will answer.
 
-The adapter is stored apart, in `adapter/` and in PEFT's own format (an adapter_config.json beside the base would have transformers
-load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every latency. It is not
+The adapter is stored apart, in `adapter/` and in PEFT's own format (an adapter_config.json beside the base would have
+transformers load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every latency. It is not
 merged: rounding the sum again gives other weights than those that were trained (`MERGED`).
 
 The base is compared with the source as that of its own row is. The answers are not: they are those of a model that was trained.
@@ -215,7 +215,9 @@ def _unwrapped(model: PreTrainedModel) -> Iterator[None]:
             model.set_submodule(name, wrapper)
 
 
-def _row(base: Base, *, name: str, title: str, bits: tuple[float, ...], options: tuple[str, ...], summary: str, source: str) -> Method:
+def _row(
+    base: Base, *, name: str, title: str, bits: tuple[float, ...], options: tuple[str, ...], summary: str, source: str
+) -> Method:
     own = base.row
 
     def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:

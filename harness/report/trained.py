@@ -38,8 +38,8 @@ TRAIN, PLAIN, ROUNDED = "train", "ft", "ft+ptq"
 
 ALONE = (
     "A gain over plain rounding alone proves nothing: the training may have brought it, and would have brought it to the "
-    "unquantized model too. These cells' answers are held against no bound of the baseline's (no comparison: trained): the artifact "
-    "is compared with the trained weights instead, tensor by tensor; of a base with an adapter, the base with the source."
+    "unquantized model too. These cells' answers are held against no bound of the baseline's (no comparison: trained): an "
+    "artifact is compared with the trained weights instead, of a base with an adapter, its base with the source."
 )
 
 
@@ -61,7 +61,7 @@ def section(view: View) -> Section | None:
         id="trained",
         nav="Training",
         title="Does training pay?",
-        lead="Cells that were trained further, beside the same training without rounding, the same training rounded afterwards, and "
+        lead="Cells that were trained further, beside the same training without rounding, the same rounded afterwards, and "
         "plain rounding of equal measured bytes. Differences are those of the trained cell, item by item, with 95 % intervals: "
         "below zero it is better in divergence and loss, above zero in accuracy.",
         body=join(el("p", ALONE, cls="muted"), *blocks),

@@ -67,6 +67,8 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
     notes = (*notes, *data_sets.notes(written, [*texts.values(), *given.values()], requests.tasks, cache=cache))
+    on_texts = described(cells, given, texts)
+    training.check_overlap(written, cells, on_texts)
     return Plan(
         suite=suite,
         file=path,
@@ -75,7 +77,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         unsupported=tuple(s for s in all_squares if isinstance(s, UnsupportedSquare)),
         texts=texts,
         calibrations=given,
-        calibrated_on=described(cells, given, texts),
+        calibrated_on=on_texts,
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
         source_grids={s.name: s.grid for s in sources if s.grid is not None},

@@ -27,7 +27,8 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
     where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
-    its value on the axis `kv`, None where nothing is said. `beside`: the label of the choice that it was added for as a control."""
+    its value on the axis `kv`, None where nothing is said. `beside`: the label of the choice that it was
+    added for as a control."""
 
     origin: Quantized | Served
     running: Running
@@ -273,7 +274,12 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            more = ["bits", "kv", *([TEXTS[method.trains is not None]] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more = [
+                "bits",
+                "kv",
+                *([TEXTS[method.trains is not None]] * method.calibrated),
+                *([ENGINE] if method.engines else []),
+            ]
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from harness.errors import BadInput
 from harness.methods import METHODS
 from harness.methods.base import Method
-from harness.spec import Quantized, Scheme, Served
+from harness.spec import CalibrationText, Quantized, Scheme, Served
 from harness.suite import mistakes
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, SuiteFile, Training
+from harness.suite.plan import PlannedCell
 
 OPTION = "train"
 
@@ -93,6 +94,23 @@ def controls(choices: Sequence[C], made: Callable[[C, Scheme], C], identity: Cal
     return added
 
 
+MOST_SCORED = 0.5
+"""Share of a training text that may be scored as well, in runs of 50 characters (models/overlap.py). Texts of one kind share
+phrases; a text of which half is scored is the scored text."""
+
+
+def check_overlap(written: SuiteFile, planned: Sequence[PlannedCell], texts: Sequence[CalibrationText]) -> None:
+    """BadInput where a model is trained on a text that is scored: its perplexity would say what it has learned by heart."""
+    trains = {(p.cell.model.name, p.cell.label) for p in planned if METHODS[p.cell.method].trains is not None}
+    for text in texts:
+        for scored, share in text.overlap.items():
+            if share is not None and share > MOST_SCORED and any((text.model, label) in trains for label in text.cells):
+                raise BadInput(
+                    f"{written.where(OPTION)}: {text.words} is trained on, and {share:.0%} of it is scored in {scored!r}; train on "
+                    "another text: train: {corpus: {path: ./other.txt}}"
+                )
+
+
 def notes(choices: Sequence[C]) -> list[str]:
     """What is to be said of the controls that were added."""
     added: dict[str, list[str]] = {}
@@ -100,7 +118,7 @@ def notes(choices: Sequence[C]) -> list[str]:
         if choice.beside:
             added.setdefault(choice.beside, []).append(choice.label)
     return [
-        f"{beside} stands beside {' and '.join(labels)}, which the suite does not name: without the same training and no rounding, "
-        "or rounding afterwards, a gain over plain rounding proves nothing"
+        f"{beside} stands beside {' and '.join(labels)}, which the suite does not name: without the same training and no "
+        "rounding, or rounding afterwards, a gain over plain rounding proves nothing"
         for beside, labels in added.items()
     ]

@@ -95,6 +95,7 @@ def train(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(named.values(), lr=recipe.rate, betas=(0.9, 0.999), weight_decay=0.0)
     model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
     state = _resumed(folder, named, optimizer)
     half = has_16_bit_units(next(iter(named.values())).device.type)
     saved, cost = time.monotonic(), 0.0
@@ -193,7 +194,6 @@ def _save(folder: Path, named: Mapping[str, nn.Parameter], optimizer: torch.opti
     for part, moment in _MOMENTS.items():
         tensors |= {f"{part}/{name}": optimizer.state[p][moment] for name, p in named.items()}
     said = {"step": str(state.step), "seconds": repr(state.seconds), "losses": json.dumps(state.losses)}
-    folder.mkdir(parents=True, exist_ok=True)
     with draft_file(folder / CHECKPOINT) as draft:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, str(draft), metadata=said)
 

@@ -1,4 +1,4 @@
-"""The training loop: the same weights after a kill as without one, a rate that rises and falls, and losses that mean what they say."""
+"""The training loop: the same weights after a kill as without, a rate that rises and falls, losses that mean what they say."""
 
 from __future__ import annotations
 
