@@ -46,7 +46,10 @@ BASE_ROWS = 128
 
 PEFT = "peft>=0.21,<0.22"
 
-MERGED = "merging rounds base plus adapter a second time, so the answers are no longer those that were trained; leave merge out"
+MERGED = (
+    "merging rounds base plus adapter a second time, and small changes are rounded away: on the reference model's nf4 a rank of 4 "
+    "brings perplexity from 2.986 to 2.951, and merged back to 2.986; leave merge out"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
