@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from harness.spec import Json, Phase, Running, digest
 
-Role = Literal["weight", "scale", "zero", "codebook", "index", "other"]
+Role = Literal["weight", "scale", "zero", "codebook", "index", "adapter", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,8 @@ class LayerKernel:
 class StoredTensor:
     """One tensor as stored in the artifact: `bits` = all bits on disk, `role` = which part of the ledger it belongs to.
 
-    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx) belong to the quantized layers;
+    `weight` (packed quantized weights), `scale`, `zero`, `codebook`, `index` (e.g. g_idx), `adapter` (a low-rank pair beside
+    a layer) belong to the quantized layers;
     `other` is everything that is kept as it was (embeddings, norms, head, biases). `layer` is the quantized layer's name or ''.
     """
 

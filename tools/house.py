@@ -56,7 +56,10 @@ LAYERS = (
     Layer(rooms=("probes",), why="they ask engines, and know methods by their rows"),
     Layer(rooms=("engines",), why="they load what methods wrote, and answer through scoring"),
     Layer(rooms=("methods",), why="they write and load artifacts: formats, models and runtimes lie below them"),
-    Layer(rooms=("scoring",), why="lm-eval's requests on any model; it knows no method and no engine"),
+    Layer(
+        rooms=("scoring", "training"),
+        why="lm-eval's requests on any model, and a model's weights trained further; they know no method and no engine",
+    ),
     Layer(rooms=("models", "runtimes"), why="a source model is a folder for torch, a runtime does without torch"),
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
     Layer(

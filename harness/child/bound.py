@@ -93,10 +93,11 @@ def rounding(cell: Cell) -> Rounding | None:
 
 def bounded(cell: Cell, baseline: Cell) -> bool:
     """Whether a cell's answers can be held against its baseline's: both hold this model's weights, and the baseline's
-    are plain."""
+    are plain. A model that was trained further is another one, whose distance says nothing of its rounding."""
     plain = METHODS[baseline.method].unquantized and isinstance(baseline.origin, Quantized)
-    made = cell.origin.kind == "given" or METHODS[cell.method].weights is not None
-    return plain and made and cell.origin.kind != "served" and not cell.model.random
+    row = METHODS[cell.method]
+    made = cell.origin.kind == "given" or row.weights is not None
+    return plain and made and row.trains is None and cell.origin.kind != "served" and not cell.model.random
 
 
 def known(folder: Path) -> Kept | None:

@@ -60,7 +60,7 @@ class CalibrationRows:
 class Job:
     """All that a child is told. Texts and task folders are named by their subject, stored baselines by
     `stored_baseline_name`. `bound` is where the baseline leaves its answers to the fixed tokens, `roundings` what it leaves
-    beside them; None where cells are not held against them."""
+    beside them; None where cells are not held against them. `training` is where one that trains keeps its trained weights."""
 
     stage: Stage
     cell: Cell
@@ -78,6 +78,7 @@ class Job:
     stored_baselines: Mapping[str, Path] = field(default_factory=dict)
     baseline_items: Mapping[str, BaselineItems] = field(default_factory=dict)
     calibration: CalibrationRows | None = None
+    training: Path | None = None
     bound: Path | None = None
     roundings: tuple[Rounding, ...] = ()
 

@@ -38,6 +38,9 @@ SIMULATED = (
     "simulated: the engine holds these weights dequantized, so its memory and speed are not those of the scheme; none is shown"
 )
 
+TRAINED = "no comparison: trained; the weights are others than the source's, so its answers are held against none of its"
+"""Why the answers of a cell that was trained further are not held against the baseline's (child/bound.py)."""
+
 Tell = Callable[[Event], None]
 
 
@@ -114,6 +117,8 @@ def _answer(session: WorkerSession, question: Question) -> Answer:
         raise Unsupported(SIMULATED)
     if probe.needs_model and session.answers is not None:
         answer = held_against(answer, session.answers)
+    elif probe.needs_model and METHODS[session.cell.method].trains is not None:
+        answer = replace(answer, facts={**answer.facts, "answers": {"no_comparison": TRAINED}})
     if session.calibrated and "corpus_digest" in question.options:
         answer = replace(answer, facts={**answer.facts, OVERLAP: session.calibration_overlap(question)})
     return with_kernels(answer, session.facts)
@@ -188,14 +193,16 @@ def _quantize(job: Job, log: Path, tell: Tell) -> None:
         device=job.device,
         seed=job.seed,
         cache=job.cache,
+        training=job.training,
+        progress=Counted(tell, "step").at,
     )
     tell(PhaseBegun(name="quantize"))
-    watched = layers(job.model_dir, tell, log=log, torch="torch" in method.modules)
+    watched = layers(job.model_dir, tell, log=log, torch="torch" in method.modules and method.trains is None)
     with memory_phases.measure("quantize") as meter, watched:
         method.quantize(request)
     _check_share(job, method)
     if method.weights is not None:
-        errors = against_source.check(job.model_dir, method.weights(request), folds=method.folds)
+        errors = against_source.check(method.compared_with(request), method.weights(request), folds=method.folds)
         if method.folds:  # scaled weights cannot be subtracted from the source's, as the unpacking method has done
             layer_errors.write(job.artifact_dir, errors)
     if job.model_dir.is_dir():  # a GGUF file brings its own

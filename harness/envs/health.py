@@ -44,6 +44,10 @@ CALIBRATION: Mapping[str, Json] = {"corpus": "tiny", "samples": 8, "length": 64,
 """The option of a calibrated scheme, and with the text's path the rows that its job draws."""
 
 
+TRAIN: Mapping[str, Json] = {"steps": 2, "rows": 2, "rate": 1e-4, "loss": "ce"}
+"""The option of a scheme that trains on these rows."""
+
+
 def check(method: Method, *, python: Path, home: Path) -> Health:
     """Quantizes and reloads a tiny model with `method` in the interpreter `python`. `home` is an empty private folder. A method
     whose artifacts the main environment loads is reloaded there.
@@ -155,6 +159,8 @@ def _try(
         text.write_text(_words(4000), encoding="utf-8")
         calibration = jobs.CalibrationRows(**CALIBRATION, path=text)
         scheme = replace(scheme, options={**scheme.options, "calibration": CALIBRATION})
+    if method.trains is not None:
+        scheme = replace(scheme, options={**scheme.options, "train": TRAIN})
     cell = Cell(
         model=Model(name="tiny", path=str(folder)),
         origin=Quantized(scheme=scheme),
@@ -187,6 +193,7 @@ def _jobs(
             threads=len(machine.affinity()),
             cache=home,
             calibration=calibration,
+            training=home / "training",
         )
         jobs.write_job(place, job)
         ended = server.run(JobRequest(job=place), lambda event: None, SECONDS)

@@ -94,6 +94,18 @@ class Reader:
         rows, outputs = self._entries[f"{layer}.qweight"].shape[0], self._entries[f"{layer}.scales"].shape[1]
         return outputs, rows if self._layout == "gemm" else rows * 32 // self.bits(layer)
 
+    def codes(self, layer: str) -> tuple[Tensor, Tensor]:
+        """(codes int8 [outputs, inputs] about zero, scales [outputs, groups]) of a layer in the GPTQ format whose groups follow
+        one another."""
+        import torch
+
+        words, zeros, scales = (safetensors_file.tensor(self._entries[f"{layer}.{p}"]) for p in ("qweight", "qzeros", "scales"))
+        bits, (outputs, inputs) = self.bits(layer), self.shape(layer)
+        offsets = (unpack(zeros, bits, outputs) + 1) & ((1 << bits) - 1)
+        index = torch.arange(inputs) // (inputs // zeros.shape[0])
+        held = unpack(words.t().contiguous(), bits, inputs) - offsets.t()[:, index]
+        return held.to(torch.int8), scales.t().contiguous()
+
     def weight(self, layer: str) -> Tensor:
         """A layer's weight [outputs, inputs], float32."""
         import torch

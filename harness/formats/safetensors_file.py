@@ -168,6 +168,14 @@ def tensors(folder: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     return state
 
 
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file by name."""
+    from safetensors.torch import load_file
+
+    held: dict[str, Tensor] = load_file(str(path))
+    return held
+
+
 def save(state: Mapping[str, Tensor], path: Path) -> None:
     """Writes one file with these tensors."""
     from safetensors.torch import save_file

@@ -248,15 +248,17 @@ def _tidy(request: QuantizeRequest) -> None:
         (request.out_dir / name).unlink(missing_ok=True)
 
 
-def load(request: LoadRequest) -> PreTrainedModel:
-    """The artifact through GPTQModel's own loader; activations in bf16."""
+def load(request: LoadRequest, *, differentiable: bool = False) -> PreTrainedModel:
+    """The artifact through GPTQModel's own loader; activations in bf16. `differentiable`: on its torch kernel, through which
+    gradients pass."""
     import_library()
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
+    backend = BACKEND.GPTQ_TORCH if differentiable else BACKEND.AUTO
     with _with_padding(request.artifact_dir) as folder:
         loaded = GPTQModel.load(
-            str(folder), device=request.device, dtype=torch.bfloat16, backend=BACKEND.AUTO, trust_remote_code=False
+            str(folder), device=request.device, dtype=torch.bfloat16, backend=backend, trust_remote_code=False
         )
     model: PreTrainedModel = loaded.model.eval()
     vars(model)[_PACKED] = gptq_file.packed_layers(request.artifact_dir)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor, WeightKind
 from harness.methods import _defaults
-from harness.spec import OptionValue, Origin, OriginKind, Running, Scheme
+from harness.spec import Json, OptionValue, Origin, OriginKind, Running, Scheme
 
 Kernel = Literal["real", "slow", "simulated", "none"]
 """What answers at run time: `real` = kernel on packed weights; `slow` = packed weights, dequantized on each call;
@@ -105,7 +105,8 @@ class Mixing:
 class QuantizeRequest:
     """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
     method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns.
-    `cache`: where what several artifacts are made of is kept; None: nowhere."""
+    `cache`: where what several artifacts are made of is kept; None: nowhere. `training` is the place in the cache where a method that trains keeps what it has trained, and its checkpoint meanwhile: a job
+    that was killed finds it there again. `progress` is told (steps done, steps in all)."""
 
     model_dir: Path
     out_dir: Path
@@ -114,6 +115,8 @@ class QuantizeRequest:
     device: str
     seed: int
     cache: Path | None = None
+    training: Path | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def scheme(self) -> Scheme:
@@ -163,6 +166,8 @@ class Method:
     ledger: Callable[[Path, Scheme], list[StoredTensor]] = _defaults.ledger  # every tensor stored in the artifact
     # the source's weights as the artifact holds them, to be compared with the source; None: there is no source to compare with
     weights: Callable[[QuantizeRequest], Iterable[HeldWeight]] | None = _defaults.weights
+    # the folder whose weights `weights` are compared with: the source's, or those that a method has trained
+    compared_with: Callable[[QuantizeRequest], Path] = lambda request: request.model_dir
     folds: bool = False  # may fold scales into norms and biases, and their reciprocals into the layers that follow
     worse: Mapping[float, str] = field(default_factory=dict)  # bits at which it is known to be far off, with the reason
     kernels: Callable[[Any], list[LayerKernel]] = _defaults.kernels  # of what `load` returned
@@ -170,6 +175,9 @@ class Method:
     # architectures (`model_type` of the config) that the library was tried on and does not quantize right, each with the reason
     untaken: Mapping[str, str] = field(default_factory=dict)
     calibrated: bool = False  # takes calibration rows
+    # of one that trains on its rows: what of a scheme, beside rows and recipe, decides the trained weights. Others: None
+    trains: Callable[[Scheme], Json] | None = None
+    controls: tuple[str, ...] = ()  # methods whose cells a plan puts beside this one's: it says nothing without them
     sees_text: Callable[[Scheme], bool] = _defaults.sees_text  # of one that does: whether this scheme makes use of them
     mixing: Mixing | None = None  # of one whose scheme may be a mixture (`Scheme.mixture`)
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md

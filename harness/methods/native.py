@@ -110,16 +110,16 @@ def _supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | No
     return None if shape is None or quantization(shape.config) is None else _QUANTIZED
 
 
-def _ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
+def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     stored = safetensors_file.checkpoint(artifact_dir).values()
     return [StoredTensor(name=t.name, layer="", role="other", bits=t.bits) for t in stored]
 
 
 def _weights(request: QuantizeRequest) -> list[HeldWeight]:
-    return against_source.held(request.out_dir, _ledger(request.out_dir, request.scheme))
+    return against_source.held(request.out_dir, ledger(request.out_dir, request.scheme))
 
 
-def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     """The linear layers of the decoder: nothing is quantized, so nothing is dequantized."""
     return [
         proof(name, type(module).__name__, module.weight, op="aten::linear", dequantized=False)
@@ -128,22 +128,22 @@ def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
 
 
 def _method(name: str, title: str, bits: int, summary: str) -> Method:
-    kernels: dict[float, Kernel] = {bits: "real"}
+    real: dict[float, Kernel] = {bits: "real"}
     return Method(
         name=name,
         title=title,
         version="2",
         bits=(bits,),
-        kernel_cpu=kernels,
-        kernel_cuda=kernels,
-        engines={"vllm": Elsewhere(cpu=kernels, cuda=kernels)},
+        kernel_cpu=real,
+        kernel_cuda=real,
+        engines={"vllm": Elsewhere(cpu=real, cuda=real)},
         quantize=quantize,
         load=load,
         supports=_supports,
         bits_per_weight=lambda scheme: float(bits),
-        ledger=_ledger,
+        ledger=ledger,
         weights=_weights,
-        kernels=_kernels,
+        kernels=kernels,
         modules=("torch", "transformers", "safetensors"),
         unquantized=True,
         summary=summary,

@@ -168,7 +168,7 @@ def _tensor(tensor: str, parts: dict[str, Tensor], bits: float, group: int) -> T
     return Int8Tensor(codes, parts["scale"], block, torch.bfloat16, zero_point=parts["zero_point"], act_quant_kwargs=act)
 
 
-def _kernels(model: PreTrainedModel) -> list[LayerKernel]:
+def kernels(model: PreTrainedModel) -> list[LayerKernel]:
     proofs = []
     for name, module in build.decoder_linears(model).items():
         weight = module.weight
@@ -256,7 +256,7 @@ METHOD = Method(
     bits_per_weight=_bits_per_weight,
     ledger=_ledger,
     weights=_weights,
-    kernels=_kernels,
+    kernels=kernels,
     requirements=("torchao>=0.18,<0.19",),
     extra="torchao",
     modules=("torch", "transformers", "torchao"),

@@ -1,6 +1,9 @@
 """What quantizing cost, and what it changed of each layer: read from what the quantizing child left in the artifact, so that an
 artifact taken from the cache still tells what it took to make.
 
+A cell that trains says in its facts what training took: seconds of it are no part of `quantize_seconds` where another cell with
+the same training came first.
+
 Version 2 (2026-11-30): the relative error of the weights, where the method tells it.
 """
 
@@ -15,6 +18,7 @@ from harness.metrics.quantize import GROUP, LAYERS, PEAK, SECONDS, WEIGHT_ERROR
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
 from harness.spec import Answer, Json, Measurement, Question, to_json
+from harness.training import weights
 
 
 def questions(requests: ProbeRequests) -> list[Question]:
@@ -42,6 +46,16 @@ def measure(session: Session, question: Question) -> Answer:
     facts: dict[str, Json] = {"calibration_tokens": manifest.calibration_tokens, "device": manifest.device}
     if wish is not None:
         facts["calibration"] = {**wish, "digest": manifest.calibration_digest}
+    log = weights.read_log(session.artifact_dir)
+    if log is not None:
+        facts["training"] = {
+            "seconds": log.seconds,
+            "steps": len(log.losses),
+            "tokens": log.tokens,
+            "products": log.products,
+            "first_loss": log.losses[0],
+            "last_loss": log.losses[-1],
+        }
     return Answer(measurements=tuple(measured), facts=facts)
 
 

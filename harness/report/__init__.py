@@ -31,6 +31,7 @@ from harness.report.speed import section as speed_section
 from harness.report.summary import section as summary_section
 from harness.report.table import section as table_section
 from harness.report.terminal import terminal_table
+from harness.report.trained import section as trained_section
 from harness.report.verdicts import section as verdicts_section
 from harness.report.view import View, view
 from harness.report.worst import section as worst_section
@@ -54,6 +55,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     engines_section,
     memory_section,
     kv_section,
+    trained_section,
     speed_section,
     layers_section,
     worst_section,

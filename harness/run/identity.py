@@ -20,6 +20,7 @@ from harness.child.job import stored_baseline_name
 from harness.errors import BadInput
 from harness.measure import machine
 from harness.methods import METHODS, gguf_file
+from harness.methods.finetune import ALL_WEIGHTS
 from harness.models import chat, corpora, find, hub, sampled, source
 from harness.models.corpora import SAMPLED
 from harness.probes import PROBES, sequential
@@ -31,6 +32,10 @@ from harness.version import __version__
 
 ARTIFACT_VERSION = 2
 """Raised when artifacts of all methods change. 2: they carry the source's generation rules, tokenizer and chat templates."""
+
+
+TRAINING_VERSION = 1
+"""Raised when the same rows and recipe give other trained weights."""
 
 
 DIGESTS = "digests.json"
@@ -173,6 +178,27 @@ class Inputs:
             return self.calibrations[wish["corpus"]]
         origin = [self.weights[cell.model.name], sampled.recipe(wish["seed"]), self._sampler()]
         return self.cache / "sampled" / digest(origin)[:32] / f"text-{wish['samples'] * wish['length']}.txt"
+
+    def training(self, cell: Cell) -> Path | None:
+        """Where a cell that trains keeps its trained weights, named by all that decides them; None for one that does not. Cells
+        that begin with the same training share it."""
+        method = METHODS[cell.method]
+        if method.trains is None:
+            return None
+        libraries = {"torch", "transformers", *(re.split(r"[^A-Za-z0-9._-]", r)[0].lower() for r in method.requirements)}
+        shared = {"torch", "transformers"} if method.trains(cell.scheme) == ALL_WEIGHTS else libraries
+        origin = self._origin(cell)
+        identity = {
+            "weights": self.weights[cell.model.name],
+            "trains": method.trains(cell.scheme),
+            "version": TRAINING_VERSION,
+            "recipe": [origin["options"][name] for name in ("train", "calibration")],
+            "text": origin["calibration_digest"],
+            "packages": {n: v for n, v in self.packages.items() if n.lower() in shared},
+            **({"sampler": self._sampler()} if on_own_text(cell) else {}),
+            "device": self._device(),
+        }
+        return self.cache / "training" / digest(identity)[:32]
 
     def stored_baseline(self, cell: Cell, question: Question) -> Path:
         """Where the baseline's answers on the question's corpus are cached, for all cells of the model and for later runs."""

@@ -69,6 +69,7 @@ class JobFolders:
             },
             baseline_items=items or {},
             calibration=self._calibration(planned.cell),
+            training=inputs.training(planned.cell),
             bound=inputs.bound(planned.cell) if bounded(planned.cell, inputs.baseline(planned.cell).cell) else None,
             roundings=inputs.roundings(planned.cell) if planned.baseline else (),
         )

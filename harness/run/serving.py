@@ -22,6 +22,7 @@ CHANGES_NUMBERS = False
 
 _GPTQ = ("rtn", "gptq", "autoround", "autogptq")
 _AWQ = ("awq", "autoawq")
+_LIBRARY = ("hqq", "torchao", "quanto", "inc", "qlora", "hqq+lora", "gptq+lora")
 
 _NOT_RUN = "Not run by quant-harness."
 _RUN = "quant-harness measured it with this runtime."
@@ -60,12 +61,14 @@ def ways(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
 def _layout(cell: Cell) -> str:
     """What the folder's tensors are, by the name that vLLM and transformers give it; '' where nobody here knows."""
     method = cell.method
-    if method in METHODS and METHODS[method].unquantized:
+    if method in METHODS and (METHODS[method].unquantized or method == "ft"):
         return "plain"
+    if method in ("ft+ptq", "qat"):  # of the same file, but computed by torchao, where activations are rounded too
+        return "library tensors" if cell.scheme.options.get("type") == "dynamic" else "gptq"
     if method == "prequantized":
         return str(cell.scheme.options.get("format", ""))
     known = {**dict.fromkeys(_GPTQ, "gptq"), **dict.fromkeys(_AWQ, "awq"), "bnb": "bitsandbytes", "modelopt": "modelopt"}
-    known |= {"llmcompressor": "compressed-tensors", **dict.fromkeys(("hqq", "torchao", "quanto", "inc"), "library tensors")}
+    known |= {"llmcompressor": "compressed-tensors", **dict.fromkeys((_LIBRARY, "library tensors")}
     if plugins.of("method", method) is not None:
         return "library tensors"
     return known.get(method, "")

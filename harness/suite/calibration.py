@@ -63,24 +63,25 @@ class CalibrationTexts:
 
     def check_length(self, length: int, context: int, model: str) -> None:
         """BadInput where the suite itself names this length of calibration rows, which is beyond a model's context."""
-        for where, given in self._calibrations():
+        for where, key, given in self._calibrations():
             if isinstance(given, Mapping) and given.get("length") == length:
                 raise BadInput(
-                    f"{where}: calibration: length: {length} tokens are more than the context of model {model!r}, {context}; "
+                    f"{where}: {key}: length: {length} tokens are more than the context of model {model!r}, {context}; "
                     f"write length: {context}"
                 )
 
-    def _calibrations(self) -> Iterator[tuple[str, object]]:
-        """What the suite says of calibration, each with where."""
+    def _calibrations(self) -> Iterator[tuple[str, str, object]]:
+        """What the suite says of rows to calibrate or train on: where, under which key, and what."""
         suite = self._written.suite
-        yield self._written.where("calibration"), suite.calibration.model_dump(exclude_unset=True)
-        for name, entry in suite.methods.items():
-            for grid in entry if isinstance(entry, list) else [entry]:
-                for given in _each((grid or {}).get("calibration")):
-                    yield self._written.where("methods", name), given
-        for index, extra in enumerate(suite.include):
-            for given in _each(extra.get("calibration")):
-                yield self._written.where("include", index), given
+        for key, of_all in (("calibration", suite.calibration), ("train", suite.train)):
+            yield self._written.where(key), key, of_all.model_dump(exclude_unset=True)
+            for name, entry in suite.methods.items():
+                for grid in entry if isinstance(entry, list) else [entry]:
+                    for given in _each((grid or {}).get(key)):
+                        yield self._written.where("methods", name), key, given
+            for index, extra in enumerate(suite.include):
+                for given in _each(extra.get(key)):
+                    yield self._written.where("include", index), key, given
 
     def _kept_apart(self, index: int) -> tuple[str, Corpus] | None:
         """(the scored corpus, what it keeps apart)."""

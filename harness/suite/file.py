@@ -5,13 +5,14 @@ Reads with `yaml.safe_load`, validates with pydantic, and reports a mistake with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, ValidationError
 
 from harness.errors import BadInput, UnknownName
 from harness.suite import mistakes
@@ -53,6 +54,27 @@ class Calibration(_Strict):
     samples: int = Field(default=128, ge=1, le=1 << 16)
     length: int = Field(default=512, ge=8, le=1 << 20)
     seed: Seed = 0
+
+
+def _number(value: object) -> object:
+    """YAML's first edition takes 1e-4 for a text, as nobody means it."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
+class Training(_Strict):
+    """What methods that train do: `steps` updates, each on `rows` rows of `length` tokens drawn with `seed` from a corpus (None:
+    from the default of each model, suite/calibration.py), at a `rate` that rises, and falls to zero; `loss`: cross entropy of the
+    text (ce), or divergence from the source model (kl)."""
+
+    corpus: str | dict[str, object] | None = None
+    steps: int = Field(default=200, ge=1, le=1 << 20)
+    rows: int = Field(default=8, ge=1, le=1024)
+    length: int = Field(default=256, ge=8, le=1 << 20)
+    rate: Annotated[float, BeforeValidator(_number)] = Field(default=1e-4, gt=0, le=1, allow_inf_nan=False)
+    seed: Seed = 0
+    loss: Literal["ce", "kl"] = "ce"
 
 
 class CorpusEntry(_Strict):
@@ -157,6 +179,7 @@ class Suite(_Strict):
     include: list[dict[str, object]] = []
     exclude: list[dict[str, object]] = []
     calibration: Calibration = Calibration()
+    train: Training = Training()
     corpora: list[str | CorpusEntry] = []
     tasks: list[Annotated[str, Field(min_length=1)] | TaskEntry] = []
     limit: int | None = Field(default=None, ge=1)
@@ -246,6 +269,7 @@ def load(path: Path) -> SuiteFile:
 KEYS: Mapping[str, Sequence[str]] = {
     "": tuple(Suite.model_fields),
     "calibration": tuple(Calibration.model_fields),
+    "train": tuple(Training.model_fields),
     "corpora.*": tuple(CorpusEntry.model_fields),
     "tasks.*": tuple(TaskEntry.model_fields),
     "latency": tuple(Latency.model_fields),

@@ -16,7 +16,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.probes import PROBES
 from harness.spec import Quantized, Served
-from harness.suite import conversations, data_sets, exclude, inputs, kv_axis
+from harness.suite import conversations, data_sets, exclude, inputs, kv_axis, training
 from harness.suite.calibration import CalibrationTexts, described, option
 from harness.suite.file import DEVICE, SuiteFile, load
 from harness.suite.plan import Plan, PlannedCell, UnsupportedSquare
@@ -55,6 +55,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         *without_questions(written, requests),
         *unset_tokens(choices),
         *started(choices),
+        *training.notes(choices),
         *inputs.beyond_context(written, sources),
         *conversations.notes(written, sources, requests.tasks),
         *notes_of(sources),
@@ -68,6 +69,8 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
     notes = (*notes, *data_sets.notes(written, [*texts.values(), *given.values()], requests.tasks, cache=cache))
+    on_texts = described(cells, given, texts)
+    training.check_overlap(written, cells, on_texts)
     return Plan(
         suite=suite,
         file=path,
@@ -76,7 +79,7 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         unsupported=tuple(s for s in all_squares if isinstance(s, UnsupportedSquare)),
         texts=texts,
         calibrations=given,
-        calibrated_on=described(cells, given, texts),
+        calibrated_on=on_texts,
         task_folders={t.name: t.folder for t in requests.tasks if t.folder is not None},
         checkpoints=tuple(s.model for s in sources if s.of is not None),
         source_grids={s.name: s.grid for s in sources if s.grid is not None},

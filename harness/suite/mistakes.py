@@ -49,6 +49,14 @@ WANTED: dict[str, Wanted] = {
     "calibration.samples": Wanted("a whole number from 1 to 65536", "samples: 128"),
     "calibration.length": Wanted("a whole number of tokens from 8 to 1048576", "length: 512"),
     "calibration.seed": Wanted("a whole number from 0 to 4294967295", "seed: 0"),
+    "train": Wanted("a mapping", "train: {steps: 200, rows: 8, length: 256, rate: 0.0001}"),
+    "train.corpus": Wanted("a text to train on", "corpus: {path: ./my-text.txt}"),
+    "train.steps": Wanted("a whole number from 1 to 1048576", "steps: 200"),
+    "train.rows": Wanted("a whole number from 1 to 1024", "rows: 8"),
+    "train.length": Wanted("a whole number of tokens from 8 to 1048576", "length: 256"),
+    "train.rate": Wanted("a number above 0 and at most 1", "rate: 0.0001"),
+    "train.seed": Wanted("a whole number from 0 to 4294967295", "seed: 0"),
+    "train.loss": Wanted("ce or kl", "loss: kl"),
     "corpora": Wanted("a list of texts", "corpora: [{path: ./my-text.txt}]"),
     "corpora.*": Wanted("a text", "corpora: [{path: ./my-text.txt}]"),
     "corpora.*.corpus": Wanted("the name of a known text", "corpus: wikitext2"),
@@ -121,6 +129,8 @@ _ELSEWHERE = {
     "system_instruction": "called system, of a suite or of a task: system: You are a helpful assistant.",
     "num_fewshot": "called shots, and a setting of a task: tasks: [{task: arc_easy, shots: 5}]",
     "samples": "a setting of calibration: calibration: {samples: 128}",
+    "steps": "a setting of train: train: {steps: 200}",
+    "rate": "a setting of train: train: {rate: 0.0001}",
     "length": "a setting of calibration: calibration: {length: 512}",
     "prompt": "a setting of latency: latency: {prompt: [128, 512]}",
     "batch": "a setting of latency: latency: {batch: [1, 8]}",
@@ -132,6 +142,8 @@ _ELSEWHERE = {
 _BELOW = {
     ("calibration", "path"): "a file is written corpus: {path: ./my-text.txt}",
     ("calibration", "repo"): "a data set of the hub is written corpus: {repo: OWNER/NAME, split: train}",
+    ("train", "path"): "a file is written corpus: {path: ./my-text.txt}",
+    ("train", "repo"): "a data set of the hub is written corpus: {repo: OWNER/NAME, split: train}",
 }
 """Keys that people write one step too high, by the place and the key."""
 

@@ -18,7 +18,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import MIXTURE, OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv_axis, mistakes, mixed, options
+from harness.suite import kv_axis, mistakes, mixed, options, training
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -27,7 +27,8 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
     where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
-    its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it."""
+    its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it. `beside`: the
+    label of the choice that it was added for as a control."""
 
     origin: Quantized | Served
     running: Running
@@ -37,6 +38,7 @@ class Choice:
     twin: str = ""
     kept: kv_axis.Kept | None = None
     note: str = ""
+    beside: str = ""
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
@@ -44,6 +46,11 @@ class Choice:
         scheme = replace(scheme, options={**scheme.options, "group_size": group})
         label = _label(METHODS[scheme.method], scheme, self.running, self.kept) + self.twin
         return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
+
+    def with_scheme(self, scheme: Scheme) -> Choice:
+        """A control of this choice: another scheme, run in the same way."""
+        label = _label(METHODS[scheme.method], scheme, self.running, self.kept)
+        return replace(self, origin=Quantized(scheme=scheme), label=label, written=frozenset(), twin="", beside=self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +77,7 @@ def choices_of(written: SuiteFile, texts: CalibrationTexts) -> list[Choice]:
                 choices.append(choice)
     choices += _neighbours(written, texts, choices)
     choices += _implied(written, choices)
+    choices += training.controls(choices, Choice.with_scheme, _identity)
     return _told_apart(choices)
 
 
@@ -234,7 +242,8 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     engine = str(given.get(ENGINE, method.engine))
-    values = _checked({k: v for k, v in given.items() if k not in {"bits", "calibration", "kv", ENGINE, *mixed.KEYS}}, entry)
+    apart = {"bits", "calibration", training.OPTION, "kv", ENGINE, *mixed.KEYS}
+    values = _checked({k: v for k, v in given.items() if k not in apart}, entry)
     flags = _flags(method, engine)
     known = {**method.options, **flags}
     values = {name: value for name, value in values.items() if name in known and (entry.mixed or known[name].applies(bits))}
@@ -244,6 +253,7 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     kept = _kept(entry, given, running)
     if kept is not None:
         running = kv_axis.run_in(running, kept.word)
+    training.check(method, given, where)
     if not method.calibrated and "calibration" in given and not entry.mixed:
         raise BadInput(f"{where}: {method.name} takes no calibration data; remove `calibration`")
     if method.origin == "served":
@@ -253,16 +263,24 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
             raise BadInput(f"{where}: {method.name}: {error}") from None
         label = str(settled["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
-    scheme = Scheme(method=method.name, bits=bits, options=settled)
-    if entry.mixed:
-        scheme = mixed.scheme(method, scheme, given, where)
-    if method.calibrated or entry.mixed:
-        wish = _calibration(given.get("calibration"), written, where)
-        if entry.mixed or method.sees_text(scheme):
-            text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
-            scheme = replace(scheme, options={**scheme.options, "calibration": {**wish.model_dump(), "corpus": text}})
+    scheme = _scheme(entry, given, Scheme(method=method.name, bits=bits, options=settled), written, texts)
     label = _label(method, scheme, running, kept)
     return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
+
+
+def _scheme(entry: Entry, given: Mapping[str, object], plain: Scheme, written: SuiteFile, texts: CalibrationTexts) -> Scheme:
+    """The scheme with what stands beside its options: widths by layer, what it is trained or calibrated on."""
+    method, where = entry.method, entry.where
+    scheme = mixed.scheme(method, plain, given, where) if entry.mixed else plain
+    if method.trains is not None:
+        return training.trained(scheme, given.get(training.OPTION), written, texts, where)
+    if not method.calibrated and not entry.mixed:
+        return scheme
+    wish = _calibration(given.get("calibration"), written, where)
+    if not entry.mixed and not method.sees_text(scheme):
+        return scheme
+    text = DEFAULT if wish.corpus is None else texts.named(wish.corpus, _corpus_place(given, written, where))
+    return replace(scheme, options={**scheme.options, "calibration": {**wish.model_dump(), "corpus": text}})
 
 
 def _kept(entry: Entry, given: Mapping[str, object], running: Running) -> kv_axis.Kept | None:
@@ -290,7 +308,7 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            more = ["bits", "kv", *(["calibration"] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more = ["bits", "kv", *([TEXTS[method.trains is not None]] * method.calibrated), *([ENGINE] if method.engines else [])]
             more += mixed.KEYS if method.mixing is not None else ()
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
@@ -298,6 +316,10 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
         except ValueError as error:
             raise BadInput(f"{where}: {method.name}: {error}") from None
     return checked
+
+
+TEXTS = ("calibration", training.OPTION)
+"""The key of the rows that a method sees: of one that only looks at them, and of one that trains on them."""
 
 
 def _check_values(known: Mapping[str, Option], method: Method, values: Mapping[str, OptionValue], where: str) -> None:
@@ -397,6 +419,7 @@ def _values(choice: Choice) -> dict[str, object]:
     values: dict[str, object] = {**choice.origin.scheme.options, **running_values(choice.running)}
     values.pop(MIXTURE, None)
     values |= choice.origin.scheme.mixture or {}
+    values |= training.values(values)
     calibration = values.pop("calibration", None)
     if isinstance(calibration, Mapping):
         values |= {f"{_CALIBRATION}{name}": value for name, value in calibration.items()}
