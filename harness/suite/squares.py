@@ -48,7 +48,10 @@ class Frame:
         fitting = [
             q
             for q in self.questions
-            if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server) and self._fits(q, ways)
+            if kind in PROBES[q.probe].origins
+            and (serves or not PROBES[q.probe].own_server)
+            and engine in (PROBES[q.probe].engines or (engine,))
+            and self._fits(q, ways)
         ]
         if source.model.random:
             fitting = [q for q in fitting if not PROBES[q.probe].needs_weights]
