@@ -10,9 +10,9 @@ KV_BYTES_PER_TOKEN = Metric(
     title="Keys and values of a token",
     unit="B",
     better="lower",
-    definition="growth of the anonymous resident set between two contexts, by tokens of all rows; median of fills after the first",
+    definition="growth of the anonymous resident set between two contexts, by tokens of all rows; median of fills but the first",
     scale="log",
-    description="What a token of context takes in a process that has answered before. Low and high are the extremes of the fills.",
+    description="What a token of context takes in a process that has answered before. Low and high are extremes of the fills.",
     when_simulated=False,
 )
 METRICS = (KV_BYTES_PER_TOKEN,)

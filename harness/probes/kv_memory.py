@@ -3,8 +3,8 @@
 For engines that hold keys and values where nobody can count them: OpenVINO's state of few bits must not be read (docs/kv.md), and
 arithmetic does not know what a runtime keeps beside it. An empty cache of so many rows is filled to a short context and on to a
 long one; what is freed is given back, and the anonymous resident set is read, at both. It is done again with a new cache each
-time: the first fill also grows the runtime's own scratch memory, which the later ones find there, so that it is left out. Rows are
-as many as it takes for the growth to be far above what a heap keeps by chance.
+time: the first fill also grows the runtime's own scratch memory, which the later ones find there, so that it is left out. Rows
+are as many as it takes for the growth to be far above what a heap keeps by chance.
 
 A growth that is small all the same, or that differs between fills, is no number: Unsupported, with what was seen.
 
@@ -38,7 +38,7 @@ GROWTH = 16 << 20
 """Bytes that the cache should grow by."""
 
 NOISE = 4 << 20
-"""Bytes; 2.6 MB were seen that a heap kept or gave back by chance between two readings. Less growth than this is no measurement."""
+"""Bytes; 2.6 MB were seen that a heap kept or gave back by chance between two readings. Less growth is no measurement."""
 
 SPREAD = 0.1
 """Share of the median by which fills may differ."""

@@ -1,9 +1,9 @@
 """Long-context recall: what six people's secret words are, told at spread places of a long text, one of them asked at its end.
 
-Tasks of any model whose context allows them, made for what quantized keys and values break (docs/kv.md). All others sentences say
+Tasks of any model whose context allows them, made for what quantized keys and values break (docs/kv.md). All other sentences say
 what people bought, in one form. Each choice is a secret word of the same text, so that whoever only knows what kind of word is
-wanted guesses at chance. A choice is one common English word, in most tokenizers one token, so that an engine runs a text once for
-all its choices.
+wanted guesses at chance. A choice is one common English word, in most tokenizers one token, so that an engine runs a text once
+for all its choices.
 
 The length is fixed in characters, so that every model reads the same text; how many tokens those are is its tokenizer's affair.
 """
@@ -24,8 +24,8 @@ NEEDLES = 6
 CHOICES = 4
 
 _SECRETS = words_of(
-    "horse sheep goat dog cat bird fish bear wolf hammer knife bell clock chair table lamp key ring book drum boat wheel rope box "
-    "coin bottle hat coat shoe mirror brush candle"
+    "horse sheep goat dog cat bird fish bear wolf hammer knife bell clock chair table lamp key ring book drum boat wheel rope "
+    "box coin bottle hat coat shoe mirror brush candle"
 )
 _GOODS = words_of("bread cheese butter honey salt rice corn sugar wood paper cotton wool leather glass iron silver gold stone")
 _TOLD = "The secret word of {name} is {word}."
@@ -33,8 +33,8 @@ _BOUGHT = "{name} went to the market and bought some {word} for the evening."
 
 
 def recall_items(world: World, task: str) -> list[dict[str, object]]:
-    """The rows of a task of `LENGTHS`: `context` ends right before the answer, `choices[gold]` is the answer, `depth` (0 to 1) the
-    share of the text before the sentence that tells it. Each of the needles' places is asked equally often, within one."""
+    """The rows of a task of `LENGTHS`: `context` ends right before the answer, `choices[gold]` is the answer, `depth` (0 to 1)
+    the share of the text before the sentence that tells it. Each of the needles' places is asked equally often, within one."""
     people = list(dict.fromkeys(entity.name.split(" ")[0] for entity in world.entities if entity.kind.name == "person"))
     return [_item(random.Random(f"{world.seed}:{task}:{number}"), people, LENGTHS[task], number) for number in range(ITEMS)]
 

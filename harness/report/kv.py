@@ -50,8 +50,8 @@ def section(view: View) -> Section | None:
         id="kv",
         nav="KV cache",
         title="Keys and values",
-        lead="Memory at a context is derived: the weights as they are held, and so many bytes of keys and values for each token, as "
-        "an engine counts them or, with their extremes in brackets, as the process grew by them. "
+        lead="Memory at a context is derived: the weights as they are held, and so many bytes of keys and values for each token, "
+        "as an engine counts them or, with their extremes in brackets, as the process grew by them. "
         "The last column says from which context on a type saves more than one bit of every weight would.",
         body=join(*blocks),
     )
@@ -127,8 +127,8 @@ def _held(one: Kept) -> str:
 
 
 def _worth(one: Kept, others: Sequence[Kept]) -> str:
-    """The context from which on the bytes that a type saves are more than those of one bit of every weight. Weighed bytes are held
-    against weighed ones only, counted ones against counted."""
+    """The context from which on the bytes that a type saves are more than those of one bit of every weight. Weighed bytes are
+    held against weighed ones only, counted ones against counted."""
     plain, bits = next((other for other in others if _unquantized(other.cell, one.cell)), None), one.cell.cell.bits
     if plain is None or plain is one or plain.weights is None or bits <= 0:
         return "–"

@@ -139,7 +139,7 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Counts inputs that were asked, and those that were cut to the longest. Unsupported where none may be."""
         if cut and self._whole:
             raise Unsupported(
-                f"{cut} of {inputs} inputs of this task are longer than the {self.max_length} tokens that the model takes, and its "
+                f"{cut} of {inputs} inputs of this task are longer than the {self.max_length} tokens that the model takes; the "
                 "beginning may be what is asked for; ask a shorter one, or a model of a longer context"
             )
         self._inputs += inputs
@@ -147,7 +147,7 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, an input that would be cut is Unsupported: of a text that is searched for something, the end is another text."""
+        """Inside, an input that would be cut is Unsupported: of a text that is searched, the end is another text."""
         self._whole = True
         try:
             yield

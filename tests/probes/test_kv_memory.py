@@ -36,7 +36,7 @@ def test_a_number_is_the_middle_of_its_fills_between_their_extremes() -> None:
 
 
 def test_growth_within_a_heaps_noise_is_no_number_and_says_why() -> None:
-    with pytest.raises(Unsupported, match=r"grew by 4,194,303, 33,554,432, 33,554,432 bytes with 1,000 tokens: less than the 4,194"):
+    with pytest.raises(Unsupported, match=r"grew by 4,194,303, 33,554,432, 33,554,432 bytes with 1,000 tokens: less than the 4"):
         measurement([NOISE - 1, 32 << 20, 32 << 20], 1000)
 
 
@@ -74,7 +74,7 @@ def test_a_state_of_few_bits_takes_what_its_bits_say_and_little_more_and_the_rep
     assert set(found) == {"f16", "int4", "turbo3"}, done.stdout[-2000:]
     for word, one in found.items():
         arithmetic = kv.bytes_per_token("openvino", word, layers=5, heads=4, size=64)
-        assert 0.95 * arithmetic < one.value < 1.3 * arithmetic, (word, one)
+        assert 0.85 * arithmetic < one.value < 1.3 * arithmetic, (word, one)
     shown = view(run)
     kept = [section._kept(shown, cell, None) for cell in shown.cells if cell.cell.running.engine == "openvino"]
     worth = {one.cell.cell.running.kv: section._worth(one, kept) for one in kept}
