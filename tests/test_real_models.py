@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import store
+from harness import reference, store
 from harness.errors import BadInput, UnknownName
 from harness.models import find, grid
 from harness.report import render
@@ -345,6 +345,27 @@ def test_the_checkpoint_of_the_package_is_an_ordinary_folder_that_answers_like_a
     words = PROSE.split()
     assert perplexity(words) < 30
     assert perplexity(sorted(words)) > 10 * perplexity(words)
+
+
+@pytest.mark.slow
+def test_it_recalls_what_a_text_of_a_thousand_tokens_says_far_above_chance(real_checkpoint: Path) -> None:
+    """The task's every fourth item: a word of four by its log-likelihood. The probe's own way is tested with small models."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(real_checkpoint))
+    model: Any = AutoModelForCausalLM.from_pretrained(str(real_checkpoint), dtype=torch.bfloat16).eval()
+    lines = (reference.TASKS_DIR / "recall_1k.jsonl").read_text(encoding="utf-8").splitlines()[::4]
+    right = 0
+    for item in map(json.loads, lines):
+        ids = tokenizer(item["context"], return_tensors="pt")["input_ids"]
+        assert 800 < ids.shape[1] < 1024
+        words = [tokenizer(f" {word}")["input_ids"] for word in item["choices"]]
+        assert all(len(word) == 1 for word in words)  # so that a text is run once for all its choices
+        with torch.inference_mode():
+            logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
+        right += int(logits[[word[0] for word in words]].argmax()) == item["gold"]
+    assert right / len(lines) > 0.7  # 0.25 by chance
 
 
 @pytest.mark.slow

@@ -130,6 +130,15 @@ class ThroughCache(Protocol):
 
 
 @runtime_checkable
+class Fills(Protocol):
+    """What an engine offers beside `Loaded` whose keys and values are weighed from outside."""
+
+    def fill(self, contexts: Sequence[int], *, rows: int, seed: int) -> Iterator[int]:
+        """Fills a new cache of `rows` rows of random tokens to each of the ascending `contexts`, and gives the context each time;
+        then the cache is let go."""
+
+
+@runtime_checkable
 class Partial(Protocol):
     """What an engine offers beside `Loaded` that cannot answer everything: a server, for one, gives only what its API has."""
 

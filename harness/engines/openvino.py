@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from harness.scoring.openvino import OpenVinoLM
 
+FILL = 32
+"""Tokens of each row in one call where a state is filled to be weighed."""
+
 RERUN_BATCH = 64
 """Tokens of one call when windows are run again for the noise floor."""
 
@@ -174,6 +177,20 @@ class OpenVino:
             "batch": batch,
             "continued": continued,
         }
+
+    def fill(self, contexts: Sequence[int], *, rows: int, seed: int) -> Iterator[int]:
+        """Fills a new state of `rows` rows of random tokens to each of the contexts, in calls of `FILL` tokens of each row."""
+        self._fits(max(contexts))
+        tokens = self._prompt(max(contexts), rows, seed)
+        try:
+            self.model.renew()
+            for context in contexts:
+                for start in range(self.model.past, context, FILL):
+                    self.model.run(tokens[:, start : min(start + FILL, context)], np.empty(0, np.int64))
+                    self.model.forget_ids()
+                yield context
+        finally:
+            self.model.renew()
 
     def _next(self, ids: Ints) -> Ints:
         """The greedy ids [batch] after the last of ids [batch, tokens]."""

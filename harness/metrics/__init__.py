@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import os
 
-from harness.metrics import divergence, fake, latency, memory, perplexity, quantize, sensitivity, serving, size, tasks
+from harness.metrics import (
+    divergence,
+    fake,
+    kv_memory,
+    latency,
+    memory,
+    perplexity,
+    quantize,
+    sensitivity,
+    serving,
+    size,
+    tasks,
+)
 from harness.metrics.group import Group
 from harness.spec import Metric
 
@@ -21,6 +33,7 @@ GROUPS: dict[str, Group] = {
     "divergence": divergence.GROUP,
     "tasks": tasks.GROUP,
     "memory": memory.GROUP,
+    "kv_memory": kv_memory.GROUP,
     "latency": latency.GROUP,
     "serving": serving.GROUP,
 }

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import os
 
-from harness.probes import divergence, fake, latency, memory, perplexity, quantize, sensitivity, serving, size, tasks
+from harness.probes import (
+    divergence,
+    fake,
+    kv_memory,
+    latency,
+    memory,
+    perplexity,
+    quantize,
+    sensitivity,
+    serving,
+    size,
+    tasks,
+)
 from harness.probes.base import Probe
 
 PROBES: dict[str, Probe] = {
@@ -18,6 +30,7 @@ PROBES: dict[str, Probe] = {
     "divergence": divergence.PROBE,
     "tasks": tasks.PROBE,
     "memory": memory.PROBE,
+    "kv_memory": kv_memory.PROBE,
     "latency": latency.PROBE,
     "serving": serving.PROBE,
 }

@@ -86,6 +86,7 @@ class Probe:
     origins: tuple[OriginKind, ...] = ("quantized", "given", "served")  # the cells that it is asked of
     needs_weights: bool = False  # says something of trained weights only: not asked of a shape filled with random ones
     of_mixtures: bool = False  # asked of cells alone that mix widths by layer
+    engines: tuple[str, ...] = ()  # asked only of cells that run in these; of all where none is named
     own_server: bool = False  # of a cell that is no server, asks one that the cell's engine starts; the model is not loaded here
     preload: tuple[str, ...] = ()  # modules worth importing once before forking (must start no threads)
     # (questions, each with its task's folder; cache): work common to all cells, done before forking (harness/child/branch.py)

@@ -187,7 +187,7 @@ class Beyond:
 
 
 def _start(session: Session) -> Start:
-    _give_back_free_heap()
+    give_back_free_heap()
     files = memory_phases.mapped(_weight_roots(session))
     return Start(total=memory_phases.require().total, files=files)
 
@@ -195,7 +195,7 @@ def _start(session: Session) -> Start:
 def _release_leftovers(session: Session) -> None:
     """What one phase left behind is not needed by the next: free heap, and pages of a weight file that a loader mapped, copied
     from and still holds. Mapped weights that the next phase reads come back, and count, by being read."""
-    _give_back_free_heap()
+    give_back_free_heap()
     memory_phases.release(_weight_roots(session))
 
 
@@ -316,7 +316,7 @@ def _run_tiny(model_dir: Path, device: str) -> str:
     return type(model).__name__
 
 
-def _give_back_free_heap() -> None:
+def give_back_free_heap() -> None:
     """Free heap that stays resident would be reused by the load unseen, and the load would look smaller than it is."""
     gc.collect()
     torch = sys.modules.get("torch")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -91,12 +92,13 @@ def measure(session: Session, question: Question) -> Answer:
         if prepared is None or asked.template:  # a conversation is in the words of this model's tokenizer
             notes = build_requests(tasks, asked, session.loaded.tokenizer, question.options["limit"])
         verdict = sequential.settings(question)
-        if verdict is not None:
-            answer = _until_verdict(session, question, verdict, lm, tasks)
-        else:
-            results = evaluate(lm, tasks, question.options["limit"])
-            outcomes = {task: _outcome(task, tasks["tasks"][task], results, asked) for task in results["samples"]}
-            answer = _answer(session, name, outcomes, results)
+        with _whole(lm, tasks):
+            if verdict is not None:
+                answer = _until_verdict(session, question, verdict, lm, tasks)
+            else:
+                results = evaluate(lm, tasks, question.options["limit"])
+                outcomes = {task: _outcome(task, tasks["tasks"][task], results, asked) for task in results["samples"]}
+                answer = _answer(session, name, outcomes, results)
     if notes:
         answer = replace(answer, facts={**answer.facts, "notes": notes})
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks["tasks"].values()) and not isinstance(session.loaded, Partial):
@@ -129,6 +131,15 @@ def _check_items(tasks: LoadedTasks, name: str) -> None:
             raise BadInput(f"task {name!r}: {task_name} has no items; check its data file and split")
     if not tasks["tasks"]:
         raise BadInput(f"task {name!r} names no tasks")
+
+
+def _whole(lm: LM, tasks: LoadedTasks) -> AbstractContextManager[None]:
+    """Inside, no input is cut where a task's `metadata.whole` says that none may be."""
+    from harness.scoring.requests import RequestsLM
+
+    said = [getattr(task, "config", None) for task in tasks["tasks"].values()]
+    wanted = any((config.metadata or {}).get("whole") for config in said if config is not None)
+    return lm.whole() if wanted and isinstance(lm, RequestsLM) else nullcontext()
 
 
 def _check_finite(session: Session, name: str) -> None:

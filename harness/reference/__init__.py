@@ -26,3 +26,6 @@ TASKS: tuple[str, ...] = (
     "reference_arithmetic",
     "reference_recall",
 )
+LONG_TASKS: tuple[str, ...] = ("recall_1k", "recall_2k", "recall_4k")
+"""Long-context recall, beside the tasks of the embedded model's skills: asked of any model whose context allows them, which its
+own 512 tokens do not (`long_recall.py`)."""

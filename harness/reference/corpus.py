@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.reference.english import agreement_pair
+from harness.reference.long_recall import LENGTHS, recall_items
 from harness.reference.reserved import DOCUMENT_BUCKETS, bucket, item_is_reserved
 from harness.reference.skills import (
     DOCUMENTS,
@@ -180,6 +181,11 @@ HELDOUT_TOKENS = 230_000
 CALIBRATION_TOKENS = 150_000
 
 
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
+    return path
+
+
 def write(out: Path, *, seed: int = SEED) -> list[Path]:
     """Write tasks/*.jsonl, heldout.txt and calibration.txt under `out`; returns what was written."""
     world = World(seed=seed)
@@ -188,8 +194,9 @@ def write(out: Path, *, seed: int = SEED) -> list[Path]:
     for skill in SKILLS:
         path = out / "tasks" / f"{skill}.jsonl"
         rows = task_items(world, skill, count=TASK_ITEMS[skill])
-        path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"))
-        written.append(path)
+        written.append(_write_rows(path, rows))
+    for task in LENGTHS:
+        written.append(_write_rows(out / "tasks" / f"{task}.jsonl", recall_items(world, task)))
     for part, tokens in (("heldout", HELDOUT_TOKENS), ("calibration", CALIBRATION_TOKENS)):
         path = out / f"{part}.txt"
         path.write_bytes(text_part(world, part, tokens=tokens).encode("ascii"))

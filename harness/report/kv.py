@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness import kv
 from harness.decode import DecodeError
 from harness.metrics.divergence import KV_KL_MEAN
+from harness.metrics.kv_memory import KV_BYTES_PER_TOKEN
 from harness.metrics.memory import KV_CACHE, WEIGHTS, CacheShape
 from harness.report.candidates import decode_shape
 from harness.report.cells import CellView
@@ -18,6 +19,7 @@ from harness.report.numbers import show
 from harness.report.pieces import by_model, cells_of, head_of, numeric, quantity, subjects, table, value_of
 from harness.report.section import Section
 from harness.report.view import View
+from harness.spec import Measurement
 
 CONTEXTS = (1024, 8192, 32768)
 """Tokens of context at which weights and cache are added up."""
@@ -25,13 +27,19 @@ CONTEXTS = (1024, 8192, 32768)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A cell's type of keys and values: bytes of a token by arithmetic and as the engine held them, and bytes of the weights.
-    None where it is not known."""
+    """A cell's type of keys and values: bytes of a token by arithmetic (`each`), as the engine counts what it holds (`counted`),
+    and as they were weighed from outside (`weighed`); and bytes of the weights. None where it is not known."""
 
     cell: CellView
     each: float | None
-    held: float | None
+    counted: float | None
+    weighed: Measurement | None
     weights: float | None
+
+    @property
+    def held(self) -> float | None:
+        """Bytes of a token as they were held: weighed, where they were."""
+        return self.counted if self.weighed is None else self.weighed.value
 
 
 def section(view: View) -> Section | None:
@@ -42,7 +50,8 @@ def section(view: View) -> Section | None:
         id="kv",
         nav="KV cache",
         title="Keys and values",
-        lead="Memory at a context is derived: the weights as they are held, and so many bytes of keys and values for each token. "
+        lead="Memory at a context is derived: the weights as they are held, and so many bytes of keys and values for each token, "
+        "as an engine counts them or, with their extremes in brackets, as the process grew by them. "
         "The last column says from which context on a type saves more than one bit of every weight would.",
         body=join(*blocks),
     )
@@ -81,13 +90,16 @@ def _kept(view: View, cell: CellView, shape: CacheShape | None) -> Kept:
     each = None
     if shape is not None and known:
         each = kv.bytes_per_token(running.engine, running.kv, layers=shape.layers, heads=shape.kv_heads, size=shape.head_size)
-    held = weights = None
+    counted = weights = weighed = None
     for outcome in cell.outcomes:
-        found = {m.metric: m.value for m in outcome.measurements}
+        found = {m.metric: m for m in outcome.measurements}
         tokens, batch = outcome.facts.get("context_tokens"), outcome.question.options.get("batch")
+        weighed = found.get(KV_BYTES_PER_TOKEN.name, weighed)
+        if WEIGHTS.name in found:
+            weights = found[WEIGHTS.name].value
         if KV_CACHE.name in found and isinstance(tokens, int) and isinstance(batch, int) and tokens * batch > 0:
-            weights, held = found.get(WEIGHTS.name), found[KV_CACHE.name] / (tokens * batch)
-    return Kept(cell=cell, each=each, held=held, weights=weights)
+            counted = found[KV_CACHE.name].value / (tokens * batch)
+    return Kept(cell=cell, each=each, counted=counted, weighed=weighed, weights=weights)
 
 
 def _row(view: View, one: Kept, others: Sequence[Kept], corpora: Sequence[str]) -> Markup:
@@ -96,8 +108,8 @@ def _row(view: View, one: Kept, others: Sequence[Kept], corpora: Sequence[str]) 
     for subject in corpora:
         found = value_of(view, one.cell, KV_KL_MEAN, subject)
         squares.append(el("td", "–" if found is None else show(found[0].value, "nat"), cls="num"))
-    for bytes_of in (one.each, one.held):
-        squares.append(el("td", "–" if bytes_of is None else f"{bytes_of:,.0f}", cls="num"))
+    squares.append(el("td", "–" if one.each is None else f"{one.each:,.0f}", cls="num"))
+    squares.append(el("td", _held(one), cls="num"))
     for tokens in CONTEXTS:
         known = one.held is not None and one.weights is not None
         squares.append(el("td", quantity((one.weights or 0) + (one.held or 0) * tokens, "B") if known else "–", cls="num"))
@@ -105,12 +117,27 @@ def _row(view: View, one: Kept, others: Sequence[Kept], corpora: Sequence[str]) 
     return el("tr", head_of(one.cell), *squares)
 
 
-def _worth(one: Kept, others: Sequence[Kept]) -> str:
-    """The context from which on the bytes that a type saves are more than those of one bit of every weight."""
-    plain, bits = next((other for other in others if _unquantized(other.cell, one.cell)), None), one.cell.cell.bits
-    if plain is None or plain is one or plain.held is None or one.held is None or plain.weights is None or bits <= 0:
+def _held(one: Kept) -> str:
+    if one.held is None:
         return "–"
-    saved = plain.held - one.held
+    weighed = one.weighed
+    if weighed is None or weighed.low is None or weighed.high is None:
+        return f"{one.held:,.0f}"
+    return f"{one.held:,.0f} [{weighed.low:,.0f}, {weighed.high:,.0f}]"
+
+
+def _worth(one: Kept, others: Sequence[Kept]) -> str:
+    """The context from which on the bytes that a type saves are more than those of one bit of every weight. Weighed bytes are
+    held against weighed ones only, counted ones against counted."""
+    plain, bits = next((other for other in others if _unquantized(other.cell, one.cell)), None), one.cell.cell.bits
+    if plain is None or plain is one or plain.weights is None or bits <= 0:
+        return "–"
+    if plain.weighed is not None and one.weighed is not None:
+        saved = plain.weighed.value - one.weighed.value
+    elif plain.counted is not None and one.counted is not None:
+        saved = plain.counted - one.counted
+    else:
+        return "–"
     return f"{math.ceil(plain.weights / bits / saved):,}" if saved > 0 else "–"
 
 

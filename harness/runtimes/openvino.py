@@ -116,6 +116,15 @@ class Program:
         self._ids = []
         self.uses += 1
 
+    def renew(self) -> None:
+        """An empty state of its own, the memory of the one before given back; `clear` keeps it for what comes next."""
+        self._request = self._compiled.create_infer_request()
+        self.clear()
+
+    def forget_ids(self) -> None:
+        """Drops what it would take to make the state again: whoever weighs the state does not keep it."""
+        self._ids.clear()
+
     @property
     def replays(self) -> bool:
         """Whether the state must neither be read nor set."""

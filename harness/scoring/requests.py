@@ -7,11 +7,12 @@ inherited), and turns answers back into what lm-eval expects. A scorer says how 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,7 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._max_length = settings.max_length or longest_input(config, self.tokenizer)
         self._context_length = context_length
         self._inputs = self._inputs_cut = 0
+        self._whole = False
         self._prefix_token_id = settings.prefix_token_id
         self._device = device or torch.device("cpu")
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
@@ -134,9 +136,23 @@ class RequestsLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     # ---- what does not fit ----
 
     def _count(self, inputs: int, cut: int) -> None:
-        """Counts inputs that were asked, and those that were cut to the longest."""
+        """Counts inputs that were asked, and those that were cut to the longest. Unsupported where none may be."""
+        if cut and self._whole:
+            raise Unsupported(
+                f"{cut} of {inputs} inputs of this task are longer than the {self.max_length} tokens that the model takes; the "
+                "beginning may be what is asked for; ask a shorter one, or a model of a longer context"
+            )
         self._inputs += inputs
         self._inputs_cut += cut
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, an input that would be cut is Unsupported: of a text that is searched, the end is another text."""
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
 
     def _must_fit(self, tokens: int) -> None:
         """Unsupported where an input of so many tokens, new ones included, is longer than this runtime takes."""

@@ -225,9 +225,9 @@ def _task_folder(entry: TaskEntry, written: SuiteFile, index: int) -> Path | Non
         folder = (written.folder / Path(entry.include).expanduser()).resolve()
         if not folder.is_dir():
             raise BadInput(f"{where}: no such folder of tasks: {folder}; correct `include`")
-    elif entry.task in reference.TASKS:
+    elif entry.task in (*reference.TASKS, *reference.LONG_TASKS):
         folder = reference.TASKS_DIR
     known = known_tasks(folder)
     if entry.task not in known:
-        raise UnknownName("task", entry.task, {*known, *reference.TASKS}, where)
+        raise UnknownName("task", entry.task, {*known, *reference.TASKS, *reference.LONG_TASKS}, where)
     return folder

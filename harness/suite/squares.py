@@ -49,7 +49,10 @@ class Frame:
         fitting = [
             q
             for q in self.questions
-            if kind in PROBES[q.probe].origins and (serves or not PROBES[q.probe].own_server) and self._fits(q, ways)
+            if kind in PROBES[q.probe].origins
+            and (serves or not PROBES[q.probe].own_server)
+            and engine in (PROBES[q.probe].engines or (engine,))
+            and self._fits(q, ways)
         ]
         if not mixed:
             fitting = [q for q in fitting if not PROBES[q.probe].of_mixtures]
