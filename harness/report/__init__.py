@@ -27,6 +27,7 @@ from harness.report.notes import section as notes_section
 from harness.report.pareto import section as pareto_section
 from harness.report.provenance import section as provenance_section
 from harness.report.section import Section
+from harness.report.seeds import section as seeds_section
 from harness.report.speed import section as speed_section
 from harness.report.summary import section as summary_section
 from harness.report.table import section as table_section
@@ -56,6 +57,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     memory_section,
     kv_section,
     trained_section,
+    seeds_section,
     speed_section,
     layers_section,
     worst_section,

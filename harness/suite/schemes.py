@@ -18,7 +18,7 @@ from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import MIXTURE, OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv_axis, mistakes, mixed, options, training
+from harness.suite import kv_axis, mistakes, mixed, options, repeat, training
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -194,7 +194,7 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"`{empty[0]}` out"
                 )
             _check_engines(method, axes.get(ENGINE, ()), where)
-            for own, is_mixed in mixed.parts(method, axes, where):
+            for own, is_mixed in mixed.parts(method, repeat.expanded(method, axes, written, where), where):
                 with_bits = own if is_mixed else _with_bits(method, own, written.suite.bits, where)
                 with_kv = _with_kv(method, with_bits, written, where)
                 yield Entry(method=method, axes=with_kv, where=where, own_kv="kv" in grid, mixed=is_mixed)
@@ -309,6 +309,7 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     for name, value in values.items():
         if name not in known:
             more = ["bits", "kv", *([TEXTS[method.trains is not None]] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more += [repeat.KEY] * method.calibrated
             more += mixed.KEYS if method.mixing is not None else ()
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
