@@ -164,7 +164,23 @@ def test_a_given_checkpoint_that_stands_alone_is_its_own_baseline_in_its_own_eng
     assert reasons == ["alone it is its own baseline, which runs in transformers; write engine: [transformers, vllm]"]
 
 
-@pytest.mark.parametrize("engines", ["{bits: 4}", "{engine: vllm, max_model_len: 64}", "{engine: llamacpp}"])
-def test_nothing_but_an_engine_can_be_said_of_given_checkpoints(engines: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"only `engine` can be said|it takes transformers, vllm"):
+def test_a_given_checkpoint_takes_the_settings_of_an_engine_in_label_and_way_of_running(tmp_path: Path) -> None:
+    plan = given(tmp_path, "{path: FOLDER, name: theirs, of: reference}", "{engine: [vllm, transformers], max_model_len: 256}")
+    assert labels(plan) == ["bf16", "theirs gptq 4-bit g64", "theirs gptq 4-bit g64 in vllm max_model_len=256"]
+    assert [p.cell.running.flags.get("max_model_len") for p in plan.cells] == [None, None, 256]
+
+
+@pytest.mark.parametrize(
+    ("engines", "said"),
+    [
+        ("{bits: 4}", "only `engine` and an engine's settings can be said"),
+        ("{max_model_len: 64}", "only `engine` and an engine's settings can be said"),  # of an engine that it does not run in
+        ("{engine: vllm, max_model_len: [64, 128]}", "runs in one way in each engine; write one value"),
+        ("{engine: vllm, max_model_len: long}", "max_model_len"),
+        ("{engine: vllm, tensor_parallel_size: 2}", "tensor_parallel_size"),
+        ("{engine: llamacpp}", "it takes transformers, vllm"),
+    ],
+)
+def test_nothing_but_engines_and_their_settings_can_be_said_of_given_checkpoints(engines: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
         given(tmp_path, "{path: FOLDER, name: theirs, of: reference}", engines)

@@ -347,12 +347,24 @@ def _check_engines(method: Method, names: Sequence[object], where: str) -> None:
 
 
 def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None:
-    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in."""
-    if set(grid) - ({ENGINE} if method.engines else set()):
-        also = "; only `engine` can be said of it" if method.engines else ""
-        raise BadInput(f"{where}: {method.name} takes no options: its scheme is read from the checkpoint's config.json{also}")
+    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in, and their settings there."""
     named = grid.get(ENGINE, [])
-    _check_engines(method, named if isinstance(named, list) else [named], where)
+    engines = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    _check_engines(method, engines, where)
+    flags = {name: option for engine in engines for name, option in _flags(method, engine).items()}
+    for name, value in grid.items():
+        if name == ENGINE:
+            continue
+        if name not in flags:
+            also = "; only `engine` and an engine's settings can be said of it" if method.engines else ""
+            raise BadInput(f"{where}: {method.name} takes no options: its scheme is read from the checkpoint's config.json{also}")
+        if isinstance(value, list):
+            raise BadInput(f"{where}: {method.name}: {name}: a given checkpoint runs in one way in each engine; write one value")
+        try:
+            meant = options.value(flags[name], name, value)
+        except ValueError as error:
+            raise BadInput(f"{where}: {method.name}: {error}") from None
+        _check_values({name: flags[name]}, method, {name: meant}, where)
 
 
 def _flags(method: Method, engine: str) -> Mapping[str, Option]:
@@ -443,6 +455,12 @@ def _label(method: Method, scheme: Scheme, running: Running, kept: kv_axis.Kept 
     parts += [] if running.engine == method.engine else ["in", running.engine]
     parts += [] if method.unquantized and running.engine == method.engine else _differing(flags, scheme, values)
     return " ".join(parts)
+
+
+def flag_words(running: Running) -> str:
+    """What the label of a given checkpoint says of the settings of an engine that is not its method's own."""
+    flags = ENGINES[running.engine].flags
+    return "".join(f" {word}" for word in _differing(flags, Scheme(method="", bits=0), running_values(running)))
 
 
 def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[str, Any]) -> list[str]:

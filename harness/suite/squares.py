@@ -14,12 +14,12 @@ from harness.methods import METHODS, prequantized, refusals
 from harness.methods.base import BY_SENSITIVITY, Method, running_of
 from harness.models import find
 from harness.probes import PROBES, sequential
-from harness.spec import Cell, Given, OriginKind, Quantized, Question, Running, Scheme, Served, digest
-from harness.suite import kv_axis
+from harness.spec import Cell, Given, OptionValue, OriginKind, Quantized, Question, Running, Scheme, Served, digest
+from harness.suite import kv_axis, options
 from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
-from harness.suite.schemes import Choice
+from harness.suite.schemes import Choice, flag_words
 from harness.suite.sources import Source
 
 Square = PlannedCell | UnsupportedSquare
@@ -169,19 +169,20 @@ def given(source: Source, frame: Frame) -> Iterator[Square]:
     method = METHODS[origin.scheme.method]
     for engine in _engines(method, suite):
         for word in words or (None,):
-            cell = Cell(
-                model=model,
-                origin=origin,
-                running=_given_running(method, origin, engine),
-                label=prequantized.label(name, origin.scheme) + ("" if engine == method.engine else f" in {engine}"),
-            )
+            running = _given_running(method, origin, engine, suite)
+            elsewhere = "" if engine == method.engine else f" in {engine}{flag_words(running)}"
+            cell = Cell(model=model, origin=origin, running=running, label=prequantized.label(name, origin.scheme) + elsewhere)
             kept = None if word is None else kv_axis.kept(words, word, cell.running, method, own=False, where="the suite")
             yield _given(source, frame, cell, kept)
 
 
-def _given_running(method: Method, origin: Given, engine: str) -> Running:
+def _given_running(method: Method, origin: Given, engine: str, suite: Suite) -> Running:
+    """How a given checkpoint runs in an engine: with what the suite says of that one's settings (checked by schemes.py)."""
     flags = method.running_options if engine == method.engine else ENGINES[engine].flags
-    return running_of(method, {}, origin.scheme.bits, engine=engine, flags=flags)
+    said: dict[str, OptionValue] = {}
+    for grid in _grids(method, suite):
+        said |= {name: options.value(flags[name], name, value) for name, value in grid.items() if name in flags}
+    return running_of(method, said, origin.scheme.bits, engine=engine, flags=flags)
 
 
 def _given(source: Source, frame: Frame, cell: Cell, kept: kv_axis.Kept | None) -> Square:
@@ -207,11 +208,15 @@ def _given(source: Source, frame: Frame, cell: Cell, kept: kv_axis.Kept | None) 
 
 def _engines(method: Method, suite: Suite) -> list[str]:
     """The engines in which the suite wants given checkpoints, the method's own first where it is among them."""
-    entry = suite.methods.get(method.name)
-    grids = entry if isinstance(entry, list) else [entry or {}]
-    named = [grid.get("engine", method.engine) for grid in grids] or [method.engine]
+    named = [grid.get("engine", method.engine) for grid in _grids(method, suite)] or [method.engine]
     every = [str(name) for each in named for name in (each if isinstance(each, list) else [each])]
     return sorted(dict.fromkeys(every), key=lambda name: name != method.engine)
+
+
+def _grids(method: Method, suite: Suite) -> list[dict[str, object]]:
+    """What the suite says of given checkpoints under the method's name."""
+    entry = suite.methods.get(method.name)
+    return [grid or {} for grid in entry] if isinstance(entry, list) else [entry or {}]
 
 
 def _given_elsewhere(source: Source, engines: Sequence[str], method: Method, device: str, engine: str) -> str | None:
