@@ -55,8 +55,9 @@ def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
 def in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations as whole numbers of 8 bits, and the scale of each token, which makes its largest 127; straight-through backwards.
     x: [..., inputs] -> [..., inputs] and [..., 1]."""
-    scale = 127 / x.detach().abs().amax(-1, keepdim=True).float().clamp(min=1e-5)
-    steps = x.float() * scale
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = 127 / wide.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    steps = wide * scale
     return steps + (steps.round().clamp(-128, 127) - steps).detach(), scale
 
 
@@ -67,7 +68,7 @@ def project(x: Tensor, *layers: Linear, as_ternary: bool) -> Tensor:
         return F.linear(x, torch.cat([layer.weight for layer in layers]))
     pairs = [ternary(layer.weight) for layer in layers]
     levels, token_scale = in_8_bits(x)
-    product = F.linear(levels, torch.cat([steps for steps, _ in pairs])).float()
+    product = F.linear(levels, torch.cat([steps for steps, _ in pairs])).to(token_scale.dtype)
     scale = torch.cat([scale.expand(steps.shape[0]) for steps, scale in pairs])
     return (product * scale / token_scale).to(x.dtype)
 

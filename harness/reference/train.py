@@ -39,7 +39,7 @@ from harness.formats import bitnet_file, config_json, quantization_config
 from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
-from harness.reference.network import IGNORED, ReferenceModel, Shape, ternary
+from harness.reference.network import IGNORED, Linear, ReferenceModel, Shape, project, ternary
 from harness.reference.reserved import bucket
 from harness.reference.tokenizer import END, save_tokenizer, train_tokenizer
 from harness.reference.world import SEED, World
@@ -360,14 +360,29 @@ def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -
     probe = torch.randint(0, shape.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = (mine.logits(probe) - theirs(probe).logits).abs()
-    gap = float(difference.mean() if shape.ternary else difference.max())
-    if not gap < (TERNARY_GAP if shape.ternary else 1e-3):
-        raise ValueError(f"transformers' logits differ by {gap}: the export is wrong, nothing was replaced")
+        layers = _layers_apart(mine, theirs) if shape.ternary else 0.0
+    gap = layers if shape.ternary else float(difference.max())
+    if not gap < 1e-3 or not float(difference.mean()) < TERNARY_GAP:
+        raise ValueError(f"transformers' answers differ by {gap}: the export is wrong, nothing was replaced")
 
 
-TERNARY_GAP = 0.02
-"""Mean difference of logits between two forward passes of a ternary network: an input that lies between two of 256 levels goes to
-either, which moves single logits by a tenth and the mean of all by 0.004."""
+TERNARY_GAP = 0.1
+"""Mean difference of logits between two forward passes of a ternary network. An input that lies between two of 256 levels goes to
+either, and a step of one level in one layer moves some inputs of the next: 0.03 was seen where single layers agree to 1e-6. Wrong
+weights move it by several."""
+
+
+def _layers_apart(mine: ReferenceModel, theirs: nn.Module) -> float:
+    """Largest difference between the two readings of one ternary layer on the same inputs, over all of them."""
+    apart = 0.0
+    for name, weight in mine.state_dict().items():
+        if "_proj" in name:
+            own = Linear(*weight.shape, scale=1.0)
+            own.weight = nn.Parameter(weight)
+            inputs = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0))
+            other = theirs.get_submodule(name.removesuffix(".weight"))(inputs)
+            apart = max(apart, float((project(inputs, own, as_ternary=True) - other).abs().max()))
+    return apart
 
 
 def _packed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def harness(folder: Path, *arguments: str) -> None:
 def answers(folder: Path, suite: str, label: str) -> dict[str, float]:
     """Perplexity and divergence of the cell in vLLM."""
     records: list[Record] = [r for r in store.read(folder / "results" / suite).records if r.cell.label.startswith(label)]
-    measured = [m for r in records if r.cell.engine == "vllm" and r.answer is not None for m in r.answer.measurements]
+    measured = [m for r in records if r.cell.running.engine == "vllm" and r.answer is not None for m in r.answer.measurements]
     return {m.metric: m.value for m in measured if m.metric in ("perplexity", "kl_mean", "same_top")}
 
 
