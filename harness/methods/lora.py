@@ -6,8 +6,8 @@ are trained in float32 on rows and steps as the other training methods (Dettmers
 stored in bfloat16. The base is quantized, saved and loaded first, so that what is trained on is what will answer.
 
 The adapter is stored apart, in `adapter/` and in PEFT's own format (an adapter_config.json beside the base would have
-transformers load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every latency. It is not
-merged: rounding the sum again gives other weights than those that were trained (`MERGED`).
+transformers load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every
+latency. It is not merged: rounding the sum again gives other weights than those that were trained (`MERGED`).
 
 The base is compared with the source as that of its own row is. The answers are not: they are those of a model that was trained.
 """
@@ -47,8 +47,8 @@ BASE_ROWS = 128
 PEFT = "peft>=0.21,<0.22"
 
 MERGED = (
-    "merging rounds base plus adapter a second time, and small changes are rounded away: on the reference model's nf4 a rank of 4 "
-    "brings perplexity from 2.986 to 2.951, and merged back to 2.986; leave merge out"
+    "merging rounds base plus adapter a second time, and small changes are rounded away: on the reference model's nf4 a rank of "
+    "4 brings perplexity from 2.986 to 2.951, and merged back to 2.986; leave merge out"
 )
 
 

@@ -65,7 +65,7 @@ def _layout(cell: Cell) -> str:
     if method == "prequantized":
         return str(cell.scheme.options.get("format", ""))
     known = {**dict.fromkeys(_GPTQ, "gptq"), **dict.fromkeys(_AWQ, "awq"), "bnb": "bitsandbytes", "modelopt": "modelopt"}
-    known |= {"llmcompressor": "compressed-tensors", **dict.fromkeys((_LIBRARY, "library tensors")}
+    known |= {"llmcompressor": "compressed-tensors", **dict.fromkeys(_LIBRARY, "library tensors")}
     if plugins.of("method", method) is not None:
         return "library tensors"
     return known.get(method, "")

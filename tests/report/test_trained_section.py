@@ -108,7 +108,10 @@ PLAIN = "plain rounding of equal bytes"
     [
         (one("ft+ptq", loss=-0.05, kl=-0.05), "qat pays: it beats ft+ptq"),
         (one("ft+ptq", loss=0.05, kl=0.05), "qat does not pay: ft+ptq"),
-        (one("ft+ptq"), "qat is not told from ft+ptq, the same training rounded afterwards. What it gains over plain rounding is"),
+        (
+            one("ft+ptq"),
+            "qat is not told from ft+ptq, the same training rounded afterwards. What it gains",
+        ),
         (one("ft+ptq", loss=-0.05, kl=0.05), "qat is not told from ft+ptq"),
     ],
 )
