@@ -22,7 +22,7 @@ CHANGES_NUMBERS = False
 
 _GPTQ = ("rtn", "gptq", "autoround", "autogptq")
 _AWQ = ("awq", "autoawq")
-_LIBRARY = ("hqq", "torchao", "quanto", "inc", "qlora", "hqq+lora", "gptq+lora")
+_LIBRARY = ("hqq", "torchao", "quanto", "inc", "qlora", "hqq+lora", "gptq+lora", "eora")
 
 _NOT_RUN = "Not run by quant-harness."
 _RUN = "quant-harness measured it with this runtime."

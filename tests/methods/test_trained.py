@@ -219,6 +219,7 @@ ADAPTERS = [
     pytest.param("qlora", 4.0, marks=lacking("qlora")),
     pytest.param("hqq+lora", 2.0, marks=lacking("hqq+lora")),
     pytest.param("gptq+lora", 4.0, marks=lacking("gptq+lora")),
+    pytest.param("eora", 2.0, marks=lacking("eora")),
 ]
 
 
