@@ -186,7 +186,8 @@ def _load(base: Base, request: LoadRequest) -> PreTrainedModel:
     if result.unexpected_keys:
         raise Unsupported(f"the adapter holds tensors that the model has no place for: {result.unexpected_keys[:3]}")
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _ledger(base: Base, artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
