@@ -191,6 +191,9 @@ def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_e
         if name in ("kv", "kv-real"):  # types of keys and values in three engines
             assert {"bf16", "gguf", "openvino"} == methods
             continue
+        if name == "recovery":  # training, its controls, and the bases of adapters
+            assert {"bf16", "rtn", "ft", "ft+ptq", "qat", "bnb", "qlora", "hqq", "hqq+lora"} <= methods
+            continue
         assert {"bf16", "rtn", "gptq", "awq", "hqq", "bnb"} <= methods, name
         assert {"fp32", "fp16"} <= methods or name == "real", name
 

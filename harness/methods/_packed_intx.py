@@ -12,7 +12,7 @@ scheme's size and the memory is that of 8 bits.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from harness.artifact import LayerKernel, ModelShape
 from harness.errors import BadReload
@@ -26,6 +26,7 @@ from harness.spec import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
     from torchao.core.config import AOBaseConfig
+    from torchao.quantization import IntxUnpackedToInt8Tensor
     from transformers import PreTrainedModel
 
 BITS = (8.0, 4.0, 3.0, 2.0)
@@ -63,7 +64,7 @@ def write(request: QuantizeRequest, weights: Path) -> None:
     rounded: dict[str, Tensor] = {}
     for name, linear in linears.items():
         quantize_(linear, config(request.scheme), filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
-        weight = linear.weight
+        weight = cast("IntxUnpackedToInt8Tensor", linear.weight)
         if bool(weight.zero_point.any()):
             raise BadReload(f"{name}: torchao has rounded around a zero point, which this format is not written with")
         state |= gptq_pack.tensors(name, Codes(codes=weight.qdata.cpu(), scales=weight.scale.cpu()), bits)

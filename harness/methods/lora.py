@@ -6,8 +6,8 @@ are trained in float32 on rows and steps as the other training methods (Dettmers
 stored in bfloat16. The base is quantized, saved and loaded first, so that what is trained on is what will answer.
 
 The adapter is stored apart, in `adapter/` and in PEFT's own format (an adapter_config.json beside the base would have
-transformers load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every latency. It is not
-merged: rounding the sum again gives other weights than those that were trained (`MERGED`).
+transformers load another model), and runs beside the base: its bytes are in the ledger of its layer, its products in every
+latency. It is not merged: rounding the sum again gives other weights than those that were trained (`MERGED`).
 
 The base is compared with the source as that of its own row is. The answers are not: they are those of a model that was trained.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.artifact import HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.errors import Unsupported
-from harness.files import write_atomically
+from harness.files import draft_file, write_atomically
 from harness.formats import safetensors_file
 from harness.methods import bnb, gptq, hqq, reload
 from harness.methods.base import LoadRequest, Method, Option, QuantizeRequest, resolve_options
@@ -47,8 +47,8 @@ BASE_ROWS = 128
 PEFT = "peft>=0.21,<0.22"
 
 MERGED = (
-    "merging rounds base plus adapter a second time, and small changes are rounded away: on the reference model's nf4 a rank of 4 "
-    "brings perplexity from 2.986 to 2.951, and merged back to 2.986; leave merge out"
+    "merging rounds base plus adapter a second time, and small changes are rounded away: on the reference model's nf4 a rank of "
+    "4 brings perplexity from 2.986 to 2.951, and merged back to 2.986; leave merge out"
 )
 
 
@@ -98,39 +98,51 @@ def _adapter(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items()}
 
 
-def _quantize(base: Base, request: QuantizeRequest) -> None:
-    import torch
-
+def packed_base(base: Base, request: QuantizeRequest) -> list[str]:
+    """Writes the base into the artifact; the names of the layers that it holds packed."""
     base.row.quantize(base.quantized(request))
-    names = sorted({tensor.layer for tensor in base.row.ledger(request.out_dir, request.scheme) if tensor.layer})
-    folder = request.training
-    assert folder is not None
-    assert request.calibration is not None
-    wish = recipe(request)
-    trained = folder / TENSORS
-    if not trained.is_file():
-        model = base.load(base.loaded(_load_request(request)))
-        model.requires_grad_(False)
-        torch.manual_seed(request.seed)
-        _with_adapter(model, request.scheme, names)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        teacher = _teacher(request) if wish.loss == "kl" else None
-        log = loop.train(model, request.calibration, wish, folder=folder, teacher=teacher, progress=request.progress)
-        weights.write_log(folder, log)
-        held = {name: tensor.to(device="cpu", dtype=torch.bfloat16) for name, tensor in _adapter(model).items()}
-        draft = folder / f"{TENSORS}.draft"
-        safetensors_file.save(held, draft)
-        draft.replace(trained)
-        (folder / loop.CHECKPOINT).unlink(missing_ok=True)
-        del model, teacher
-    _store(request, safetensors_file.tensors_of(trained), names)
-    weights.note_log(folder, request.out_dir)
+    return sorted({tensor.layer for tensor in base.row.ledger(request.out_dir, request.scheme) if tensor.layer})
+
+
+def finish(base: Base, request: QuantizeRequest, held: Mapping[str, Tensor], names: list[str]) -> None:
+    """Puts an adapter (tensors by PEFT's names) beside the base in the artifact, and writes the reload check of both."""
+    _store(request, held, names)
     model = _load(base, _load_request(request))
     rows = reload.rows_for(reload.vocabulary(model), request.calibration)
     # The same kernels on the same weights: nothing but the order of sums may differ, so the floor is none.
     reload.write(model, rows, request.out_dir, by="the packed base with its adapter, loaded when it was made")
+
+
+def _quantize(base: Base, request: QuantizeRequest) -> None:
+    names = packed_base(base, request)
+    folder = request.training
+    assert folder is not None
+    if not (folder / TENSORS).is_file():
+        _train(base, request, names, folder)
+    finish(base, request, safetensors_file.tensors_of(folder / TENSORS), names)
+    weights.note_log(folder, request.out_dir)
+
+
+def _train(base: Base, request: QuantizeRequest, names: list[str], folder: Path) -> None:
+    """Trains an adapter on the base that lies in the artifact, and keeps it in `folder`."""
+    import torch
+
+    assert request.calibration is not None
+    model = base.load(base.loaded(_load_request(request)))
+    model.requires_grad_(False)
+    torch.manual_seed(request.seed)
+    _with_adapter(model, request.scheme, names)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    wish = recipe(request)
+    teacher = _teacher(request) if wish.loss == "kl" else None
+    log = loop.train(model, request.calibration, wish, folder=folder, teacher=teacher, progress=request.progress)
+    weights.write_log(folder, log)
+    held = {name: tensor.to(device="cpu", dtype=torch.bfloat16) for name, tensor in _adapter(model).items()}
+    with draft_file(folder / TENSORS) as draft:
+        safetensors_file.save(held, draft)
+    (folder / loop.CHECKPOINT).unlink(missing_ok=True)
 
 
 def _teacher(request: QuantizeRequest) -> PreTrainedModel:
@@ -174,7 +186,8 @@ def _load(base: Base, request: LoadRequest) -> PreTrainedModel:
     if result.unexpected_keys:
         raise Unsupported(f"the adapter holds tensors that the model has no place for: {result.unexpected_keys[:3]}")
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _ledger(base: Base, artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
@@ -218,9 +231,18 @@ def _unwrapped(model: PreTrainedModel) -> Iterator[None]:
             model.set_submodule(name, wrapper)
 
 
-def _row(
-    base: Base, *, name: str, title: str, bits: tuple[float, ...], options: tuple[str, ...], summary: str, source: str
+def row(
+    base: Base,
+    *,
+    name: str,
+    title: str,
+    bits: tuple[float, ...],
+    options: tuple[str, ...],
+    summary: str,
+    source: str,
+    quantize: Callable[[QuantizeRequest], None] | None = None,
 ) -> Method:
+    """A row whose artifacts are a packed base and an adapter, one that is trained unless `quantize` says otherwise."""
     own = base.row
 
     def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
@@ -242,7 +264,7 @@ def _row(
         },
         kernel_cpu={each: own.kernel_cpu[each] for each in bits},
         kernel_cuda={each: own.kernel_cuda[each] for each in bits},
-        quantize=lambda request: _quantize(base, request),
+        quantize=quantize or (lambda request: _quantize(base, request)),
         load=lambda request: _load(base, request),
         supports=supports,
         bits_per_weight=lambda scheme: own.bits_per_weight(base.scheme(scheme)),
@@ -251,7 +273,7 @@ def _row(
         kernels=lambda model: _kernels(base, model),
         takes=own.takes,
         calibrated=True,
-        trains=trains,
+        trains=trains if quantize is None else None,
         requirements=(PEFT, *own.requirements),
         extra="training",
         modules=(*own.modules, "peft"),
@@ -273,7 +295,7 @@ def _gptq_to_train(request: LoadRequest) -> PreTrainedModel:
     return _gptqmodel.load(request, differentiable=True)
 
 
-QLORA = _row(
+QLORA = row(
     Base(row=bnb.METHOD, options={"type": "nf4"}, load=bnb.load),
     name="qlora",
     title="QLoRA",
@@ -283,7 +305,7 @@ QLORA = _row(
     source="Dettmers et al. 2023, arXiv:2305.14314; PEFT, bitsandbytes",
 )
 
-HQQ_LORA = _row(
+HQQ_LORA = row(
     Base(row=hqq.METHOD, options={}, load=hqq.load),
     name="hqq+lora",
     title="HQQ with LoRA",
@@ -293,8 +315,10 @@ HQQ_LORA = _row(
     source="Hu et al. 2021, arXiv:2106.09685; PEFT, hqq",
 )
 
-GPTQ_LORA = _row(
-    Base(row=gptq.METHOD, options={"group_size": 64}, load=_gptq_to_train),
+GPTQ_BASE = Base(row=gptq.METHOD, options={"group_size": 64}, load=_gptq_to_train)
+
+GPTQ_LORA = row(
+    GPTQ_BASE,
     name="gptq+lora",
     title="GPTQ with LoRA",
     bits=(4.0, 3.0, 2.0),

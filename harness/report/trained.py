@@ -93,7 +93,10 @@ def beside(view: View, cell: CellView, cells: Sequence[CellView]) -> list[Beside
         elif method == PLAIN and _recipe(other):
             found.append((other, "the same training, not quantized"))
     found.sort(key=lambda pair: pair[0].cell.method != ROUNDED)
-    found += [(other, "plain rounding of equal bytes") for other in cells if not _recipe(other) and _equal(view, cell, other)]
+    equal = [other for other in cells if not _recipe(other) and _equal(view, cell, other)]
+    found += [(other, "plain rounding of equal bytes") for other in equal]
+    if not equal and (best := _best_of_fewer(view, cell, cells)) is not None:
+        found.append((best, "the best untrained cell of fewer bytes"))
     base = _base(cell, cells)
     if base is not None and all(base is not other for other, _ in found):
         found.append((base, "its base without the adapter: fewer bytes"))
@@ -129,6 +132,18 @@ def _base(cell: CellView, cells: Sequence[CellView]) -> CellView | None:
 def _bytes(view: View, cell: CellView) -> float | None:
     found = value_of(view, cell, FILE.name, "")
     return None if found is None else found[0].value
+
+
+def _best_of_fewer(view: View, cell: CellView, cells: Sequence[CellView]) -> CellView | None:
+    """The untrained quantized cell of the least divergence among those whose files are smaller."""
+    size, subject = _bytes(view, cell), next(iter(subjects(view, KL_MEAN)), "")
+    smaller: list[tuple[float, CellView]] = []
+    for other in cells:
+        theirs, found = _bytes(view, other), value_of(view, other, KL_MEAN, subject)
+        if _recipe(other) or other.cell.bits >= 16 or size is None or theirs is None or found is None or theirs > size:
+            continue
+        smaller.append((found[0].value, other))
+    return min(smaller, key=lambda pair: pair[0])[1] if smaller else None
 
 
 def _equal(view: View, cell: CellView, other: CellView) -> bool:
@@ -232,6 +247,8 @@ def sentences(cell: CellView, others: Sequence[Beside]) -> list[str]:
         said.append(f"{ROUNDED} of the same training is not among the cells, so whether {cell.label} pays is not known.")
     elif rounded:
         said.append(_conclusion(cell, rounded[0], others))
+    if not needed and not any(other.cell.cell.method == PLAIN for other in others):
+        said.append(f"{PLAIN} of the same training is not among the cells, so how much of a gain is the training's is not known.")
     return said
 
 

@@ -22,7 +22,7 @@ CHANGES_NUMBERS = False
 
 _GPTQ = ("rtn", "gptq", "autoround", "autogptq")
 _AWQ = ("awq", "autoawq")
-_LIBRARY = ("hqq", "torchao", "quanto", "inc", "qlora", "hqq+lora", "gptq+lora")
+_LIBRARY = ("hqq", "torchao", "quanto", "inc", "qlora", "hqq+lora", "gptq+lora", "eora")
 
 _NOT_RUN = "Not run by quant-harness."
 _RUN = "quant-harness measured it with this runtime."
@@ -67,8 +67,8 @@ def _layout(cell: Cell) -> str:
         return "library tensors" if cell.scheme.options.get("type") == "dynamic" else "gptq"
     if method == "prequantized":
         return str(cell.scheme.options.get("format", ""))
-    known = {**dict.fromkeys(_GPTQ, "gptq"), **dict.fromkeys(_AWQ, "awq"), "bnb": "bitsandbytes", "modelopt": "modelopt", "bitnet": "bitnet"}
-    known |= {"llmcompressor": "compressed-tensors", **dict.fromkeys(_LIBRARY, "library tensors")}
+    known = {**dict.fromkeys(_GPTQ, "gptq"), **dict.fromkeys(_AWQ, "awq"), "bnb": "bitsandbytes", "modelopt": "modelopt"}
+    known |= {"bitnet": "bitnet", "llmcompressor": "compressed-tensors", **dict.fromkeys(_LIBRARY, "library tensors")}
     if plugins.of("method", method) is not None:
         return "library tensors"
     return known.get(method, "")

@@ -106,8 +106,8 @@ def check_overlap(written: SuiteFile, planned: Sequence[PlannedCell], texts: Seq
         for scored, share in text.overlap.items():
             if share is not None and share > MOST_SCORED and any((text.model, label) in trains for label in text.cells):
                 raise BadInput(
-                    f"{written.where(OPTION)}: {text.words} is trained on, and {share:.0%} of it is scored in {scored!r}; train on "
-                    "another text: train: {corpus: {path: ./other.txt}}"
+                    f"{written.where(OPTION)}: {text.words} is trained on, and {share:.0%} of it is scored in {scored!r}; train "
+                    "on another text: train: {corpus: {path: ./other.txt}}"
                 )
 
 

@@ -150,7 +150,7 @@ def _step(
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             logits = model(input_ids=part, use_cache=False).logits
         loss = _loss(logits.float(), part, recipe.loss, teacher) * (len(part) / len(batch))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
         raise Nonfinite(f"training: the loss of step {at + 1} of {recipe.steps} is {total}; lower train: rate ({recipe.rate:g})")

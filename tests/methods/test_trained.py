@@ -29,10 +29,10 @@ pytestmark = [
 ]
 
 ROWS = [[3 + (7 * i * i + 11 * row) % 500 for i in range(32)] for row in range(16)]
-TRAIN = {"steps": 4, "rows": 2, "rate": 1e-3, "loss": "ce"}
+TRAIN: dict[str, Any] = {"steps": 4, "rows": 2, "rate": 1e-3, "loss": "ce"}
 
 
-def lacking(method: str) -> Any:
+def lacking(method: str) -> pytest.MarkDecorator:
     """Skips a test of a method whose packages are not here, and says how to add them."""
     absent = envs.missing(METHODS[method])
     why = "" if absent is None else f"{', '.join(absent.packages)} not installed; add with: {absent.install}"
@@ -219,6 +219,7 @@ ADAPTERS = [
     pytest.param("qlora", 4.0, marks=lacking("qlora")),
     pytest.param("hqq+lora", 2.0, marks=lacking("hqq+lora")),
     pytest.param("gptq+lora", 4.0, marks=lacking("gptq+lora")),
+    pytest.param("eora", 2.0, marks=lacking("eora")),
 ]
 
 

@@ -108,13 +108,33 @@ PLAIN = "plain rounding of equal bytes"
     [
         (one("ft+ptq", loss=-0.05, kl=-0.05), "qat pays: it beats ft+ptq"),
         (one("ft+ptq", loss=0.05, kl=0.05), "qat does not pay: ft+ptq"),
-        (one("ft+ptq"), "qat is not told from ft+ptq, the same training rounded afterwards. What it gains over plain rounding is"),
+        (
+            one("ft+ptq"),
+            "qat is not told from ft+ptq, the same training rounded afterwards. What it gains",
+        ),
         (one("ft+ptq", loss=-0.05, kl=0.05), "qat is not told from ft+ptq"),
     ],
 )
 def test_who_wins_is_told_against_the_same_training_rounded_afterwards(rounded: Beside, said: str) -> None:
     plain = one("rtn", loss=-0.5, kl=-0.5, role=PLAIN)
     assert trained.sentences(one("qat").cell, [rounded, plain])[-1].startswith(said)
+
+
+def test_an_adapter_stands_beside_the_best_untrained_cell_of_fewer_bytes(shown: View) -> None:
+    trained_cell = cell(shown, "qat")
+    with mock.patch.object(trained, "EQUAL", -1.0):  # nothing has equal bytes
+        found = trained.beside(shown, trained_cell, shown.cells)
+    (best,) = [each for each in found if each.role == "the best untrained cell of fewer bytes"]
+    assert best.cell.label == "rtn 3-bit g64"
+
+
+def test_without_plain_training_nothing_is_said_of_whose_gain_an_adapter_has() -> None:
+    adapter = one("qlora")
+    options = {"train": TRAIN, "rank": 4}
+    scheme = replace(adapter.cell.cell.scheme, options=options)
+    held = replace(adapter.cell, cell=replace(adapter.cell.cell, origin=Quantized(scheme=scheme)))
+    (*_, last) = trained.sentences(held, [one("bnb", loss=-0.1, role="its base")])
+    assert last.startswith("ft of the same training is not among the cells")
 
 
 def test_without_that_control_nothing_is_said_of_paying() -> None:
