@@ -171,7 +171,7 @@ class OpenVino:
         if phase == "prefill":
             self._prefilled = (asked, self.model.uses, chosen)
         return {
-            # Of a type of few bits the state must not be read, and arithmetic understates it (docs/kv.md): no figure.
+            # Of a type of few bits the state must not be read: no figure here. The probe `kv_memory` weighs it (docs/kv.md).
             **({} if kv.quantized(self.model.kv) else {"kv_cache_bytes": self.model.kv_bytes()}),
             "kv_cache_tokens": self.model.past,
             "batch": batch,

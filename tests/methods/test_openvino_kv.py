@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness import kv
-from harness.errors import NoEffect
+from harness.errors import NoEffect, Unsupported
 from harness.kv import CachedSplit
 from harness.methods import METHODS
 from harness.methods.base import resolve_options
@@ -102,9 +102,18 @@ def test_a_state_of_four_bits_is_run_again_and_never_copied(folder: Path) -> Non
         np.testing.assert_array_equal(first, again)
         asked = {"prompt_tokens": 30, "new_tokens": 4, "batch": 2, "seed": 0}
         used = engine(folder, word).run_phase("decode", **asked)
-        assert "kv_cache_bytes" not in used, "arithmetic understates it, and the state must not be read"
+        assert "kv_cache_bytes" not in used, "the state must not be read"
         plain = engine(folder, "f16").run_phase("decode", **asked)
         assert plain["kv_cache_bytes"] == 2 * 33 * kv.bytes_per_token("openvino", "f16", layers=LAYERS, heads=HEADS, size=SIZE)
+
+
+def test_a_state_is_filled_to_one_context_after_the_other_and_then_let_go(folder: Path) -> None:
+    found = engine(folder, "int4")
+    held = [(context, found.model.past, found.model._rows) for context in found.fill((16, 96), rows=3, seed=0)]
+    assert held == [(16, 16, 3), (96, 96, 3)]
+    assert found.model.past == 0
+    with pytest.raises(Unsupported, match="do not fit the model's context of 256"):
+        next(found.fill((16, 512), rows=1, seed=0))
 
 
 def test_choices_read_the_cached_context_in_openvino(folder: Path) -> None:

@@ -31,8 +31,7 @@ def test_a_type_is_worth_a_weight_bit_where_the_bytes_it_saves_are_as_many() -> 
 
 
 def weighed(value: float) -> Measurement:
-    bounds = {"low": value - 1, "high": value + 2}
-    return Measurement(metric="kv_bytes_per_token", value=value, n=3, definition="", unit="B", **bounds)
+    return Measurement(metric="kv_bytes_per_token", value=value, low=value - 1, high=value + 2, n=3, definition="", unit="B")
 
 
 def test_weighed_bytes_stand_before_counted_ones_and_are_held_against_weighed_ones_only() -> None:
