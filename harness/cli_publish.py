@@ -248,8 +248,8 @@ def methods(
 ) -> None:
     """List method x bits x engine x environment: what runs here, and the command that adds what is missing.
 
-    What other packages offer (methods, engines, probes) is listed with the package and its version. Families that no method offers
-    follow, each with the reason."""
+    What other packages offer (methods, engines, probes) is listed with the package and its version. Families that no method
+    offers follow, each with the reason."""
     from harness import plugins
     from harness.methods import METHODS
     from harness.methods.not_offered import FAMILIES
@@ -262,7 +262,10 @@ def methods(
         beside = [(p, "ready") for p in offered.plugins if p.kind != "method"]
         beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
         rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
-        rows += [{"family": f.name, "title": f.title, "state": "not offered", "why": f.why, "instead": f.instead} for f in FAMILIES.values()]
+        rows += [
+            {"family": f.name, "title": f.title, "state": "not offered", "why": f.why, "instead": f.instead}
+            for f in FAMILIES.values()
+        ]
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)

@@ -59,10 +59,9 @@ Samples = Literal["losses", "tokens", "items"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A source checkpoint: a hub id at a revision, or a local folder. `name` is what people call it in reports. `random`: a
-    shape (`path` is its config) filled with random weights, which has a speed and a size and no quality. `file` names one GGUF
-    file of the repository; `commit` is what the revision was when the suite was planned, None where nobody could say. `packed`: the
-    folder holds the weights packed, and the model is what they stand for (models/unpacked.py)."""
+    """A source checkpoint: a hub id at a revision, or a local folder. `random`: a shape (`path` is its config) filled with random
+    weights, which has a speed and a size and no quality. `file`: one GGUF file of the repository. `commit`: what the revision was
+    when the suite was planned, None where nobody could say. `packed`: weights are read as the plain ones that they stand for."""
 
     name: str
     repo: str | None = None
@@ -106,8 +105,7 @@ class Scheme:
 
     @property
     def mixture(self) -> Mapping[str, Json] | None:
-        """How the widths of a mixture are chosen, whose `bits` are a target: `from`, `widths`, `version`. None for a scheme of
-        one width."""
+        """How the widths of a mixture are chosen, whose `bits` are a target: `from`, `widths`, `version`. None: one width."""
         said: Mapping[str, Json] | None = self.options.get(MIXTURE)
         return said
 

@@ -96,14 +96,20 @@ def shown_of(folder: Path) -> View:
         value = {"gptq": 0.010, "awq": 0.030}[cell.method] + 0.001 * cell.scheme.options["calibration"]["seed"]
         metric = METRICS["kl_mean"]
         kl = Measurement(
-            metric="kl_mean", value=value, low=value - 0.002, high=value + 0.002, definition=metric.definition, unit=metric.unit, n=9
+            metric="kl_mean",
+            value=value,
+            low=value - 0.002,
+            high=value + 0.002,
+            definition=metric.definition,
+            unit=metric.unit,
+            n=9,
         )
         return dataclasses.replace(record, answer=Answer(measurements=(kl,)), failure=None)
 
     asked = [Question(probe="divergence", subject="reference", options={"window": 256})]
     with (
         mock.patch.object(synthetic, "cells", cells),
-        mock.patch.object(synthetic, "questions", lambda: asked),
+        mock.patch.object(synthetic, "questions", return_value=asked),
         mock.patch.object(synthetic._Builder, "loss", return_value=0.01),
     ):
         return view(store.read(synthetic.write(folder, edit=edit)))

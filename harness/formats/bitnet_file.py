@@ -1,5 +1,5 @@
-"""The packed layers of a BitNet checkpoint, as transformers stores them (integrations/bitnet.py): -1, 0 and 1 in 2 bits each, four
-rows to a byte, and one number `weight_scale` for a matrix.
+"""The packed layers of a BitNet checkpoint, as transformers stores them (integrations/bitnet.py): -1, 0 and 1 in 2 bits each,
+four rows to a byte, and one number `weight_scale` for a matrix.
 
 What the number means depends on the class that reads it: `bitlinear` divides by it, `autobitlinear` multiplies by it. Read and
 written here without transformers' code: the independent side of the reload check.

@@ -1,7 +1,7 @@
 """The weights that a GGUF file stands for, by the `gguf` package's own numpy code: the independent side of the reload check.
 
-Two types that the package does not unpack are unpacked here: Q1_0 (a scale and a sign for each weight) and Q2_0 (a scale and 2 bits
-for each weight, of which 1 stands for zero).
+Two types that the package does not unpack are unpacked here: Q1_0 (a scale and a sign for each weight) and Q2_0 (a scale and 2
+bits for each weight, of which 1 stands for zero).
 """
 
 from __future__ import annotations

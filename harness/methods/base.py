@@ -105,8 +105,9 @@ class Mixing:
 class QuantizeRequest:
     """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
     method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns.
-    `cache`: where what several artifacts are made of is kept; None: nowhere. `training` is the place in the cache where a method that trains keeps what it has trained, and its checkpoint meanwhile: a job
-    that was killed finds it there again. `progress` is told (steps done, steps in all)."""
+    `cache`: where what several artifacts are made of is kept; None: nowhere. `training` is the place in the cache where a
+    method that trains keeps what it has trained, and its checkpoint meanwhile: a job that was killed finds it there again.
+    `progress` is told (steps done, steps in all)."""
 
     model_dir: Path
     out_dir: Path

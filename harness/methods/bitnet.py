@@ -1,11 +1,11 @@
 """bitnet: -1, 0 and 1 with one scale for a matrix, and activations in 8 bits (BitNet b1.58; Ma et al. 2024, arXiv:2402.17764).
 
-A matrix that holds one magnitude beside zero was trained so, and is packed as it is. Any other is rounded by the paper's rule: its
-scale is the mean of its absolute values, and what is nearer to it than to zero becomes one step ("absmean"). That destroys a model
-that was not trained for it, and its numbers show it.
+A matrix that holds one magnitude beside zero was trained so, and is packed as it is. Any other is rounded by the paper's rule:
+its scale is the mean of its absolute values, and what is nearer to it than to zero becomes one step ("absmean"). That destroys
+a model that was not trained for it, and its numbers show it.
 
-Artifacts are transformers' own BitNet checkpoints: four weights to a byte, unpacked at each call on every device (packed memory, no
-speed). Every layer's inputs are rounded to 8 bits, token by token, when the model runs.
+Artifacts are transformers' own BitNet checkpoints: four weights to a byte, unpacked at each call on every device (packed
+memory, no speed). Every layer's inputs are rounded to 8 bits, token by token, when the model runs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Families of quantization that no row offers, each with the reason and what would have to be there. Nothing that people read about is
-silently absent: `quant-harness methods` lists them, and a suite that names one is told why.
+"""Families of quantization that no row offers, each with the reason and what would have to be there. Nothing that people read
+about is silently absent: `quant-harness methods` lists them, and a suite that names one is told why.
 
 Each reason was read in the library's source or tried by hand (transformers 5.23, GPTQModel 7.6, 2026-11); none is a judgement.
 """
@@ -31,7 +31,8 @@ FAMILIES = {
             name="aqlm",
             title="additive codebooks",
             why="the library has no quantizer, and its authors' takes days of a GPU for a model",
-            instead="a given AQLM checkpoint is measured (prequantized), on a CPU by the library's numba kernels: pip install 'aqlm[cpu]'",
+            instead="a given AQLM checkpoint is measured (prequantized), on a CPU by the library's numba kernels: "
+            "pip install 'aqlm[cpu]'",
         ),
         Family(
             name="vptq",
@@ -72,15 +73,15 @@ FAMILIES = {
         Family(
             name="paroquant",
             title="pairwise rotations, then rounding",
-            why="transformers loads its checkpoints as plain layers without an error, and they answer garbage; GPTQModel's own path "
-            "was not tried",
+            why="transformers loads its checkpoints as plain layers without an error, and they answer garbage; GPTQModel's own "
+            "path was not tried",
             instead="awq scales channels against outliers, and runs here",
         ),
         Family(
             name="sinq",
             title="Sinkhorn-normalized rounding without data",
-            why="the package patches every Python process of its environment (sitecustomize) and brings CUDA builds of torchvision, "
-            "torchaudio and gemlite",
+            why="the package patches every Python process of its environment (sitecustomize) and brings CUDA builds of "
+            "torchvision, torchaudio and gemlite",
             instead="hqq fits scale and zero point to the weights without data, too",
         ),
         Family(

@@ -1,8 +1,8 @@
 """Finds a model and says what can be known of it without torch: folder, digest, shape.
 
-A model is an embedded one (``reference``, ``reference-ternary``), a local folder, a hub repository at a revision, or one GGUF file of either. Only
-safetensors and GGUF are taken: a pickle checkpoint is refused with the reason. Shapes come from the headers, never from loading
-weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
+A model is an embedded one (``reference``, ``reference-ternary``), a local folder, a hub repository at a revision, or one GGUF
+file of either. Only safetensors and GGUF are taken: a pickle checkpoint is refused with the reason. Shapes come from the
+headers, never from loading weights; for a hub model that is not in the local cache, `plan` asks the hub for the headers only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def model(entry: str | Mapping[str, object], base: Path) -> Model:
     """A suite's entry as a `Model`; relative paths are relative to the suite file's folder `base`.
 
-    A plain string is ``reference`` or ``reference-ternary``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in shape's name or a config."""
+    A plain string is ``reference`` or ``reference-ternary``, an existing folder, or a hub id; ``{shape: ...}`` is a built-in
+    shape's name or a config."""
     if isinstance(entry, str):
         if entry == "reference":
             return Model(name="reference", path=str(reference.MODEL_DIR))

@@ -234,7 +234,8 @@ def _mixed(mixture: Mixture, stored: Mapping[str, int], cell: str) -> dict[str, 
 
 def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts, *, indices: bool) -> str | None:
     """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Adapters, and
-    without `indices` these, are left out: no estimate counts them, because their share depends on the numbers of rows and columns."""
+    without `indices` these, are left out: no estimate counts them, because their share depends on the numbers of rows and
+    columns."""
     left = {"adapter"} if indices else {"adapter", "index"}
     stored_bits = _body([tensor for tensor in ledger if tensor.role not in left], counts)
     parameters = sum(map(counts.of, stored_bits))

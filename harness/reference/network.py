@@ -1,7 +1,7 @@
 """The reference model as a network: a Llama with tied embeddings, whose parameters have transformers' names.
 
-With `ternary` the same network is trained for 1.58 bits (Ma et al. 2024, The Era of 1-bit LLMs, arXiv:2402.17764, section 2): every
-linear layer but the head multiplies by -1, 0 or 1 and by one scale, and reads its inputs in 8 bits.
+With `ternary` the same network is trained for 1.58 bits (Ma et al. 2024, The Era of 1-bit LLMs, arXiv:2402.17764, section 2):
+every linear layer but the head multiplies by -1, 0 or 1 and by one scale, and reads its inputs in 8 bits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations as whole numbers of 8 bits, and the scale of each token, which makes its largest 127; straight-through backwards.
+    """Activations as whole numbers of 8 bits, and the scale of each token, which makes its largest 127; straight-through
+    backwards.
     x: [..., inputs] -> [..., inputs] and [..., 1]."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = 127 / wide.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)

@@ -4,7 +4,8 @@
     python -m harness.reference.train --out DIR --resume            # go on after a stop
     python -m harness.reference.train --out DIR --minutes 60        # by the clock instead of by steps
     python -m harness.reference.train --out DIR --export-only       # write the latest checkpoint as a model
-    python -m harness.reference.train --out DIR --ternary           # the sibling of 1.58 bits, by the same recipe
+    python -m harness.reference.train --out DIR --ternary           # the sibling of 1.58 bits, by the same recipe; then
+    python -m tools.pack_ternary DIR                            # pack its latest checkpoint
 
 What it promises: a run that was stopped and resumed gives the same weights as one that was not (the checkpoint
 holds weights, both optimizers' state, the position in the corpus and the packer's leftovers). The parameter
@@ -35,11 +36,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from harness.files import draft_file, drafts_into
-from harness.formats import bitnet_file, config_json, quantization_config
 from harness.measure import machine
 from harness.reference import MODEL_DIR
 from harness.reference.corpus import MIXTURE, Mixer
-from harness.reference.network import IGNORED, Linear, ReferenceModel, Shape, project, ternary
+from harness.reference.network import IGNORED, ReferenceModel, Shape
 from harness.reference.reserved import bucket
 from harness.reference.tokenizer import END, save_tokenizer, train_tokenizer
 from harness.reference.world import SEED, World
@@ -317,9 +317,9 @@ def export(network: ReferenceModel, tokenizer: Tokenizer, folder: Path) -> None:
             path.chmod(0o644)  # safetensors writes 0600
 
 
-def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -> None:
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+def write_beside(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -> None:
+    """All of a transformers checkpoint but its weights: configuration, generation rules, tokenizer."""
+    from transformers import GenerationConfig, LlamaConfig
 
     shape = network.shape
     end = tokenizer.token_to_id(END)
@@ -345,54 +345,26 @@ def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -
     )
     config.save_pretrained(draft)
     GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end, do_sample=False).save_pretrained(draft)
-    state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
-    plain = {k: v.to(torch.bfloat16).contiguous() for k, v in state.items() if not (shape.ternary and "_proj" in k)}
-    packed = {k: v for k, v in state.items() if k not in plain}
-    save_file({**plain, **_packed(packed)}, draft / "model.safetensors", metadata={"format": "pt"})
-    if shape.ternary:
-        config_json.write({**config_json.read(draft), quantization_config.KEY: dict(bitnet_file.SETTINGS)}, draft)
     save_tokenizer(tokenizer, draft, context=shape.context)
 
+
+def _write_checked(network: ReferenceModel, tokenizer: Tokenizer, draft: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import LlamaForCausalLM
+
+    shape = network.shape
+    write_beside(network, tokenizer, draft)
+    rounded = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in network.state_dict().items()}
+    save_file(rounded, draft / "model.safetensors", metadata={"format": "pt"})
+
     mine = ReferenceModel(shape)
-    mine.load_state_dict({**packed, **{k: v.float() for k, v in plain.items()}})
-    torch.compiler.set_stance("force_eager")  # the classes of packed layers compile themselves, for minutes
+    mine.load_state_dict({k: v.float() for k, v in rounded.items()})
     theirs = LlamaForCausalLM.from_pretrained(draft, dtype=torch.float32)
     probe = torch.randint(0, shape.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = (mine.logits(probe) - theirs(probe).logits).abs()
-        layers = _layers_apart(mine, theirs) if shape.ternary else 0.0
-    gap = layers if shape.ternary else float(difference.max())
-    if not gap < 1e-3 or not float(difference.mean()) < TERNARY_GAP:
-        raise ValueError(f"transformers' answers differ by {gap}: the export is wrong, nothing was replaced")
-
-
-TERNARY_GAP = 0.1
-"""Mean difference of logits between two forward passes of a ternary network. An input that lies between two of 256 levels goes to
-either, and a step of one level in one layer moves some inputs of the next: 0.03 was seen where single layers agree to 1e-6. Wrong
-weights move it by several."""
-
-
-def _layers_apart(mine: ReferenceModel, theirs: nn.Module) -> float:
-    """Largest difference between the two readings of one ternary layer on the same inputs, over all of them."""
-    apart = 0.0
-    for name, weight in mine.state_dict().items():
-        if "_proj" in name:
-            own = Linear(*weight.shape, scale=1.0)
-            own.weight = nn.Parameter(weight)
-            inputs = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0))
-            other = theirs.get_submodule(name.removesuffix(".weight"))(inputs)
-            apart = max(apart, float((project(inputs, own, as_ternary=True) - other).abs().max()))
-    return apart
-
-
-def _packed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ternary matrices as transformers' BitNet layers hold them: four weights to a byte, and the number to divide by."""
-    out: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        levels, scale = ternary(weight.float())
-        out[name] = bitnet_file.pack(levels.round())
-        out[f"{name.removesuffix('.weight')}.{bitnet_file.SCALE}"] = (1 / scale).reshape(1)
-    return out
+        gap = float((mine.logits(probe) - theirs(probe).logits).abs().max())
+    if not gap < 1e-3:
+        raise ValueError(f"transformers' logits differ by {gap}: the export is wrong, nothing was replaced")
 
 
 def tokenizer_of(out: Path, world: World) -> Tokenizer:
@@ -457,6 +429,8 @@ def main() -> None:
     parser.add_argument("--export-only", action="store_true", help="write the latest checkpoint to DIR/model")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if arguments.ternary and arguments.export_only:
+        parser.error("a ternary checkpoint is packed: python -m tools.pack_ternary DIR")
     if arguments.export_only:
         state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
         network = ReferenceModel(Shape(**state["shape"]))
@@ -467,7 +441,7 @@ def main() -> None:
     by_clock = arguments.minutes is not None
     recipe = Recipe(minutes=arguments.minutes, steps=None if by_clock else arguments.steps)
     shape = Shape(ternary=arguments.ternary)
-    train(recipe, out, resume=arguments.resume, export_to=out / "model", shape=shape)
+    train(recipe, out, resume=arguments.resume, export_to=None if shape.ternary else out / "model", shape=shape)
 
 
 if __name__ == "__main__":

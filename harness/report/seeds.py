@@ -1,8 +1,8 @@
 """Schemes that were made from several draws of their rows: what the draw does, beside what the choice of items does.
 
-The interval of a cell says how its number would move with other items. Another draw of calibration rows makes other weights, and
-moves it as well. Where a suite repeats a method, both stand side by side, and two methods are compared by their draws: Student's t of
-the means over the seeds with unequal variances (Welch 1947, Biometrika 34, 28-35).
+The interval of a cell says how its number would move with other items. Another draw of calibration rows makes other weights,
+and moves it as well. Where a suite repeats a method, both stand side by side, and two methods are compared by their draws:
+Student's t of the means over the seeds with unequal variances (Welch 1947, Biometrika 34, 28-35).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.metrics.divergence import KL_MEAN
-
 from harness.report.cells import CellView
 from harness.report.markup import Markup, el, join
 from harness.report.pieces import by_model, cells_of, numeric, subjects, table, value_of
@@ -41,7 +40,8 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A metric of one scheme over its draws: mean, standard deviation over the draws (n - 1), how many there are, and the mean half
+    """A metric of one scheme over its draws: mean, standard deviation over the draws (n - 1), how many there are, and the mean
+    half
     width of the single cells' intervals over their items (None: they have none)."""
 
     mean: float
@@ -58,8 +58,8 @@ def section(view: View) -> Section | None:
         id="seeds",
         nav="Draws",
         title="The same method from several draws",
-        lead="Each scheme was made from several draws of its rows. The spread over the draws is the method's own; the interval of a "
-        "single cell, beside it, is that of the items, and holds for the weights of one draw.",
+        lead="Each scheme was made from several draws of its rows. The spread over the draws is the method's own; the interval "
+        "of a single cell, beside it, is that of the items, and holds for the weights of one draw.",
         body=join(*blocks),
     )
 

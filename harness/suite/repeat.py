@@ -1,8 +1,8 @@
-"""`repeat: 3` of a method: the same scheme from three draws of its rows. What seeds do to a method is no part of the interval of the
-items, and often more.
+"""`repeat: 3` of a method: the same scheme from three draws of its rows. What seeds do to a method is no part of the interval
+of the items, and often more.
 
-It is the axis of the seed written short: `calibration: [{seed: 0}, {seed: 1}, {seed: 2}]`, or of `train` for a method that trains.
-"""
+It is the axis of the seed written short: `calibration: [{seed: 0}, {seed: 1}, {seed: 2}]`, or of `train` for a method that
+trains."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ from harness.suite.file import KEYS, Calibration, SuiteFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs, ''
-    where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins. `kept`:
-    its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it. `beside`: the
-    label of the choice that it was added for as a control."""
+    """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs,
+    '' where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins.
+    `kept`: its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it.
+    `beside`: the label of the choice that it was added for as a control."""
 
     origin: Quantized | Served
     running: Running
@@ -308,7 +308,12 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
     checked: dict[str, OptionValue] = {}
     for name, value in values.items():
         if name not in known:
-            more = ["bits", "kv", *([TEXTS[method.trains is not None]] * method.calibrated), *([ENGINE] if method.engines else [])]
+            more = [
+                "bits",
+                "kv",
+                *([TEXTS[method.trains is not None]] * method.calibrated),
+                *([ENGINE] if method.engines else []),
+            ]
             more += [repeat.KEY] * method.calibrated
             more += mixed.KEYS if method.mixing is not None else ()
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
@@ -347,7 +352,8 @@ def _check_engines(method: Method, names: Sequence[object], where: str) -> None:
 
 
 def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None:
-    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in, and their settings there."""
+    """BadInput for what cannot be said of given checkpoints: anything but the engines that they run in, and their settings
+    there."""
     named = grid.get(ENGINE, [])
     engines = [str(name) for name in named] if isinstance(named, list) else [str(named)]
     _check_engines(method, engines, where)

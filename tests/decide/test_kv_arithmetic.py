@@ -54,8 +54,10 @@ def test_memory_derived_from_one_context_is_what_is_measured_at_another(tmp_path
         assert sum(part.bytes_per_token for part in one.memory.cache) * context * BATCH == other_cache  # to the byte
         derived, is_derived, _ = memory_at(one, context, BATCH)
         assert is_derived
-        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave, more on some days
-        # than on others: up to 21 MB of 190 were seen, which no arithmetic of the shape can know. So many rows make the cache larger.
+        # The cache is exact. transformers copies it as it grows, and the heap keeps some of what the copies leave, more on some
+        # days
+        # than on others: up to 21 MB of 190 were seen, which no arithmetic of the shape can know. So many rows make the cache
+        # larger.
         assert derived is not None
         assert one.memory.measured is not None
         assert other.memory.measured is not None

@@ -26,7 +26,9 @@ def built(name: str) -> bool:
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not built("vllm-cpu"), reason="the environment vllm-cpu is not built here: quant-harness env build vllm-cpu"),
+    pytest.mark.skipif(
+        not built("vllm-cpu"), reason="the environment vllm-cpu is not built here: quant-harness env build vllm-cpu"
+    ),
 ]
 
 NEEDS = pytest.mark.skipif(not built("llmcompressor"), reason="not built here: quant-harness env build llmcompressor")

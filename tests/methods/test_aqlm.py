@@ -1,4 +1,5 @@
-"""AQLM checkpoints, which are given: read a second time by this project, and run by the library's own kernels where it is here."""
+"""AQLM checkpoints, which are given: read a second time by this project, and run by the library's own kernels where it is
+here."""
 
 from __future__ import annotations
 

@@ -110,9 +110,7 @@ def test_a_damaged_packed_model_says_why_it_cannot_be_unpacked(tmp_path: Path) -
 
 def test_the_plan_knows_its_shape_without_torch(tmp_path: Path) -> None:
     suite = tmp_path / "one.yaml"
-    suite.write_text(
-        "name: one\nmodels: [reference-ternary]\nbaseline: bf16\nmethods: {bf16: , bitnet: }\nprobes: [size]\n"
-    )
+    suite.write_text("name: one\nmodels: [reference-ternary]\nbaseline: bf16\nmethods: {bf16: , bitnet: }\nprobes: [size]\n")
     program = (
         "import sys; sys.modules['torch'] = None\nfrom pathlib import Path; from harness.suite import matrix\n"
         f"print([(p.cell.label, p.estimated_bpw) for p in matrix.plan(Path({str(suite)!r}), device='cpu').cells])"
