@@ -184,6 +184,9 @@ def test_every_built_in_suite_can_be_planned_and_names_the_methods_of_the_main_e
         if name == "nightly":  # the few schemes that are deployed, not a choice of all
             assert {"bf16", "rtn", "gptq", "hqq"} == methods
             continue
+        if name == "ternary":  # formats of few levels, and what they are compared with
+            assert {"bf16", "bitnet", "rtn", "hqq", "gguf"} == methods
+            continue
         if name == "low-bits":  # one width for all layers against widths by layer
             assert {"bf16", "rtn", "gptq", "gguf"} == methods
             assert sum(p.cell.scheme.mixture is not None for p in planned.cells) == 10

@@ -86,4 +86,5 @@ def _plain_blocks(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     places = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (blocks[:, 2:, None] >> places & (2**bits - 1)).reshape(len(blocks), block.weights).astype(np.float32)
     levels = 2 * codes - 1 if bits == 1 else codes - 1
-    return (scale * levels).reshape(*data.shape[:-1], -1)
+    numbers: NDArray[np.float32] = (scale * levels).reshape(*data.shape[:-1], -1)
+    return numbers

@@ -187,7 +187,8 @@ def _load(base: Base, request: LoadRequest) -> PreTrainedModel:
         raise Unsupported(f"the adapter holds tensors that the model has no place for: {result.unexpected_keys[:3]}")
     model.requires_grad_(False)
     model.eval()
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _ledger(base: Base, artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:

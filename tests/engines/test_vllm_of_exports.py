@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,6 @@ def test_an_export_given_to_vllm_has_the_answers_of_its_record(method: str, tmp_
     assert answers(tmp_path, "given", "exported") == pytest.approx(kept, rel=1e-9)
 
 
-def _yaml(suite: dict[str, object]) -> str:
+def _yaml(suite: Mapping[str, object]) -> str:
     """JSON is YAML: the suite with what both ask."""
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in suite.items()) + ASKED
