@@ -175,7 +175,7 @@ def _load(base: Base, request: LoadRequest) -> PreTrainedModel:
     import torch
     from peft import set_peft_model_state_dict
 
-    model = base.row.load(base.loaded(request))
+    model: PreTrainedModel = base.row.load(base.loaded(request))
     held = {n.removeprefix(PREFIX): t for n, t in safetensors_file.tensors_of(request.artifact_dir / FOLDER / TENSORS).items()}
     layers = sorted({name.partition(".lora_")[0] for name in held})
     _with_adapter(model, request.scheme, layers)
