@@ -232,7 +232,7 @@ def _mixed(mixture: Mixture, stored: Mapping[str, int], cell: str) -> dict[str, 
     }
 
 
-def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts, *, indices: bool) -> str | None:
+def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts, *, indices: bool = False) -> str | None:
     """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Adapters, and
     without `indices` these, are left out: no estimate counts them, because their share depends on the numbers of rows and
     columns."""

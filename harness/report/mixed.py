@@ -83,7 +83,7 @@ def _on(view: View, model: str, cells: Sequence[CellView], subject: str, *, name
         own = _found(view, cell, subject)
         others = [found for each in cells_of(view, model) if _uniform_of(each, cell) and (found := _found(view, each, subject))]
         if own is None:
-            rows.append(el("tr", head_of(cell), el("td", "not measured", cls="why", colspan="6")))
+            rows.append(el("tr", head_of(cell), el("td", "not measured", cls="why", colspan="4")))
             continue
         beside = neighbours(own, others)
         rows.append(_own_row(own))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import Unsupported
 from harness.formats.gguf_types import BLOCKS, TYPES
 
 if TYPE_CHECKING:
@@ -20,10 +22,8 @@ def rounded(rows: NDArray[np.float32], kind: str, importance: NDArray[np.float32
     import gguf.quants
     import numpy as np
     from gguf import GGMLQuantizationType
-    from llama_cpp import _ggml
 
-    library = _ggml.libggml
-    call = library.ggml_quantize_chunk
+    call = _library().ggml_quantize_chunk
     floats, wide = ctypes.POINTER(ctypes.c_float), ctypes.c_int64
     call.argtypes = [ctypes.c_int, floats, ctypes.c_void_p, wide, wide, wide, floats]
     call.restype = ctypes.c_size_t
@@ -45,3 +45,14 @@ def rounded(rows: NDArray[np.float32], kind: str, importance: NDArray[np.float32
         raise RuntimeError(f"ggml wrote {written} bytes of {kind} for a matrix of {count} x {columns}, not {packed.size}")
     numbers: NDArray[np.float32] = gguf.quants.dequantize(packed, GGMLQuantizationType[kind])
     return numbers
+
+
+def _library() -> ctypes.CDLL:
+    """The library that llama-cpp-python brings, and has loaded itself."""
+    import llama_cpp
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    found = sorted(folder.glob("*ggml-base.*"), key=lambda path: len(path.name))
+    if not found:
+        raise Unsupported(f"{folder} holds no ggml-base, by which layers are rounded alone; install llama-cpp-python again")
+    return ctypes.CDLL(str(found[0]))

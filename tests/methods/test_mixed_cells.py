@@ -82,13 +82,18 @@ def value(made: Made, label: str, metric: str) -> float:
 
 def test_the_file_holds_what_was_chosen_and_no_more_bits_than_the_target(made: Made) -> None:
     for record in mixtures(made):
+        stored, said = value(made, record.cell.label, "bpw_quantized"), record.cell.scheme.mixture
+        assert said is not None
         kept = mixing.read(made.folders[record.cell.label])
-        assert kept is not None
-        stored = value(made, record.cell.label, "bpw_quantized")
+        if kept is None:  # NNCF chooses, and says nothing of it
+            assert record.cell.method == "openvino"
+            assert stored == pytest.approx(record.cell.bits, abs=0.2)
+            continue
         assert stored == pytest.approx(kept.bits_per_weight, rel=1e-12)
-        assert TARGET - 0.1 < stored <= TARGET
+        assert stored == pytest.approx(TARGET, abs=0.15)
+        assert stored <= TARGET or said["from"] != CHOSEN_HERE
         assert len(set(kept.chosen.values())) > 1
-        if record.cell.method in ("rtn", "gptq"):
+        if record.cell.method in ("rtn", "gptq", "autoround"):
             read = gptq_file.Reader(made.folders[record.cell.label])
             assert {layer: str(read.bits(layer)) for layer in read.layers} == dict(kept.chosen)
         if record.question.probe == "size":

@@ -190,9 +190,9 @@ def test_stored_bits_that_are_not_those_of_the_plan_mark_the_record() -> None:
     ]
     kept = StoredTensor(name="b.weight", layer="", role="other", bits=16 * 4096)
     other = [replace(tensor, name=tensor.name.replace("a", "b", 1), layer="b") for tensor in packed]
-    assert size._unlike_the_plan(4.25, [*packed, *other], counts, indices=False) is None
+    assert size._unlike_the_plan(4.25, [*packed, *other], counts) is None
     said = "its linear layers take 10.12 bits per weight, where 4.25 were planned"
-    assert size._unlike_the_plan(4.25, [*packed, kept], counts, indices=False) == said
+    assert size._unlike_the_plan(4.25, [*packed, kept], counts) == said
     parts = {"4.8": {"layers": 1, "parameters": 4096}, "16.0": {"layers": 1, "parameters": 4096}}
     assert size._parts([*packed, kept], counts) == parts
 
