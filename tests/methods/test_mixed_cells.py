@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness import mixing, store
+from harness import mixing, reference, store
 from harness.errors import BadLedger
-from harness.formats import gptq_file
+from harness.formats import gguf_export, gguf_weights, gptq_file, safetensors_file
 from harness.methods import METHODS, _mixture
 from harness.report import mixed
 from harness.report.view import View, view
@@ -108,6 +108,21 @@ def test_rounding_and_gptq_share_one_table_of_losses(made: Made) -> None:
     assert other is not None
     assert [each.losses for each in one.layers] == [each.losses for each in other.layers]
     assert (one.seconds > 0, other.seconds) == (True, 0.0)
+
+
+def test_a_layer_rounded_alone_is_what_the_file_then_holds_of_it(made: Made) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python not installed")
+    from harness.runtimes import ggml
+
+    folder = made.folders["gguf mixed 3.5-bit"]
+    kept = mixing.read(folder)
+    assert kept is not None
+    held = gguf_weights.unpacked(folder / "model.gguf", gguf_export.decoder_of(reference.MODEL_DIR))
+    entries = safetensors_file.checkpoint(reference.MODEL_DIR)
+    for layer in [next(iter(kept.chosen)), *list(kept.chosen)[-2:]]:
+        name = f"{layer}.weight"
+        alone = ggml.rounded(safetensors_file.tensor(entries[name]).float().numpy(), kept.chosen[layer])
+        assert (held[name].numpy() == alone).all(), (layer, kept.chosen[layer])
 
 
 def test_the_artifact_passed_its_reload_check_with_widths_by_layer(made: Made) -> None:
