@@ -199,14 +199,14 @@ def _accuracy(items: Mapping[tuple[str, str], Items], cell: CellView, other: Cel
 
 # ---- drawn ----
 
-_COLUMNS = (("kl", "KL, nats"), ("loss", "loss, nats"), ("accuracy", "accuracy, points"))
+_COLUMNS = (("kl", "KL", "nat"), ("loss", "loss", "nat"), ("accuracy", "accuracy", "points"))
 
 
 def _of_cell(view: View, cell: CellView, cells: Sequence[CellView]) -> Markup:
     others = beside(view, cell, cells)
     kl, perplexity = (next(iter(subjects(view, metric)), "") for metric in (KL_MEAN, PERPLEXITY))
     columns: list[str | Markup] = ["cell", "as what", numeric("file"), numeric("bits per weight"), numeric(f"KL, {kl}", "nat")]
-    columns += [numeric(f"perplexity, {perplexity}"), *(numeric(f"trained less this: {words}") for _, words in _COLUMNS)]
+    columns += [numeric(f"perplexity, {perplexity}"), *(numeric(f"less this: {words}", unit) for _, words, unit in _COLUMNS)]
     rows = [_row(view, cell, "trained", None, kl, perplexity)]
     rows += [_row(view, other.cell, other.role, other, kl, perplexity) for other in others]
     said = [el("p", sentence) for sentence in sentences(cell, others)]
@@ -219,20 +219,21 @@ def _row(view: View, cell: CellView, role: str, other: Beside | None, kl: str, p
     for metric, subject in ((QUANTIZED.name, ""), (KL_MEAN, kl), (PERPLEXITY, perplexity)):
         found = value_of(view, cell, metric, subject)
         squares.append(el("td", "–" if found is None else show(found[0].value, found[1].metric.unit), cls="num"))
-    for name, _ in _COLUMNS:
+    for name, *_ in _COLUMNS:
         change = None if other is None else other.differences[name]
         squares.append(el("td", "–" if change is None else _shown(change, name), cls="num"))
     return el("tr", head_of(cell), *squares)
 
 
-def _shown(change: Interval | str, name: str) -> str:
+def _shown(change: Interval | str, name: str) -> Markup | str:
+    """The difference, with its interval on a line of its own: side by side the table is wider than a screen."""
     if isinstance(change, str):
         return change
     scale, digits = (100.0, 2) if name == "accuracy" else (1.0, 4)
     value = f"{change.value * scale:+.{digits}f}"
     if change.low is None or change.high is None:
         return value
-    return f"{value} ({change.low * scale:+.{digits}f} to {change.high * scale:+.{digits}f})"
+    return join(value, el("br"), el("small", f"{change.low * scale:+.{digits}f} to {change.high * scale:+.{digits}f}"))
 
 
 def sentences(cell: CellView, others: Sequence[Beside]) -> list[str]:
