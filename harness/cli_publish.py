@@ -263,7 +263,7 @@ def methods(
         beside += [(r.plugin, f"left out: {r.why}") for r in offered.refused]
         rows += [{p.kind: p.name, "state": state, "package": p.provider} for p, state in beside]
         rows += [
-            {"family": f.name, "title": f.title, "state": "not offered", "why": f.why, "instead": f.instead}
+            {"method": f.name, "title": f.title, "state": "not offered", "package": None, "why": f.why, "instead": f.instead}
             for f in FAMILIES.values()
         ]
         sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")

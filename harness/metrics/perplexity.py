@@ -5,9 +5,11 @@ from __future__ import annotations
 from harness.metrics.group import Group
 from harness.spec import Metric, Places
 
+PERPLEXITY = "perplexity"
+
 METRICS = (
     Metric(
-        name="perplexity",
+        name=PERPLEXITY,
         title="Perplexity",
         unit="",
         better="lower",

@@ -6,9 +6,9 @@ Eight is what people can tell apart, colour-blind ones included (Okabe and Ito, 
 from __future__ import annotations
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "rounding": ("rtn", "torchao", "quanto", "bnb"),
-    "hqq": ("hqq",),
-    "gptq": ("gptq", "autogptq"),
+    "rounding": ("rtn", "torchao", "quanto", "bnb", "bitnet", "ft", "ft+ptq", "qat", "qlora"),  # trained or not, plainly rounded
+    "hqq": ("hqq", "hqq+lora"),
+    "gptq": ("gptq", "autogptq", "gptq+lora", "eora"),
     "awq": ("awq", "autoawq"),
     "autoround": ("autoround", "inc"),
     "gguf": ("gguf", "gguf_file"),

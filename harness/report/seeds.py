@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.metrics.divergence import KL_MEAN
+from harness.metrics.perplexity import PERPLEXITY
 from harness.report.cells import CellView
+from harness.report.derived import MEAN_ACCURACY
 from harness.report.markup import Markup, el, join
 from harness.report.pieces import by_model, cells_of, numeric, subjects, table, value_of
 from harness.report.section import Section
@@ -26,7 +28,7 @@ from harness.stats import distributions
 
 LEVEL = 0.95
 
-_SHOWN = ((KL_MEAN, "KL", "nat"), ("perplexity", "perplexity", ""), ("mean_accuracy", "accuracy", "share"))
+_SHOWN = ((KL_MEAN, "KL", "nat"), (PERPLEXITY, "PPL", ""), (MEAN_ACCURACY.name, "mean over tasks", "share"))
 """Metric, what the table calls it, unit."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from harness import stats
 from harness.errors import HarnessError
 from harness.metrics.divergence import KL_MEAN
+from harness.metrics.perplexity import PERPLEXITY
 from harness.metrics.size import FILE, QUANTIZED
 from harness.report.cells import CellView, plain_table
 from harness.report.derivation import Items
@@ -27,7 +28,6 @@ from harness.report.section import Section
 from harness.report.view import View
 from harness.stats.intervals import Interval
 
-PERPLEXITY = "perplexity"
 """The metric whose samples are losses of the text."""
 
 EQUAL = 0.01
@@ -162,7 +162,7 @@ def differences(view: View, cell: CellView, other: CellView) -> dict[str, Interv
         subject = next(iter(subjects(view, metric)), None)
         ours, theirs = (_samples(view, one, metric, subject) for one in (cell, other))
         found[name] = _paired(ours, theirs)
-    found["accuracy"] = _accuracy(view.derived.items, cell, other)
+    found["answers"] = _accuracy(view.derived.items, cell, other)
     return found
 
 
@@ -199,7 +199,7 @@ def _accuracy(items: Mapping[tuple[str, str], Items], cell: CellView, other: Cel
 
 # ---- drawn ----
 
-_COLUMNS = (("kl", "KL", "nat"), ("loss", "loss", "nat"), ("accuracy", "accuracy", "points"))
+_COLUMNS = (("kl", "KL", "nat"), ("loss", "loss", "nat"), ("answers", "right answers", "points"))
 
 
 def _of_cell(view: View, cell: CellView, cells: Sequence[CellView]) -> Markup:
@@ -229,7 +229,7 @@ def _shown(change: Interval | str, name: str) -> Markup | str:
     """The difference, with its interval on a line of its own: side by side the table is wider than a screen."""
     if isinstance(change, str):
         return change
-    scale, digits = (100.0, 2) if name == "accuracy" else (1.0, 4)
+    scale, digits = (100.0, 2) if name == "answers" else (1.0, 4)
     value = f"{change.value * scale:+.{digits}f}"
     if change.low is None or change.high is None:
         return value
@@ -241,7 +241,7 @@ def sentences(cell: CellView, others: Sequence[Beside]) -> list[str]:
     said = []
     rounded = [other for other in others if other.cell.cell.method == ROUNDED]
     for other in others:
-        verdicts = [_verdict(other.differences[name], lower=name != "accuracy", what=what) for name, what in _WORDS]
+        verdicts = [_verdict(other.differences[name], lower=name != "answers", what=what) for name, what in _WORDS]
         said.append(f"Against {other.cell.label} ({other.role}): {'; '.join(verdicts)}.")
     needed = "rank" not in cell.cell.scheme.options
     if needed and not rounded:
@@ -253,7 +253,7 @@ def sentences(cell: CellView, others: Sequence[Beside]) -> list[str]:
     return said
 
 
-_WORDS = (("kl", "divergence"), ("loss", "loss of the text"), ("accuracy", "accuracy"))
+_WORDS = (("kl", "divergence"), ("loss", "loss of the text"), ("answers", "right answers"))
 
 
 def _verdict(change: Interval | str, *, lower: bool, what: str) -> str:

@@ -201,7 +201,7 @@ def test_a_floor_is_a_metric_and_rows_that_contradict_themselves_are_refused() -
 
 
 def test_memory_and_latency_alone_are_not_shown_of_simulated_cells() -> None:
-    assert {name for name, probe in PROBES.items() if not probe.simulated} == {"memory", "latency"}
+    assert {name for name, probe in PROBES.items() if not probe.simulated} == {"memory", "latency", "kv_memory"}
     for probe in PROBES.values():
         assert {m.when_simulated for m in probe.metrics} == {probe.simulated}, "no probe is half shown"
 

@@ -60,7 +60,7 @@ def test_a_trained_cell_stands_beside_its_training_rounded_its_training_plain_an
 
 def test_differences_are_paired_and_have_intervals(shown: View) -> None:
     (rounded, *_) = trained.beside(shown, cell(shown, "qat"), shown.cells)
-    for name in ("kl", "loss", "accuracy"):
+    for name in ("kl", "loss", "answers"):
         change = rounded.differences[name]
         assert isinstance(change, Interval), change
         assert change.low is not None
@@ -97,7 +97,7 @@ def one(method: str, *, loss: float = 0.0, kl: float = 0.0, accuracy: float = 0.
     scheme = Scheme(method=method, bits=3.0, options={"train": TRAIN} if role == "" else {})
     held = Cell(model=Model(name="m"), origin=Quantized(scheme=scheme), running=Running(engine="transformers"), label=method)
     view = CellView(id=method, cell=held, baseline=False, simulated=False, outcomes=(), series="")
-    return Beside(cell=view, role=role, differences={"loss": of(loss), "kl": of(kl), "accuracy": of(accuracy)})
+    return Beside(cell=view, role=role, differences={"loss": of(loss), "kl": of(kl), "answers": of(accuracy)})
 
 
 PLAIN = "plain rounding of equal bytes"
