@@ -28,7 +28,7 @@ from harness.stats import distributions
 
 LEVEL = 0.95
 
-_SHOWN = ((KL_MEAN, "KL", "nat"), (PERPLEXITY, "PPL", ""), (MEAN_ACCURACY.name, "mean over tasks", "share"))
+_SHOWN = ((KL_MEAN, "KL", "nat"), (PERPLEXITY, "PPL", ""), (MEAN_ACCURACY.name, "accuracy, mean over tasks", "share"))
 """Metric, what the table calls it, unit."""
 
 
@@ -149,12 +149,17 @@ def sentences(on: str, spreads: Sequence[tuple[Repeated, Spread]]) -> list[str]:
         if one.cells[0].cell.scheme.bits != two.cells[0].cell.scheme.bits:
             continue
         low, high = difference(first, second)
-        apart = f"{first.mean - second.mean:+.2g} ({low:+.2g} to {high:+.2g} over draws)"
+        apart = f"{_signed(first.mean - second.mean)} ({_signed(low)} to {_signed(high)} over draws)"
         if low <= 0 <= high:
             said.append(f"{one.label} and {two.label} differ in {on} by less than their draws tell: {apart}.")
         else:
             said.append(f"{one.label} and {two.label} differ in {on} beyond their draws: {apart}.")
     return said
+
+
+def _signed(value: float) -> str:
+    """Two digits with a sign; what is left of a difference of equal means is none."""
+    return "0" if abs(value) < 1e-12 else f"{value:+.2g}"
 
 
 def difference(one: Spread, two: Spread) -> tuple[float, float]:

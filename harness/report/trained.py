@@ -45,7 +45,7 @@ ALONE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """A cell that a trained one is set beside, as what; `differences`: by measure (kl, loss, accuracy) how much the trained
+    """A cell that a trained one is set beside, as what; `differences`: by measure (kl, loss, answers) how much the trained
     cell has more than this one, with its paired interval; a reason where there is none."""
 
     cell: CellView
