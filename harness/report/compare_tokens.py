@@ -61,7 +61,9 @@ def tokens(work: Derivation, cells: Sequence[CellView], question: Question, metr
             tables[cell.id] = "it has no answer to this"
             continue
         table = _windows_or_reason(work, cell, question, metric)
-        tables[cell.id] = table if sample.definition == metric.definition else f"measured as {sample.definition}"
+        # A probe adds the windows that it scored to the row's definition.
+        same = sample.definition.startswith(metric.definition)
+        tables[cell.id] = table if same else f"measured as {sample.definition}"
         if not isinstance(table, str):
             key = column_key(metric.name, question.subject, sample.definition)
             work.keep(key, cell, _mean_draws(table, question.subject))

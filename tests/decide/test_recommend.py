@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness import cli, store
 from harness.decide import quantities
 from harness.errors import BadInput
+from harness.spec import Record
 from tests.report import synthetic
 
 
@@ -92,3 +97,34 @@ def test_quantities_are_read_as_they_are_written() -> None:
     assert quantities.parse_confidence(95, "o") == 0.95
     with pytest.raises(BadInput):
         quantities.parse_bytes("\u0666GB", "o")  # digits of another script
+
+
+def test_divergence_is_a_limit_under_the_definition_that_the_probe_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The probe says in which windows it scored; a real run's definitions are longer than the row's."""
+
+    def as_stored(record: Record) -> Record:
+        if record.question.probe != "divergence" or record.answer is None:
+            return record
+        said = [replace(m, definition=f"{m.definition}, gptq-256 windows") for m in record.answer.measurements]
+        return replace(record, answer=replace(record.answer, measurements=tuple(said)))
+
+    synthetic.write(tmp_path, edit=as_stored, small=True)
+    code, said = recommend(capsys, tmp_path, "--max-loss", "kl:5")
+    assert code == 0
+    assert "measured as" not in said
+    assert "Deploy " in said
+
+
+@pytest.mark.slow
+def test_divergence_is_a_limit_of_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.yaml").write_text(
+        "name: one\nmodels: [reference]\nbaseline: bf16\nmethods: {bf16: , hqq: {bits: 8, group_size: 64}}\n"
+        "corpora: [{corpus: reference, window: 128, tokens: 2048}]\nprobes: [size, divergence]\n"
+    )
+    command = [sys.executable, "-m", "harness.cli", "run", "one.yaml", "--cache", "cache", "--report", "one.html"]
+    here = {**os.environ, "PYTHONPATH": str(Path(store.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env=here)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    code, said = recommend(capsys, tmp_path / "results" / "one", "--max-loss", "kl:0.02")
+    assert code == 0
+    assert said.startswith("Deploy hqq 8-bit")
