@@ -174,7 +174,8 @@ def test_a_given_checkpoint_takes_the_settings_of_an_engine_in_label_and_way_of_
     ("engines", "said"),
     [
         ("{bits: 4}", "only `engine` and an engine's settings can be said"),
-        ("{max_model_len: 64}", "only `engine` and an engine's settings can be said"),  # of an engine that it does not run in
+        ("{max_model_len: 64}", r"max_model_len is a setting of vllm; add engine: \[transformers, vllm\]"),
+        ("{engine: []}", r"engine: \[\] is an empty list, so the checkpoint has no cell"),
         ("{engine: vllm, max_model_len: [64, 128]}", "runs in one way in each engine; write one value"),
         ("{engine: vllm, max_model_len: long}", "max_model_len"),
         ("{engine: vllm, tensor_parallel_size: 2}", "tensor_parallel_size"),

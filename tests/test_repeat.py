@@ -53,6 +53,12 @@ def test_a_method_that_trains_is_trained_on_other_rows_with_its_controls(tmp_pat
     assert [seed for _, seed in drawn(plan, "ft")] == [0, 1], "each has its own control"
 
 
+def test_a_mixture_of_a_method_without_rows_is_repeated_because_its_widths_are_chosen_by_text(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "rtn: {target_bits: 3.4, group_size: 64, repeat: 2}")
+    mixtures = [p.cell.scheme for p in plan.cells if p.cell.scheme.mixture is not None]
+    assert [scheme.options["calibration"]["seed"] for scheme in mixtures] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
@@ -142,6 +148,14 @@ def test_two_methods_are_compared_by_their_draws_as_welch_has_it() -> None:
     spreads = [Spread(mean=float(v.mean()), deviation=float(v.std(ddof=1)), draws=v.size, items=None) for v in (one, two)]
     theirs = scipy_stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
     assert seeds.difference(*spreads) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_two_draws_are_too_few_to_tell_schemes_apart(tmp_path: Path) -> None:
+    found = seeds.repeated([cell for cell in shown_of(tmp_path).cells if not cell.baseline])
+    few = Spread(mean=1.0, deviation=0.1, draws=2, items=None)
+    many = Spread(mean=2.0, deviation=0.1, draws=5, items=None)
+    (sentence,) = seeds.sentences("KL", [(found[0], few), (found[1], many)])
+    assert "2 draws are too few to tell them apart in KL; write repeat: 3." in sentence
 
 
 def test_equal_draws_of_equal_methods_differ_by_nothing() -> None:

@@ -124,3 +124,13 @@ def test_calibrating_on_what_is_scored_is_told_and_not_refused(tmp_path: Path) -
     (tmp_path / "own.txt").write_text(reference.HELDOUT_TEXT.read_text()[:200000])
     made = planned(tmp_path, methods={"gptq": {"bits": 4}}, calibration={"corpus": {"path": "own.txt"}})
     assert any(share and share > 0.5 for share in made.calibrated_on[0].overlap.values())
+
+
+def test_a_model_that_was_trained_further_is_no_baseline(tmp_path: Path) -> None:
+    suite = tmp_path / "one.yaml"
+    suite.write_text(
+        "name: one\nmodels: [reference]\nbaseline: ft 16-bit\nmethods: {bf16: , ft: {}}\nprobes: [size]\n"
+        "train: {steps: 4, rows: 2, length: 32}\n"
+    )
+    with pytest.raises(BadInput, match=r"line 3: the baseline 'ft 16-bit' .* its weights were trained further"):
+        plan(suite, device="cpu")

@@ -34,10 +34,11 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """One line each: where the artifact lies and how it is loaded; with which text it was calibrated; the command that asks all
-    of the cell's questions once more and none else."""
+    """One line each: where the artifact lies and how it is loaded; which text was read to make it, and `reading` what for; the
+    command that asks all of the cell's questions once more and none else."""
 
     loaded: str
+    reading: str
     calibrated: str
     replay: str
 
@@ -49,7 +50,13 @@ def offer(view: View) -> Offer:
     limits = Limits(loss=loss, max_loss=MARGIN_POINTS if on_tasks else MARGIN_NATS)
     cells = tuple(candidates(view))
     facts = {
-        c.id: Facts(loaded=_loaded(view, c), calibrated=_calibrated(view, c), replay=replay_command(view, c)) for c in view.cells
+        c.id: Facts(
+            loaded=_loaded(view, c),
+            reading=c.reading,
+            calibrated=_calibrated(view, c),
+            replay=replay_command(view, c),
+        )
+        for c in view.cells
     }
     return Offer(candidates=cells, limits=limits, decision=decide(cells, limits), facts=facts)
 
@@ -76,7 +83,7 @@ def _answer(view: View, offered: Offer, given: Recommendation) -> Markup:
     ]
     if given.pick is not None:
         facts = offered.facts[given.pick]
-        parts += [_line("Calibrated on", facts.calibrated), _line("Artifact", facts.loaded)]
+        parts += [_line(facts.reading, facts.calibrated), _line("Artifact", facts.loaded)]
     return el("div", *parts, cls="answer")
 
 
@@ -121,7 +128,8 @@ def _loaded(view: View, cell: CellView) -> str:
             break
     if cell.cell.origin.kind == "served":
         return f"behind a server; nothing of it lies here. Answered through {engine}."
-    where = "the source's own weights" if cell.cell.bits >= 16 else "in the run's cache"
+    own = cell.cell.bits >= 16 and not cell.trained
+    where = "the source's own weights" if own else "in the run's cache"
     return f"{where}; loaded by {engine}{kernels}. As a folder: {export_command(view, cell)}"
 
 

@@ -17,7 +17,7 @@ COLUMNS = ("Text", "Tokens", "Also scored", "Cells")
 def section(view: View) -> Section | None:
     if not view.calibrated_on:
         return None
-    title = "What cells were calibrated on"
+    title = "What cells were calibrated or trained on"
     head = el("thead", el("tr", *(el("th", c, scope="col") for c in COLUMNS)))
     rows = [_row(view, text) for text in view.calibrated_on]
     table = el("table", head, el("tbody", *rows), cls="plain")
@@ -31,7 +31,7 @@ def section(view: View) -> Section | None:
         id="calibration",
         nav="Calibration",
         title=title,
-        lead="Calibrated methods look at a text while they round. It decides what they keep.",
+        lead="Calibrated methods look at a text while they round: it decides what they keep. Methods that train learn from it.",
         body=join(el("div", table, cls="scroll", tabindex="0", role="region", aria_label=title), note),
     )
 

@@ -107,6 +107,10 @@ def _source(cell: CellView) -> Model:
     return cell.cell.model
 
 
+def _adapted(cell: CellView) -> bool:
+    return "rank" in cell.cell.scheme.options
+
+
 def _unquantized(cell: CellView) -> bool:
     return cell.cell.bits >= 16
 
@@ -119,6 +123,8 @@ def _what(view: View, cell: CellView, artifact: ArtifactRecord, release: Release
     made = (
         "measured as it was given" if given else "unquantized" if _unquantized(cell) else f"quantized by {text(cell.cell.method)}"
     )
+    if cell.trained:
+        made = f"trained further, and {made}" if not _adapted(cell) else f"{made}, with an adapter that was trained beside it"
     size = sum(file.bytes for file in artifact.files)
     lines = [f"{text(cell.model)} at {cell.cell.bits:g} bits, {made}, and measured by quant-harness: {_amount(size)} in all."]
     if cell.baseline:
@@ -210,7 +216,7 @@ def _made(view: View, cell: CellView) -> list[str]:
         rows += [("Weights of the checkpoint", view.weights.get(origin.checkpoint.name, ""))]
     rows += [("Method", cell.cell.method), ("Bits", f"{cell.cell.bits:g}")]
     rows += [(name, _option(value)) for name, value in cell.cell.scheme.options.items() if name != "calibration"]
-    rows += [("Calibrated on", words) for words in _calibrated_on(view, cell)]
+    rows += [(cell.reading, words) for words in _calibrated_on(view, cell)]
     return [_facts(rows)]
 
 

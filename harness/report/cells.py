@@ -92,6 +92,16 @@ class CellView:
         return self.cell.label
 
     @property
+    def trained(self) -> bool:
+        """Whether its weights, or an adapter beside them, were trained further: a scheme says its recipe then."""
+        return "train" in self.cell.scheme.options
+
+    @property
+    def reading(self) -> str:
+        """What a text was read for when the artifact was made."""
+        return "Trained on" if self.trained else "Calibrated on"
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """What is to be said of the cell wherever it is shown, each once."""
         given = (outcome.facts.get("marks") for outcome in self.outcomes)

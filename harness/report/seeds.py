@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.metrics.divergence import KL_MEAN
 from harness.metrics.perplexity import PERPLEXITY
-from harness.report.cells import CellView
+from harness.report.cells import CellView, Value
 from harness.report.derived import MEAN_ACCURACY
 from harness.report.markup import Markup, el, join
 from harness.report.pieces import by_model, cells_of, numeric, subjects, table, value_of
@@ -28,7 +28,10 @@ from harness.stats import distributions
 
 LEVEL = 0.95
 
-_SHOWN = ((KL_MEAN, "KL", "nat"), (PERPLEXITY, "PPL", ""), (MEAN_ACCURACY.name, "accuracy, mean over tasks", "share"))
+FEWEST = 3
+"""Draws of each of two schemes that are compared: two have one degree of freedom, and no difference shows."""
+
+_SHOWN = ((KL_MEAN, "KL", "nat"), (PERPLEXITY, "ln PPL", "nat"), (MEAN_ACCURACY.name, "accuracy, mean over tasks", "share"))
 """Metric, what the table calls it, unit."""
 
 
@@ -100,17 +103,31 @@ def _common(labels: Sequence[str]) -> str:
 
 def spread_of(view: View, of: Repeated, metric: str, subject: str) -> Spread | None:
     """None where fewer than two draws have the number."""
-    values = [found[0] for cell in of.cells if (found := value_of(view, cell, metric, subject)) is not None]
-    if len(values) < 2:
+    found = [value_of(view, cell, metric, subject) for cell in of.cells]
+    points = [_points(each[0], logarithmic=metric == PERPLEXITY) for each in found if each is not None]
+    known = [point for point in points if point is not None]
+    if len(known) < 2:
         return None
-    halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None]
-    numbers = np.array([v.value for v in values], dtype=np.float64)
+    numbers = np.array([value for value, _ in known], dtype=np.float64)
+    halves = [half for _, half in known if half is not None]
     return Spread(
         mean=float(numbers.mean()),
         deviation=float(numbers.std(ddof=1)),
-        draws=len(values),
+        draws=len(known),
         items=float(np.mean(halves)) if halves else None,
     )
+
+
+def _points(value: Value, *, logarithmic: bool) -> tuple[float, float | None] | None:
+    """A number and half the width of its interval, of a perplexity their logarithms: what a method costs is a ratio of them."""
+    if not logarithmic:
+        half = None if value.low is None or value.high is None else (value.high - value.low) / 2
+        return value.value, half
+    if not 0 < value.value < math.inf:
+        return None
+    bounded = value.low is not None and value.high is not None and 0 < value.low <= value.high < math.inf
+    half = math.log(value.high / value.low) / 2 if bounded and value.high and value.low else None
+    return math.log(value.value), half
 
 
 def _on(title: str, unit: str, subject: str, spreads: Sequence[tuple[Repeated, Spread]]) -> Markup:
@@ -147,6 +164,10 @@ def sentences(on: str, spreads: Sequence[tuple[Repeated, Spread]]) -> list[str]:
     said = []
     for (one, first), (two, second) in itertools.combinations(spreads, 2):
         if one.cells[0].cell.scheme.bits != two.cells[0].cell.scheme.bits:
+            continue
+        if min(first.draws, second.draws) < FEWEST:
+            few = min(first.draws, second.draws)
+            said.append(f"{one.label} and {two.label}: {few} draws are too few to tell them apart in {on}; write repeat: 3.")
             continue
         low, high = difference(first, second)
         apart = f"{_signed(first.mean - second.mean)} ({_signed(low)} to {_signed(high)} over draws)"

@@ -274,12 +274,19 @@ def _conclusion(cell: CellView, rounded: Beside, others: Sequence[Beside]) -> st
     if isinstance(loss, str):
         return f"Whether {cell.label} pays is not known: {loss}."
     if wins > 0:
-        return f"{cell.label} pays: it beats {rounded.cell.label}, so what it gains is not the training's alone."
+        what = " and ".join(_better(rounded))
+        return f"{cell.label} pays in {what}: it beats {rounded.cell.label}, so what it gains is not the training's alone."
     if wins < 0:
         return f"{cell.label} does not pay: {rounded.cell.label}, the same training rounded afterwards, is better."
     beats = any(_wins(other) > 0 for other in plain)
     also = " What it gains over plain rounding is the training's." if beats else ""
     return f"{cell.label} is not told from {rounded.cell.label}, the same training rounded afterwards.{also}"
+
+
+def _better(other: Beside) -> list[str]:
+    """In which measures the trained cell is better than another."""
+    verdicts = {what: _verdict(other.differences[name], lower=name != "answers", what=what) for name, what in _WORDS}
+    return [what for what, said in verdicts.items() if said == f"{what} is better"]
 
 
 def _wins(other: Beside) -> int:

@@ -131,6 +131,11 @@ def _check_baselines(written: SuiteFile, sources: Sequence[Source], squares: Seq
             reasons = [s.reason for s in own if isinstance(s, UnsupportedSquare) and s.cell.label == wanted]
             place = written.where(*(("baseline",) if "baseline" in written.suite.model_fields_set else ("methods",)))
             raise BadInput(f"{place}: {said}: {reasons[0] if reasons else 'this model has no such cell'}")
+        if METHODS[baselines[0].cell.method].trains is not None:
+            raise BadInput(
+                f"{written.where('baseline')}: {said}: its weights were trained further, so a divergence from them would not be "
+                "one from the model; write baseline: bf16"
+            )
         if kv_axis.said(written):
             kv_axis.check_baseline(written, baselines[0].cell, [s.cell for s in own])
         entries = [exclude.entry_of(written, s.cell) for s in baselines]

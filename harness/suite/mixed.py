@@ -82,7 +82,7 @@ def _sets(written: Sequence[object], mixing: Mixing, method: Method, where: str)
     for each in sets:
         assert isinstance(each, list)
         unknown = [width for width in each if isinstance(width, bool) or width not in mixing.known]
-        if unknown or len(each) < 2:
+        if unknown or len(set(each)) < 2:
             what = f"{shown(unknown[0])} is no width of a mixture" if unknown else f"{shown(each)} leaves nothing to choose"
             known = ", ".join(map(str, mixing.known))
             raise BadInput(f"{where}: {method.name}: widths: {what}; name two or more of {known}: widths: [{known}]")

@@ -12,6 +12,7 @@ from harness.errors import BadInput
 from harness.methods.base import Method
 from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
+from harness.suite.mixed import TARGET
 
 KEY = "repeat"
 MOST = 16
@@ -28,7 +29,7 @@ def expanded(
     count = times[0] if len(times) == 1 else list(times)
     if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST:
         raise BadInput(f"{where}: {method.name}: repeat: {shown(count)} is no number of draws from 2 to {MOST}; write repeat: 3")
-    if not method.calibrated:
+    if not method.calibrated and TARGET not in axes:  # a mixture's widths are chosen by text
         raise BadInput(
             f"{where}: {method.name} draws no rows, so that all repetitions would be the same; take `repeat` out of its entry"
         )

@@ -356,11 +356,18 @@ def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None
     there."""
     named = grid.get(ENGINE, [])
     engines = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+    if not engines and ENGINE in grid:
+        raise BadInput(f"{where}: {method.name}: engine: [] is an empty list, so the checkpoint has no cell; name an engine")
     _check_engines(method, engines, where)
     flags = {name: option for engine in engines for name, option in _flags(method, engine).items()}
     for name, value in grid.items():
         if name == ENGINE:
             continue
+        others = [engine for engine in method.engines if name in ENGINES[engine].flags]
+        if name not in flags and others:
+            raise BadInput(
+                f"{where}: {method.name}: {name} is a setting of {others[0]}; add engine: [{method.engine}, {others[0]}]"
+            )
         if name not in flags:
             also = "; only `engine` and an engine's settings can be said of it" if method.engines else ""
             raise BadInput(f"{where}: {method.name} takes no options: its scheme is read from the checkpoint's config.json{also}")

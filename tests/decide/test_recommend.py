@@ -99,7 +99,7 @@ def test_quantities_are_read_as_they_are_written() -> None:
         quantities.parse_bytes("\u0666GB", "o")  # digits of another script
 
 
-def test_divergence_is_a_limit_under_the_definition_that_the_probe_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_is_a_limit_under_the_definition_that_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The probe says in which windows it scored; a real run's definitions are longer than the row's."""
 
     def as_stored(record: Record) -> Record:

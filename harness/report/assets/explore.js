@@ -121,7 +121,7 @@ const QuantExplore = (() => {
         el("p", { class: "pick" }, given.pick === null ? "Nothing qualifies" : cellOf.get(given.pick).label),
         line("", words.pick, besideBaseline(given)),
         line("What would change it", ...changes),
-        facts && line("Calibrated on", facts.calibrated), facts && line("Artifact", facts.loaded));
+        facts && line(facts.reading, facts.calibrated), facts && line("Artifact", facts.loaded));
     });
     const rest = said.slice(MOST);
     place.replaceChildren(...said.slice(0, MOST), ...(rest.length ? [el("details", { class: "fold", open }, el("summary", null, `${rest.length} more ${rest.length === 1 ? "model" : "models"}`), ...rest)] : []));
@@ -366,7 +366,7 @@ const QuantExplore = (() => {
     place.replaceChildren(
       el("div", { class: "panel-head" }, el("h3", null, markOf(cell), " ", cell.label, data.models.length > 1 ? ` · ${data.models[cell.model]}` : ""), close),
       el("p", null, [why, standingWords(cell, s)].filter(Boolean).join(" ")),
-      ...[["Calibrated on", facts.calibrated], ["Artifact", facts.loaded]].map(([t, v]) => line(t, v)).filter(Boolean),
+      ...[[facts.reading, facts.calibrated], ["Artifact", facts.loaded]].map(([t, v]) => line(t, v)).filter(Boolean),
       el("dl", { class: "commands" }, ...commands.flatMap(([name, command]) => [el("dt", null, name), el("dd", null, el("code", null, command))])),
       el("details", { open: !narrow() }, el("summary", null, "Every number"), el("div", { class: "numbers" }, ...[...shown.values()].map((rows) => el("table", { class: "facts" }, el("tbody", null, ...rows))))),
     );
