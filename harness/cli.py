@@ -426,7 +426,7 @@ def _forecast_row(cell: CellPlan, *, on_gpu: bool) -> list[str]:
     from harness.forecast import words
 
     if not cell.questions:
-        return ["answered already", "", *([""] if on_gpu else []), ""]
+        return ["answered already" if cell.answered else "nothing is asked", "", *([""] if on_gpu else []), ""]
     seen = cell.forecast
     memory = [seen.host_bytes, *([seen.device_bytes] if on_gpu else [])]
     left = f", {cell.answered} answered" if cell.answered else ""

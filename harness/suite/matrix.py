@@ -55,7 +55,6 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
         *without_questions(written, requests),
         *unset_tokens(choices),
         *started(choices),
-        *training.notes(choices),
         *inputs.beyond_context(written, sources),
         *conversations.notes(written, sources, requests.tasks),
         *notes_of(sources),
@@ -64,7 +63,8 @@ def plan(path: Path, *, device: str, cache: Path | None = None, shapes: Mapping[
     _check_labels(written, all_squares)
     _check_artifacts(written, all_squares)
     cells = tuple(s for s in all_squares if isinstance(s, PlannedCell))
-    notes = (*notes, *_unmixed(written, cells))
+    labels = {p.cell.label for p in cells}
+    notes = (*notes, *training.notes([c for c in choices if c.label in labels]), *_asked_of_none(written, cells))
     seen = {str(wish["corpus"]) for p in cells if (wish := option(p.cell.scheme)) is not None}
     given = {name: text for name, text in calibrations.by_name.items() if name in seen}
     inputs.check_calibration(written, sources, cells, given)
@@ -99,12 +99,22 @@ def _left(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choic
     return [square for square in every if exclude.entry_of(written, square.cell) is None]
 
 
-def _unmixed(written: SuiteFile, cells: Sequence[PlannedCell]) -> list[str]:
-    """A line for each probe that the suite names itself, that is asked of mixtures alone, where there are none."""
-    if "probes" not in written.suite.model_fields_set or any(p.cell.scheme.mixture is not None for p in cells):
+def _asked_of_none(written: SuiteFile, cells: Sequence[PlannedCell]) -> list[str]:
+    """A line for each probe that the suite names itself, and that is asked of cells of which there are none."""
+    if "probes" not in written.suite.model_fields_set:
         return []
-    named = [name for name in written.suite.probes if PROBES[name].of_mixtures]
-    return [f"probe {name!r} is asked of widths by layer, and this suite has none: gptq: {{target_bits: 4.0}}" for name in named]
+    named = [PROBES[name] for name in written.suite.probes]
+    said = []
+    if not any(p.cell.scheme.mixture is not None for p in cells):
+        only = [probe.name for probe in named if probe.of_mixtures]
+        said += [
+            f"probe {name!r} is asked of widths by layer, and this suite has none: gptq: {{target_bits: 4.0}}" for name in only
+        ]
+    for probe in named:
+        if probe.engines and not any(p.cell.running.engine in probe.engines for p in cells):
+            engines = " or ".join(probe.engines)
+            said.append(f"probe {probe.name!r} is asked of cells that run in {engines}, and this suite has none")
+    return said
 
 
 def _ways(written: SuiteFile, sources: Sequence[Source], choices: Sequence[Choice]) -> frozenset[bool]:
