@@ -24,16 +24,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import recipes
 from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel_tree, _mixture, against_source, layer_errors, refusals, reload
+from harness.methods import _gptqmodel_tree, _mixture, _recipe, against_source, layer_errors, refusals, reload
 from harness.methods._kernels import proof
-from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Mixing, Option, QuantizeRequest
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Mixing, Option, QuantizeRequest, RecipeFile
 from harness.mixing import Mixture
 from harness.models import body, build, source
 from harness.models.find import shape_of
-from harness.spec import Scheme
+from harness.spec import Json, Scheme
 
 if TYPE_CHECKING:
     from gptqmodel.models.base import BaseQModel
@@ -118,6 +119,7 @@ def quantize(
     _tidy(request)
     if mixture is not None:
         _mixture.check(request.out_dir, mixture, gptq_file.ledger(request.out_dir))
+    _recipe.note_unmatched(request)
     check_by_unpacking(request)
     layer_errors.add_outputs(request.out_dir, said)
 
@@ -331,6 +333,12 @@ def mixture_of(request: QuantizeRequest) -> Mixture | None:
     return _mixture.of_gptq(request, taken_of(shape_of(request.model_dir)))
 
 
+def dynamic_of(request: QuantizeRequest, mixture: Mixture | None) -> dict[str, Json] | None:
+    """What the library is told of single layers: a recipe of one's own as it is, or the widths of a mixture."""
+    recipe = recipes.of(request.scheme)
+    return _mixture.dynamic(mixture) if recipe is None else recipe.content
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """bits + (16-bit scale + zero point of `bits`) / group; the 32-bit group index per input feature is left out, because its
     share depends on the number of rows (32 / rows). Of a mixture its target, which has all of them."""
@@ -378,6 +386,7 @@ def row(
     version: str = "1",
     calibrated: bool = True,
     mixing: Mixing | None = None,
+    recipe: RecipeFile | None = None,
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
     folds: bool = False,
@@ -406,6 +415,7 @@ def row(
         kernels=kernels,
         calibrated=calibrated,
         mixing=mixing,
+        recipe=recipe,
         requirements=REQUIREMENTS,
         extra="gptqmodel",
         modules=MODULES,

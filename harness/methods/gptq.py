@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
-from harness.methods import _gptqmodel, _mixture
+from harness.methods import _gptqmodel, _mixture, _recipe
 from harness.methods.base import Option, QuantizeRequest, Range
 
 BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
+KEYS = (
+    *("bits", "group_size", "sym", "mse", "desc_act", "act_group_aware", "damp_percent", "static_groups"),
+    *("fallback", "hessian", "gptaq", "foem"),
+)
+"""What GPTQModel reads of a pattern of its `dynamic` for this method (looper/gptq_processor.py of 7.6)."""
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -20,7 +25,7 @@ def quantize(request: QuantizeRequest) -> None:
     mixture = _gptqmodel.mixture_of(request)
     config = QuantizeConfig(
         bits=_mixture.main(request, mixture),
-        dynamic=_mixture.dynamic(mixture),
+        dynamic=_gptqmodel.dynamic_of(request, mixture),
         group_size=int(options["group_size"]),
         sym=bool(options["sym"]),
         desc_act=order == "sorted",
@@ -67,7 +72,8 @@ METHOD = _gptqmodel.row(
             help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off",
         ),
     },
-    quantize=quantize,
+    quantize=_recipe.explained(quantize, "GPTQModel"),
+    recipe=_recipe.dynamic_file(KEYS),
     mixing=_mixture.GPTQ,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",

@@ -11,6 +11,7 @@ from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import running_values
+from harness.recipes import RECIPE
 from harness.spec import MIXTURE, Cell, Given, Served
 from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
@@ -111,7 +112,7 @@ def _has(cell: Cell, key: str, wanted: object) -> bool:
 def _values(cell: Cell) -> dict[str, object]:
     """A cell by what a suite may write of it."""
     return {
-        **{name: value for name, value in cell.scheme.options.items() if name != MIXTURE},
+        **{name: value for name, value in cell.scheme.options.items() if name not in (MIXTURE, RECIPE)},
         **running_values(cell.running),
         **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
         **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),
