@@ -311,11 +311,11 @@ def weights(request: QuantizeRequest) -> list[HeldWeight]:
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here. What the library's definition of an architecture leaves alone, such as a router,
     is no reason by itself."""
-    taken = taken_of(shape)
+    taken, group = taken_of(shape), scheme.options.get("group_size", -1)  # none where a recipe says it by layer
     return (
         refusals.quantized(shape)
         or refusals.left_by(shape, taken, scheme.method)
-        or refusals.undivided_groups(shape, int(scheme.options["group_size"]), taken=taken)
+        or refusals.undivided_groups(shape, int(group), taken=taken)
         or refusals.undivided(shape, columns=32, rows=32, taken=taken)
         or _mixture.refusal(scheme, shape, taken)
     )
@@ -344,6 +344,8 @@ def bits_per_weight(scheme: Scheme) -> float:
     share depends on the number of rows (32 / rows). Of a mixture its target, which has all of them."""
     if scheme.mixture is not None:
         return float(scheme.bits)
+    if "group_size" not in scheme.options:  # said by a recipe, the bits perhaps too
+        return float(scheme.bits) or 16.0
     return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
 
 

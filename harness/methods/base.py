@@ -113,12 +113,14 @@ class Refused:
 class RecipeFile:
     """How a row takes a recipe of one's own (harness/recipes.py): the `key` that names the file in a suite, an `example` of what
     the file holds, and what of the library's words can be refused before the library is asked. `whole`: the recipe says all of
-    the scheme; otherwise it stands beside the row's options and bits, and says what is other in single layers."""
+    the scheme but for the options `beside`; otherwise it stands beside the row's options and bits, and says what is other in
+    single layers."""
 
     key: str
     example: str
     check: Callable[[Mapping[str, Json]], Refused | None]
     whole: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def check(method: Method, axes: Axes, where: str) -> None:
         return
     if "target_bits" in axes:
         raise BadInput(f"{where}: {method.name}: {file.key} and target_bits both choose widths by layer; keep one")
-    if file.whole and (others := [name for name in axes if name in method.options]):
+    if file.whole and (others := [name for name in axes if name in method.options and name not in file.beside]):
         raise BadInput(
             f"{where}: {method.name}: {file.key} says all of the scheme, so {others[0]} means nothing beside it; write it in the "
             "recipe"
@@ -91,7 +91,7 @@ def applied(method: Method, plain: Scheme, given: Mapping[str, object], suite: S
         raise BadInput(f"{where}: {method.name}: {file.key}: {mistakes.shown(name)} is no file; write {file.key}: mine.yaml")
     path = _place(name, suite.folder, f"{where}: {method.name}: {file.key}")
     made = recipes.made(_content(path, file))
-    options = {} if file.whole else dict(plain.options)
+    options = {name: value for name, value in plain.options.items() if not file.whole or name in file.beside}
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:_NAME]
     scheme = Scheme(method=plain.method, bits=plain.bits, options={**options, RECIPE: recipes.option(made)})
     return Written(scheme=scheme, words=f"by {stem}@{made.short}")

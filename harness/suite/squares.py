@@ -147,7 +147,7 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
         return choice, reason, ""
     reason = method.supports(scheme, source.shape, frame.device)
     option = method.options.get("group_size")
-    if reason is None or option is None or not option.applies(scheme.bits):
+    if reason is None or option is None or "group_size" not in scheme.options or not option.applies(scheme.bits):
         return choice, reason, ""
     sizes = sorted((size for size in option.choices or () if isinstance(size, int)), reverse=True)
     others = {size: choice.grouped_by(size) for size in sizes if size != scheme.options["group_size"]}
