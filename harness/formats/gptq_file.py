@@ -95,9 +95,8 @@ class Reader:
         return outputs, rows if self._layout == "gemm" else rows * 32 // self.bits(layer)
 
     def group(self, layer: str) -> int:
-        """How many inputs of a layer share a scale; -1: all of them."""
-        groups, inputs = self._entries[f"{layer}.scales"].shape[0], self.shape(layer)[1]
-        return -1 if groups == 1 else inputs // groups
+        """How many inputs of a layer share a scale."""
+        return self.shape(layer)[1] // self._entries[f"{layer}.scales"].shape[0]
 
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """(codes int8 [outputs, inputs] about zero, scales [outputs, groups]) of a layer in the GPTQ format whose groups follow

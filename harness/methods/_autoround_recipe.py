@@ -63,7 +63,7 @@ FILE = RecipeFile(key="scheme_file", example=EXAMPLE, check=check, whole=True, b
 def settings(request: QuantizeRequest) -> dict[str, Any]:
     """What GPTQModel is told: bits and groups of most layers, and what single ones have instead, as the file holds them."""
     read = gptq_file.Reader(request.out_dir)
-    held = {layer: (read.bits(layer), read.group(layer)) for layer in read.layers}
+    held = {layer: (read.bits(layer), _named(read.group(layer), read.shape(layer)[1])) for layer in read.layers}
     bits, group = Counter(held.values()).most_common(1)[0][0]
     other = {
         f"+:^{re.escape(layer)}$": {"bits": own, "group_size": groups}
@@ -71,8 +71,13 @@ def settings(request: QuantizeRequest) -> dict[str, Any]:
         if (own, groups) != (bits, group)
     }
     weights = body.of_model(build.hollow(request.model_dir)[0])
-    left = {f"-:^{re.escape(weight.name)}$": {} for weight in weights if weight.name not in held}
+    left: dict[str, dict[str, int]] = {f"-:^{re.escape(weight.name)}$": {} for weight in weights if weight.name not in held}
     return {"bits": bits, "group_size": group, "dynamic": {**left, **other}}
+
+
+def _named(group: int, inputs: int) -> int:
+    """A group size as GPTQModel knows it: -1 for a whole channel of no usual size."""
+    return -1 if group == inputs and group not in (16, 32, 64, 128, 256, 512, 1024) else group
 
 
 def arguments(request: QuantizeRequest) -> dict[str, Json] | None:

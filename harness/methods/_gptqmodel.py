@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 GROUPS = (16, 32, 64, 128)
 """Group sizes that every kernel takes."""
 
+ANY_GROUPS = (-1, *GROUPS)
+"""With -1, an output channel (`channel` in a suite): the library's torch kernel runs it, at 4 bits too."""
+
 
 REQUIREMENTS = ("gptqmodel>=7.6,<7.7",)
 
@@ -257,7 +260,8 @@ def load(request: LoadRequest, *, differentiable: bool = False) -> PreTrainedMod
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    backend = BACKEND.GPTQ_TORCH if differentiable else BACKEND.AUTO
+    by_torch = differentiable or _per_channel(request.artifact_dir)
+    backend = BACKEND.GPTQ_TORCH if by_torch else BACKEND.AUTO
     with _with_padding(request.artifact_dir) as folder:
         loaded = GPTQModel.load(
             str(folder), device=request.device, dtype=torch.bfloat16, backend=backend, trust_remote_code=False
@@ -269,6 +273,17 @@ def load(request: LoadRequest, *, differentiable: bool = False) -> PreTrainedMod
         for _, module in quantized_modules(model):
             vars(module).pop("dequantize_weight", None)
     return model
+
+
+def _per_channel(folder: Path) -> bool:
+    """Whether a layer in the GPTQ format has one scale per channel: of itself the library takes a kernel at 4 bits that fails on
+    channels of most sizes."""
+    said = quantization_config.quantization(config_json.read(folder))
+    if said is None or said.format == "awq":
+        return False
+    single = config_json.mapping(said.settings, "dynamic").values()
+    groups = [each.get("group_size") for each in (said.settings, *single) if isinstance(each, Mapping)]
+    return -1 in groups
 
 
 def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLinear]]:
@@ -341,12 +356,14 @@ def dynamic_of(request: QuantizeRequest, mixture: Mixture | None) -> dict[str, J
 
 def bits_per_weight(scheme: Scheme) -> float:
     """bits + (16-bit scale + zero point of `bits`) / group; the 32-bit group index per input feature is left out, because its
-    share depends on the number of rows (32 / rows). Of a mixture its target, which has all of them."""
+    share depends on the number of rows (32 / rows), and so is what a whole channel shares. Of a mixture its target, which
+    has all of them."""
     if scheme.mixture is not None:
         return float(scheme.bits)
     if "group_size" not in scheme.options:  # said by a recipe, the bits perhaps too
         return float(scheme.bits) or 16.0
-    return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
+    group = int(scheme.options["group_size"])
+    return float(scheme.bits) + (0 if group < 0 else (16 + float(scheme.bits)) / group)
 
 
 KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
@@ -354,6 +371,8 @@ KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
 
 
 def _by_vllm(scheme: Scheme, device: str) -> str | None:
+    if scheme.options.get("group_size") == -1:
+        return "vLLM is not tried here on one scale per channel in the GPTQ format; write group_size: 32, 64 or 128"
     if not scheme.options.get("sym", True):
         return "vLLM takes the GPTQ format with symmetric steps only; write sym: true"
     if device == "cpu" and scheme.options.get("act_order") == "sorted":

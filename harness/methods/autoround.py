@@ -137,7 +137,9 @@ _ROW = _gptqmodel.row(
     title="AutoRound",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale"),
+        "group_size": Option(
+            default=128, choices=_gptqmodel.ANY_GROUPS, help="weights that share one scale; channel: all of an output"
+        ),
         "iters": Option(
             default=50, within=Range(least=0), help="steps per block (the library's default is 200); 0 = round to nearest"
         ),

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from harness.artifact import ModelShape
 from harness.methods import _gptqmodel, _mixture, _recipe
 from harness.methods.base import Option, QuantizeRequest, Range
+from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
@@ -39,13 +41,23 @@ def quantize(request: QuantizeRequest) -> None:
     _gptqmodel.quantize(request, config, float32=True, mixture=mixture, batch_size=_gptqmodel.batch_size(request))
 
 
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if scheme.options["group_size"] == -1 and scheme.options["act_order"] == "grouped":
+        return "act_order: grouped orders groups, and a whole channel is only one; write act_order: none, or sorted"
+    return _gptqmodel.supports(scheme, shape, device)
+
+
 METHOD = _gptqmodel.row(
     name="gptq",
     version="2",
     title="GPTQ",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(
+            default=128,
+            choices=_gptqmodel.ANY_GROUPS,
+            help="weights that share one scale and zero point; channel: all of an output",
+        ),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
         "act_order": Option(
             default="grouped",
@@ -74,6 +86,7 @@ METHOD = _gptqmodel.row(
     },
     quantize=_recipe.explained(quantize, "GPTQModel"),
     recipe=_recipe.dynamic_file(KEYS),
+    supports=supports,
     mixing=_mixture.GPTQ,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",

@@ -35,7 +35,11 @@ METHOD = _gptqmodel.row(
     title="Round to nearest",
     bits=BITS,
     options={
-        "group_size": Option(default=64, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(
+            default=64,
+            choices=_gptqmodel.ANY_GROUPS,
+            help="weights that share one scale and zero point; channel: all of an output",
+        ),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
     },
     quantize=_recipe.explained(quantize, "GPTQModel"),

@@ -15,7 +15,7 @@ from harness.recipes import RECIPE
 from harness.spec import MIXTURE, Cell, Given, Served
 from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
-from harness.suite.options import plain, same
+from harness.suite.options import CHANNEL, WHOLE, plain, same
 
 _OF_EVERY_CELL = ("method", "bits", "target_bits", "kv", "model", "checkpoint", "url", "engine")
 
@@ -106,7 +106,12 @@ def _matches(cell: Cell, pattern: Pattern) -> bool:
 
 def _has(cell: Cell, key: str, wanted: object) -> bool:
     value = _values(cell).get(key)
-    return any(same(value, each) for each in _listed(wanted))
+    return any(same(value, _meant(key, each)) for each in _listed(wanted))
+
+
+def _meant(key: str, wanted: object) -> object:
+    """A value as cells have it: `channel` is a word for a group size."""
+    return WHOLE if key == "group_size" and wanted == CHANNEL else wanted
 
 
 def _values(cell: Cell) -> dict[str, object]:
