@@ -97,21 +97,30 @@ def measure(session: Session, question: Question) -> Answer:
         "files": sorted(path.name for path in files),
         "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
-        "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
+    by_layer = _by_layer(session, method, ledger, layer_bits, counts)
+    notes = [*_notes(session, method, quantized_bits, quantized_parameters), *_said_of(by_layer.get("recipe"))]
+    return Answer(measurements=tuple(measured), facts={**facts, "notes": notes, **by_layer})
+
+
+def _by_layer(
+    session: Session, method: Method, ledger: Sequence[StoredTensor], layer_bits: Mapping[str, int], counts: _Counts
+) -> dict[str, object]:
+    """What is known of widths that differ by layer, and the mark of an artifact that holds other bits than were planned."""
+    scheme = session.cell.scheme
+    facts: dict[str, object] = {}
     mixture = mixing.read(session.artifact_dir) if scheme.mixture is not None else None
     if mixture is not None:
         facts["mixture"] = _mixed(mixture, layer_bits, session.cell.name)
     recipe = recipes.of(scheme)
     if recipe is not None:
-        facts["recipe"] = by_recipe = _by_recipe(session.artifact_dir, recipe, ledger, counts)
-        facts["notes"] = [*_notes(session, method, quantized_bits, quantized_parameters), *_said_of(by_recipe)]
+        facts["recipe"] = _by_recipe(session.artifact_dir, recipe, ledger, counts)
     indices = mixture is not None  # its target has them
     estimate = None if method.unquantized or recipe is not None else method.bits_per_weight(scheme)
     planned = None if estimate is None else _unlike_the_plan(estimate, ledger, counts, indices=indices)
     if planned is not None:
         facts["marks"] = [planned]
-    return Answer(measurements=tuple(measured), facts=facts)
+    return facts
 
 
 def carriers(folder: Path) -> list[Path]:
@@ -247,7 +256,9 @@ def _by_recipe(folder: Path, recipe: Recipe, ledger: Iterable[StoredTensor], cou
     return {"digest": recipe.digest, "left": left, "unmatched": list(recipes.unmatched(folder))}
 
 
-def _said_of(by_recipe: Mapping[str, object]) -> list[str]:
+def _said_of(by_recipe: object) -> list[str]:
+    if not isinstance(by_recipe, dict):
+        return []
     left, missed = by_recipe["left"], by_recipe["unmatched"]
     assert isinstance(left, list)
     assert isinstance(missed, list)

@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1700, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     run = store.read(root / "results" / "own")
-    found = {r.cell.label: run.artifacts[r.artifact].folder for r in run.records if r.artifact is not None}
+    found = {r.cell.label: run.artifacts[r.artifact].folder for r in run.records if r.artifact}
     folders = {label: root / "cache" / "artifacts" / folder for label, folder in found.items()}
     return Made(run=run, folders=folders, html=(root / "own.html").read_text(encoding="utf-8"))
 
