@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness import recipes
+from harness.artifact import ArtifactRecord, StoredFile
+from harness.child import bound
 from harness.errors import BadInput
-from harness.run import identity
+from harness.run import identity, serving
 from harness.spec import to_json
 from harness.suite import matrix
 from harness.suite.plan import Plan
@@ -123,3 +125,77 @@ def test_what_a_recipe_was_not_tried_in_is_said(tmp_path: Path) -> None:
     assert [each.reason for each in plan.unsupported if "recipe" in each.reason] == [
         "vLLM is not tried here on recipes of one's own; write engine: transformers"
     ]
+
+
+def test_a_recipe_that_says_all_of_the_scheme_has_no_bits_but_those_that_its_entry_writes(tmp_path: Path) -> None:
+    recipe = "q_stage: {q_modifiers: {QuantizationModifier: {targets: [Linear], ignore: [lm_head], scheme: W4A16}}}"
+    plan = planned(tmp_path, "  llmcompressor: [{recipe: mine.yaml}, {bits: 4, recipe: mine.yaml}]\nbits: [8, 4, 3]", recipe)
+    unknown, said = (each for each in plan.cells if each.cell.method == "llmcompressor")
+    assert (unknown.cell.bits, said.cell.bits) == (0, 4)
+    assert unknown.cell.label.startswith("llmcompressor by mine@")
+    assert said.cell.label.startswith("llmcompressor 4-bit by mine@")
+    assert unknown.bits_unknown
+    assert not said.bits_unknown
+    assert set(unknown.cell.scheme.options) == {"recipe", "calibration"}
+    # Nothing to hold it against is known, and plain rounding to the bits that are said.
+    assert bound.rounding(unknown.cell) is None
+    assert bound.rounding(said.cell) == bound.Rounding(bits=4, group=64)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line", "said"),
+    [
+        ("quant_modifiers: {QuantizationModifier: {targets: [Linear]}}", 1, "passes over 'quant_modifiers'"),
+        ("q_stage:\n  q: {QuantizationModifier: {}}", 2, "passes over 'q'"),
+        ("q_stage:\n  q_modifiers:\n    MagnitudePruningModifier: {update_scheduler: 'calc(1)'}", 3, "takes weights away"),
+        ("q_stage:\n  q_modifiers:\n    SparseGPTModifier: {sparsity: 0.5}", 3, "takes weights away"),
+        ("q_stage:\n  q_modifiers:\n    GPTQModifier:\n      observer: /tmp/x.py:Evil", 4, "a recipe brings no code"),
+        ("q_stage:\n  q_modifiers:\n    GPTQModifier: {a: [{b: x.py:Evil}]}", 3, "a recipe brings no code"),
+        ("q_stage:\n  q_modifiers:\n    GPTQModifier: 4", 3, "write its settings as a mapping"),
+    ],
+)
+def test_what_llm_compressor_would_pass_over_or_run_is_refused(tmp_path: Path, recipe: str, line: int, said: str) -> None:
+    message = refusal(tmp_path, "  llmcompressor: {recipe: mine.yaml}", recipe)
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}, line {line}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("layers: {down_proj: {bits: 8}}", "is none of scheme, layer_config, ignore_layers"),
+        ("layer_config: {down_proj: {bits: 4, sym: false}}", "cannot be stored in the GPTQ format"),
+        ("layer_config: {down_proj: MXFP4}", "is no scheme that the GPTQ format holds"),
+        ("scheme: FP8_STATIC", "is no scheme that the GPTQ format holds"),
+        ("scheme: {bits: 8, act_bits: 8}", "cannot be stored in the GPTQ format"),
+        ("layer_config: [down_proj]", "is a mapping of layers"),
+        ("ignore_layers: [down_proj]", "is one text"),
+    ],
+)
+def test_what_autorounds_export_cannot_hold_is_refused(tmp_path: Path, recipe: str, said: str) -> None:
+    assert said in refusal(tmp_path, "  autoround: {scheme_file: mine.yaml}", recipe)
+
+
+def test_how_an_artifact_of_a_recipe_is_served_is_said_of_what_reads_its_widths(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  gptq: {bits: 4, dynamic: mine.yaml}")
+    artifact = ArtifactRecord(digest="d", folder="f", files=(StoredFile(name="model.safetensors", bytes=1, sha256="0" * 64),))
+    assert [way.runtime for way in serving.ways(plan.cells[1].cell, artifact)] == ["GPTQModel"]
+    assert serving.library(plan.cells[1].cell) == ""
+
+
+def test_channel_is_a_word_for_a_group_where_a_method_has_such_groups(tmp_path: Path) -> None:
+    methods = "  rtn: {bits: 4, group_size: [channel, -1, 64]}\n  gptq: {bits: 4, group_size: channel, act_order: none}"
+    plan = planned(tmp_path, methods)
+    assert [each.cell.label for each in plan.cells] == [
+        *("bf16", "rtn 4-bit per-channel", "rtn 4-bit g64", "gptq 4-bit per-channel none")
+    ]
+    assert plan.cells[1].cell.scheme.options["group_size"] == -1
+    left = planned(tmp_path, f"{methods}\nexclude: [{{method: rtn, group_size: channel}}]")
+    assert len(left.cells) == len(plan.cells) - 1
+
+
+def test_what_a_channel_is_not_tried_with_is_said(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "  gptq: {bits: 4, group_size: channel}\n  rtn: {target_bits: 4, group_size: channel}")
+    reasons = " ".join(each.reason for each in plan.unsupported)
+    assert "write act_order: none, or sorted" in reasons
+    assert "target_bits mixes widths in groups, not per channel" in reasons

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness import recipes
-from harness.metrics.size import QUANTIZED
+from harness.metrics.size import QUANTIZED, SHARE
 from harness.recipes import UNKNOWN_BITS
 from harness.report.cells import CellView, plain_table
 from harness.report.markup import Markup, el
@@ -26,7 +26,7 @@ def section(view: View) -> Section | None:
         nav="Recipes",
         title="Recipes of one's own",
         lead="What each recipe did, read back from the artifact. Layers that a recipe leaves as they were are no mistake. The "
-        "label has the bits that the suite says; the measured ones count.",
+        "label has the bits that the suite says; what is measured counts, of the quantized layers and of all.",
         body=blocks[0] if len(blocks) == 1 else el("div", *blocks),
     )
 
@@ -38,7 +38,8 @@ def _block(view: View, model: str) -> Markup | None:
     columns: list[str | Markup] = [
         "Cell",
         numeric("Said", "bits"),
-        numeric("Measured", "bits/weight"),
+        numeric("Quantized layers", "bits/weight"),
+        numeric("Share quantized"),
         "Layers by stored bits per weight",
         "Left as they were",
         "Patterns that match no layer",
@@ -55,10 +56,12 @@ def _row(view: View, cell: CellView) -> Markup:
     bits = cell.cell.bits
     said = el("td", "not said" if bits == UNKNOWN_BITS else f"{bits:g}", cls="num")
     if not facts:
-        return el("tr", head_of(cell), said, el("td", "not measured", cls="why", colspan="4"), digest)
-    did, measured = plain_table(facts.get("recipe")), value_of(view, cell, QUANTIZED.name, "")
+        return el("tr", head_of(cell), said, el("td", "not measured", cls="why", colspan="5"), digest)
+    did = plain_table(facts.get("recipe"))
+    measured, share = (value_of(view, cell, metric.name, "") for metric in (QUANTIZED, SHARE))
     squares = (
         el("td", "–" if measured is None else f"{measured[0].value:.3f}", cls="num"),
+        el("td", "–" if share is None else f"{share[0].value:.1%}", cls="num"),
         el("td", _parts(facts.get("parts")), cls="why"),
         el("td", _brief(did.get("left")), cls="why"),
         el("td", _brief(did.get("unmatched")), cls="why"),
