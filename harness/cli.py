@@ -206,10 +206,11 @@ def plan(
     for column in ("model", "scheme", *bits, "artifact", "questions", *(["environment"] if states else [])):
         table.add_column(column, justify="left" if column in {"model", "scheme", "environment"} else "right")
     for p, place in zip(planned.cells, places, strict=True):
-        size = "unknown until fetched" if p.estimated_bytes is None else f"{p.estimated_bytes / 1e6:,.1f} MB"
+        most = "≤ " if p.bits_unknown else ""
+        size = "unknown until fetched" if p.estimated_bytes is None else f"{most}{p.estimated_bytes / 1e6:,.1f} MB"
         mark = " (baseline)" if p.baseline else ""
         whole = p.estimated_bits_of_the_model
-        widths = [f"{p.estimated_bpw:.2f}", "" if whole is None else f"{whole:.2f}"]
+        widths = [f"{most}{p.estimated_bpw:.2f}", "" if whole is None else f"{most}{whole:.2f}"]
         row = [_in_a_table(p.cell.model.name), _in_a_table(p.cell.label) + mark, *widths, size, str(len(p.questions))]
         shown = " + ".join(name for name in place if name != envs.MAIN) or envs.MAIN
         table.add_row(*row, *([shown] if states else []))

@@ -175,7 +175,7 @@ PURE = ("report", "frontier", "gate", "publish")
 """Rooms that turn stored results into pages and verdicts, wherever they are."""
 
 BELOW_PURE = {*PURE, "harness", "decide", "store", "stats", "metrics"}
-BELOW_PURE |= {"artifact", "costs", "decode", "errors", "files", "forking", "kv", "proof", "series", "spec", "version"}
+BELOW_PURE |= {"artifact", "costs", "decode", "errors", "files", "forking", "kv", "proof", "recipes", "series", "spec", "version"}
 
 
 def test_the_report_reaches_nothing_that_runs_or_measures_not_even_inside_a_function() -> None:

@@ -63,7 +63,7 @@ LAYERS = (
     Layer(rooms=("models", "runtimes"), why="a source model is a folder for torch, a runtime does without torch"),
     Layer(rooms=("formats", "reference"), why="they read files and packaged data, and load no model"),
     Layer(
-        rooms=("measure", "metrics", "mixing", "stats", "store", "frontier", "decide", "forking"),
+        rooms=("measure", "metrics", "mixing", "recipes", "stats", "store", "frontier", "decide", "forking"),
         why="they know neither models nor methods",
     ),
     Layer(

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from harness import reference
+from harness import recipes, reference
 from harness.engines.base import BASELINE_FACTS, Loaded, Partial, Rerun, WeightsAlone
 from harness.errors import BadAnswers, Nonfinite, Unsupported
 from harness.files import write_atomically
@@ -31,6 +31,7 @@ from harness.formats import config_json
 from harness.methods import METHODS
 from harness.models import build, corpora
 from harness.models.rounding import in_groups
+from harness.recipes import UNKNOWN_BITS
 from harness.spec import Cell, Quantized, digest
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def rounding(cell: Cell) -> Rounding | None:
     group = said if isinstance(said, int) else GROUP
     if cell.scheme.mixture is not None:
         return Rounding(bits=round(min(8.0, max(1.0, cell.bits - (16 + cell.bits) / max(group, 16))), 2), group=group)
-    return None if cell.bits >= 8 else Rounding(bits=cell.bits, group=group)
+    return None if cell.bits >= 8 or cell.bits == UNKNOWN_BITS else Rounding(bits=cell.bits, group=group)
 
 
 def bounded(cell: Cell, baseline: Cell) -> bool:
@@ -151,7 +152,9 @@ def hold(cell: Cell, loaded: Loaded, folder: Path, *, fault: Callable[[], str]) 
     if 2 * lost > TOKENS:
         raise Nonfinite(f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity; {fault()}")
     lost_said = f"{lost} of {TOKENS} fixed tokens are answered with NaN or infinity" if lost else ""
-    plain = rounding(cell)
+    plain, own = rounding(cell), recipes.of(cell.scheme) is not None
+    if own and cell.bits == UNKNOWN_BITS:
+        return Answers(kl=kl, floor=kept.floor, limit=None, said=lost_said)
     if plain is not None:
         ours = kept.roundings.get(plain.name)
         limit = None if ours is None else max(ROUNDINGS * ours, FLOORS * kept.floor)
@@ -161,6 +164,7 @@ def hold(cell: Cell, loaded: Loaded, folder: Path, *, fault: Callable[[], str]) 
                 f"its answers are {kl:.3g} nats from the baseline's, more than ten times the {ours:.3g} of plain rounding to "
                 f"{plain.bits:g} bits in groups of {plain.group}"
             )
+            said += "; its recipe may give layers fewer bits" if own else ""
         return Answers(kl=kl, floor=kept.floor, limit=limit, said=said or lost_said)
     limit = max(LIMIT_NATS, FLOORS * kept.floor)
     if kl <= limit:
@@ -172,6 +176,8 @@ def hold(cell: Cell, loaded: Loaded, folder: Path, *, fault: Callable[[], str]) 
     worse = METHODS[cell.method].worse.get(cell.bits)
     if cell.scheme.options.get("mixed") or str(cell.scheme.options.get("type")).endswith(" mixed"):
         worse = "a mixture, of which only most layers have these bits"
+    if own:
+        worse = "made by a recipe of one's own, which may give layers fewer bits"
     if worse is None:
         raise BadAnswers(f"{said}; the artifact holds other weights than the source's, or its kernel computes something else")
     return Answers(kl=kl, floor=kept.floor, limit=limit, said=f"{said}: {worse}")

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from harness import recipes
 from harness.artifact import MANIFEST, Manifest
 from harness.child import bound, calibration
 from harness.child import job as jobs
@@ -227,8 +228,14 @@ def _check_share(job: Job, method: Method) -> None:
         return
     ledger = method.ledger(job.artifact_dir, job.cell.scheme)
     share = view.share(ledger)
-    if share >= body.ENOUGH:
+    recipe = recipes.of(job.cell.scheme)
+    if share >= body.ENOUGH or (recipe is not None and share > 0):  # what a recipe leaves alone is named by the probe `size`
         return
+    if recipe is not None:
+        raise Unsupported(
+            f"the recipe @{recipe.short} leaves every layer as it was, so nothing is quantized; correct it: its patterns may "
+            "match no layer of this model"
+        )
     packed = {view.loaded(tensor.layer) for tensor in ledger}
     left = [weight.name for weight in view.body if weight.name not in packed]
     raise Unsupported(

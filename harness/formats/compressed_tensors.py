@@ -48,10 +48,11 @@ def ledger(artifact_dir: Path, scheme: Scheme) -> list[StoredTensor]:
     return safetensors_file.ledger(artifact_dir, safetensors_file.by_suffix(_ROLES, quantized_layers(artifact_dir)))
 
 
-def dequantize(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def dequantize(folder: Path, bits: int | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """All weights of a checkpoint as dense tensors [outputs, inputs] in `dtype` under the source's names; the rest as stored.
 
-    `bits` of the integer codes. BadInput names a layer whose parts are not those of a layout above."""
+    `bits` of the integer codes; None: those of each layer, by its shape. BadInput names a layer whose parts are not those of a
+    layout above."""
     state = safetensors_file.tensors(folder)
     for layer in sorted(quantized_layers(folder)):
         for part in _ROLES:
@@ -60,7 +61,7 @@ def dequantize(folder: Path, bits: int, dtype: torch.dtype) -> dict[str, Tensor]
     return state
 
 
-def weight(folder: Path, layer: str, bits: int) -> Tensor:
+def weight(folder: Path, layer: str, bits: int | None) -> Tensor:
     """One layer's weight [outputs, inputs], float32. BadInput as `dequantize`."""
     names = {f"{layer}.{part}": part for part in _ROLES}
     parts = {names[e.name]: safetensors_file.tensor(e) for e in safetensors_file.stored(folder) if e.name in names}
@@ -70,13 +71,16 @@ def weight(folder: Path, layer: str, bits: int) -> Tensor:
         raise BadInput(f"{folder}: the parts of {layer} are of no layout known here: {sorted(parts)} ({error!r})") from None
 
 
-def _dense(parts: Mapping[str, Tensor], bits: int) -> Tensor:
+def _dense(parts: Mapping[str, Tensor], bits: int | None) -> Tensor:
     """One layer's weight, float32."""
     import torch
 
     scale = parts["weight_scale"]
-    if "weight" in parts:  # int8 or e4m3, a scale per row
-        return parts["weight"].float() * scale.float()
+    if "weight" in parts:  # int8 or e4m3, a scale per row or per group
+        values = parts["weight"].float()
+        if scale.dim() == 2 and scale.shape[1] > 1:
+            scale = scale.float().repeat_interleave(values.shape[1] // scale.shape[1], 1)
+        return values * scale.float()
     packed = parts["weight_packed"]
     if packed.dtype == torch.uint8:
         values = fp4.unpacked(packed)
@@ -86,10 +90,20 @@ def _dense(parts: Mapping[str, Tensor], bits: int) -> Tensor:
             steps = scale.float() / parts["weight_global_scale"].float()
         return values * steps.repeat_interleave(values.shape[1] // steps.shape[1], 1)
     rows, columns = (int(n) for n in parts["weight_shape"])
+    bits = _bits(packed.shape[1], columns) if bits is None else bits
     middle = 1 << (bits - 1)
     codes = unpack(packed, bits, columns) - middle
-    group = columns // scale.shape[1]
+    order = parts.get("weight_g_idx")  # the group of each column, where the groups do not follow one another
+    group = torch.arange(columns) // (columns // scale.shape[1]) if order is None else order.long()
     if "weight_zero_point" in parts:
         zeros = unpack(parts["weight_zero_point"].t().contiguous(), bits, rows).t() - middle
-        codes = codes - zeros.repeat_interleave(group, 1)
-    return codes.float() * scale.float().repeat_interleave(group, 1)
+        codes = codes - zeros[:, group]
+    return codes.float() * scale.float()[:, group]
+
+
+def _bits(words: int, columns: int) -> int:
+    """The bits of codes of which `columns` take so many words of 32 bits. KeyError where that leaves a choice."""
+    fitting = [bits for bits in range(1, 9) if -(-columns * bits // 32) == words]
+    if len(fitting) != 1:
+        raise KeyError(f"{columns} codes in {words} words have no one width")
+    return fitting[0]

@@ -94,6 +94,10 @@ class Reader:
         rows, outputs = self._entries[f"{layer}.qweight"].shape[0], self._entries[f"{layer}.scales"].shape[1]
         return outputs, rows if self._layout == "gemm" else rows * 32 // self.bits(layer)
 
+    def group(self, layer: str) -> int:
+        """How many inputs of a layer share a scale."""
+        return self.shape(layer)[1] // self._entries[f"{layer}.scales"].shape[0]
+
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
         """(codes int8 [outputs, inputs] about zero, scales [outputs, groups]) of a layer in the GPTQ format whose groups follow
         one another."""

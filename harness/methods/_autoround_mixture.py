@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from harness.formats import gptq_file
-from harness.methods import _gptqmodel, _mixture
+from harness.methods import _autoround_recipe, _gptqmodel, _mixture
 from harness.methods.base import BY_SENSITIVITY, Mixing, QuantizeRequest
 from harness.mixing import Candidate, Mixture, parameters
 from harness.models.find import shape_of
@@ -52,6 +52,10 @@ def told(request: QuantizeRequest) -> Iterator[Told]:
 
     rows = request.calibration or ()
     given, length = [torch.tensor([list(row)]) for row in rows], min(map(len, rows))
+    own = _autoround_recipe.arguments(request)
+    if own is not None:
+        yield Told(arguments=own, dataset=given, length=length, mixture=None)
+        return
     if not by_autoscheme(request):
         mixture = _gptqmodel.mixture_of(request)
         arguments: dict[str, object] = {"scheme": "W4A16", "bits": _mixture.main(request, mixture), **_shared(request)}

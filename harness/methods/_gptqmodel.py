@@ -24,16 +24,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import recipes
 from harness.artifact import BodyWeight, HeldWeight, LayerKernel, ModelShape, StoredTensor
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _gptqmodel_tree, _mixture, against_source, layer_errors, refusals, reload
+from harness.methods import _gptqmodel_tree, _mixture, _recipe, against_source, layer_errors, refusals, reload
 from harness.methods._kernels import proof
-from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Mixing, Option, QuantizeRequest
+from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Mixing, Option, QuantizeRequest, RecipeFile
 from harness.mixing import Mixture
 from harness.models import body, build, source
 from harness.models.find import shape_of
-from harness.spec import Scheme
+from harness.spec import Json, Scheme
 
 if TYPE_CHECKING:
     from gptqmodel.models.base import BaseQModel
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 GROUPS = (16, 32, 64, 128)
 """Group sizes that every kernel takes."""
+
+ANY_GROUPS = (-1, *GROUPS)
+"""With -1, an output channel (`channel` in a suite): the library's torch kernel runs it, at 4 bits too."""
 
 
 REQUIREMENTS = ("gptqmodel>=7.6,<7.7",)
@@ -118,6 +122,7 @@ def quantize(
     _tidy(request)
     if mixture is not None:
         _mixture.check(request.out_dir, mixture, gptq_file.ledger(request.out_dir))
+    _recipe.note_unmatched(request)
     check_by_unpacking(request)
     layer_errors.add_outputs(request.out_dir, said)
 
@@ -255,7 +260,8 @@ def load(request: LoadRequest, *, differentiable: bool = False) -> PreTrainedMod
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    backend = BACKEND.GPTQ_TORCH if differentiable else BACKEND.AUTO
+    by_torch = differentiable or _per_channel(request.artifact_dir)
+    backend = BACKEND.GPTQ_TORCH if by_torch else BACKEND.AUTO
     with _with_padding(request.artifact_dir) as folder:
         loaded = GPTQModel.load(
             str(folder), device=request.device, dtype=torch.bfloat16, backend=backend, trust_remote_code=False
@@ -267,6 +273,17 @@ def load(request: LoadRequest, *, differentiable: bool = False) -> PreTrainedMod
         for _, module in quantized_modules(model):
             vars(module).pop("dequantize_weight", None)
     return model
+
+
+def _per_channel(folder: Path) -> bool:
+    """Whether a layer in the GPTQ format has one scale per channel: of itself the library takes a kernel at 4 bits that fails on
+    channels of most sizes."""
+    said = quantization_config.quantization(config_json.read(folder))
+    if said is None or said.format == "awq":
+        return False
+    single = config_json.mapping(said.settings, "dynamic").values()
+    groups = [each.get("group_size") for each in (said.settings, *single) if isinstance(each, Mapping)]
+    return -1 in groups
 
 
 def quantized_modules(model: PreTrainedModel) -> Iterator[tuple[str, BaseQuantLinear]]:
@@ -309,11 +326,11 @@ def weights(request: QuantizeRequest) -> list[HeldWeight]:
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
     """Reasons that hold for every format here. What the library's definition of an architecture leaves alone, such as a router,
     is no reason by itself."""
-    taken = taken_of(shape)
+    taken, group = taken_of(shape), scheme.options.get("group_size", -1)  # none where a recipe says it by layer
     return (
         refusals.quantized(shape)
         or refusals.left_by(shape, taken, scheme.method)
-        or refusals.undivided_groups(shape, int(scheme.options["group_size"]), taken=taken)
+        or refusals.undivided_groups(shape, int(group), taken=taken)
         or refusals.undivided(shape, columns=32, rows=32, taken=taken)
         or _mixture.refusal(scheme, shape, taken)
     )
@@ -331,12 +348,22 @@ def mixture_of(request: QuantizeRequest) -> Mixture | None:
     return _mixture.of_gptq(request, taken_of(shape_of(request.model_dir)))
 
 
+def dynamic_of(request: QuantizeRequest, mixture: Mixture | None) -> dict[str, Json] | None:
+    """What the library is told of single layers: a recipe of one's own as it is, or the widths of a mixture."""
+    recipe = recipes.of(request.scheme)
+    return _mixture.dynamic(mixture) if recipe is None else recipe.content
+
+
 def bits_per_weight(scheme: Scheme) -> float:
     """bits + (16-bit scale + zero point of `bits`) / group; the 32-bit group index per input feature is left out, because its
-    share depends on the number of rows (32 / rows). Of a mixture its target, which has all of them."""
+    share depends on the number of rows (32 / rows), and so is what a whole channel shares. Of a mixture its target, which
+    has all of them."""
     if scheme.mixture is not None:
         return float(scheme.bits)
-    return float(scheme.bits) + (16 + float(scheme.bits)) / int(scheme.options["group_size"])
+    if "group_size" not in scheme.options:  # said by a recipe, the bits perhaps too
+        return float(scheme.bits) or 16.0
+    group = int(scheme.options["group_size"])
+    return float(scheme.bits) + (0 if group < 0 else (16 + float(scheme.bits)) / group)
 
 
 KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
@@ -344,6 +371,8 @@ KERNEL_CUDA: dict[float, Kernel] = {8: "real", 4: "real", 3: "slow", 2: "real"}
 
 
 def _by_vllm(scheme: Scheme, device: str) -> str | None:
+    if scheme.options.get("group_size") == -1:
+        return "vLLM is not tried here on one scale per channel in the GPTQ format; write group_size: 32, 64 or 128"
     if not scheme.options.get("sym", True):
         return "vLLM takes the GPTQ format with symmetric steps only; write sym: true"
     if device == "cpu" and scheme.options.get("act_order") == "sorted":
@@ -378,6 +407,7 @@ def row(
     version: str = "1",
     calibrated: bool = True,
     mixing: Mixing | None = None,
+    recipe: RecipeFile | None = None,
     supports: Callable[[Scheme, ModelShape | None, str], str | None] = supports,
     kernel_cuda: Mapping[float, Kernel] = KERNEL_CUDA,
     folds: bool = False,
@@ -406,6 +436,7 @@ def row(
         kernels=kernels,
         calibrated=calibrated,
         mixing=mixing,
+        recipe=recipe,
         requirements=REQUIREMENTS,
         extra="gptqmodel",
         modules=MODULES,

@@ -153,6 +153,8 @@ def refusal(scheme: Scheme, shape: ModelShape | None, taken: Callable[[BodyWeigh
     """Why a model cannot be mixed in the GPTQ format, or None."""
     if scheme.mixture is None:
         return None
+    if int(scheme.options["group_size"]) < 0:
+        return "target_bits mixes widths in groups, not per channel; choose a smaller group_size"
     return unreachable(scheme, shape, taken, partial(_gptq_bits, int(scheme.options["group_size"])))
 
 
@@ -175,7 +177,8 @@ def dynamic(mixture: Mixture | None) -> dict[str, dict[str, int]] | None:
 
 
 def _per_weight(width: Width, options: Mapping[str, Any]) -> float:
-    return float(width) + (16 + float(width)) / int(options["group_size"])
+    group = int(options["group_size"])
+    return float(width) + (0 if group < 0 else (16 + float(width)) / group)
 
 
 GPTQ = Mixing(widths=(2, 3, 4, 8), known=(2, 3, 4, 8), bits=_per_weight)

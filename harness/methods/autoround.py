@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from harness import recipes
 from harness.artifact import ModelShape
 from harness.errors import Unsupported
 from harness.files import draft_file
 from harness.formats import config_json, gptq_file, quantization_config, safetensors_file
-from harness.methods import _autoround_mixture, _gptqmodel, _mixture
+from harness.methods import _autoround_mixture, _autoround_recipe, _gptqmodel, _mixture, _recipe
 from harness.methods.base import Option, QuantizeRequest, Range
 from harness.mixing import Mixture
 from harness.models import build, source
@@ -90,6 +91,8 @@ def _tidy(request: QuantizeRequest, mixture: Mixture | None) -> None:
         mixture = mixture or _autoround_mixture.delivered(request)
         _mixture.check(request.out_dir, mixture, gptq_file.ledger(request.out_dir))
         quantization |= {"bits": _mixture.main(request, mixture), "dynamic": _mixture.dynamic(mixture)}
+    if recipes.of(request.scheme) is not None:
+        quantization |= _autoround_recipe.settings(request)
     config.pop("torch_dtype", None)
     config_json.write({**config, quantization_config.KEY: quantization, "dtype": "bfloat16"}, request.out_dir)
     (request.out_dir / "quantize_config.json").write_text(json.dumps(quantization, indent=2), encoding="utf-8")
@@ -134,13 +137,16 @@ _ROW = _gptqmodel.row(
     title="AutoRound",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale"),
+        "group_size": Option(
+            default=128, choices=_gptqmodel.ANY_GROUPS, help="weights that share one scale; channel: all of an output"
+        ),
         "iters": Option(
             default=50, within=Range(least=0), help="steps per block (the library's default is 200); 0 = round to nearest"
         ),
         "opt_rtn": Option(default=True, choices=(True, False), help="at iters: 0, search the scales on the calibration text"),
     },
-    quantize=quantize,
+    quantize=_recipe.explained(quantize, "AutoRound"),
+    recipe=_autoround_recipe.FILE,
     mixing=_autoround_mixture.MIXING,
     supports=supports,
     untaken=UNTAKEN,

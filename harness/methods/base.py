@@ -102,6 +102,28 @@ class Mixing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Why a recipe is none, and the key where that is seen."""
+
+    key: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFile:
+    """How a row takes a recipe of one's own (harness/recipes.py): the `key` that names the file in a suite, an `example` of what
+    the file holds, and what of the library's words can be refused before the library is asked. `whole`: the recipe says all of
+    the scheme but for the options `beside`; otherwise it stands beside the row's options and bits, and says what is other in
+    single layers."""
+
+    key: str
+    example: str
+    check: Callable[[Mapping[str, Json]], Refused | None]
+    whole: bool = False
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
     """All that a method needs to write an artifact. `calibration` is a list of token-id rows of equal length (None when the
     method needs none). `out_dir` exists, is empty and private: the caller moves it into the cache once `quantize` returns.
@@ -181,6 +203,7 @@ class Method:
     controls: tuple[str, ...] = ()  # methods whose cells a plan puts beside this one's: it says nothing without them
     sees_text: Callable[[Scheme], bool] = _defaults.sees_text  # of one that does: whether this scheme makes use of them
     mixing: Mixing | None = None  # of one whose scheme may be a mixture (`Scheme.mixture`)
+    recipe: RecipeFile | None = None  # of one that takes a recipe of one's own
     environment: str = "main"  # "main" (this interpreter), or the name of one that conflicts with it; see docs/environments.md
     loaded_by: str = ""  # the method of the main environment whose loader reads the artifacts, if another environment writes them
     requirements: tuple[str, ...] = ()  # pip requirements: beyond the base install in main, else all of its environment's

@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
-from harness.methods import _gptqmodel, _mixture
+from harness.artifact import ModelShape
+from harness.methods import _gptqmodel, _mixture, _recipe
 from harness.methods.base import Option, QuantizeRequest, Range
+from harness.spec import Scheme
 
 BITS = (8, 4, 3, 2)
 ORDERS = ("grouped", "sorted", "none")
+KEYS = (
+    *("bits", "group_size", "sym", "mse", "desc_act", "act_group_aware", "damp_percent", "static_groups"),
+    *("fallback", "hessian", "gptaq", "foem"),
+)
+"""What GPTQModel reads of a pattern of its `dynamic` for this method (looper/gptq_processor.py of 7.6)."""
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -20,7 +27,7 @@ def quantize(request: QuantizeRequest) -> None:
     mixture = _gptqmodel.mixture_of(request)
     config = QuantizeConfig(
         bits=_mixture.main(request, mixture),
-        dynamic=_mixture.dynamic(mixture),
+        dynamic=_gptqmodel.dynamic_of(request, mixture),
         group_size=int(options["group_size"]),
         sym=bool(options["sym"]),
         desc_act=order == "sorted",
@@ -34,13 +41,23 @@ def quantize(request: QuantizeRequest) -> None:
     _gptqmodel.quantize(request, config, float32=True, mixture=mixture, batch_size=_gptqmodel.batch_size(request))
 
 
+def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if scheme.options["group_size"] == -1 and scheme.options["act_order"] == "grouped":
+        return "act_order: grouped orders groups, and a whole channel is only one; write act_order: none, or sorted"
+    return _gptqmodel.supports(scheme, shape, device)
+
+
 METHOD = _gptqmodel.row(
     name="gptq",
     version="2",
     title="GPTQ",
     bits=BITS,
     options={
-        "group_size": Option(default=128, choices=_gptqmodel.GROUPS, help="weights that share one scale and zero point"),
+        "group_size": Option(
+            default=128,
+            choices=_gptqmodel.ANY_GROUPS,
+            help="weights that share one scale and zero point; channel: all of an output",
+        ),
         "sym": Option(default=True, choices=(True, False), help="symmetric steps around zero; otherwise with a zero point"),
         "act_order": Option(
             default="grouped",
@@ -67,7 +84,9 @@ METHOD = _gptqmodel.row(
             help="search each scale by this norm of the rounding error (2.4 is usual); 0 = off",
         ),
     },
-    quantize=quantize,
+    quantize=_recipe.explained(quantize, "GPTQModel"),
+    recipe=_recipe.dynamic_file(KEYS),
+    supports=supports,
     mixing=_mixture.GPTQ,
     summary="second-order rounding with calibration text",
     source="Frantar et al. 2022, arXiv:2210.17323; GPTQModel",

@@ -9,6 +9,8 @@ floating point); `smooth` moves their outliers into the weights first (Xiao et a
 bits, W8A8. `type: float` is FP8 (e4m3), `nv` and `mx` are the FP4 formats NVFP4 and MXFP4 with 16-bit activations, which need a
 GPU of the newest kind for anything but this simulation.
 
+`recipe` takes a file in the library's own words in the place of all of that; what it did is read back from the artifact.
+
 Reload check: weight-only artifacts are unpacked by this project and run in float32; where activations are rounded, the library's
 model in memory answers instead, because that rounding is its own.
 """
@@ -19,10 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from harness import recipes
 from harness.artifact import HeldWeight, LayerKernel, ModelShape
 from harness.errors import BadInput
 from harness.formats import compressed_tensors
-from harness.methods import _defaults, against_source, refusals, reload
+from harness.methods import _defaults, _llmcompressor_recipe, _recipe, against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
 from harness.methods._kernels import held_wide, proof
 from harness.methods.base import Elsewhere, Kernel, LoadRequest, Method, Option, QuantizeRequest, Range
@@ -39,6 +42,8 @@ TYPES = ("int", "float", "nv", "mx")
 _PRESETS = {"float": "FP8_DYNAMIC", "nv": "NVFP4A16", "mx": "MXFP4A16"}
 _BITS_OF = {"float": 8.0, "nv": 4.0, "mx": 4.0}
 _GROUP_OF = {"float": -1, "nv": 16, "mx": 32}
+WIDE = 16.0
+"""Bits of a weight that is left as it was."""
 
 
 def quantize(request: QuantizeRequest) -> None:
@@ -51,13 +56,14 @@ def quantize(request: QuantizeRequest) -> None:
 
     options, rows = request.scheme.options, [list(row) for row in request.calibration or ()]
     model = build.plain(request.model_dir, torch.bfloat16, request.device)
-    needed = options["algorithm"] != "rtn" or float(options["smooth"]) > 0
+    recipe = recipes.of(request.scheme)
+    needed = recipe is not None or options["algorithm"] != "rtn" or float(options["smooth"]) > 0
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}) if needed else None
-    with _unpinned(request.device), products(torch.device(request.device), torch.bfloat16):
+    with _unpinned(request.device), _llmcompressor_recipe.without_code(), products(torch.device(request.device), torch.bfloat16):
         oneshot(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(str(request.model_dir), trust_remote_code=False),
-            recipe=_recipe(request.scheme),
+            recipe=_modifiers(request.scheme) if recipe is None else recipe.text,
             dataset=data,
             num_calibration_samples=len(rows),
             max_seq_length=max(map(len, rows), default=1),
@@ -65,7 +71,8 @@ def quantize(request: QuantizeRequest) -> None:
             shuffle_calibration_samples=False,
         )
     model.eval()
-    rounded = _rounds_activations(request.scheme)
+    own = recipe is not None
+    rounded = _llmcompressor_recipe.rounds_activations(model) if own else _rounds_activations(request.scheme)
     if rounded:
         positions = reload.rows_for(int(model.config.vocab_size), request.calibration)
         reload.write(model, positions, request.out_dir, by="the quantizing library's model in memory")
@@ -73,7 +80,7 @@ def quantize(request: QuantizeRequest) -> None:
     if not rounded:
         wide = build.unpacked_dtype(sum(p.numel() for p in model.parameters()))
         del model
-        state = compressed_tensors.dequantize(request.out_dir, int(request.scheme.bits), wide)
+        state = compressed_tensors.dequantize(request.out_dir, _one_width(request.scheme), wide)
         reload.write_dense(request, state, "the packed weights, unpacked and run in float32")
 
 
@@ -81,7 +88,12 @@ def _rounds_activations(scheme: Scheme) -> bool:
     return scheme.options["type"] == "float" or int(scheme.options["activations"]) < 16
 
 
-def _recipe(scheme: Scheme) -> list[Modifier]:
+def _one_width(scheme: Scheme) -> int | None:
+    """The bits of all codes; None where a recipe says them by layer."""
+    return int(scheme.bits) if recipes.of(scheme) is None else None
+
+
+def _modifiers(scheme: Scheme) -> list[Modifier]:
     """The library's modifiers of a scheme, in the order they run."""
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -152,7 +164,7 @@ def kernels(model: PreTrainedModel) -> list[LayerKernel]:
 
 def _weights(request: QuantizeRequest) -> list[HeldWeight]:
     def dense(layer: str) -> Tensor:
-        return compressed_tensors.weight(request.out_dir, layer, int(request.scheme.bits))
+        return compressed_tensors.weight(request.out_dir, layer, _one_width(request.scheme))
 
     def shape(layer: str) -> tuple[int, ...]:
         return tuple(dense(layer).shape)
@@ -162,6 +174,8 @@ def _weights(request: QuantizeRequest) -> list[HeldWeight]:
 
 
 def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
+    if recipes.of(scheme) is not None:
+        return refusals.quantized(shape)
     options, kind = scheme.options, str(scheme.options["type"])
     group, smooth = int(options["group_size"]), float(options["smooth"])
     if reason := refusals.quantized(shape):
@@ -189,7 +203,9 @@ def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | Non
 
 def bits_per_weight(scheme: Scheme) -> float:
     """Codes, a 16-bit scale per group and, unless symmetric, a zero point of `bits`; NVFP4 has a byte per 16 weights, MXFP4 one
-    per 32. One scale per row (16 / columns) is left out."""
+    per 32. One scale per row (16 / columns) is left out. Of a recipe the bits that the suite says, or the most that it can be."""
+    if recipes.of(scheme) is not None:
+        return scheme.bits or WIDE
     kind, group = str(scheme.options["type"]), int(scheme.options["group_size"])
     if kind != "int":
         return {"float": 8.0, "nv": 4.5, "mx": 4.25}[kind]
@@ -245,7 +261,8 @@ METHOD = Method(
     kernel_cpu=_SIMULATED,
     kernel_cuda=_SIMULATED,
     engines={"vllm": Elsewhere(cpu={8: "real", 4: "real"}, cuda={8: "real", 4: "real"}, refuses=_by_vllm)},
-    quantize=quantize,
+    quantize=_recipe.explained(quantize, "LLM Compressor"),
+    recipe=_llmcompressor_recipe.FILE,
     load=load,
     supports=supports,
     bits_per_weight=bits_per_weight,

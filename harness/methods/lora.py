@@ -249,6 +249,8 @@ def row(
     def supports(scheme: Scheme, shape: ModelShape | None, device: str) -> str | None:
         if scheme.options["merge"]:
             return MERGED
+        if scheme.options.get("group_size") == -1:
+            return "adapters are not tried here beside one scale per channel; write group_size: 64"
         return own.supports(base.scheme(scheme), shape, device)
 
     def trains(scheme: Scheme) -> Json:

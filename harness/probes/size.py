@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import mixing
+from harness import mixing, recipes
 from harness.artifact import BodyWeight, ModelShape, StoredTensor
 from harness.errors import BadInput
 from harness.formats import gguf_reader
@@ -34,6 +34,7 @@ from harness.models.source import Source
 from harness.models.source import known as read_source
 from harness.probes.base import Probe, Session
 from harness.probes.requests import ProbeRequests
+from harness.recipes import Recipe
 from harness.spec import Answer, Measurement, Metric, Question
 
 CARRIERS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".npz", ".npy", ".onnx", ".onnx_data", ".ggml")
@@ -96,16 +97,30 @@ def measure(session: Session, question: Question) -> Answer:
         "files": sorted(path.name for path in files),
         "not_loaded": brief(view.unread) if view is not None and view.unread else None,
         "header_bytes": file_bytes - math.ceil(bits / 8),
-        "notes": _notes(session, method, quantized_bits, quantized_parameters),
     }
+    by_layer = _by_layer(session, method, ledger, layer_bits, counts)
+    notes = [*_notes(session, method, quantized_bits, quantized_parameters), *_said_of(by_layer.get("recipe"))]
+    return Answer(measurements=tuple(measured), facts={**facts, "notes": notes, **by_layer})
+
+
+def _by_layer(
+    session: Session, method: Method, ledger: Sequence[StoredTensor], layer_bits: Mapping[str, int], counts: _Counts
+) -> dict[str, object]:
+    """What is known of widths that differ by layer, and the mark of an artifact that holds other bits than were planned."""
+    scheme = session.cell.scheme
+    facts: dict[str, object] = {}
     mixture = mixing.read(session.artifact_dir) if scheme.mixture is not None else None
     if mixture is not None:
         facts["mixture"] = _mixed(mixture, layer_bits, session.cell.name)
+    recipe = recipes.of(scheme)
+    if recipe is not None:
+        facts["recipe"] = _by_recipe(session.artifact_dir, recipe, ledger, counts)
     indices = mixture is not None  # its target has them
-    planned = None if method.unquantized else _unlike_the_plan(method.bits_per_weight(scheme), ledger, counts, indices=indices)
+    estimate = None if method.unquantized or recipe is not None else method.bits_per_weight(scheme)
+    planned = None if estimate is None else _unlike_the_plan(estimate, ledger, counts, indices=indices)
     if planned is not None:
         facts["marks"] = [planned]
-    return Answer(measurements=tuple(measured), facts=facts)
+    return facts
 
 
 def carriers(folder: Path) -> list[Path]:
@@ -232,6 +247,25 @@ def _mixed(mixture: Mixture, stored: Mapping[str, int], cell: str) -> dict[str, 
     }
 
 
+def _by_recipe(folder: Path, recipe: Recipe, ledger: Iterable[StoredTensor], counts: _Counts) -> dict[str, object]:
+    """What a recipe of one's own did, read from the artifact: the layers of the body that it left as they were, and its patterns
+    that match no layer. What each layer takes is in `parts`."""
+    body_layers = [weight.name for weight in counts.body] or [layer.name for layer in counts.source.linears]
+    packed = {counts.loaded(_layer(tensor)) for tensor in ledger if tensor.role != "other"}
+    left = [layer for layer in body_layers if layer not in packed]
+    return {"digest": recipe.digest, "left": left, "unmatched": list(recipes.unmatched(folder))}
+
+
+def _said_of(by_recipe: object) -> list[str]:
+    if not isinstance(by_recipe, dict):
+        return []
+    left, missed = by_recipe["left"], by_recipe["unmatched"]
+    assert isinstance(left, list)
+    assert isinstance(missed, list)
+    said = [f"its recipe left {len(left)} layers as they were: {brief(left)}"] if left else []
+    return said + ([f"patterns of its recipe that match no layer: {brief(missed)}"] if missed else [])
+
+
 def _unlike_the_plan(estimate: float, ledger: Iterable[StoredTensor], counts: _Counts, *, indices: bool = False) -> str | None:
     """What is said where the body takes other bits per weight than the plan's estimate, by more than TOLERANCE. Adapters, and
     without `indices` these, are left out: no estimate counts them, because their share depends on the numbers of rows and
@@ -255,13 +289,14 @@ def _by_role(ledger: Iterable[StoredTensor]) -> dict[str, int]:
 def _notes(session: Session, method: Method, bits: int, parameters: int) -> list[str]:
     scheme = session.cell.scheme
     notes: list[str] = []
-    if parameters and not method.unquantized and bits / parameters > 1.5 * scheme.bits + 0.5:
+    if parameters and scheme.bits and not method.unquantized and bits / parameters > 1.5 * scheme.bits + 0.5:
         notes.append(
             f"stored at {bits / parameters:.2f} bits per weight, far above the {scheme.bits:g} that the scheme is named after: "
             "the values are as coarse as it says, the storage is not"
         )
     kernels = method.kernel_cuda if session.device.startswith("cuda") else method.kernel_cpu
-    if kernels.get(scheme.bits) == "simulated":
+    kinds = {kernels[scheme.bits]} if scheme.bits in kernels else set(kernels.values())
+    if kinds == {"simulated"}:
         notes.append("simulated: this is what is stored; the engine holds the weights in 16 bits or wider once loaded")
     return notes
 

@@ -26,6 +26,7 @@ from harness.report.mixed import section as mixed_section
 from harness.report.notes import section as notes_section
 from harness.report.pareto import section as pareto_section
 from harness.report.provenance import section as provenance_section
+from harness.report.recipes import section as recipes_section
 from harness.report.section import Section
 from harness.report.seeds import section as seeds_section
 from harness.report.speed import section as speed_section
@@ -53,6 +54,7 @@ SECTIONS: list[Callable[[View], Section | None]] = [
     ladder_section,
     divergence_section,
     mixed_section,
+    recipes_section,
     engines_section,
     memory_section,
     kv_section,

@@ -106,7 +106,7 @@ def _uniform_of(other: CellView, cell: CellView) -> bool:
     if one.mixture is not None or one.method != two.method or other.cell.running != cell.cell.running:
         return False
     mine, theirs = ({name: v for name, v in each.options.items() if name not in _CHOSEN} for each in (one, two))
-    if mine.get("group_size") == -1:  # of a width whose channels have one scale each
+    if two.method == "openvino" and mine.get("group_size") == -1:  # at 8 bits its channels have one scale each
         theirs["group_size"] = -1
     return mine == theirs
 

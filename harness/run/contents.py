@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import mixing
+from harness import mixing, recipes
 from harness.artifact import MANIFEST, ArtifactRecord, StoredFile
 from harness.errors import BadInput
 from harness.files import Changed, Hashes
@@ -15,7 +15,7 @@ from harness.methods import layer_errors, reload
 from harness.models import source
 from harness.spec import digest
 
-_NOTES = (MANIFEST, reload.FILE, layer_errors.FILE, mixing.FILE, source.FACTS)
+_NOTES = (MANIFEST, reload.FILE, layer_errors.FILE, mixing.FILE, recipes.FILE, source.FACTS)
 _OURS = re.compile(rf"{'|'.join(map(re.escape, _NOTES))}|(verified|answers)-[0-9a-f]{{12}}\.json")
 """What the harness notes beside an artifact: how it was made and checked, for one machine and day."""
 

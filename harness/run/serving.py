@@ -9,7 +9,7 @@ from __future__ import annotations
 import pprint
 import shlex
 
-from harness import plugins
+from harness import plugins, recipes
 from harness.artifact import ArtifactRecord
 from harness.formats import openvino_ir
 from harness.formats.gguf_types import TYPES
@@ -33,6 +33,7 @@ def library(cell: Cell) -> str:
     """The hub's name of the library that reads the folder; '' where it has none for it."""
     if cell.running.engine in ("transformers", "vllm"):
         by_itself = _layout(cell) in ("", "library tensors", "modelopt") or cell.scheme.mixture is not None
+        by_itself = by_itself or (_layout(cell) == "gptq" and recipes.of(cell.scheme) is not None)
         return "" if by_itself else "transformers"
     return {"llamacpp": "gguf", "openvino": "openvino"}.get(cell.running.engine, "")
 
@@ -53,8 +54,8 @@ def ways(cell: Cell, artifact: ArtifactRecord) -> tuple[Way, ...]:
         return (served, *_by_the_harness(cell))
     if layout == "":
         return ()
-    if cell.scheme.mixture is not None:  # widths by layer, which this project has seen GPTQModel alone read
-        return (_gptqmodel(),)
+    if cell.scheme.mixture is not None or recipes.of(cell.scheme) is not None:  # widths by layer, not tried in vLLM here
+        return (_transformers(layout) if layout == "compressed-tensors" else _gptqmodel(),)
     return (*_by_vllm(layout, cell.bits), _gptqmodel() if layout in ("gptq", "awq") else _transformers(layout))
 
 

@@ -11,10 +11,11 @@ from harness import plugins
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS
 from harness.methods.base import running_values
+from harness.recipes import RECIPE
 from harness.spec import MIXTURE, Cell, Given, Served
 from harness.suite.file import SuiteFile
 from harness.suite.mistakes import shown
-from harness.suite.options import plain, same
+from harness.suite.options import CHANNEL, WHOLE, plain, same
 
 _OF_EVERY_CELL = ("method", "bits", "target_bits", "kv", "model", "checkpoint", "url", "engine")
 
@@ -105,13 +106,18 @@ def _matches(cell: Cell, pattern: Pattern) -> bool:
 
 def _has(cell: Cell, key: str, wanted: object) -> bool:
     value = _values(cell).get(key)
-    return any(same(value, each) for each in _listed(wanted))
+    return any(same(value, _meant(key, each)) for each in _listed(wanted))
+
+
+def _meant(key: str, wanted: object) -> object:
+    """A value as cells have it: `channel` is a word for a group size."""
+    return WHOLE if key == "group_size" and wanted == CHANNEL else wanted
 
 
 def _values(cell: Cell) -> dict[str, object]:
     """A cell by what a suite may write of it."""
     return {
-        **{name: value for name, value in cell.scheme.options.items() if name != MIXTURE},
+        **{name: value for name, value in cell.scheme.options.items() if name not in (MIXTURE, RECIPE)},
         **running_values(cell.running),
         **({"checkpoint": cell.origin.checkpoint.name} if isinstance(cell.origin, Given) else {}),
         **({"url": cell.origin.url} if isinstance(cell.origin, Served) else {}),

@@ -16,6 +16,7 @@ from harness.methods.base import Method, Mixing, Width, resolve_options
 from harness.models import sensitivity
 from harness.spec import MIXTURE, Scheme
 from harness.suite.mistakes import shown
+from harness.suite.options import CHANNEL, WHOLE
 
 TARGET = "target_bits"
 KEYS = (TARGET, "widths", "from")
@@ -125,7 +126,8 @@ def beside(method: Method, target: float, given: Mapping[str, object]) -> list[f
     offered = method.bits if method.mixing is None else method.mixing.beside or method.bits
     for bits in (bits for bits in offered if bits < 16):
         plain = uniform(method, given, bits)
-        known = {n: v for n, v in plain.items() if n in method.options and isinstance(v, (bool, int, float, str))}
+        meant = {n: WHOLE if n == "group_size" and v == CHANNEL else v for n, v in plain.items()}
+        known = {n: v for n, v in meant.items() if n in method.options and isinstance(v, (bool, int, float, str))}
         scheme = Scheme(method=method.name, bits=bits, options=resolve_options(method, known, bits))
         sizes[bits] = method.bits_per_weight(scheme)
     below = [bits for bits, size in sizes.items() if size <= target]

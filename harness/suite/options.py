@@ -33,12 +33,28 @@ def value(option: Option, name: str, written: object) -> OptionValue:
         raise ValueError(f"{name}: {shown(written)} is neither a number nor a text")
     if isinstance(written, float) and not math.isfinite(written):
         raise ValueError(f"{name}: {written} is no number that can be used; write {name}: {shown(option.default)}")
+    if (meant := channel(option, name, written)) is not None:
+        return meant
     if option.choices is None:
         return _within(option, name, _of_the_kind(option, name, written))
     for choice in option.choices:
         if same(choice, written):
             return choice
     raise ValueError(f"{name}: {refusal(option.choices, name, written)}")
+
+
+CHANNEL, WHOLE = "channel", -1
+"""`group_size: channel`: all weights of an output channel share one scale, which methods call -1."""
+
+
+def channel(option: Option, name: str, written: object) -> OptionValue:
+    """What `channel` means as a group size; None for all else. ValueError where the method has no such groups."""
+    if name != "group_size" or written != CHANNEL:
+        return None
+    if WHOLE in (option.choices or ()):
+        return WHOLE
+    sizes = ", ".join(plain(size) for size in option.choices or () if size is not None)
+    raise ValueError(f"{name}: channel is not offered: this method's groups are smaller than a channel; write one of {sizes}")
 
 
 def refusal(choices: Sequence[object], name: str, written: object) -> str:
@@ -48,7 +64,8 @@ def refusal(choices: Sequence[object], name: str, written: object) -> str:
         return f"{shown(written)} is a text; write {name}: {shown(meant)}, without quotes"
     if meant is not None and isinstance(meant, bool):
         return f"{shown(written)} is neither true nor false; write {name}: {shown(meant)}"
-    takes = f"it takes {', '.join(map(plain, choices))}"
+    words = [CHANNEL if name == "group_size" and same(choice, WHOLE) else plain(choice) for choice in choices]
+    takes = f"it takes {', '.join(words)}"
     if meant is None:
         return f"{shown(written)} is not one of its values; {takes}"
     also = f"; {takes}" if len(choices) <= _FEW else ""

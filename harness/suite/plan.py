@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import plugins
+from harness import plugins, recipes
 from harness.artifact import ModelShape
 from harness.methods.base import Method
 from harness.models.corpora import Corpus
@@ -40,6 +40,11 @@ class PlannedCell:
     note: str = ""
     parameters: int | None = None
     why_this_text: str = ""
+
+    @property
+    def bits_unknown(self) -> bool:
+        """Whether a recipe alone says the bits, so that the estimates are the most that there can be."""
+        return self.cell.bits == recipes.UNKNOWN_BITS and recipes.of(self.cell.scheme) is not None
 
     @property
     def estimated_bits_of_the_model(self) -> float | None:

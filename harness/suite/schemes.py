@@ -7,18 +7,16 @@ import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import ValidationError
 
 from harness import kv as kv_types
 from harness import plugins
-from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
 from harness.spec import MIXTURE, OptionValue, Quantized, Running, Scheme, Served, digest
-from harness.suite import kv_axis, mistakes, mixed, options, repeat, training
+from harness.suite import kv_axis, labels, mistakes, mixed, options, recipe, repeat, training
 from harness.suite.calibration import DEFAULT, CalibrationTexts
 from harness.suite.file import KEYS, Calibration, SuiteFile
 
@@ -28,7 +26,7 @@ class Choice:
     """What a suite's `methods` name for any of its models: an origin and a way of running. `of`: the model that a server runs,
     '' where the suite has only one. `written`: the options that the suite itself says; `twin`: what tells it from its twins.
     `kept`: its value on the axis `kv`, None where nothing is said. `note`: why it is there, where the suite does not list it.
-    `beside`: the label of the choice that it was added for as a control."""
+    `beside`: the label of the choice that it was added for as a control. `recipe`: what its label says of a recipe."""
 
     origin: Quantized | Served
     running: Running
@@ -39,17 +37,18 @@ class Choice:
     kept: kv_axis.Kept | None = None
     note: str = ""
     beside: str = ""
+    recipe: str = ""
 
     def grouped_by(self, group: int) -> Choice:
         """The same choice in groups of another size, with the label that says so."""
         scheme = self.origin.scheme
         scheme = replace(scheme, options={**scheme.options, "group_size": group})
-        label = _label(METHODS[scheme.method], scheme, self.running, self.kept) + self.twin
+        label = labels.label(METHODS[scheme.method], scheme, self.running, self.kept, self.recipe) + self.twin
         return replace(self, origin=replace(self.origin, scheme=scheme), label=label)
 
     def with_scheme(self, scheme: Scheme) -> Choice:
         """A control of this choice: another scheme, run in the same way."""
-        label = _label(METHODS[scheme.method], scheme, self.running, self.kept)
+        label = labels.label(METHODS[scheme.method], scheme, self.running, self.kept)
         return replace(self, origin=Quantized(scheme=scheme), label=label, written=frozenset(), twin="", beside=self.label)
 
 
@@ -109,7 +108,7 @@ def _implied(written: SuiteFile, choices: Sequence[Choice]) -> list[Choice]:
     plain = [word for word in words if not kv_types.quantized(word)][:1]
     kept = kv_axis.kept(words, plain[0], running, method, own=False, where=written.where("kv")) if plain else None
     running = running if kept is None else kv_axis.run_in(running, kept.word)
-    label = _label(method, scheme, running, kept)
+    label = labels.label(method, scheme, running, kept)
     return [Choice(origin=Quantized(scheme=scheme), running=running, label=label, kept=kept)]
 
 
@@ -194,6 +193,7 @@ def _entries(written: SuiteFile) -> Iterator[Entry]:
                     f"`{empty[0]}` out"
                 )
             _check_engines(method, axes.get(ENGINE, ()), where)
+            recipe.check(method, axes, where)
             for own, is_mixed in mixed.parts(method, repeat.expanded(method, axes, written, where), where):
                 with_bits = own if is_mixed else _with_bits(method, own, written.suite.bits, where)
                 with_kv = _with_kv(method, with_bits, written, where)
@@ -207,6 +207,8 @@ def _with_bits(
 ) -> dict[str, Sequence[object]]:
     """The axes with the bit widths: as said (and checked), or the suite's, or all that the method offers."""
     asked = axes.get("bits")
+    if (said := recipe.bits(method, axes, where)) is not None:
+        return {**axes, "bits": said}
     if method.origin == "served":
         for width in asked or ():
             if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width <= 32:
@@ -242,9 +244,9 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
     """One choice with its options checked. `texts` gets the text that it is calibrated on."""
     method, where, bits = entry.method, entry.where, _width(given["bits"], entry)
     engine = str(given.get(ENGINE, method.engine))
-    apart = {"bits", "calibration", training.OPTION, "kv", ENGINE, *mixed.KEYS}
+    apart = {"bits", "calibration", training.OPTION, "kv", ENGINE, *mixed.KEYS, recipe.key_of(method)}
     values = _checked({k: v for k, v in given.items() if k not in apart}, entry)
-    flags = _flags(method, engine)
+    flags = labels.flags_of(method, engine)
     known = {**method.options, **flags}
     values = {name: value for name, value in values.items() if name in known and (entry.mixed or known[name].applies(bits))}
     own = {name: value for name, value in values.items() if name in method.options}
@@ -263,9 +265,16 @@ def _choice(entry: Entry, given: Mapping[str, object], written: SuiteFile, texts
             raise BadInput(f"{where}: {method.name}: {error}") from None
         label = str(settled["name"]) or endpoint.label(server)
         return Choice(origin=server, running=running, label=label, of=str(settled["of"]))
-    scheme = _scheme(entry, given, Scheme(method=method.name, bits=bits, options=settled), written, texts)
-    label = _label(method, scheme, running, kept)
-    return Choice(origin=Quantized(scheme=scheme), running=running, label=label, written=frozenset(values), kept=kept)
+    made = recipe.applied(method, Scheme(method=method.name, bits=bits, options=settled), given, written, where)
+    scheme = _scheme(entry, given, made.scheme, written, texts)
+    return Choice(
+        origin=Quantized(scheme=scheme),
+        running=running,
+        label=labels.label(method, scheme, running, kept, made.words),
+        written=frozenset(values),
+        kept=kept,
+        recipe=made.words,
+    )
 
 
 def _scheme(entry: Entry, given: Mapping[str, object], plain: Scheme, written: SuiteFile, texts: CalibrationTexts) -> Scheme:
@@ -316,6 +325,7 @@ def _checked(values: Mapping[str, object], entry: Entry) -> dict[str, OptionValu
             ]
             more += [repeat.KEY] * method.calibrated
             more += mixed.KEYS if method.mixing is not None else ()
+            more += [recipe.key_of(method)] if method.recipe is not None else ()
             raise UnknownName(f"option of {method.name}", name, [*known, *more], where)
         try:
             checked[name] = options.value(known[name], name, value)
@@ -359,7 +369,7 @@ def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None
     if not engines and ENGINE in grid:
         raise BadInput(f"{where}: {method.name}: engine: [] is an empty list, so the checkpoint has no cell; name an engine")
     _check_engines(method, engines, where)
-    flags = {name: option for engine in engines for name, option in _flags(method, engine).items()}
+    flags = {name: option for engine in engines for name, option in labels.flags_of(method, engine).items()}
     for name, value in grid.items():
         if name == ENGINE:
             continue
@@ -380,14 +390,9 @@ def _check_given(method: Method, grid: Mapping[str, object], where: str) -> None
         _check_values({name: flags[name]}, method, {name: meant}, where)
 
 
-def _flags(method: Method, engine: str) -> Mapping[str, Option]:
-    """The options of running that a cell in this engine has."""
-    return method.running_options if engine == method.engine else ENGINES[engine].flags
-
-
 def _known(entry: Entry) -> dict[str, Option]:
     """All that a suite may write in this entry, whatever it decides: a flag of any of its engines."""
-    flags = [_flags(entry.method, str(name)) for name in entry.axes.get(ENGINE, [entry.method.engine])]
+    flags = [labels.flags_of(entry.method, str(name)) for name in entry.axes.get(ENGINE, [entry.method.engine])]
     return {**entry.method.options, **{name: option for each in flags for name, option in each.items()}}
 
 
@@ -416,7 +421,9 @@ def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
         twins = [_values(c) for c in choices if c.label == choice.label]
         own = _values(choice)
         differing = {name for twin in twins for name in (*own, *twin) if len({str(t.get(name)) for t in twins}) > 1}
-        said = [f"{name}={_short(own[name])}" for name in sorted(differing) if name in own and not name.startswith(_CALIBRATION)]
+        said = [
+            f"{name}={labels.short(own[name])}" for name in sorted(differing) if name in own and not name.startswith(_CALIBRATION)
+        ]
         said += _rows_in_short(own, differing)
         twin = "".join(f" {words}" for words in said)
         named.append(replace(choice, label=choice.label + twin, twin=twin))
@@ -436,7 +443,7 @@ def _rows_in_short(own: Mapping[str, object], differing: Collection[str]) -> lis
     said += [f"{rows['samples']}x{rows['length']}"] if asked & {"samples", "length"} else []
     said += [f"seed {rows['seed']}"] if "seed" in asked else []
     return said + [
-        f"{name}={_short(rows[name])}" for name in sorted(asked - {"corpus", "samples", "length", "seed"}) if name in rows
+        f"{name}={labels.short(rows[name])}" for name in sorted(asked - {"corpus", "samples", "length", "seed"}) if name in rows
     ]
 
 
@@ -453,49 +460,3 @@ def _values(choice: Choice) -> dict[str, object]:
         values |= {"url": choice.origin.url, "model": choice.origin.model, "of": choice.of}
         values |= {"serve": choice.origin.serve, "artifact": choice.origin.artifact} if choice.origin.serve else {}
     return values
-
-
-def _label(method: Method, scheme: Scheme, running: Running, kept: kv_axis.Kept | None = None) -> str:
-    """`gptq 4-bit g64`, then whatever differs from the method's defaults, of quantizing first and of running last; in another
-    engine than the method's own, that one's name before what differs from its defaults."""
-    if kept is not None:
-        return _label(method, scheme, kv_axis.without(running, _flags(method, running.engine))) + kept.suffix
-    values = {**scheme.options, **running_values(running)}
-    flags = _flags(method, running.engine)
-    parts = [method.name] if method.unquantized else [method.name, *mixed.words(method, scheme), f"{scheme.bits:g}-bit"]
-    parts += [] if method.unquantized else _differing(method.options, scheme, values)
-    parts += mixed.more_words(method, scheme)
-    parts += [] if running.engine == method.engine else ["in", running.engine]
-    parts += [] if method.unquantized and running.engine == method.engine else _differing(flags, scheme, values)
-    return " ".join(parts)
-
-
-def flag_words(running: Running) -> str:
-    """What the label of a given checkpoint says of the settings of an engine that is not its method's own."""
-    flags = ENGINES[running.engine].flags
-    return "".join(f" {word}" for word in _differing(flags, Scheme(method="", bits=0), running_values(running)))
-
-
-def _differing(options: Mapping[str, Option], scheme: Scheme, values: Mapping[str, Any]) -> list[str]:
-    """The words of the options that differ from their defaults, and of those that are always named."""
-    parts = []
-    for name, option in options.items():
-        if name not in values:  # a mixture chooses it by layer
-            continue
-        value = values[name]
-        if name == "group_size":
-            if scheme.bits >= 16:  # unquantized: nothing has a scale
-                continue
-            parts.append({-1: "per-channel", None: "per-channel", 0: "per-layer"}.get(value, f"g{value}"))
-        elif value != option.at(scheme.bits) or (option.named and option.applies(scheme.bits)):
-            switched_off = value is False or (isinstance(value, (int, float)) and value == 0)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            said = f"{name}={_short(value)}" if number else _short(value)
-            parts.append(name if value is True else f"no-{name}" if switched_off else said)
-    return parts
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}:{_short(v)}" for k, v in sorted(value.items()))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import kv as kv_types
+from harness import recipes
 from harness.engines import ENGINES
 from harness.errors import Unsupported
 from harness.formats import gguf_reader
@@ -18,8 +19,9 @@ from harness.spec import Cell, Given, OptionValue, OriginKind, Quantized, Questi
 from harness.suite import kv_axis, options
 from harness.suite.calibration import CalibrationTexts, on
 from harness.suite.file import Suite
+from harness.suite.labels import flag_words
 from harness.suite.plan import PlannedCell, UnsupportedSquare, estimated_bytes
-from harness.suite.schemes import Choice, flag_words
+from harness.suite.schemes import Choice
 from harness.suite.sources import Source
 
 Square = PlannedCell | UnsupportedSquare
@@ -119,10 +121,19 @@ def quantized(source: Source, choice: Choice, frame: Frame) -> Square:
         baseline=baseline,
         estimated_bpw=bpw,
         estimated_bytes=None if source.shape is None else estimated_bytes(source.shape, bpw, method),
-        note="; ".join(filter(None, (choice.note, note))),
+        note="; ".join(filter(None, (choice.note, note, _of_recipe(cell)))),
         parameters=None if source.shape is None else source.shape.parameters,
         why_this_text=why,
     )
+
+
+def _of_recipe(cell: Cell) -> str:
+    """What a plan says of the bits of a cell with a recipe of one's own."""
+    if recipes.of(cell.scheme) is None:
+        return ""
+    if cell.bits == recipes.UNKNOWN_BITS:
+        return "its recipe alone says its bits; they are read back from the artifact"
+    return f"the estimate is of {cell.bits:g} bits for all layers; what its recipe does is read back from the artifact"
 
 
 def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: Frame) -> tuple[Choice, str | None, str]:
@@ -136,7 +147,7 @@ def _in_groups_that_fit(method: Method, choice: Choice, source: Source, frame: F
         return choice, reason, ""
     reason = method.supports(scheme, source.shape, frame.device)
     option = method.options.get("group_size")
-    if reason is None or option is None or not option.applies(scheme.bits):
+    if reason is None or option is None or "group_size" not in scheme.options or not option.applies(scheme.bits):
         return choice, reason, ""
     sizes = sorted((size for size in option.choices or () if isinstance(size, int)), reverse=True)
     others = {size: choice.grouped_by(size) for size in sizes if size != scheme.options["group_size"]}
@@ -256,6 +267,8 @@ def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
     run, engine, kind = method.engines[cell.running.engine], ENGINES[cell.running.engine], device.partition(":")[0]
     if cell.scheme.mixture is not None:
         return f"{engine.title} is not tried here on widths that differ by layer; write engine: {method.engine} for target_bits"
+    if recipes.of(cell.scheme) is not None:
+        return f"{engine.title} is not tried here on recipes of one's own; write engine: {method.engine}"
     if engine.places and engine.place(device) is None:
         return f"{engine.title} has no environment for {device} here"
     refused = run.refuses(cell.scheme, kind)
@@ -269,6 +282,8 @@ def _elsewhere(method: Method, cell: Cell, device: str) -> str | None:
 def _lacking(method: Method, scheme: Scheme, device: str) -> str | None:
     """Why the method cannot quantize to these bits for this device, or None."""
     if scheme.mixture is not None and method.mixing is not None:
+        return None
+    if method.recipe is not None and method.recipe.whole and recipes.of(scheme) is not None:
         return None
     if scheme.bits not in method.bits:
         offered = ", ".join(f"{b:g}" for b in method.bits)

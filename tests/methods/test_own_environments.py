@@ -150,6 +150,23 @@ def test_packed_integers_of_compressed_tensors_are_read_as_they_are(tmp_path: Pa
     assert every == sum(t.bits for t in stored(folder))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_bits_of_a_recipes_layer_are_read_from_its_shape_and_its_groups_may_be_in_any_order(
+    tmp_path: Path, bits: int
+) -> None:
+    written, order = codes(bits), torch.arange(COLUMNS, dtype=torch.int32) % 2
+    scale = torch.rand(ROWS, 2, generator=torch.Generator().manual_seed(0)) + 0.5
+    parts = {
+        "weight_packed": words(written.tolist(), bits),
+        "weight_scale": scale,
+        "weight_shape": torch.tensor([ROWS, COLUMNS]),
+        "weight_g_idx": order,
+    }
+    folder = checkpoint(tmp_path / "layer", parts)
+    read = compressed_tensors.weight(folder, LAYER, None)
+    assert torch.equal(read, (written - (1 << (bits - 1))).float() * scale[:, order.long()])
+
+
 def test_eight_bit_rows_and_fp8_are_read_as_they_are(tmp_path: Path) -> None:
     scale = torch.rand(ROWS, 1).bfloat16()
     for place, dtype in enumerate((torch.int8, torch.float8_e4m3fn)):
