@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from harness import kv as kv_types
 from harness import plugins
+from harness.engines import ENGINES
 from harness.errors import BadInput, UnknownName
 from harness.methods import METHODS, endpoint
 from harness.methods.base import Method, Option, resolve_options, running_of, running_values
