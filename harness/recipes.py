@@ -56,9 +56,11 @@ def option(recipe: Recipe) -> Json:
 
 
 def of(scheme: Scheme) -> Recipe | None:
-    """The recipe that a scheme is made by; None for one without."""
+    """The recipe that a scheme is made by; None for one without, and where something else stands under that name."""
     said = scheme.options.get(RECIPE)
-    return None if said is None else Recipe(text=said["text"], digest=said["digest"])
+    if not isinstance(said, Mapping) or not all(isinstance(said.get(name), str) for name in ("text", "digest")):
+        return None
+    return Recipe(text=said["text"], digest=said["digest"])
 
 
 def note(folder: Path, unmatched: Iterable[str]) -> None:

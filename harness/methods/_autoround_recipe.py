@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness import recipes
+from harness.errors import Unsupported
 from harness.formats import gptq_file
+from harness.methods import _recipe
 from harness.methods.base import QuantizeRequest, RecipeFile, Refused
 from harness.models import body, build
 from harness.spec import Json
@@ -81,6 +83,10 @@ def _named(group: int, inputs: int) -> int:
 
 
 def arguments(request: QuantizeRequest) -> dict[str, Json] | None:
-    """The file's content as arguments of AutoRound; None for a scheme without one."""
+    """The file's content as arguments of AutoRound; None for a scheme without one. Unsupported where it names a tied head."""
     recipe = recipes.of(request.scheme)
-    return None if recipe is None else recipe.content
+    if recipe is None:
+        return None
+    if _recipe.tied(request.model_dir) and any("lm_head" in name for name in recipe.content.get("layer_config", {})):
+        raise Unsupported(_recipe.TIED)  # the library would leave it as it is, with a line in its log
+    return recipe.content

@@ -81,3 +81,9 @@ def rounds_activations(model: PreTrainedModel) -> bool:
     """Whether a layer of the quantized model rounds its inputs or outputs while it runs."""
     schemes = [scheme for module in model.modules() if (scheme := getattr(module, "quantization_scheme", None)) is not None]
     return any(scheme.input_activations is not None or scheme.output_activations is not None for scheme in schemes)
+
+
+def quantizes_head(model: PreTrainedModel) -> bool:
+    """Whether the head's weight got a scheme."""
+    scheme = getattr(model.get_output_embeddings(), "quantization_scheme", None)
+    return scheme is not None and scheme.weights is not None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 from harness import recipes
 from harness.errors import HarnessError, Unsupported, is_out_of_memory
-from harness.formats import safetensors_file
+from harness.formats import config_json, safetensors_file
 from harness.methods.base import QuantizeRequest, RecipeFile, Refused
 from harness.spec import Json
 
@@ -35,6 +36,18 @@ def explained(quantize: Callable[[QuantizeRequest], None], library: str) -> Call
             raise Unsupported(f"{library} refuses the recipe @{recipe.short}: {short}") from error
 
     return with_words
+
+
+def tied(model_dir: Path) -> bool:
+    """Whether a model's head is its embedding."""
+    said = config_json.read(model_dir)
+    return bool(config_json.text_part(said).get("tie_word_embeddings", said.get("tie_word_embeddings", False)))
+
+
+TIED = (
+    "the recipe quantizes the head, which this model ties to its embedding: the artifact would hold it twice, once in each form; "
+    "leave lm_head out of it"
+)
 
 
 def dynamic_file(keys: Collection[str]) -> RecipeFile:

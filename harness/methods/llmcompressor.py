@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from harness import recipes
 from harness.artifact import HeldWeight, LayerKernel, ModelShape
-from harness.errors import BadInput
+from harness.errors import BadInput, Unsupported
 from harness.formats import compressed_tensors
 from harness.methods import _defaults, _llmcompressor_recipe, _recipe, against_source, refusals, reload
 from harness.methods._gptqmodel import batch_size
@@ -72,6 +72,8 @@ def quantize(request: QuantizeRequest) -> None:
         )
     model.eval()
     own = recipe is not None
+    if own and _recipe.tied(request.model_dir) and _llmcompressor_recipe.quantizes_head(model):
+        raise Unsupported(_recipe.TIED)
     rounded = _llmcompressor_recipe.rounds_activations(model) if own else _rounds_activations(request.scheme)
     if rounded:
         positions = reload.rows_for(int(model.config.vocab_size), request.calibration)
