@@ -64,7 +64,8 @@ def section(view: View) -> Section | None:
         nav="Draws",
         title="The same method from several draws",
         lead="Each scheme was made from several draws of its rows. The spread over the draws is the method's own; the interval "
-        "of a single cell, beside it, is that of the items, and holds for the weights of one draw.",
+        "of a single cell, beside it, is that of the items, and holds for the weights of one draw. Everywhere else each draw is "
+        "a cell of its own: what is recommended among several draws was picked with luck as well.",
         body=join(*blocks),
     )
 
