@@ -31,7 +31,7 @@ def test_a_word_that_people_search_for_leads_to_a_cell_and_to_a_page_that_is_the
 
 def test_every_method_is_found_by_some_word_or_is_what_others_are_compared_with() -> None:
     named = set(re.findall(r"[a-z0-9_+]+", " ".join(code for row in ROWS.values() for code in re.findall(r"`([^`]+)`", row[1]))))
-    beside = {"fp32", "bf16", "fp16", "quanto"}
+    beside = {"fp32", "bf16", "fp16"}
     assert {name for name in METHODS if not name.startswith("fake")} - named - beside == set()
 
 

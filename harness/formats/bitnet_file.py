@@ -55,8 +55,17 @@ def unpack(packed: Tensor) -> Tensor:
 def packed_layers(folder: Path) -> dict[str, HeaderEntry]:
     """The packed weights of a checkpoint by layer."""
     stored = safetensors_file.checkpoint(folder)
-    layers = {name.removesuffix(f".{SCALE}") for name in stored if name.endswith(f".{SCALE}")}
-    return {layer: stored[f"{layer}.weight"] for layer in layers if stored[f"{layer}.weight"].dtype == "U8"}
+    layers = [name.removesuffix(f".{SCALE}") for name in stored if name.endswith(f".{SCALE}")]
+    weights = {layer: stored.get(f"{layer}.weight") for layer in layers}
+    return {layer: entry for layer, entry in weights.items() if entry is not None and entry.dtype == "U8"}
+
+
+def why_unread(folder: Path) -> str | None:
+    """Why a given checkpoint's answers do not follow from its packed weights alone; None where they do."""
+    named = quantization(config_json.read(folder))
+    if named is not None and named.settings.get("use_rms_norm"):
+        return "its layers normalize their inputs by weights of their own"
+    return None if packed_layers(folder) else "its weights are not packed, and are rounded whenever it runs"
 
 
 def dequantized(folder: Path) -> Iterator[tuple[str, Tensor]]:

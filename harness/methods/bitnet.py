@@ -38,8 +38,7 @@ def levels(weight: Tensor) -> tuple[Tensor, float]:
     wide = weight.float()
     magnitude = float(wide.abs().max())
     trained = bool(((wide == 0) | (wide.abs() == magnitude)).all())
-    scale = magnitude if trained else float(wide.abs().mean())
-    scale = max(scale, 1e-5)
+    scale = (magnitude or 1.0) if trained else max(float(wide.abs().mean()), 1e-5)  # of zeros alone, any number is one
     return (wide / scale).round().clamp(-1, 1).to(torch.int8), scale
 
 

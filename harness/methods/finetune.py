@@ -13,6 +13,7 @@ against the baseline's, which says nothing of a model that was trained on; the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,38 +42,17 @@ def trained_weights(request: QuantizeRequest) -> Path:
     return weights.view(request.training)
 
 
-def _plain(request: QuantizeRequest) -> Path:
-    """The weights of plain training, made now or before."""
+Change = Callable[["PreTrainedModel"], None]
+
+
+def _unchanged(model: PreTrainedModel) -> None:
+    """Plain training rounds nothing."""
+
+
+def _trained(request: QuantizeRequest, *, prepare: Change = _unchanged, restore: Change = _unchanged) -> Path:
+    """The weights of training, made now or before. `prepare` and `restore`: of `weights.trained`."""
     assert request.calibration is not None
     assert request.training is not None
-    return weights.trained(
-        request.model_dir,
-        request.calibration,
-        recipe(request),
-        folder=request.training,
-        device=request.device,
-        progress=request.progress,
-    )
-
-
-def _rounding(request: QuantizeRequest) -> Path:
-    """The weights of training with rounded weights, made now or before."""
-    import torch
-    from torchao.quantization import quantize_
-    from torchao.quantization.qat import QATConfig
-
-    assert request.calibration is not None
-    assert request.training is not None
-
-    def prepare(model: PreTrainedModel) -> None:
-        layers = set(build.decoder_linears(model))
-        config = QATConfig(_packed_intx.config(request.scheme), step="prepare")
-        quantize_(model, config, filter_fn=lambda _, name: name in layers)
-
-    def restore(model: PreTrainedModel) -> None:
-        # Without a base: plain layers again. Only they are asked, for what matches is not looked into.
-        quantize_(model, QATConfig(step="convert"), filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
-
     return weights.trained(
         request.model_dir,
         request.calibration,
@@ -85,6 +65,24 @@ def _rounding(request: QuantizeRequest) -> Path:
     )
 
 
+def _rounding(request: QuantizeRequest) -> Path:
+    """The weights of training with rounded weights, made now or before."""
+    import torch
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import QATConfig
+
+    def prepare(model: PreTrainedModel) -> None:
+        layers = set(build.decoder_linears(model))
+        config = QATConfig(_packed_intx.config(request.scheme), step="prepare")
+        quantize_(model, config, filter_fn=lambda _, name: name in layers)
+
+    def restore(model: PreTrainedModel) -> None:
+        # Without a base: plain layers again. Only they are asked, for what matches is not looked into.
+        quantize_(model, QATConfig(step="convert"), filter_fn=lambda module, _: isinstance(module, torch.nn.Linear))
+
+    return _trained(request, prepare=prepare, restore=restore)
+
+
 def _note(request: QuantizeRequest) -> None:
     assert request.training is not None
     weights.note_log(request.training, request.out_dir)
@@ -93,7 +91,7 @@ def _note(request: QuantizeRequest) -> None:
 def _quantize_ft(request: QuantizeRequest) -> None:
     import torch
 
-    trained = _plain(request)
+    trained = _trained(request)
     model = build.plain(trained, torch.bfloat16, request.device)
     safetensors_file.save(safetensors_file.tensors(trained, device="cpu"), request.out_dir / safetensors_file.MODEL)
     (request.out_dir / "config.json").write_bytes((trained / "config.json").read_bytes())
@@ -103,7 +101,7 @@ def _quantize_ft(request: QuantizeRequest) -> None:
 
 
 def _quantize_ptq(request: QuantizeRequest) -> None:
-    _packed_intx.write(request, _plain(request))
+    _packed_intx.write(request, _trained(request))
     _note(request)
 
 

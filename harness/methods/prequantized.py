@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from harness.artifact import LayerKernel, ModelShape, StoredTensor
 from harness.errors import BadInput, MissingPackage
-from harness.formats import aqlm_file, gptq_file, packed_names, safetensors_file
+from harness.formats import aqlm_file, bitnet_file, gptq_file, packed_names, safetensors_file
 from harness.formats.config_json import ModelConfig
 from harness.formats.quantization_config import KEY, bits_and_options, quantization
 from harness.methods import _defaults, _gptqmodel, _kernels, bitnet, bnb, gguf_file, reload
@@ -111,7 +111,11 @@ def quantize(request: QuantizeRequest) -> None:
     if name == "awq":
         _say_what_is_left(request.out_dir)
     if name == "bitnet":
-        bitnet.write_answers(request)
+        why = bitnet_file.why_unread(request.out_dir)
+        if why is None:
+            bitnet.write_answers(request)
+        else:
+            reload.skip(request.out_dir, f"bitnet: given as it is, and read by nothing but transformers: {why}")
         return
     if name not in _READ:
         reload.skip(request.out_dir, f"{name}: given as it is, and read by nothing but its own library")

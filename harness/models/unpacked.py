@@ -70,8 +70,7 @@ def tensors(packed: Path) -> dict[str, tuple[str, list[int]]]:
 
 def unpack(packed: Path, out: Path) -> None:
     """Writes the plain checkpoint in bfloat16, one tensor at a time, with the tokenizer and all else that lies beside;
-    config.json
-    last."""
+    config.json last."""
     listed = [(name, dtype, shape) for name, (dtype, shape) in tensors(packed).items()]
 
     def parts() -> Iterator[Tensor]:

@@ -54,8 +54,7 @@ def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations as whole numbers of 8 bits, and the scale of each token, which makes its largest 127; straight-through
-    backwards.
-    x: [..., inputs] -> [..., inputs] and [..., 1]."""
+    backwards. x: [..., inputs] -> [..., inputs] and [..., 1]."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = 127 / wide.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
     steps = wide * scale

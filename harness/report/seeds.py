@@ -46,8 +46,7 @@ class Repeated:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """A metric of one scheme over its draws: mean, standard deviation over the draws (n - 1), how many there are, and the mean
-    half
-    width of the single cells' intervals over their items (None: they have none)."""
+    half width of the single cells' intervals over their items (None: they have none)."""
 
     mean: float
     deviation: float

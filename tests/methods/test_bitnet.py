@@ -14,9 +14,10 @@ import torch
 from harness import reference
 from harness.errors import BadInput
 from harness.formats import bitnet_file, safetensors_file
-from harness.methods import METHODS, bitnet
+from harness.methods import METHODS, bitnet, prequantized, reload
+from harness.methods.base import QuantizeRequest
 from harness.models import find, unpacked
-from harness.spec import Scheme
+from harness.spec import Model, Scheme
 from harness.suite import matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -68,6 +69,44 @@ def test_a_matrix_of_zeros_stays_one() -> None:
     steps, scale = bitnet.levels(torch.zeros(4, 4))
     assert not steps.any()
     assert scale > 0
+
+
+def copy_of_the_sibling(folder: Path, **settings: object) -> Path:
+    shutil.copytree(reference.TERNARY_DIR, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def given(folder: Path, out: Path) -> dict[str, object]:
+    """What is kept of the answers of a given BitNet checkpoint: the reload check's file."""
+    out.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    model = Model(name="given", path=str(folder))
+    request = QuantizeRequest(
+        model_dir=folder, out_dir=out, origin=prequantized.origin(model, config), calibration=None, device="cpu", seed=0
+    )
+    prequantized.quantize(request)
+    kept: dict[str, object] = json.loads((out / reload.FILE).read_text())
+    return kept
+
+
+def test_a_given_checkpoint_is_read_a_second_time(tmp_path: Path) -> None:
+    assert "inputs of 8 bits" in str(given(copy_of_the_sibling(tmp_path / "plain"), tmp_path / "out")["by"])
+
+
+def test_a_checkpoint_whose_layers_do_more_than_their_packed_weights_say_is_not_read_a_second_time(tmp_path: Path) -> None:
+    kept = given(copy_of_the_sibling(tmp_path / "normed", use_rms_norm=True), tmp_path / "out")
+    assert "its layers normalize their inputs by weights of their own" in str(kept["skip"])
+
+
+def test_a_scale_without_a_weight_is_no_packed_layer(tmp_path: Path) -> None:
+    folder = copy_of_the_sibling(tmp_path / "damaged")
+    state = safetensors_file.tensors(folder)
+    del state["model.layers.0.mlp.up_proj.weight"]
+    safetensors_file.save(state, folder / safetensors_file.MODEL)
+    assert len(bitnet_file.packed_layers(folder)) == 5 * 7 - 1
 
 
 def test_the_sibling_is_small_and_holds_nothing_but_ternary_layers() -> None:

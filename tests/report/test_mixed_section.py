@@ -143,7 +143,7 @@ def test_a_side_car_of_another_form_shows_what_it_can_and_breaks_nothing(rows: l
 
 def test_neighbours_are_the_next_ones_and_one_of_equal_bits_stands_alone() -> None:
     def found(bits: float) -> Found:
-        return Found(cell=None, bits=bits, kl=None)  # type: ignore[arg-type]
+        return Found(cell=None, bits=bits, kl=None)  # type: ignore[arg-type]  # neighbours are chosen by bits alone
 
     own = found(3.5)
     assert [f.bits for f in mixed.neighbours(own, [found(b) for b in (8, 4.3, 3.3, 2.2)])] == [3.3, 4.3]
